@@ -1,0 +1,41 @@
+"""`python -m tljax VERB …`"""
+
+import importlib
+import os
+import sys
+
+VERBS = {
+    "train": "fine-tune, validate, save; resume where a workdir stands",
+    "evaluate": "a split's metrics from a run's checkpoint",
+    "predict": "class names and probabilities for image files",
+    "inspect": "what a config would train, freeze and cost; trains nothing",
+    "convert": "a pretrained checkpoint to an Orbax folder",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a verb; returns the exit status: 0, or 2 for input that cannot be used."""
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print("usage: python -m tljax VERB [options]\n")
+        print("\n".join(f"  {name:10}{text}" for name, text in VERBS.items()))
+        print("\npython -m tljax VERB --help says more.")
+        return 0
+    from tljax.errors import InputError
+
+    if verb not in VERBS:
+        print(f"error: no verb {verb!r}; there are: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    # A device tuned for games and a CPU warn alike; what matters here comes as an error.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        # Imported only now, so that --help need not wait for jax.
+        importlib.import_module(f"tljax.{verb}").main(arguments[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,136 @@
+"""Checkpoints on disk; the only module that imports Orbax."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import serialization
+from orbax.checkpoint import v1 as ocp
+
+from tljax.errors import InputError
+from tljax.step import State
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file that it writes
+
+BEST_METRIC = "accuracy"
+
+
+class Checkpoints:
+    """A run's checkpoints: the latest and the best by validation accuracy are kept.
+
+    Saving is asynchronous and atomic: a step's folder appears whole, or not at all.
+    """
+
+    def __init__(self, folder: Path, writer: bool = False):
+        """Opens `folder`; a `writer` also removes what a killed run left half written."""
+        policies = ocp.training.preservation_policies
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(1),
+                policies.BestN(
+                    get_metric_fn=lambda found: found[BEST_METRIC], n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        self._orbax = ocp.training.Checkpointer(
+            folder,
+            preservation_policy=keep,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=writer,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._orbax.close()
+
+    @property
+    def steps(self) -> list[int]:
+        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+
+    def save(self, state: State, validation: Mapping[str, Any] | None = None) -> None:
+        """Starts saving `state` under its step; `validation` decides which is best."""
+        step = int(state.step)
+        if step in self.steps:
+            return
+        # Copied, not viewed: on a CPU the step that follows may write into donated buffers that are still being read.
+        tree = jax.tree.map(lambda leaf: np.array(leaf), serialization.to_state_dict(state))
+        self._orbax.save_async(step, tree, metrics=dict(validation) if validation else None)
+
+    def resolve(self, which: str) -> int:
+        """The step meant by `latest`, `best` or a number.
+
+        Raises:
+            InputError: there is no such checkpoint; those that there are are named.
+        """
+        steps = self.steps
+        if not steps:
+            raise InputError(f"{self._orbax.directory}: no checkpoint yet; train first")
+        if which == "latest":
+            return steps[-1]
+        if which == "best":
+            scored = [found for found in self._orbax.checkpoints if found.metrics]
+            if not scored:
+                raise InputError("no checkpoint has a validation metric: set config.task.validation, or use --step=latest")
+            return max(scored, key=lambda found: found.metrics[BEST_METRIC]).step
+        if which.isdigit() and int(which) in steps:
+            return int(which)
+        raise InputError(f"no checkpoint {which!r}; there are: latest, best, {', '.join(map(str, steps))}")
+
+    def restore(self, step: int, abstract: State) -> State:
+        """The State saved at `step`, laid out as `abstract` (shapes, dtypes and shardings) says.
+
+        Raises:
+            InputError: the checkpoint is damaged or was made for another model.
+        """
+        tree = serialization.to_state_dict(abstract)
+        where = f"{self._orbax.directory}/{step}"
+        return serialization.from_state_dict(abstract, _load(lambda: self._orbax.load(step, tree), tree, where))
+
+
+def save_tree(folder: Path, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Writes a nested dict of arrays, and `facts` about it as JSON, into a new folder."""
+    ocp.save(folder / "arrays", tree)
+    (folder / "tljax.json").write_text(json.dumps(facts, indent=1))
+
+
+def load_facts(folder: Path) -> dict[str, Any]:
+    """The facts that `save_tree` wrote.
+
+    Raises:
+        InputError: `folder` is not one that it made.
+    """
+    try:
+        return json.loads((folder / "tljax.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: not a folder made by `tljax convert` ({error})") from error
+
+
+def load_tree(folder: Path) -> dict[str, Any]:
+    """The arrays that `save_tree` wrote, on the host."""
+    where = str(folder / "arrays")
+    abstract = _load(lambda: ocp.metadata(folder / "arrays").metadata, None, where)
+    abstract = jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), abstract)
+    return _load(lambda: ocp.load(folder / "arrays", abstract), None, where)
+
+
+def _load(read: Any, abstract: Any, where: str) -> Any:
+    try:
+        tree = read()
+    except Exception as error:  # whatever Orbax or TensorStore met in the files
+        root = error
+        while root.__cause__ or root.__context__:
+            root = root.__cause__ or root.__context__
+        reason = " ".join(f"{type(root).__name__}: {root}".split())[:300]
+        raise InputError(f"{where}: cannot be restored ({reason})") from error
+    # A partial load would leave abstract leaves behind without a word.
+    missing = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+               if isinstance(leaf, jax.ShapeDtypeStruct)]
+    if missing:
+        raise InputError(f"{where}: lacks {', '.join(missing[:3])}")
+    return tree

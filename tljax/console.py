@@ -1,0 +1,59 @@
+"""What a person sees: a bar with speed and time left on a terminal, plain lines elsewhere; tables at the end."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task) -> Text:
+        return Text(f"{task.speed:.2f} steps/s" if task.speed else "… steps/s")
+
+
+@contextmanager
+def progress(label: str, start: int, total: int) -> Iterator[Any]:
+    """Yields `report(done, text)`: `text` (metrics) beside the bar, or as a line of its own where there is no bar.
+
+    An empty text moves the bar and prints no line.
+    """
+    if not console.is_terminal:
+
+        def report(done: int, text: str = "") -> None:
+            if text:
+                console.print(f"{label} {done}/{total}  {text}")
+
+        yield report
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[text]}"), console=console, transient=True) as bar:
+        task = bar.add_task(label, total=total, completed=start, text="")
+        latest = ""
+
+        def report(done: int, text: str = "") -> None:
+            nonlocal latest
+            latest = text or latest
+            bar.update(task, completed=done, text=latest)
+
+        yield report
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Prints a table; the first column is left-aligned, the others right."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(str(cell) for cell in row))
+    console.print(made, soft_wrap=False)
+
+
+def plain(metrics: Mapping[str, Any]) -> str:
+    """`loss 0.123  accuracy 0.960` for a line or a bar."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))

@@ -1,0 +1,97 @@
+"""`evaluate`: a split's metrics from a checkpoint, every example counted once."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tljax import console, metrics, sharding
+from tljax.data import tasks
+from tljax.data.pipeline import Examples, evaluation_batches
+from tljax.errors import InputError
+from tljax.run import Run
+from tljax.step import State
+from tljax.workdir import Workdir
+
+SPLITS = ("train", "validation", "test")
+
+
+def evaluate_split(run: Run, state: State, examples: Examples, label: str, batch_size: int = 0) -> dict[str, Any]:
+    """The metrics (`metrics.summarise`) of a whole split; `train` and `evaluate` both come here.
+
+    Args:
+        examples: the split.
+        label: its name, for the progress bar.
+        batch_size: examples at a time; the config's by default. Rounded up to the devices, padded and masked.
+    """
+    size = min(batch_size or run.experiment.task.eval_batch_size, len(examples))
+    size = -(-size // run.mesh.size) * run.mesh.size
+    step = run.eval_step(size)
+    logits, labels, masks = [], [], []
+    with console.progress(label, 0, -(-len(examples) // size)) as report:
+        for i, batch in enumerate(evaluation_batches(examples, run.resolved.preprocessing, size)):
+            image = sharding.put_batch({"image": batch["image"]}, run.mesh)["image"]
+            logits.append(step(state.params, state.batch_stats, image))
+            if i > 1:  # two batches in flight keep the device busy; more would only fill its memory
+                logits[i - 2] = np.asarray(logits[i - 2])
+            labels.append(batch["label"])
+            masks.append(batch["mask"])
+            report(i + 1)
+    real = np.concatenate(masks) > 0
+    return metrics.summarise(np.concatenate([np.asarray(part) for part in logits])[real], np.concatenate(labels)[real])
+
+
+def slicing_of(run: Run, split: str) -> str:
+    """The config's slicing of `train`, `validation` or `test`, or `split` itself in TFDS notation.
+
+    Raises:
+        InputError: the config has none for that name.
+    """
+    if split not in SPLITS:
+        return split
+    slicing = getattr(run.experiment.task, split)
+    if not slicing:
+        raise InputError(f"this run has no {split} split (config.task.{split} is empty)")
+    return slicing
+
+
+def evaluate(workdir: Path, step: str = "latest", split: str = "test", batch_size: int = 0) -> dict[str, Any]:
+    """Restores a run's checkpoint and evaluates a split; writes `evaluations/STEP-SPLIT.json`.
+
+    Returns:
+        `split`, `step`, and the metrics.
+    """
+    folder = Workdir(workdir)
+    experiment, resolved = folder.load()
+    run = Run(experiment, resolved)
+    slicing = slicing_of(run, split)
+    task = tasks.load(experiment.task.dataset)
+    if task.fingerprint != resolved.data:
+        raise InputError(f"{experiment.task.dataset} is not the data that {folder.path} was trained on")
+    examples = task.split(slicing)
+    with folder.checkpoints() as checkpoints:
+        number = checkpoints.resolve(step)
+        state = checkpoints.restore(number, run.abstract_state)
+    found = {"split": split, "step": number, **evaluate_split(run, state, examples, split, batch_size)}
+    folder.save_evaluation(f"{number}-{split.replace('/', '_')}", found)
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser("tljax evaluate", description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="of the run; it knows everything else")
+    parser.add_argument("--step", default="latest", help="latest, best (by validation) or a number")
+    parser.add_argument("--split", default="test", help="train, validation, test, or a slice such as train[:100]")
+    parser.add_argument("--batch-size", type=int, default=0, help="never changes a metric, only speed and memory")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args(arguments)
+    found = evaluate(options.workdir, options.step, options.split, options.batch_size)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        low, high = found["accuracy_95"]
+        title = f"{options.workdir}, step {found['step']}"
+        row = (found["split"], found["count"], f"{found['accuracy']:.4f}", f"{low:.4f} … {high:.4f}", f"{found['loss']:.4f}")
+        console.table(title, ("split", "examples", "accuracy", "95% interval", "loss"), [row])

@@ -1,0 +1,66 @@
+"""`--config=FILE[:arg] --config.key=value …` on the command line, read by ml_collections."""
+
+import argparse
+import os
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from tljax import tuning
+from tljax.config import Experiment, unknown_key
+from tljax.errors import InputError
+
+
+def parse_experiment(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[Experiment, argparse.Namespace]:
+    """The experiment that a verb's arguments describe, and the verb's own options.
+
+    Raises:
+        InputError: no such config file or key (the nearest is named), or a value of another type.
+    """
+    parser.usage = f"{parser.prog} --config=FILE[:arg] [--config.key=value …] [options]"
+    parser.epilog = "every key of the config and what it means: tljax/config.py"
+    options, rest = parser.parse_known_args(arguments)
+    for argument in rest:
+        if not argument.startswith("--config"):
+            raise InputError(f"unknown argument {argument}; see python -m {parser.prog} --help")
+    named = next((argument for argument in rest if argument.startswith("--config=")), None)
+    if named is None:
+        raise InputError("give --config=FILE, for example --config=configs/quickstart.py")
+    file = named.removeprefix("--config=").split(":")[0]
+    if not os.path.isfile(file):
+        raise InputError(f"--config={file}: no such file")
+    defaults = _read([named])
+    for argument in rest:
+        if argument.startswith("--config."):
+            _check_key(defaults, argument.removeprefix("--config.").split("=")[0])
+    config = _read(rest)
+    given = {argument.split("=")[0] for argument in rest}
+    if "--config.tuning.strategy" in given:
+        # The file's arguments belong to the file's strategy, not to the one named here.
+        for name in set(config.tuning) - {"strategy", *tuning.takes(config.tuning.strategy)}:
+            if f"--config.tuning.{name}" not in given:
+                config.tuning[name] = None
+    return Experiment.from_config(config), options
+
+
+def _read(arguments: list[str]) -> ConfigDict:
+    # A registry of our own: absl's global one would keep the first config of the process.
+    values = flags.FlagValues()
+    argv = ["tljax", *arguments]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        return values["config"].value
+    except flags.Error as error:
+        raise InputError(str(error)) from error
+
+
+def _check_key(config: ConfigDict, key: str) -> None:
+    here, path = config, "config"
+    for part in key.split("."):
+        if not isinstance(here, ConfigDict) or part not in here:
+            known = here.keys() if isinstance(here, ConfigDict) else []
+            raise unknown_key(part, path, known)
+        here, path = here[part], f"{path}.{part}"

@@ -1,0 +1,46 @@
+"""The mesh of devices, and how batches and state lie on it."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tljax.errors import InputError
+
+DATA = "data"
+
+
+def make_mesh() -> Mesh:
+    """All local devices along one `data` axis."""
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices),), (DATA,), (AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """Each device holds its share of the first axis."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def check_batch(size: int, mesh: Mesh, key: str) -> int:
+    """`size`, if it can be shared out evenly.
+
+    Raises:
+        InputError: it cannot; the nearest sizes that can are named.
+    """
+    devices = mesh.size
+    if size < 1 or size % devices:
+        lower, upper = max(size // devices, 1) * devices, (max(size, 0) // devices + 1) * devices
+        near = f"{lower} or {upper}" if lower != upper else str(upper)
+        raise InputError(f"{key}={size} cannot be shared by {devices} devices: use {near}")
+    return size
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A host batch, laid on the mesh."""
+    return jax.device_put(dict(batch), split(mesh))

@@ -1,0 +1,79 @@
+"""Changes to pretrained arrays that let them fit another task: here, position embeddings of another grid."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from tljax.errors import InputError
+
+
+class _Resampling(NamedTuple):
+    cubic: float | None  # Keys' a, or None for a linear kernel
+    antialias: bool = False
+    offset: float = 0.0  # added to the new size in the sampling step only
+    align_corners: bool = False
+
+
+RESAMPLINGS = {
+    "bicubic_antialias": _Resampling(cubic=-0.5, antialias=True),  # timm
+    "bicubic": _Resampling(cubic=-0.75),  # transformers' ViT and DINOv2
+    "bicubic_offset": _Resampling(cubic=-0.75, offset=0.1),  # DINOv2's own code, without registers
+    "bilinear": _Resampling(cubic=None),  # timm's npz loader
+    "bilinear_corners": _Resampling(cubic=None, align_corners=True),  # google-research/vision_transformer
+}
+
+
+def resample_pos_embed(
+    table: Float[np.ndarray, "1 tokens width"], source: tuple[int, int], target: tuple[int, int], rule: str
+) -> Float[np.ndarray, "1 tokens2 width"]:
+    """Position embeddings for another grid; rows before the grid's (class token, registers) stay untouched.
+
+    Args:
+        table: prefix rows, then `source` grid rows, row-major.
+        source: the grid (down, across) that the table was learned on.
+        target: the grid wanted.
+        rule: a name in `RESAMPLINGS`: whose interpolation to follow.
+
+    Raises:
+        InputError: the rule is not known.
+    """
+    if rule not in RESAMPLINGS:
+        raise InputError(f"no resampling named {rule!r}; known: {', '.join(RESAMPLINGS)}")
+    if source == target:
+        return table
+    prefix = table.shape[1] - source[0] * source[1]
+    grid = table[0, prefix:].reshape(*source, -1).astype(np.float64)
+    down, across = (_matrix(n, m, RESAMPLINGS[rule]) for n, m in zip(source, target, strict=True))
+    grid = np.einsum("yh,xw,hwd->yxd", down, across, grid, optimize=True)
+    return np.concatenate([table[0, :prefix], grid.reshape(-1, table.shape[-1])]).astype(table.dtype)[None]
+
+
+def _matrix(n: int, m: int, rule: _Resampling) -> Float[np.ndarray, "m n"]:
+    """The [m, n] matrix that interpolates n samples at m places.
+
+    With antialias, as in PIL and PyTorch, the kernel is stretched by n / m when shrinking, and weights that fall
+    outside are dropped and the rest renormalised; without, edge samples repeat.
+    """
+    if rule.align_corners:
+        centre = np.linspace(0, n - 1, m)
+    else:
+        centre = (np.arange(m) + 0.5) * n / (m + rule.offset) - 0.5
+    stretch = max(n / m, 1.0) if rule.antialias else 1.0
+    reach = int(np.ceil(2 * stretch)) + 1
+    positions = np.floor(centre)[:, None] + np.arange(-reach, reach + 1)
+    weights = _kernel(np.abs(positions - centre[:, None]) / stretch, rule.cubic)
+    if rule.antialias:
+        weights = np.where((positions >= 0) & (positions < n), weights, 0.0)
+        weights /= weights.sum(1, keepdims=True)
+    matrix = np.zeros((m, n))
+    np.add.at(matrix, (np.arange(m)[:, None], np.clip(positions, 0, n - 1).astype(int)), weights)
+    return matrix
+
+
+def _kernel(x: np.ndarray, a: float | None) -> np.ndarray:
+    """Keys' cubic kernel (1981) at distance x, or the linear one."""
+    if a is None:
+        return np.maximum(1 - x, 0)
+    inside, outside = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x <= 1, inside, np.where(x < 2, outside, 0.0))

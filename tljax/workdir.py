@@ -1,0 +1,141 @@
+"""The files of a run's folder: config.json, metrics.jsonl, result.json, checkpoints/."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+
+from tljax.checkpoint import Checkpoints
+from tljax.config import Experiment, build, to_dict
+from tljax.errors import InputError
+from tljax.run import Resolved
+
+_PACKAGES = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tensorflow-datasets")
+
+
+class Workdir:
+    """A run's folder. `config.json` is written first and never changes; `result.json` last, when all is done."""
+
+    def __init__(self, path: Path):
+        self.path = path.expanduser().absolute()
+        self._config = self.path / "config.json"
+        self._metrics = self.path / "metrics.jsonl"
+        self._result = self.path / "result.json"
+
+    def start(self, experiment: Experiment, resolved: Resolved) -> None:
+        """Claims the folder for an experiment, or finds that it is this experiment's already.
+
+        Raises:
+            InputError: it holds a run of another config or of other data; the differences are shown.
+        """
+        mine = {"config": to_dict(experiment), "resolved": to_dict(resolved)}
+        if self._config.exists():
+            theirs = self._read(self._config)
+            differences = _differences({key: theirs[key] for key in mine}, json.loads(json.dumps(mine)))
+            if differences:
+                shown = "; ".join(differences)
+                raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
+            return
+        facts = {"versions": _versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write(self._config, mine | facts)
+
+    def load(self) -> tuple[Experiment, Resolved]:
+        """What `start` wrote.
+
+        Raises:
+            InputError: there is no run here, or its config cannot be read.
+        """
+        if not self._config.exists():
+            raise InputError(f"{self.path}: no run here (no config.json)")
+        found = self._read(self._config)
+        resolved = build(Resolved, found["resolved"], "resolved")
+        return Experiment.from_config(found["config"]), resolved
+
+    def checkpoints(self, writer: bool = False) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints", writer)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The finished run's result, or None."""
+        return self._read(self._result) if self._result.exists() else None
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        _write(self._result, result)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """One more line of metrics."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def rewind(self, step: int) -> float:
+        """Drops the metrics after `step`, which a resumed run is going to write again.
+
+        Returns:
+            The seconds that the run had taken by then.
+        """
+        if not self._metrics.exists():
+            return 0.0
+        lines = []
+        for line in self._metrics.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:  # the line that a killed process was writing
+                break
+        kept = [line for line in lines if line["step"] <= step]
+        replacement = self._metrics.with_suffix(".tmp")
+        replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(replacement, self._metrics)
+        return kept[-1]["seconds"] if kept else 0.0
+
+    def save_evaluation(self, name: str, found: Mapping[str, Any]) -> None:
+        """Writes `evaluations/NAME.json`."""
+        (self.path / "evaluations").mkdir(exist_ok=True)
+        _write(self.path / "evaluations" / f"{name}.json", found)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path}: damaged ({error}); move the folder away") from error
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    old, new = (flatten_dict(tree, keep_empty_nodes=True, sep=".") for tree in (theirs, mine))
+    keys = [key for key in old | new if old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, with `-dirty` where it was changed; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
