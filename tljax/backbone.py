@@ -69,7 +69,9 @@ def restore(row: Pretrained, module: Backbone) -> dict[str, Any]:
         native = BACKBONES[row.backbone].grid
         arrays[POS_EMBED] = resample_pos_embed(arrays[POS_EMBED], native, module.grid, row.pos_embed)
     wanted = shapes(module)
-    wrong = [path for path in wanted.keys() | arrays.keys() if path not in arrays or arrays[path].shape != wanted.get(path)]
+    wrong = [
+        path for path in wanted.keys() | arrays.keys() if path not in arrays or arrays[path].shape != wanted.get(path)
+    ]
     if wrong:
         raise InputError(f"{row.uri}: does not fit {row.backbone}: {', '.join(sorted(wrong)[:4])}")
     return unflatten_dict(arrays, sep="/")

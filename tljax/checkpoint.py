@@ -76,7 +76,9 @@ class Checkpoints:
         if which == "best":
             scored = [found for found in self._orbax.checkpoints if found.metrics]
             if not scored:
-                raise InputError("no checkpoint has a validation metric: set config.task.validation, or use --step=latest")
+                raise InputError(
+                    "no checkpoint has a validation metric: set config.task.validation, or use --step=latest"
+                )
             return max(scored, key=lambda found: found.metrics[BEST_METRIC]).step
         if which.isdigit() and int(which) in steps:
             return int(which)
@@ -129,8 +131,11 @@ def _load(read: Any, abstract: Any, where: str) -> Any:
         reason = " ".join(f"{type(root).__name__}: {root}".split())[:300]
         raise InputError(f"{where}: cannot be restored ({reason})") from error
     # A partial load would leave abstract leaves behind without a word.
-    missing = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-               if isinstance(leaf, jax.ShapeDtypeStruct)]
+    missing = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if isinstance(leaf, jax.ShapeDtypeStruct)
+    ]
     if missing:
         raise InputError(f"{where}: lacks {', '.join(missing[:3])}")
     return tree

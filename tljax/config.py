@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +104,7 @@ class OptimConfig:
         name: `adamw` or `sgd`.
         learning_rate: the peak, which a leaf's multiplier scales.
         warmup_steps: linear from 0; then a half cosine down to 0 at the last step.
-        weight_decay: decoupled, on matrices and kernels only (no bias, norm, position or class token).
+        weight_decay: on kernels only (no bias, norm, position embedding or class token).
         momentum: of `sgd`.
         clip_norm: global norm over trainable leaves; 0 for none.
     """
@@ -139,7 +139,7 @@ class Experiment:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Experiment":
+    def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Experiment":
         """Checks every key and type.
 
         Raises:
@@ -165,7 +165,7 @@ def to_dict(value: Any) -> dict[str, Any]:
     return dataclasses.asdict(value)
 
 
-def unknown_key(key: str, path: str, known: typing.Iterable[str]) -> InputError:
+def unknown_key(key: str, path: str, known: Iterable[str]) -> InputError:
     """The error for a key that is not there, with the nearest one that is."""
     known = list(known)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)

@@ -36,4 +36,5 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     facts = convert(BackboneConfig(options.backbone, options.weights, options.sha256), options.output)
     row = facts["pretrained"]
-    print(f"{options.output}: {row['backbone']} from {row['uri']} ({row['source']} names), {len(facts['ignored'])} arrays left out")
+    left_out = f"{len(facts['ignored'])} arrays left out"
+    print(f"{options.output}: {row['backbone']} from {row['uri']} ({row['source']} names), {left_out}")

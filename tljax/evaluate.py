@@ -93,5 +93,11 @@ def main(arguments: list[str]) -> None:
     else:
         low, high = found["accuracy_95"]
         title = f"{options.workdir}, step {found['step']}"
-        row = (found["split"], found["count"], f"{found['accuracy']:.4f}", f"{low:.4f} … {high:.4f}", f"{found['loss']:.4f}")
+        row = (
+            found["split"],
+            found["count"],
+            f"{found['accuracy']:.4f}",
+            f"{low:.4f} … {high:.4f}",
+            f"{found['loss']:.4f}",
+        )
         console.table(title, ("split", "examples", "accuracy", "95% interval", "loss"), [row])

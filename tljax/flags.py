@@ -1,7 +1,7 @@
 """`--config=FILE[:arg] --config.key=value …` on the command line, read by ml_collections."""
 
 import argparse
-import os
+from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -11,9 +11,7 @@ from tljax.config import Experiment, unknown_key
 from tljax.errors import InputError
 
 
-def parse_experiment(
-    parser: argparse.ArgumentParser, arguments: list[str]
-) -> tuple[Experiment, argparse.Namespace]:
+def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[Experiment, argparse.Namespace]:
     """The experiment that a verb's arguments describe, and the verb's own options.
 
     Raises:
@@ -25,11 +23,11 @@ def parse_experiment(
     for argument in rest:
         if not argument.startswith("--config"):
             raise InputError(f"unknown argument {argument}; see python -m {parser.prog} --help")
-    named = next((argument for argument in rest if argument.startswith("--config=")), None)
+    named = next((argument for argument in reversed(rest) if argument.startswith("--config=")), None)
     if named is None:
         raise InputError("give --config=FILE, for example --config=configs/quickstart.py")
     file = named.removeprefix("--config=").split(":")[0]
-    if not os.path.isfile(file):
+    if not Path(file).is_file():
         raise InputError(f"--config={file}: no such file")
     defaults = _read([named])
     for argument in rest:

@@ -55,7 +55,11 @@ def _print(found: dict[str, Any]) -> None:
     ]
     title = f"{found['backbone']}, {found['strategy']['name']}: {len(found['trainable_leaves'])} leaves train"
     console.table(title, ("group", "multipliers", "parameters", "trained"), rows)
-    console.table("cost of a step", ("", "value"), [(name, f"{value:,.0f}") for name, value in found["cost"].items()])
+    console.table(
+        "cost of a step",
+        ("", "value"),
+        [(name, f"{value:,.0f}" if value > 1 else f"{value:.3f}") for name, value in found["cost"].items()],
+    )
 
 
 def main(arguments: list[str]) -> None:

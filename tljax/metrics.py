@@ -8,9 +8,7 @@ from jaxtyping import Array, Float, Int
 Total = tuple[Float[Array, ""], Float[Array, ""]]
 
 
-def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
+def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
     """Softmax cross-entropy of each example, in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 

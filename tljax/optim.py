@@ -11,9 +11,10 @@ from tljax.tuning import Tree
 FROZEN = "frozen"
 _NOT_DECAYED = ("bias", "scale", "class_token", "pos_embed")
 
+# AdamW decays the weights themselves; SGD, as in PyTorch, adds the decay to the gradient, before momentum.
 OPTIMIZERS = {
-    "adamw": lambda config: optax.scale_by_adam(),
-    "sgd": lambda config: optax.trace(decay=config.momentum),
+    "adamw": lambda config, decay: optax.chain(optax.scale_by_adam(), decay),
+    "sgd": lambda config, decay: optax.chain(decay, optax.trace(decay=config.momentum)),
 }
 
 
@@ -31,7 +32,7 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def optimizer(config: OptimConfig, multipliers: Tree, steps: int) -> optax.GradientTransformation:
-    """Masked clip → direction → decoupled weight decay → multiplier → learning rate.
+    """Masked clip → direction and weight decay → multiplier → learning rate.
 
     Made for trees in which `tuning.select` has masked the frozen leaves, so that the clip's norm is that of the
     trainable ones; `set_to_zero` keeps a frozen leaf still even where a caller passes its gradient.
@@ -46,9 +47,8 @@ def optimizer(config: OptimConfig, multipliers: Tree, steps: int) -> optax.Gradi
     labels = jax.tree.map(_label, multipliers)
     scales = {_label(m): optax.scale(m) if m else optax.set_to_zero() for m in jax.tree.leaves(multipliers)}
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts.append(OPTIMIZERS[config.name](config))
-    if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay, decay_mask(multipliers)))
+    decay = optax.add_decayed_weights(config.weight_decay, decay_mask(multipliers))
+    parts += [OPTIMIZERS[config.name](config, decay)]
     parts += [optax.multi_transform(scales, labels), optax.scale_by_learning_rate(schedule(config, steps))]
     return optax.chain(*parts)
 

@@ -13,9 +13,7 @@ from tljax.run import Run
 from tljax.workdir import Workdir
 
 
-def predict(
-    workdir: Path, files: Sequence[Path], step: str = "latest"
-) -> Iterator[tuple[Path, dict[str, float]]]:
+def predict(workdir: Path, files: Sequence[Path], step: str = "latest") -> Iterator[tuple[Path, dict[str, float]]]:
     """Yields each file with its probability per class name, most probable first.
 
     Raises:
@@ -27,8 +25,7 @@ def predict(
     folder = Workdir(workdir)
     experiment, resolved = folder.load()
     pictures = [
-        images.evaluation_view(images.decode(file.read_bytes(), str(file)), resolved.preprocessing)
-        for file in files
+        images.evaluation_view(images.decode(file.read_bytes(), str(file)), resolved.preprocessing) for file in files
     ]
     run = Run(experiment, resolved)
     with folder.checkpoints() as checkpoints:

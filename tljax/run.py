@@ -12,7 +12,6 @@ from tljax import backbone, optim, sharding, tuning
 from tljax.config import Experiment, Preprocessing
 from tljax.data import images, tasks
 from tljax.data.pipeline import TrainInput
-from tljax.errors import InputError
 from tljax.models import BACKBONES
 from tljax.models.classifier import Classifier
 from tljax.step import State, eval_step, train_step
@@ -71,7 +70,6 @@ class Run:
     def __init__(self, experiment: Experiment, resolved: Resolved):
         self.experiment, self.resolved = experiment, resolved
         self.mesh = sharding.make_mesh()
-        sharding.check_batch(experiment.task.batch_size, self.mesh, "task.batch_size")
         self.size = resolved.preprocessing.size
         self.backbone = BACKBONES[resolved.pretrained.backbone].for_image_size(self.size)
         self.model = Classifier(self.backbone, len(resolved.classes))
@@ -98,15 +96,25 @@ class Run:
             variables = jax.jit(self._init)()
         return jax.device_put(self._state(variables), sharding.replicated(self.mesh))
 
+    @property
+    def batch_size(self) -> int:
+        """Training examples per step.
+
+        Raises:
+            InputError: the devices here cannot share them evenly. Only training asks: evaluation pads.
+        """
+        return sharding.check_batch(self.experiment.task.batch_size, self.mesh, "task.batch_size")
+
     def train_input(self, task: tasks.Task) -> TrainInput:
-        """The training stream of this run."""
+        """The training stream of this run.
+
+        Raises:
+            InputError: an augmentation does not exist, or the batch cannot be shared by the devices.
+        """
         config = self.experiment.task
+        preprocessing = self.resolved.preprocessing
         return TrainInput(
-            task.split(config.train),
-            self.resolved.preprocessing,
-            config.augment,
-            config.batch_size,
-            self.experiment.seed,
+            task.split(config.train), preprocessing, config.augment, self.batch_size, self.experiment.seed
         )
 
     def lower_train_step(self, multipliers: tuning.Tree | None = None) -> jax.stages.Lowered:
@@ -123,7 +131,7 @@ class Run:
         )
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
         jitted = jax.jit(step, donate_argnums=0, in_shardings=(replicated, split), out_shardings=replicated)
-        return jitted.lower(abstract, self._abstract_batch(self.experiment.task.batch_size))
+        return jitted.lower(abstract, self._abstract_batch(self.batch_size))
 
     @functools.cached_property
     def train_step(self) -> jax.stages.Compiled:
@@ -148,9 +156,7 @@ class Run:
         variables = {"params": params, "batch_stats": batch_stats}
         if not train:
             return self.model.apply(variables, x), batch_stats
-        logits, updated = self.model.apply(
-            variables, x, train=True, frozen=tuple(frozen), mutable=["batch_stats"]
-        )
+        logits, updated = self.model.apply(variables, x, train=True, frozen=tuple(frozen), mutable=["batch_stats"])
         return logits, updated.get("batch_stats", batch_stats)
 
     def _init(self):

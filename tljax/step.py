@@ -16,9 +16,15 @@ Forward = Callable[..., Any]  # (params, batch_stats, image, train) -> logits [b
 
 @struct.dataclass
 class State:
-    """All that a run carries from step to step; the input needs no state, it is a function of `step`."""
+    """All that a run carries from step to step; the input needs no state, it is a function of `step`.
 
-    step: jax.Array
+    Attributes:
+        step: steps taken, a scalar int32.
+        params, batch_stats: nested dicts of arrays.
+        opt_state: of the trainable leaves.
+    """
+
+    step: Any
     params: Any
     opt_state: Any
     batch_stats: Any
@@ -48,7 +54,7 @@ def train_step(
     hits, count = metrics.total(metrics.correct(logits, batch["label"]), batch["mask"])
     return (
         State(state.step + 1, params, opt_state, batch_stats),
-        {"loss": loss, "accuracy": hits / count, "grad_norm": optax.global_norm(grads)},
+        {"loss": loss, "accuracy": hits / count, "grad_norm": optax.tree.norm(grads)},
     )
 
 

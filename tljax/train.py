@@ -14,6 +14,7 @@ from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment
 from tljax.cost import cost
 from tljax.data import tasks
+from tljax.data.pipeline import Examples, TrainInput
 from tljax.errors import InputError
 from tljax.evaluate import evaluate_split
 from tljax.flags import parse_experiment
@@ -32,20 +33,20 @@ def train(experiment: Experiment, path: Path) -> dict[str, Any]:
     folder = Workdir(path)
     resolved = resolve(experiment)
     run = Run(experiment, resolved)
+    task = tasks.load(experiment.task.dataset)
+    stream = run.train_input(task)
+    slicings = {split: getattr(experiment.task, split) for split in ("validation", "test")}
+    held_out = {split: task.split(slicing) for split, slicing in slicings.items() if slicing}
     folder.start(experiment, resolved)
     if folder.result:
         console.console.print(f"{folder.path} is finished: nothing to do")
         return folder.result
-    task = tasks.load(experiment.task.dataset)
     with folder.checkpoints(writer=True) as checkpoints:
         state, seconds = _begin(run, folder, checkpoints)
         _print_plan(run)
-        loop = _Loop(run, folder, checkpoints, task, started=time.monotonic() - seconds)
+        loop = _Loop(run, folder, checkpoints, stream, held_out.get("validation"), time.monotonic() - seconds)
         state = loop.to_the_end(state)
-    splits = {}
-    for split in ("validation", "test"):
-        if slicing := getattr(experiment.task, split):
-            splits[split] = evaluate_split(run, state, task.split(slicing), split)
+    splits = {split: evaluate_split(run, state, examples, split) for split, examples in held_out.items()}
     result = {"splits": splits, "steps": int(state.step), "wall_seconds": loop.seconds, "cost": cost(run)}
     folder.finish(result)
     _print_result(run, result, folder)
@@ -55,9 +56,17 @@ def train(experiment: Experiment, path: Path) -> dict[str, Any]:
 class _Loop:
     """The steps of one process, and what happens between them."""
 
-    def __init__(self, run: Run, folder: Workdir, checkpoints: Checkpoints, task: tasks.Task, started: float):
-        self._run, self._folder, self._checkpoints, self._task = run, folder, checkpoints, task
-        self._started = started
+    def __init__(
+        self,
+        run: Run,
+        folder: Workdir,
+        checkpoints: Checkpoints,
+        stream: TrainInput,
+        validation: Examples | None,
+        started: float,
+    ):
+        self._run, self._folder, self._checkpoints = run, folder, checkpoints
+        self._stream, self._validation, self._started = stream, validation, started
 
     @property
     def seconds(self) -> float:
@@ -67,8 +76,11 @@ class _Loop:
     def to_the_end(self, state: State) -> State:
         run, config, last = self._run, self._run.experiment, self._run.resolved.steps
         start = int(state.step)
-        batches = run.train_input(self._task).batches(start, last)
-        with SummaryWriter(str(self._folder.path), purge_step=start) as board, console.progress("train", start, last) as report:
+        batches = self._stream.batches(start, last)
+        with (
+            SummaryWriter(str(self._folder.path), purge_step=start) as board,
+            console.progress("train", start, last) as report,
+        ):
             for step, batch in enumerate(batches, start + 1):
                 state, metrics = run.train_step(state, sharding.put_batch(batch, run.mesh))
                 text = ""
@@ -93,8 +105,8 @@ class _Loop:
 
     def _validate_and_save(self, board: SummaryWriter, step: int, state: State) -> None:
         found = None
-        if slicing := self._run.experiment.task.validation:
-            found = evaluate_split(self._run, state, self._task.split(slicing), "validation")
+        if self._validation is not None:
+            found = evaluate_split(self._run, state, self._validation, "validation")
             self._write(board, step, "validation", found)
         self._checkpoints.save(state, found)
 
@@ -131,18 +143,18 @@ def _print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
     rows = []
     for split, found in result["splits"].items():
         low, high = found["accuracy_95"]
-        rows.append((f"{split} accuracy", f"{found['accuracy']:.4f}", f"95% {low:.4f} … {high:.4f}, {found['count']} images"))
+        rows.append(
+            (f"{split} accuracy", f"{found['accuracy']:.4f}", f"95% {low:.4f} … {high:.4f}, {found['count']} images")
+        )
     share = block["trainable_params"] / (block["trainable_params"] + block["frozen_params"])
     rows += [
         ("trainable parameters", f"{block['trainable_params']:,}", f"{share:.1%} of all"),
-        (
-            "step, GFLOP",
-            f"{block['step_flops'] / 1e9:.2f}",
-            f"{block['step_flops'] / block['full_step_flops']:.2f} × full fine-tuning",
-        ),
+        ("step, GFLOP", f"{block['step_flops'] / 1e9:.2f}", f"{block['step_share_of_full']:.2f} × full fine-tuning"),
         ("time, s", f"{result['wall_seconds']:.0f}", f"{result['steps']} steps"),
     ]
-    console.table(f"{run.experiment.tuning.strategy} on {run.experiment.task.dataset}: {folder.path}", ("", "value", ""), rows)
+    console.table(
+        f"{run.experiment.tuning.strategy} on {run.experiment.task.dataset}: {folder.path}", ("", "value", ""), rows
+    )
 
 
 def main(arguments: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -33,11 +32,13 @@ class Workdir:
     def start(self, experiment: Experiment, resolved: Resolved) -> None:
         """Claims the folder for an experiment, or finds that it is this experiment's already.
 
+        A folder in which no step was logged, as a failed start leaves it, is claimed anew.
+
         Raises:
             InputError: it holds a run of another config or of other data; the differences are shown.
         """
         mine = {"config": to_dict(experiment), "resolved": to_dict(resolved)}
-        if self._config.exists():
+        if self._config.exists() and self._metrics.exists():
             theirs = self._read(self._config)
             differences = _differences({key: theirs[key] for key in mine}, json.loads(json.dumps(mine)))
             if differences:
@@ -93,7 +94,7 @@ class Workdir:
         kept = [line for line in lines if line["step"] <= step]
         replacement = self._metrics.with_suffix(".tmp")
         replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(replacement, self._metrics)
+        replacement.replace(self._metrics)
         return kept[-1]["seconds"] if kept else 0.0
 
     def save_evaluation(self, name: str, found: Mapping[str, Any]) -> None:
@@ -112,7 +113,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     """Whole or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:

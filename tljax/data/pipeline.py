@@ -10,6 +10,7 @@ import numpy as np
 
 from tljax.config import Preprocessing
 from tljax.data import images
+from tljax.errors import InputError
 
 Examples = Sequence[dict[str, Any]]
 HostBatch = dict[str, np.ndarray]  # image [batch, size, size, 3] uint8, label [batch] int32, mask [batch] float32
@@ -33,6 +34,9 @@ class TrainInput:
         preprocessing, augment: how each becomes a picture.
         batch_size: over all devices.
         seed: of order and augmentation.
+
+    Raises:
+        InputError: an augmentation that does not exist.
     """
 
     examples: Examples
@@ -40,6 +44,12 @@ class TrainInput:
     augment: tuple[str, ...]
     batch_size: int
     seed: int
+
+    def __post_init__(self):
+        for name in self.augment:
+            if name not in images.AUGMENTATIONS:
+                known = ", ".join(images.AUGMENTATIONS)
+                raise InputError(f"no augmentation {name!r} in task.augment; there are: {known}")
 
     def indices(self, step: int) -> list[tuple[int, int]]:
         """(epoch, example) of each row of the batch that step `step` (from 0) trains on."""

@@ -11,9 +11,7 @@ BACKBONES: dict[str, ResNet | ViT] = {
     "resnet50": ResNet(),
     "resnet50_v1": ResNet(stride_on="1x1"),
     "resnet50_half_v1": ResNet(widths=_HALF, stride_on="1x1"),
-    "resnet50_half_v1_folded": ResNet(
-        widths=_HALF, stride_on="1x1", norm="folded", stem_pool_padding=(0, 1)
-    ),
+    "resnet50_half_v1_folded": ResNet(widths=_HALF, stride_on="1x1", norm="folded", stem_pool_padding=(0, 1)),
     "resnet101": ResNet(depths=(3, 4, 23, 3)),
     "vit_tiny_patch16": ViT(width=192, heads=3),
     "vit_small_patch16": ViT(),

@@ -22,13 +22,11 @@ def conv(
     if max(x.shape[1:3]) <= 4:
         # On maps this small the CPU convolution falls into a naive loop; unrolled patches and one product do not.
         return _conv_as_patches(x, kernel, stride, padding)
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _conv_as_patches(x, kernel, stride, padding):
-    rows, columns, inputs, outputs = kernel.shape
+    rows, columns, _, outputs = kernel.shape
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height = (x.shape[1] - rows) // stride + 1
     width = (x.shape[2] - columns) // stride + 1

@@ -46,9 +46,7 @@ class _ConvNorm(nn.Module):
         if self.norm == "folded":
             return x
         scale = nn.initializers.zeros if self.zero_init else nn.initializers.ones
-        return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, scale_init=scale, name="norm"
-        )(x)
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, scale_init=scale, name="norm")(x)
 
 
 class _Stem(nn.Module):
@@ -177,7 +175,10 @@ def _torch_rules(model: ResNet) -> tuple[Rule, ...]:
             Rule(rf"{source}conv(\d)\.weight", rf"params/{target}conv\1/conv/kernel", CONV),
             Rule(rf"{source}downsample\.0\.weight", rf"params/{target}downsample/conv/kernel", CONV),
         ]
-        for norm, name in ((rf"{source}bn(\d)", rf"{target}conv\1"), (rf"{source}downsample\.1", rf"{target}downsample")):
+        for norm, name in (
+            (rf"{source}bn(\d)", rf"{target}conv\1"),
+            (rf"{source}downsample\.1", rf"{target}downsample"),
+        ):
             rules += [
                 Rule(rf"{norm}\.weight", rf"params/{name}/norm/scale", SAME),
                 Rule(rf"{norm}\.bias", rf"params/{name}/norm/bias", SAME),

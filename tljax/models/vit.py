@@ -125,9 +125,7 @@ class ViT(nn.Module):
 
     def setup(self):
         self.stem = _Stem(self.width, self.patch_size, self.grid)
-        self.block = [
-            _Block(self.heads, self.mlp_ratio, self.layer_scale, self.eps) for _ in range(self.depth)
-        ]
+        self.block = [_Block(self.heads, self.mlp_ratio, self.layer_scale, self.eps) for _ in range(self.depth)]
         self.norm = nn.LayerNorm(self.eps)
 
     def __call__(
@@ -180,7 +178,11 @@ def _timm_rules() -> tuple[Rule, ...]:
         Rule(rf"{block}norm(\d)\.bias", rf"{target}norm\2/bias", SAME),
         Rule(rf"{block}ls(\d)\.gamma", rf"{target}layer_scale\2/scale", SAME),
     ]
-    for source, name in ((r"attn\.qkv", "attention/qkv"), (r"attn\.proj", "attention/out"), (r"mlp\.(fc\d)", r"mlp/\2")):
+    for source, name in (
+        (r"attn\.qkv", "attention/qkv"),
+        (r"attn\.proj", "attention/out"),
+        (r"mlp\.(fc\d)", r"mlp/\2"),
+    ):
         rules += [
             Rule(rf"{block}{source}\.weight", f"{target}{name}/kernel", LINEAR),
             Rule(rf"{block}{source}\.bias", f"{target}{name}/bias", SAME),

@@ -3,8 +3,8 @@
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,17 @@ from tljax.errors import InputError
 
 @dataclass(frozen=True)
 class Layout:
-    """How an array is laid out in the source, and how to turn it into ours."""
+    """The order of an array's axes in the source, seen from ours; None where they are the same."""
 
-    name: str
-    to_ours: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+    axes: tuple[int, ...] | None
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        return array if self.axes is None else array.transpose(self.axes)
 
 
-SAME = Layout("as it is", lambda x: x)
-LINEAR = Layout("[out, in] -> [in, out]", lambda x: x.T)
-CONV = Layout("OIHW -> HWIO", lambda x: x.transpose(2, 3, 1, 0))
+SAME = Layout(None)
+LINEAR = Layout((1, 0))  # [out, in] -> [in, out]
+CONV = Layout((2, 3, 1, 0))  # OIHW -> HWIO
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def convert(
         else:
             parts[match.expand(rule.target)].append((rule, name))
     faults = [f"no rule for source {name} {source[name].shape}" for name in unknown]
-    faults += [f"nothing fills target {path} {targets[path]}{_nearest(path, parts)}" for path in targets if path not in parts]
+    faults += [
+        f"nothing fills target {path} {targets[path]}{_nearest(path, parts)}" for path in targets if path not in parts
+    ]
     arrays = {}
     for path, found in parts.items():
         names = " + ".join(name for _, name in found)
@@ -88,18 +92,23 @@ def convert(
             faults.append(f"target {path} is filled more than once: {names}")
         else:
             arrays[path] = _join(source, found)
-            if arrays[path].shape != targets[path]:
-                faults.append(f"source {names} gives {arrays[path].shape}, target {path} is {targets[path]}")
+            if arrays[path] is None or arrays[path].shape != targets[path]:
+                given = " + ".join(str(source[name].shape) for _, name in found)
+                faults.append(f"source {names} {given} does not make target {path} {targets[path]}")
     if faults:
         shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
         raise InputError(f"the checkpoint and the model do not fit: {shown}")
     return Conversion(arrays, tuple(ignored))
 
 
-def _join(source: Mapping[str, np.ndarray], found: list[tuple[Rule, str]]) -> np.ndarray:
+def _join(source: Mapping[str, np.ndarray], found: list[tuple[Rule, str]]) -> np.ndarray | None:
+    """The parts in order, each turned, as one array; None where their shapes do not allow it."""
     found = sorted(found, key=lambda item: item[0].part or 0)
-    arrays = [rule.layout.to_ours(np.asarray(source[name])) for rule, name in found]
-    return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, found[0][0].axis))
+    try:
+        arrays = [rule.layout.to_ours(source[name]) for rule, name in found]
+        return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, found[0][0].axis))
+    except ValueError:
+        return None
 
 
 def _nearest(path: str, others: Mapping[str, Any]) -> str:

@@ -55,10 +55,8 @@ def _matrix(n: int, m: int, rule: _Resampling) -> Float[np.ndarray, "m n"]:
     With antialias, as in PIL and PyTorch, the kernel is stretched by n / m when shrinking, and weights that fall
     outside are dropped and the rest renormalised; without, edge samples repeat.
     """
-    if rule.align_corners:
-        centre = np.linspace(0, n - 1, m)
-    else:
-        centre = (np.arange(m) + 0.5) * n / (m + rule.offset) - 0.5
+    half_pixel = (np.arange(m) + 0.5) * n / (m + rule.offset) - 0.5
+    centre = np.linspace(0, n - 1, m) if rule.align_corners else half_pixel
     stretch = max(n / m, 1.0) if rule.antialias else 1.0
     reach = int(np.ceil(2 * stretch)) + 1
     positions = np.floor(centre)[:, None] + np.arange(-reach, reach + 1)

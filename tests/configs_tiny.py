@@ -1,0 +1,17 @@
+"""A run of seconds: a little ViT, or a ResNet with BatchNorm, on a folder of drawings (`:vit` or `:resnet`)."""
+
+import os
+
+from tljax.config import default
+
+
+def get_config(arg: str = "vit"):
+    config = default()
+    config.backbone.name = {"vit": "vit_tiny_patch16", "resnet": "resnet18"}[arg]
+    config.task.dataset = f"folder:{os.environ['TLJAX_TEST_FOLDER']}"
+    config.task.update(train="train[:16]", validation="train[16:20]", test="train[17:]", image_size=32, batch_size=4)
+    config.task.augment = ("flip", "inception_crop")
+    config.tuning.strategy = "full"
+    config.optim.update(learning_rate=1e-3, clip_norm=1.0, weight_decay=0.05, warmup_steps=2)
+    config.update(steps=12, eval_every=4, log_every=1)
+    return config

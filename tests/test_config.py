@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from tljax import config
+from tljax.config import Experiment, OptimConfig
+from tljax.errors import InputError
+
+
+def _with(**overrides) -> dict:
+    return config.default().to_dict() | {"steps": 1} | overrides
+
+
+def test_default_config_becomes_the_default_experiment():
+    found = Experiment.from_config(_with())
+    assert found == Experiment(steps=1)
+
+
+def test_an_experiment_survives_json():
+    values = _with(tuning={"strategy": "pattern", "patterns": ((".*", 1.0),)}, epochs=0)
+    experiment = Experiment.from_config(values)
+    again = Experiment.from_config(json.loads(json.dumps(config.to_dict(experiment))))
+    assert again == experiment
+    assert again.tuning.patterns == ((".*", 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (_with(optimm={}), "no key config.optimm: did you mean config.optim?"),
+        (
+            _with(optim={"learning_rat": 1.0}),
+            "no key config.optim.learning_rat: did you mean config.optim.learning_rate?",
+        ),
+        (_with(optim={"learning_rate": "fast"}), "config.optim.learning_rate must be float, not str 'fast'"),
+        (_with(seed=1.5), "config.seed must be int, not float 1.5"),
+        (_with(seed=True), "config.seed must be int, not bool True"),
+        (_with(task={"augment": "flip"}), "config.task.augment must be tuple, not str 'flip'"),
+        (_with(steps=0), "give the run's length as one of config.steps and config.epochs"),
+        (_with(epochs=2.0), "give the run's length as one of config.steps and config.epochs"),
+    ],
+)
+def test_bad_values_are_named(values, message):
+    with pytest.raises(InputError) as error:
+        Experiment.from_config(values)
+    assert message in str(error.value)
+
+
+def test_integers_are_taken_for_floats_and_unset_arguments_stay_unset():
+    experiment = Experiment.from_config(_with(optim={"learning_rate": 1}, tuning={"strategy": "last_k", "k": 2}))
+    assert experiment.optim == OptimConfig(learning_rate=1.0)
+    assert experiment.tuning.arguments == {"k": 2}
+
+
+def test_length_in_epochs():
+    experiment = Experiment.from_config(_with(steps=0, epochs=1.5, task={"batch_size": 10}))
+    assert experiment.total_steps(train_examples=100) == 15

@@ -1,0 +1,218 @@
+"""The verbs as a user runs them, each in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tbparse import SummaryReader
+
+from tests.conftest import ROOT, tljax
+from tljax.checkpoint import Checkpoints
+from tljax.run import Run
+from tljax.workdir import Workdir
+
+TINY = "--config=tests/configs_tiny.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _folder(shapes):
+    os.environ["TLJAX_TEST_FOLDER"] = str(shapes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, _folder) -> tuple[Path, subprocess.CompletedProcess]:
+    workdir = tmp_path_factory.mktemp("run") / "vit"
+    return workdir, tljax("train", TINY, f"--workdir={workdir}")
+
+
+def _lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _leaves(workdir: Path) -> dict[str, bytes]:
+    """Every array of the last checkpoint, as bytes."""
+    import jax
+
+    experiment, resolved = Workdir(workdir).load()
+    with Checkpoints(workdir / "checkpoints") as saved:
+        state = saved.restore(saved.resolve("latest"), Run(experiment, resolved).abstract_state)
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def test_train_leaves_what_the_contract_says(finished):
+    workdir, done = finished
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["config"]["optim"]["learning_rate"] == 1e-3
+    assert config["resolved"]["classes"] == ["disc", "square"]
+    assert {"jax", "flax", "optax", "python"} <= set(config["versions"])
+    assert "tljax train" in config["command"]
+    assert len(config["git_commit"] or "0" * 40) >= 40
+    lines = _lines(workdir)
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 13))
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [4, 8, 12]
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["splits"]["test"]["count"] == 7
+    assert result["splits"]["validation"]["count"] == 4
+    assert result["steps"] == 12
+    assert result["cost"]["frozen_params"] == 0
+    assert result["cost"]["optimizer_state_bytes"] == 8 * result["cost"]["trainable_params"]
+    for word in ("test accuracy", "trainable parameters", "× full fine-tuning", "train 12/12"):
+        assert word in done.stdout
+
+
+def test_tensorboard_has_the_same_numbers(finished):
+    workdir, _ = finished
+    scalars = SummaryReader(str(workdir)).scalars
+    found = scalars[scalars.tag == "train/loss"].sort_values("step")
+    wanted = [line for line in _lines(workdir) if line["split"] == "train"]
+    assert found.step.tolist() == [line["step"] for line in wanted]
+    np.testing.assert_allclose(found.value, [line["loss"] for line in wanted], rtol=1e-6)
+
+
+def test_a_finished_run_is_left_alone(finished):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    done = tljax("train", TINY, f"--workdir={workdir}")
+    assert "is finished: nothing to do" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_another_config_on_the_same_workdir_is_refused_with_the_difference(finished):
+    workdir, _ = finished
+    done = tljax("train", TINY, f"--workdir={workdir}", "--config.optim.learning_rate=0.5", status=2)
+    assert "config.optim.learning_rate: 0.001 there, 0.5 now" in done.stderr
+    assert "give another --workdir" in done.stderr
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_evaluate_gives_the_bits_that_train_wrote(finished, split):
+    workdir, _ = finished
+    found = json.loads(tljax("evaluate", f"--workdir={workdir}", f"--split={split}", "--json").stdout)
+    wanted = json.loads((workdir / "result.json").read_text())["splits"][split]
+    assert {key: found[key] for key in wanted} == wanted
+    assert json.loads((workdir / "evaluations" / f"12-{split}.json").read_text()) == found
+
+
+def test_evaluate_the_best_step(finished):
+    workdir, _ = finished
+    lines = [line for line in _lines(workdir) if line["split"] == "validation"]
+    best = max(line["accuracy"] for line in lines)
+    found = json.loads(tljax("evaluate", f"--workdir={workdir}", "--step=best", "--split=validation", "--json").stdout)
+    assert found["accuracy"] == best
+    assert best in [line["accuracy"] for line in lines if line["step"] == found["step"]]
+
+
+def test_predict_prints_class_names_and_probabilities(finished, shapes):
+    workdir, _ = finished
+    files = [shapes / "disc" / "00.png", shapes / "square" / "03.png"]
+    lines = tljax("predict", f"--workdir={workdir}", *files).stdout.splitlines()
+    assert len(lines) == 2
+    for file, line in zip(files, lines, strict=True):
+        name, *classes = line.split("\t")
+        assert name == str(file)
+        found = {part.split()[0]: float(part.split()[1]) for part in classes}
+        assert set(found) == {"disc", "square"}
+        assert sum(found.values()) == pytest.approx(1, abs=2e-4)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_predict_names_what_it_cannot_read(finished, tmp_path):
+    workdir, _ = finished
+    (tmp_path / "x.png").write_bytes(b"not an image")
+    assert (
+        "x.png: not a readable image" in tljax("predict", f"--workdir={workdir}", tmp_path / "x.png", status=2).stderr
+    )
+    assert "y.png: no such file" in tljax("predict", f"--workdir={workdir}", tmp_path / "y.png", status=2).stderr
+
+
+def test_inspect_prints_the_plan_and_trains_nothing(finished):
+    command = ("inspect", TINY, "--config.tuning.strategy=last_k", "--config.tuning.k=1", "--json")
+    found = json.loads(tljax(*command).stdout)
+    multipliers = {row["group"]: row["multipliers"] for row in found["groups"]}
+    assert multipliers["block_11"] == multipliers["norm"] == multipliers["head"] == [1.0]
+    assert multipliers["block_10"] == multipliers["stem"] == [0.0]
+    assert all(
+        path.split("/")[0] == "head" or "/block_11/" in path or "/norm/" in path for path in found["trainable_leaves"]
+    )
+    cost = found["cost"]
+    assert cost["trainable_params"] == sum(row["trainable_params"] for row in found["groups"])
+    assert 0 < cost["forward_flops"] < cost["step_flops"]
+    assert cost["step_temp_bytes"] > 0
+    assert "block_11" in tljax(*command[:-1]).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["vit", "resnet"])
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, model):
+    def command(workdir):
+        return [sys.executable, "-m", "tljax", "train", f"{TINY}:{model}", f"--workdir={workdir}", "--config.steps=24"]
+
+    subprocess.run(command(tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
+    killed = tmp_path / "killed"
+    for wait_for in (6, 13, 22):  # in the middle of the first, third and last stretch between checkpoints
+        process = subprocess.Popen(command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            if (killed / "metrics.jsonl").exists() and f'"step": {wait_for},' in (killed / "metrics.jsonl").read_text():
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.01)
+        assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()[-2000:]
+    done = subprocess.run(command(killed), cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "resuming" in done.stdout
+    assert _leaves(killed) == _leaves(tmp_path / "whole")
+    histories = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in _lines(tmp_path / name)]
+        for name in ("killed", "whole")
+    ]
+    assert histories[0] == histories[1]
+    results = [json.loads((tmp_path / name / "result.json").read_text())["splits"] for name in ("killed", "whole")]
+    assert results[0] == results[1]
+    assert not list((killed / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.slow
+def test_the_whole_test_split_counts_once_whatever_the_batch_and_the_devices(tmp_path):
+    workdir = tmp_path / "quickstart"
+    short = ("--config.epochs=0.0", "--config.steps=4", "--config.optim.warmup_steps=0", "--config.task.validation=")
+    tljax("train", "--config=configs/quickstart.py", f"--workdir={workdir}", *short)
+    wanted = json.loads((workdir / "result.json").read_text())["splits"]["test"]
+    assert wanted["count"] == 3000
+    for devices in (1, 4):
+        for batch_size in (7, 64, 4096):
+            done = tljax(
+                *("evaluate", f"--workdir={workdir}", f"--batch-size={batch_size}", "--json"),
+                JAX_NUM_CPU_DEVICES=str(devices),
+            )
+            found = json.loads(done.stdout)
+            assert found["count"] == 3000
+            assert found["accuracy"] == wanted["accuracy"]
+            assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
+
+
+def test_convert_gives_weights_that_train_takes(tmp_path):
+    folder = tmp_path / "weights"
+    done = tljax("convert", "resnet50_half.open_nsfw", folder)
+    assert "4 arrays left out" in done.stdout
+    facts = json.loads((folder / "tljax.json").read_text())
+    assert facts["pretrained"]["preprocessing"]["channels"] == "bgr"
+    assert "name a new folder" in tljax("convert", "resnet50_half.open_nsfw", folder, status=2).stderr
+    base = ("inspect", "--config=configs/quickstart.py", "--json")
+    found, wanted = (json.loads(tljax(*base, *more).stdout) for more in ((f"--config.backbone.weights={folder}",), ()))
+    assert {**found, "weights": ""} == {**wanted, "weights": ""}
+
+
+def test_help_names_every_verb():
+    done = tljax("--help")
+    for verb in ("train", "evaluate", "predict", "inspect", "convert"):
+        assert verb in done.stdout
+        assert "usage" in tljax(verb, "--help").stdout
+    assert "no verb 'trian'; there are: train" in tljax("trian", status=2).stderr

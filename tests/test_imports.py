@@ -1,0 +1,72 @@
+"""The import order of the package: each module may import only what stands here beside it."""
+
+import ast
+from pathlib import Path
+
+import tljax
+
+PACKAGE = Path(tljax.__file__).parent
+LEAVES = {"errors"}
+MAY_IMPORT = {
+    "errors": set(),
+    "config": set(),
+    "tuning": set(),
+    "metrics": set(),
+    "console": set(),
+    "sharding": set(),
+    "weights": {"config"},
+    "models": {"weights"},
+    "optim": {"config", "tuning"},
+    "flags": {"config", "tuning"},
+    "data": {"config", "sharding", "weights"},
+    "step": {"metrics", "tuning"},
+    "checkpoint": {"step"},
+    "backbone": {"checkpoint", "config", "models", "weights"},
+    "run": {"backbone", "config", "data", "models", "optim", "sharding", "step", "tuning", "weights"},
+    "cost": {"run", "tuning"},
+    "workdir": {"checkpoint", "config", "run"},
+    "evaluate": {"console", "data", "metrics", "run", "sharding", "step", "workdir"},
+    "predict": {"data", "run", "sharding", "workdir"},
+    "inspect": {"config", "console", "cost", "flags", "run"},
+    "convert": {"backbone", "checkpoint", "config", "weights"},
+    "train": {
+        *("checkpoint", "config", "console", "cost", "data", "evaluate", "flags"),
+        *("run", "sharding", "step", "workdir"),
+    },
+    "__main__": set(),
+}
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "tljax":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tljax."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("tljax.")}
+    return found
+
+
+def test_import_order():
+    for path in PACKAGE.rglob("*.py"):
+        module = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if module != "__init__":
+            extra = _imports(path) - MAY_IMPORT[module] - LEAVES - {module}
+            assert not extra, f"{path.relative_to(PACKAGE)} imports {extra}"
+
+
+def test_the_order_has_no_circle():
+    rank: dict[str, int] = {}
+    while len(rank) < len(MAY_IMPORT):
+        free = [name for name, uses in MAY_IMPORT.items() if name not in rank and uses <= rank.keys()]
+        assert free, f"a circle among {MAY_IMPORT.keys() - rank.keys()}"
+        rank |= dict.fromkeys(free, len(rank))
+
+
+def test_only_checkpoint_imports_orbax_and_only_models_use_linen():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert "orbax.checkpoint" not in text or path.name == "checkpoint.py", path
+        assert "flax.linen" not in text or path.parent.name == "models", path

@@ -1,0 +1,70 @@
+"""The two trained networks that any package index has, against onnxruntime on photographs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from flax.traverse_util import flatten_dict
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from tljax import backbone
+from tljax.config import BackboneConfig, to_dict
+from tljax.data.images import evaluation_view, normalise
+from tljax.models import BACKBONES
+from tljax.weights import CATALOG
+from tljax.weights.sources import fetch
+
+
+def _pictures(preprocessing) -> np.ndarray:
+    """A flower and a temple, upright and turned."""
+    found = [Image.fromarray(picture) for picture in load_sample_images().images]
+    found += [picture.rotate(90, expand=True) for picture in found]
+    return np.stack([evaluation_view(picture, preprocessing) for picture in found])
+
+
+def _reference(path, output: str, image: np.ndarray) -> np.ndarray:
+    """What onnxruntime computes at an inner tensor."""
+    model = onnx.load(path)
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(output))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return session.run([output], {session.get_inputs()[0].name: image})[0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "output"),
+    [
+        ("resnet50_half.open_nsfw", "Reshape:0"),
+        ("vit_small_patch14.dinov2", "/backbone/layernorm/Add_1_output_0"),
+    ],
+)
+def test_features_are_onnxruntimes(weights, output):
+    row = backbone.resolve(BackboneConfig(weights=weights))
+    module = BACKBONES[row.backbone].for_image_size(row.preprocessing.size)
+    variables = jax.tree.map(jnp.asarray, backbone.restore(row, module))
+    image = np.asarray(normalise(jnp.asarray(_pictures(row.preprocessing)), row.preprocessing))
+    features = module.apply(variables, jnp.asarray(image))
+    channels_last = weights.startswith("resnet")
+    wanted = _reference(fetch(row.uri, row.sha256), output, image if channels_last else image.transpose(0, 3, 1, 2))
+    wanted = wanted if channels_last else wanted[:, 0]
+    assert np.ptp(wanted, axis=0).mean() > 0.1, "the pictures all look the same to it"
+    np.testing.assert_allclose(features, wanted, atol=1e-4, rtol=0)
+
+
+def test_a_name_and_its_uri_mean_the_same_and_bring_their_preprocessing():
+    for name, row in CATALOG.items():
+        assert backbone.resolve(BackboneConfig(weights=name)) == row
+        assert backbone.resolve(BackboneConfig(weights=row.uri)) == row
+    found = to_dict(CATALOG["resnet50_half.open_nsfw"].preprocessing)
+    assert (found["channels"], found["mean"], found["size"]) == ("bgr", (104.0, 117.0, 123.0), 224)
+
+
+def test_only_the_position_embedding_depends_on_the_image_size():
+    row = backbone.resolve(BackboneConfig(weights="vit_small_patch14.dinov2"))
+    small, native = (backbone.restore(row, BACKBONES[row.backbone].for_image_size(size)) for size in (112, 518))
+    small, native = (flatten_dict(tree, sep="/") for tree in (small, native))
+    assert small["params/stem/pos_embed"].shape == (1, 65, 384)
+    np.testing.assert_array_equal(small["params/stem/pos_embed"][0, 0], native["params/stem/pos_embed"][0, 0])
+    assert [path for path in native if not np.array_equal(small[path], native[path])] == ["params/stem/pos_embed"]
