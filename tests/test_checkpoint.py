@@ -80,8 +80,9 @@ def test_another_models_checkpoint_is_refused(tmp_path, shape):
         saved.save(_state(1))
     other = _abstract(_state(1))
     other.params["a"]["w"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=other.step.sharding)
-    with Checkpoints(tmp_path) as saved, pytest.raises(InputError, match="/1: "):
+    with Checkpoints(tmp_path) as saved, pytest.raises(InputError) as error:
         saved.restore(1, other)
+    assert f"params/a/w is (3, 2) there, {shape} here" in str(error.value)
 
 
 def test_a_missing_leaf_is_named(tmp_path):
@@ -89,7 +90,7 @@ def test_a_missing_leaf_is_named(tmp_path):
         saved.save(_state(1))
     other = _abstract(_state(1))
     other.params["a"]["extra"] = other.step
-    with Checkpoints(tmp_path) as saved, pytest.raises(InputError, match=r"params\.a\.extra"):
+    with Checkpoints(tmp_path) as saved, pytest.raises(InputError, match="params/a/extra is None there"):
         saved.restore(1, other)
 
 

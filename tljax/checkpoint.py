@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ class Checkpoints:
         """
         tree = serialization.to_state_dict(abstract)
         where = f"{self._orbax.directory}/{step}"
-        return serialization.from_state_dict(abstract, _load(lambda: self._orbax.load(step, tree), tree, where))
+        _check_fit(_shapes(_read(lambda: self._orbax.metadata(step).metadata, where)), _shapes(tree), where)
+        return serialization.from_state_dict(abstract, _read(lambda: self._orbax.load(step, tree), where))
 
 
 def save_tree(folder: Path, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -116,26 +117,32 @@ def load_facts(folder: Path) -> dict[str, Any]:
 def load_tree(folder: Path) -> dict[str, Any]:
     """The arrays that `save_tree` wrote, on the host."""
     where = str(folder / "arrays")
-    abstract = _load(lambda: ocp.metadata(folder / "arrays").metadata, None, where)
-    abstract = jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), abstract)
-    return _load(lambda: ocp.load(folder / "arrays", abstract), None, where)
+    found = _read(lambda: ocp.metadata(folder / "arrays").metadata, where)
+    abstract = jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), found)
+    return _read(lambda: ocp.load(folder / "arrays", abstract), where)
 
 
-def _load(read: Any, abstract: Any, where: str) -> Any:
+def _read(read: Callable[[], Any], where: str) -> Any:
     try:
-        tree = read()
+        return read()
     except Exception as error:  # whatever Orbax or TensorStore met in the files
         root = error
         while root.__cause__ or root.__context__:
             root = root.__cause__ or root.__context__
         reason = " ".join(f"{type(root).__name__}: {root}".split())[:300]
         raise InputError(f"{where}: cannot be restored ({reason})") from error
-    # A partial load would leave abstract leaves behind without a word.
-    missing = [
-        jax.tree_util.keystr(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if isinstance(leaf, jax.ShapeDtypeStruct)
-    ]
-    if missing:
-        raise InputError(f"{where}: lacks {', '.join(missing[:3])}")
-    return tree
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _check_fit(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Asked before the load, which would leave what is missing abstract, and other shapes padded, without a word."""
+    if not found:  # what Orbax says of files that it cannot read
+        raise InputError(f"{where}: cannot be restored (its files are damaged)")
+    wrong = [path for path in wanted | found if found.get(path) != wanted.get(path)]
+    if wrong:
+        some = "; ".join(f"{path} is {found.get(path)} there, {wanted.get(path)} here" for path in wrong[:3])
+        raise InputError(f"{where}: saved from another model ({some})")
