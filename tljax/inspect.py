@@ -27,6 +27,8 @@ def plan(run: Run) -> dict[str, Any]:
                 "multipliers": sorted({multipliers[path] for path in paths}),
                 "params": sum(sizes[path] for path in paths),
                 "trainable_params": sum(sizes[path] for path in paths if multipliers[path]),
+                "leaves": len(paths),
+                "trainable_leaves": [path for path in paths if multipliers[path]],
             }
         )
     return {
@@ -38,7 +40,6 @@ def plan(run: Run) -> dict[str, Any]:
         "steps": run.resolved.steps,
         "strategy": {"name": run.experiment.tuning.strategy, **run.experiment.tuning.arguments},
         "groups": groups,
-        "trainable_leaves": [path for path, value in multipliers.items() if value],
         "cost": cost(run),
     }
 
@@ -50,11 +51,12 @@ def _print(found: dict[str, Any]) -> None:
             ", ".join(f"{value:.4g}" for value in row["multipliers"]),
             f"{row['params']:,}",
             f"{row['trainable_params']:,}",
+            _leaves(row),
         )
         for row in found["groups"]
     ]
-    title = f"{found['backbone']}, {found['strategy']['name']}: {len(found['trainable_leaves'])} leaves train"
-    console.table(title, ("group", "multipliers", "parameters", "trained"), rows)
+    title = f"{found['backbone']}, {found['strategy']['name']}"
+    console.table(title, ("group", "multipliers", "parameters", "trained", "leaves that train"), rows)
     console.table(
         "cost of a step",
         ("", "value"),
@@ -62,8 +64,15 @@ def _print(found: dict[str, Any]) -> None:
     )
 
 
+def _leaves(row: dict[str, Any]) -> str:
+    """How many of a group's leaves train; their names where it is only some."""
+    names = [path.split(f"{row['group']}/", 1)[1] for path in row["trainable_leaves"]]
+    count = f"{len(names)} of {row['leaves']}"
+    return f"{count}: {', '.join(names)}" if 0 < len(names) < row["leaves"] else count
+
+
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("tljax inspect", description=__doc__)
+    parser = argparse.ArgumentParser("python -m tljax inspect", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every leaf that trains")
     experiment, options = parse_experiment(parser, arguments)
     found = plan(Run(experiment, resolve(experiment)))

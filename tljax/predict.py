@@ -44,7 +44,7 @@ def predict(workdir: Path, files: Sequence[Path], step: str = "latest") -> Itera
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("tljax predict", description=__doc__)
+    parser = argparse.ArgumentParser("python -m tljax predict", description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="of a run")
     parser.add_argument("--step", default="latest", help="latest, best (by validation) or a number")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print")

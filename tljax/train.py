@@ -158,7 +158,7 @@ def _print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("tljax train", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="new, or one to resume")
+    parser = argparse.ArgumentParser("python -m tljax train", description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="required: a new folder, or one to resume")
     experiment, options = parse_experiment(parser, arguments)
     train(experiment, options.workdir)
