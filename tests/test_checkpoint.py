@@ -52,8 +52,7 @@ def test_what_a_killed_save_left_is_cleaned_by_the_next_writer(tmp_path):
     with Checkpoints(tmp_path) as saved:
         assert saved.steps == [1]
     with Checkpoints(tmp_path, writer=True) as saved:
-        saved.save(_state(2))
-        assert saved.resolve("latest") == 2
+        assert saved.steps == [1]
     assert not list(tmp_path.glob("*tmp*"))
 
 

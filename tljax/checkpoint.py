@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path, writer: bool = False):
         """Opens `folder`; a `writer` also removes what a killed run left half written."""
+        if writer:
+            # Not left to Orbax, which does it in a thread that a process ending early tears down with a traceback.
+            for stale in folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(stale)
         policies = ocp.training.preservation_policies
         keep = policies.AnyPreservationPolicy(
             [
@@ -40,7 +45,6 @@ class Checkpoints:
             folder,
             preservation_policy=keep,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=writer,
         )
 
     def __enter__(self) -> "Checkpoints":

@@ -13,8 +13,9 @@ def cost(run: Run) -> dict[str, int | float]:
     Returns:
         `trainable_params`, `frozen_params`: numbers of parameters.
         `optimizer_state_bytes`: of the moments; step counters are left out.
-        `forward_flops`, `step_flops`, `step_temp_bytes`: of one batch, from the compiled evaluation and training
-            step; the same batch size in both.
+        `forward_flops`, `step_flops`: of one training batch over all devices, from the compiled evaluation and
+            training step.
+        `step_temp_bytes`: that the training step needs on each device beside its arguments.
         `step_share_of_full`: the step's FLOPs over those of one that trains everything, both counted before
             optimisation (to compile the full step only for this would take longer than anything else here).
     """
@@ -26,8 +27,8 @@ def cost(run: Run) -> dict[str, int | float]:
         "trainable_params": trainable,
         "frozen_params": sum(jax.tree.leaves(sizes)) - trainable,
         "optimizer_state_bytes": optimizer_state_bytes(run.abstract_state.opt_state),
-        "forward_flops": _flops(forward),
-        "step_flops": _flops(run.train_step),
+        "forward_flops": _flops(forward) * run.mesh.size,
+        "step_flops": _flops(run.train_step) * run.mesh.size,
         "step_temp_bytes": run.train_step.memory_analysis().temp_size_in_bytes,
         "step_share_of_full": _flops(lowered) / _flops(full),
     }
@@ -40,4 +41,5 @@ def optimizer_state_bytes(opt_state) -> int:
 
 
 def _flops(program: jax.stages.Compiled | jax.stages.Lowered) -> float:
+    """Of the whole batch where the program is only lowered, of one device's share where it is compiled."""
     return float(program.cost_analysis()["flops"])
