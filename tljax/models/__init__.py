@@ -1,20 +1,63 @@
-"""The backbones that exist, by name."""
+"""The backbones that exist, by name. A name without what follows its patch size or `d` is timm's without `_224`."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from tljax.errors import InputError
+from tljax.models.bert import Bert
+from tljax.models.bit import BiT
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
 
-_HALF = (32, 64, 128, 256)
+Backbone = ResNet | BiT | ViT | Bert
 
-BACKBONES: dict[str, ResNet | ViT] = {
+_HALF = (32, 64, 128, 256)
+_BASE = {"width": 768, "heads": 12}
+_LARGE = {"width": 1024, "depth": 24, "heads": 16}
+_DINOV2 = {"patch_size": 14, "grid": (37, 37), "layer_scale": 1e-5}
+
+BACKBONES: dict[str, Backbone] = {
     "resnet18": ResNet(depths=(2, 2, 2, 2), kind="basic"),
     "resnet34": ResNet(kind="basic"),
     "resnet50": ResNet(),
     "resnet50_v1": ResNet(stride_on="1x1"),
     "resnet50_half_v1": ResNet(widths=_HALF, stride_on="1x1"),
     "resnet50_half_v1_folded": ResNet(widths=_HALF, stride_on="1x1", norm="folded", stem_pool_padding=(0, 1)),
+    "resnet50d": ResNet(stem="deep", avg_down=True),
     "resnet101": ResNet(depths=(3, 4, 23, 3)),
+    "resnet152": ResNet(depths=(3, 8, 36, 3)),
+    "resnetv2_50x1_bit": BiT(),
+    "resnetv2_101x1_bit": BiT(depths=(3, 4, 23, 3)),
     "vit_tiny_patch16": ViT(width=192, heads=3),
     "vit_small_patch16": ViT(),
-    "vit_small_patch14_layerscale": ViT(patch_size=14, grid=(37, 37), layer_scale=1.0),
-    "vit_base_patch16": ViT(width=768, heads=12),
+    "vit_base_patch16": ViT(**_BASE),
+    "vit_base_patch32": ViT(**_BASE, patch_size=32, grid=(7, 7)),
+    "vit_large_patch16": ViT(**_LARGE),
+    "vit_small_patch14_dinov2": ViT(**_DINOV2),
+    "vit_base_patch14_dinov2": ViT(**_BASE, **_DINOV2),
+    "vit_large_patch14_dinov2": ViT(**_LARGE, **_DINOV2),
+    "vit_small_patch14_reg4_dinov2": ViT(**_DINOV2, registers=4, positions="patches"),
+    "deit_small_patch16": ViT(),
+    "deit_small_distilled_patch16": ViT(distilled=True, pool="distilled"),
+    "deit3_small_patch16": ViT(layer_scale=1e-6, positions="patches"),
+    "bert_base": Bert(),
+    "bert_large": Bert(**_LARGE),
+    "minilm_l6": Bert(width=384, depth=6, pool="mean"),
+    "distilbert_base": Bert(depth=6, token_types=0, pool="cls"),
+    "roberta_base": Bert(vocabulary=50265, positions=514, token_types=1, pad_id=1, eps=1e-5, pool="cls"),
 }
+
+
+def build(name: str, architecture: Mapping[str, Any]) -> Backbone:
+    """A row of `BACKBONES`, with the attributes in which a checkpoint's network differs.
+
+    Raises:
+        InputError: there is no such row, or it has no such attribute.
+    """
+    if name not in BACKBONES:
+        raise InputError(f"no backbone.name {name!r}; there are: {', '.join(BACKBONES)}")
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
+    unknown = plain.keys() - BACKBONES[name].__dataclass_fields__.keys()
+    if unknown:
+        raise InputError(f"{name} has no attribute {', '.join(sorted(unknown))}")
+    return BACKBONES[name].clone(**plain)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -55,8 +55,12 @@ def attention(
     q: Float[Array, "batch heads queries depth"],
     k: Float[Array, "batch heads keys depth"],
     v: Float[Array, "batch heads keys depth"],
+    mask: Bool[Array, "batch keys"] | None = None,
 ) -> Float[Array, "batch heads queries depth"]:
-    """Scaled dot-product attention (1706.03762)."""
+    """Scaled dot-product attention (1706.03762) to the keys that `mask` names; to all if it names none, or is None."""
     q = q * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.einsum("bhqd,bhkd->bhqk", q, k), axis=-1)
-    return jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k)
+    if mask is not None:
+        # Not -inf, which would make a row that is padding through and through NaN.
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1), v)

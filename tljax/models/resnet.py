@@ -1,4 +1,4 @@
-"""ResNet v1 and v1.5 (1512.03385), basic and bottleneck, of any depth and width."""
+"""ResNet v1 and v1.5 (1512.03385) and ResNet-D (1812.01187), basic and bottleneck, of any depth and width."""
 
 from collections.abc import Collection
 from functools import partial
@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tljax.models import ops
-from tljax.weights.rules import CONV, SAME, Rule
+from tljax.models import ops, resnet_names
+from tljax.models.resnet_names import blocks
+from tljax.weights.rules import Table
 
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
@@ -50,13 +51,19 @@ class _ConvNorm(nn.Module):
 
 
 class _Stem(nn.Module):
+    """A 7x7 convolution, or three 3x3 of which the first two have half the width; then a max pool."""
+
     width: int
+    kind: str
     norm: str
     pool_padding: tuple[int, int]
 
     @nn.compact
     def __call__(self, x, train):
-        x = nn.relu(_ConvNorm(self.width, 7, 2, self.norm, name="conv1")(x, train))
+        half = self.width // 2
+        layers = [(self.width, 7, 2)] if self.kind == "plain" else [(half, 3, 2), (half, 3, 1), (self.width, 3, 1)]
+        for n, (width, size, stride) in enumerate(layers, 1):
+            x = nn.relu(_ConvNorm(width, size, stride, self.norm, name=f"conv{n}")(x, train))
         return nn.max_pool(x, (3, 3), (2, 2), (self.pool_padding, self.pool_padding))
 
 
@@ -67,6 +74,7 @@ class _Block(nn.Module):
     width: int
     stride: int
     stride_on: str
+    avg_down: bool
     norm: str
 
     @nn.compact
@@ -83,8 +91,17 @@ class _Block(nn.Module):
             y = nn.relu(conv(self.width, 3, second, name="conv2")(y, train))
             y = conv(out, 1, zero_init=True, name="conv3")(y, train)
         if self.stride != 1 or x.shape[-1] != out:
-            x = conv(out, 1, self.stride, name="downsample")(x, train)
+            stride = self.stride
+            if self.avg_down and stride != 1:
+                x, stride = _halved(x), 1
+            x = conv(out, 1, stride, name="downsample")(x, train)
         return nn.relu(x + y)
+
+
+def _halved(x):
+    """The mean of every 2x2 square; at the edge of an odd map, of the pixels that exist."""
+    pad = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
+    return nn.avg_pool(x, (2, 2), (2, 2), pad, count_include_pad=False)
 
 
 class ResNet(nn.Module):
@@ -93,8 +110,11 @@ class ResNet(nn.Module):
     Attributes:
         depths: blocks per stage.
         widths: channels per stage (inside the block; a bottleneck ends with four times as many).
+        stem_width: channels after the stem.
         kind: `basic` (two 3x3) or `bottleneck` (1x1, 3x3, 1x1).
         stride_on: which convolution of a bottleneck strides: `1x1` (v1, the paper) or `3x3` (v1.5).
+        stem: `plain`, one 7x7 convolution, or `deep`, three 3x3 (-D).
+        avg_down: whether the shortcut halves its map by an average pool (-D) instead of a strided convolution.
         norm: `batch`, or `folded` for weights whose BatchNorm was folded into convolution biases.
         stem_pool_padding: zeros before and after each axis of the stem's max pool: (1, 1) in PyTorch,
             (0, 1) in Caffe's ceil mode.
@@ -107,6 +127,8 @@ class ResNet(nn.Module):
     stem_width: int = 64
     kind: Literal["basic", "bottleneck"] = "bottleneck"
     stride_on: Literal["1x1", "3x3"] = "3x3"
+    stem: Literal["plain", "deep"] = "plain"
+    avg_down: bool = False
     norm: Literal["batch", "folded"] = "batch"
     stem_pool_padding: tuple[int, int] = (1, 1)
 
@@ -119,11 +141,18 @@ class ResNet(nn.Module):
         return self.widths[-1] * (1 if self.kind == "basic" else 4)
 
     def setup(self):
-        self.stem = _Stem(self.stem_width, self.norm, self.stem_pool_padding)
+        # The attribute `stem` says which; the group of this name is the layer itself.
+        self.stem_layer = _Stem(self.stem_width, self.stem, self.norm, self.stem_pool_padding, name="stem")
         self.block = [
-            _Block(self.kind, width, 2 if i == 0 and stage > 0 else 1, self.stride_on, self.norm)
-            for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True))
-            for i in range(depth)
+            _Block(
+                self.kind,
+                self.widths[stage],
+                2 if i == 0 and stage > 0 else 1,
+                self.stride_on,
+                self.avg_down,
+                self.norm,
+            )
+            for stage, i in blocks(self.depths)
         ]
 
     def __call__(
@@ -132,6 +161,7 @@ class ResNet(nn.Module):
         *,
         start: int = 0,
         stop: int | None = None,
+        pool: bool = True,
         train: bool = False,
         frozen: Collection[str] = (),
     ) -> Float[Array, "batch ..."]:
@@ -141,69 +171,24 @@ class ResNet(nn.Module):
             x: normalised images [batch, height, width, 3], or what `groups[:start]` gave.
             start: the first group to run.
             stop: the group to stop before; the whole network by default.
+            pool: whether the end is pooled.
             train: whether BatchNorm normalises with, and records, batch statistics.
             frozen: groups whose BatchNorm normalises with its stored statistics and keeps them, always.
 
         Returns:
-            Pooled features [batch, feature_dim] at the end, else the feature map after `groups[stop - 1]`.
+            Pooled features [batch, feature_dim] at the end; else, and without `pool` there too, the feature map
+            [batch, height, width, channels] after `groups[stop - 1]`.
         """
         names = self.groups[start:stop]
-        for name, layer in list(zip(self.groups, [self.stem, *self.block], strict=True))[start:stop]:
+        for name, layer in list(zip(self.groups, [self.stem_layer, *self.block], strict=True))[start:stop]:
             x = layer(x, train and name not in frozen)
-        return jnp.mean(x, axis=(1, 2)) if names and names[-1] == self.groups[-1] else x
+        at_end = names and names[-1] == self.groups[-1]
+        return jnp.mean(x, axis=(1, 2)) if pool and at_end else x
 
     def for_image_size(self, size: int) -> "ResNet":
         """Itself: a convolution takes any size."""
         return self
 
-    def rules(self) -> dict[str, tuple[Rule, ...]]:
+    def tables(self) -> dict[str, Table]:
         """Whose names -> the table that converts them."""
-        return {"torch": _torch_rules(self), "open_nsfw": _open_nsfw_rules(self)}
-
-    def _stage_of_block(self):
-        return [(stage, i) for stage, depth in enumerate(self.depths) for i in range(depth)]
-
-
-def _torch_rules(model: ResNet) -> tuple[Rule, ...]:
-    """timm and torchvision names: `layer1.0.conv1.weight`."""
-    places = [("", "stem/")] + [
-        (rf"layer{stage + 1}\.{i}\.", f"block_{n}/") for n, (stage, i) in enumerate(model._stage_of_block())
-    ]
-    rules = [Rule(r"fc\..*", None), Rule(r".*\.num_batches_tracked", None)]
-    for source, target in places:
-        rules += [
-            Rule(rf"{source}conv(\d)\.weight", rf"params/{target}conv\1/conv/kernel", CONV),
-            Rule(rf"{source}downsample\.0\.weight", rf"params/{target}downsample/conv/kernel", CONV),
-        ]
-        for norm, name in (
-            (rf"{source}bn(\d)", rf"{target}conv\1"),
-            (rf"{source}downsample\.1", rf"{target}downsample"),
-        ):
-            rules += [
-                Rule(rf"{norm}\.weight", rf"params/{name}/norm/scale", SAME),
-                Rule(rf"{norm}\.bias", rf"params/{name}/norm/bias", SAME),
-                Rule(rf"{norm}\.running_mean", rf"batch_stats/{name}/norm/mean", SAME),
-                Rule(rf"{norm}\.running_var", rf"batch_stats/{name}/norm/var", SAME),
-            ]
-    return tuple(rules)
-
-
-def _open_nsfw_rules(model: ResNet) -> tuple[Rule, ...]:
-    """Yahoo's open_nsfw as exported to ONNX: Caffe names, BatchNorm folded into the convolutions."""
-    rules = [
-        Rule(r"bn_1/.*#1", "params/stem/conv1/conv/kernel", CONV),
-        Rule(r"bn_1/.*#2", "params/stem/conv1/conv/bias", SAME),
-        Rule(r"(fc_nsfw|pool|Reshape)[/:].*", None),
-    ]
-    for n, (stage, i) in enumerate(model._stage_of_block()):
-        for branch, name in (("branch2a", "conv1"), ("branch2c", "conv3"), ("proj_shortcut", "downsample")):
-            source, target = rf"conv_stage{stage}_block{i}_{branch}/BiasAdd", f"params/block_{n}/{name}/conv"
-            rules += [
-                Rule(rf"{source}_weights_fused_bn", f"{target}/kernel", CONV),
-                Rule(rf"{source}_bias_fused_bn", f"{target}/bias", SAME),
-            ]
-        rules += [
-            Rule(rf"bn_stage{stage}_block{i}_branch2b/.*#1", f"params/block_{n}/conv2/conv/kernel", CONV),
-            Rule(rf"bn_stage{stage}_block{i}_branch2b/.*#2", f"params/block_{n}/conv2/conv/bias", SAME),
-        ]
-    return tuple(rules)
+        return resnet_names.tables(self)

@@ -1,14 +1,15 @@
-"""Vision Transformer (2010.11929), with LayerScale (2103.17239) where a checkpoint has it, as DINOv2 does."""
+"""Vision Transformer (2010.11929), DeiT (2012.12877), DeiT III (2204.07118) and DINOv2 (2304.07193)."""
 
 from collections.abc import Collection
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import ops
-from tljax.weights.rules import CONV, LINEAR, SAME, Rule
+from tljax.models import ops, vit_names
+from tljax.weights.rules import Table
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
 
@@ -23,11 +24,14 @@ class _Dense(nn.Module):
 
 
 class _Stem(nn.Module):
-    """Patches, projected; the class token before them; position embeddings on all."""
+    """Patches, projected; position embeddings; class, distillation and register tokens before them."""
 
     width: int
     patch_size: int
     grid: tuple[int, int]
+    distilled: bool
+    registers: int
+    positions: str
 
     @nn.compact
     def __call__(self, x):
@@ -39,9 +43,25 @@ class _Stem(nn.Module):
         # Patches do not overlap, so the convolution is a matrix product of flattened patches.
         x = x.reshape(x.shape[0], rows, p, columns, p, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
         x = ops.linear(x.reshape(x.shape[0], rows * columns, -1), kernel.reshape(-1, self.width), bias)
-        class_token = self.param("class_token", _trunc_normal, (1, 1, self.width))
-        x = jnp.concatenate([jnp.broadcast_to(class_token, (x.shape[0], 1, self.width)), x], axis=1)
-        return x + self.param("pos_embed", _trunc_normal, (1, 1 + rows * columns, self.width))
+        prefix = [self._token("class_token", 1, x)]
+        if self.distilled:
+            prefix.append(self._token("distillation_token", 1, x))
+        table = self.param("pos_embed", _trunc_normal, (1, self._rows(len(prefix)), self.width))
+        if self.positions == "patches":
+            x = x + table
+        else:
+            x = jnp.concatenate([*prefix, x], axis=1) + table
+            prefix, x = [x[:, : len(prefix)]], x[:, len(prefix) :]
+        if self.registers:  # which have no position
+            prefix.append(self._token("registers", self.registers, x))
+        return jnp.concatenate([*prefix, x], axis=1)
+
+    def _token(self, name, count, x):
+        tokens = self.param(name, _trunc_normal, (1, count, self.width))
+        return jnp.broadcast_to(tokens, (x.shape[0], count, self.width))
+
+    def _rows(self, prefix: int) -> int:
+        return self.grid[0] * self.grid[1] + (prefix if self.positions == "all" else 0)
 
 
 class _Attention(nn.Module):
@@ -58,11 +78,13 @@ class _Attention(nn.Module):
 
 class _Mlp(nn.Module):
     hidden: int
+    gelu: str
 
     @nn.compact
     def __call__(self, x):
         width = x.shape[-1]
-        return _Dense(width, name="fc2")(ops.gelu(_Dense(self.hidden, name="fc1")(x)))
+        activation = ops.gelu if self.gelu == "erf" else nn.gelu  # the latter is the tanh approximation
+        return _Dense(width, name="fc2")(activation(_Dense(self.hidden, name="fc1")(x)))
 
 
 class _LayerScale(nn.Module):
@@ -75,15 +97,16 @@ class _LayerScale(nn.Module):
 
 class _Block(nn.Module):
     heads: int
-    mlp_ratio: int
+    mlp_width: int
     layer_scale: float | None
     eps: float
+    gelu: str
 
     @nn.compact
     def __call__(self, x):
         branches = (
             ("1", _Attention(self.heads, name="attention")),
-            ("2", _Mlp(self.mlp_ratio * x.shape[-1], name="mlp")),
+            ("2", _Mlp(self.mlp_width, self.gelu, name="mlp")),
         )
         for number, branch in branches:
             y = branch(nn.LayerNorm(self.eps, name=f"norm{number}")(x))
@@ -94,25 +117,37 @@ class _Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """A pre-norm Vision Transformer whose features are the class token of the normalised sequence.
+    """A pre-norm Vision Transformer that ends in pooled features.
 
     Attributes:
-        width, depth, heads, mlp_ratio: the usual sizes.
+        width, depth, heads: the usual sizes.
+        mlp_width: hidden units of a block's MLP; four times the width if None.
         patch_size: pixels along a patch's side.
         grid: patches (down, across); the image is `grid * patch_size` pixels.
-        layer_scale: initial LayerScale, or None for a network without.
+        distilled: whether DeiT's distillation token follows the class token.
+        registers: tokens after those that carry nothing in and out (2309.16588).
+        positions: what has a position embedding: `all` tokens but registers, or `patches` only (DeiT III).
+        pool: `class` token; `mean` of the patches, normalised only after pooling (timm's `fc_norm`); `distilled`, the
+            mean of class and distillation token; `class_mean`, the class token joined by the mean of the patches.
+        layer_scale: initial LayerScale (2103.17239), or None for a network without.
+        gelu: `erf`, or `tanh` as in Google's own code.
         eps: LayerNorm's epsilon.
 
-    Groups: `stem` (patches, class token, positions), `block_0` …, `norm`.
+    Groups: `stem` (patches, tokens, positions), `block_0` …, `norm`.
     """
 
     width: int = 384
     depth: int = 12
     heads: int = 6
+    mlp_width: int | None = None
     patch_size: int = 16
     grid: tuple[int, int] = (14, 14)
-    mlp_ratio: int = 4
+    distilled: bool = False
+    registers: int = 0
+    positions: Literal["all", "patches"] = "all"
+    pool: Literal["class", "mean", "distilled", "class_mean"] = "class"
     layer_scale: float | None = None
+    gelu: Literal["erf", "tanh"] = "erf"
     eps: float = 1e-6
 
     @property
@@ -121,11 +156,17 @@ class ViT(nn.Module):
 
     @property
     def feature_dim(self) -> int:
-        return self.width
+        return self.width * (2 if self.pool == "class_mean" else 1)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches."""
+        return 1 + self.distilled + self.registers
 
     def setup(self):
-        self.stem = _Stem(self.width, self.patch_size, self.grid)
-        self.block = [_Block(self.heads, self.mlp_ratio, self.layer_scale, self.eps) for _ in range(self.depth)]
+        self.stem = _Stem(self.width, self.patch_size, self.grid, self.distilled, self.registers, self.positions)
+        hidden = self.mlp_width or 4 * self.width
+        self.block = [_Block(self.heads, hidden, self.layer_scale, self.eps, self.gelu) for _ in range(self.depth)]
         self.norm = nn.LayerNorm(self.eps)
 
     def __call__(
@@ -134,20 +175,34 @@ class ViT(nn.Module):
         *,
         start: int = 0,
         stop: int | None = None,
+        pool: bool = True,
         train: bool = False,
         frozen: Collection[str] = (),
     ) -> Float[Array, "batch ..."]:
         """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `train` and `frozen` do nothing.
 
         Returns:
-            The class token's features [batch, width] at the end, else the tokens [batch, 1 + patches, width]
-            after `groups[stop - 1]`.
+            Features [batch, feature_dim] at the end; else the tokens [batch, prefix + patches, width] after
+            `groups[stop - 1]`. Without `pool` the tokens at the end too, normalised where the network does that
+            before it pools.
         """
         del train, frozen
         names = self.groups[start:stop]
-        for layer in [self.stem, *self.block, self.norm][start:stop]:
+        for layer in [self.stem, *self.block][start:stop]:
             x = layer(x)
-        return x[:, 0] if names and names[-1] == self.groups[-1] else x
+        if not names or names[-1] != "norm":
+            return x
+        if self.pool == "mean":
+            return self.norm(jnp.mean(x[:, self.prefix :], axis=1)) if pool else x
+        x = self.norm(x)
+        return self._pooled(x) if pool else x
+
+    def _pooled(self, x):
+        if self.pool == "class":
+            return x[:, 0]
+        if self.pool == "distilled":
+            return (x[:, 0] + x[:, 1]) / 2
+        return jnp.concatenate([x[:, 0], jnp.mean(x[:, self.prefix :], axis=1)], axis=-1)
 
     def for_image_size(self, size: int) -> "ViT":
         """The same network on another grid of patches.
@@ -159,65 +214,6 @@ class ViT(nn.Module):
             raise InputError(f"image size {size} is no multiple of the patch size {self.patch_size}")
         return self.clone(grid=(size // self.patch_size,) * 2)
 
-    def rules(self) -> dict[str, tuple[Rule, ...]]:
+    def tables(self) -> dict[str, Table]:
         """Whose names -> the table that converts them."""
-        return {"timm": _timm_rules(), "hf_onnx": _hf_onnx_rules()}
-
-
-def _timm_rules() -> tuple[Rule, ...]:
-    block, target = r"blocks\.(\d+)\.", r"params/block_\1/"
-    rules = [
-        Rule(r"patch_embed\.proj\.weight", "params/stem/kernel", CONV),
-        Rule(r"patch_embed\.proj\.bias", "params/stem/bias", SAME),
-        Rule(r"cls_token", "params/stem/class_token", SAME),
-        Rule(r"pos_embed", "params/stem/pos_embed", SAME),
-        Rule(r"head\..*", None),
-        Rule(r"norm\.weight", "params/norm/scale", SAME),
-        Rule(r"norm\.bias", "params/norm/bias", SAME),
-        Rule(rf"{block}norm(\d)\.weight", rf"{target}norm\2/scale", SAME),
-        Rule(rf"{block}norm(\d)\.bias", rf"{target}norm\2/bias", SAME),
-        Rule(rf"{block}ls(\d)\.gamma", rf"{target}layer_scale\2/scale", SAME),
-    ]
-    for source, name in (
-        (r"attn\.qkv", "attention/qkv"),
-        (r"attn\.proj", "attention/out"),
-        (r"mlp\.(fc\d)", r"mlp/\2"),
-    ):
-        rules += [
-            Rule(rf"{block}{source}\.weight", f"{target}{name}/kernel", LINEAR),
-            Rule(rf"{block}{source}\.bias", f"{target}{name}/bias", SAME),
-        ]
-    return tuple(rules)
-
-
-def _hf_onnx_rules() -> tuple[Rule, ...]:
-    """transformers' Dinov2Model inside a larger network, exported to ONNX with its position embedding split in two.
-
-    Linear kernels come as `MatMul` initializers, [in, out] already, which `weights.files` names by their node.
-    """
-    bias, node, target = r"backbone\.encoder\.layer\.(\d+)\.", r"/backbone/encoder/layer\.(\d+)/", r"params/block_\1/"
-    rules = [
-        Rule(r"backbone\.embeddings\.patch_embeddings\.projection\.weight", "params/stem/kernel", CONV),
-        Rule(r"backbone\.embeddings\.patch_embeddings\.projection\.bias", "params/stem/bias", SAME),
-        Rule(r"backbone\.embeddings\.cls_token", "params/stem/class_token", SAME),
-        Rule(r"backbone\.layernorm\.weight", "params/norm/scale", SAME),
-        Rule(r"backbone\.layernorm\.bias", "params/norm/bias", SAME),
-        Rule(rf"{bias}norm(\d)\.weight", rf"{target}norm\2/scale", SAME),
-        Rule(rf"{bias}norm(\d)\.bias", rf"{target}norm\2/bias", SAME),
-        Rule(rf"{bias}layer_scale(\d)\.lambda1", rf"{target}layer_scale\2/scale", SAME),
-        Rule(r"/backbone/embeddings/Concat_6_output_0#0", "params/stem/pos_embed", SAME, part=0, axis=1),
-        Rule(r"/backbone/embeddings/Reshape_1_output_0#0", "params/stem/pos_embed", SAME, part=1, axis=1),
-        Rule(r"decoder\..*", None),
-    ]
-    for part, name in enumerate(("query", "key", "value")):
-        rules += [
-            Rule(rf"{node}attention/attention/{name}/MatMul_output_0#1", f"{target}attention/qkv/kernel", SAME, part),
-            Rule(rf"{bias}attention\.attention\.{name}\.bias", f"{target}attention/qkv/bias", SAME, part),
-        ]
-    for layer, name in (("attention/output/dense", "attention/out"), ("mlp/fc1", "mlp/fc1"), ("mlp/fc2", "mlp/fc2")):
-        dots = layer.replace("/", r"\.")
-        rules += [
-            Rule(rf"{node}{layer}/MatMul_output_0#1", f"{target}{name}/kernel", SAME),
-            Rule(rf"{bias}{dots}\.bias", f"{target}{name}/bias", SAME),
-        ]
-    return tuple(rules)
+        return vit_names.tables(self)

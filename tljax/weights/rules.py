@@ -1,53 +1,90 @@
-"""Weight conversion as data: an ordered table of rules that must explain every name on both sides."""
+"""Weight conversion as data: a table of exact names that must explain every array on both sides, and runs backwards."""
 
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tljax.errors import InputError
 
-
-@dataclass(frozen=True)
-class Layout:
-    """The order of an array's axes in the source, seen from ours; None where they are the same."""
-
-    axes: tuple[int, ...] | None
-
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
-        return array if self.axes is None else array.transpose(self.axes)
-
-
-SAME = Layout(None)
-LINEAR = Layout((1, 0))  # [out, in] -> [in, out]
-CONV = Layout((2, 3, 1, 0))  # OIHW -> HWIO
+Shape = tuple[int | None, ...]  # None where any length will do
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Where one family of source arrays goes.
+    """Where one source array goes.
 
     Attributes:
-        source: a regular expression that a source name must match whole.
-        target: our path, with the expression's groups as `\\1`; None says that the array is left out on purpose.
-        layout: how the array must be turned.
-        part: for several sources that make one target, this one's place in it.
-        axis: the axis along which the parts are joined.
+        source: its name in the file.
+        target: our path.
+        axes: the order of the source's axes, seen from ours; None where they are the same.
+        fold: the shape, its axes turned, that the source has and we have reshaped; -1 for one length not known here.
+        part: for several sources that make one target, (start, stop) of this one along `axis` of the target.
+        axis: where the parts are joined.
     """
 
     source: str
-    target: str | None
-    layout: Layout = SAME
-    part: int | None = None
+    target: str
+    axes: tuple[int, ...] | None = None
+    fold: tuple[int, ...] | None = None
+    part: tuple[int, int] | None = None
     axis: int = -1
+
+    def to_ours(self, array: np.ndarray, shape: Shape) -> np.ndarray | None:
+        """This rule's share of the target, or None where the array cannot make it."""
+        share = list(shape)
+        if self.part:
+            share[self.axis] = self.part[1] - self.part[0]
+        if self.axes is not None:
+            if array.ndim != len(self.axes):
+                return None
+            array = array.transpose(self.axes)
+        if self.fold is not None:
+            if not _fits(array.shape, tuple(None if n == -1 else n for n in self.fold)):
+                return None
+            array = array.reshape([-1 if n is None else n for n in share])
+        return array if _fits(array.shape, tuple(share)) else None
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        """The source array, from the whole target."""
+        if self.part:
+            array = np.take(array, range(*self.part), axis=self.axis)
+        if self.fold is not None:
+            array = array.reshape(self.fold)
+        return array if self.axes is None else array.transpose(np.argsort(self.axes))
+
+
+LINEAR = (1, 0)  # [out, in] -> [in, out]
+CONV = (2, 3, 1, 0)  # OIHW -> HWIO
 
 
 @dataclass(frozen=True)
-class Conversion:
+class Table:
+    """All that is known of a family of checkpoints.
+
+    Attributes:
+        rules: one for each array that the model takes from it.
+        ignored: expressions of whole names that are left out on purpose.
+        aliases: (expression, replacement), applied in order to each name before it is looked up, for the spellings
+            under which the same checkpoint is found.
+    """
+
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+
+    def canonical(self, name: str) -> str:
+        """The name that the rules know an array by."""
+        for pattern, replacement in self.aliases:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+class Conversion(NamedTuple):
     """What became of a checkpoint: flat `path -> array`, and the source names left out."""
 
     arrays: dict[str, np.ndarray]
@@ -55,45 +92,45 @@ class Conversion:
 
 
 def convert(
-    source: Mapping[str, np.ndarray], rules: Sequence[Rule], targets: Mapping[str, tuple[int, ...]]
+    source: Mapping[str, np.ndarray], table: Table, targets: Mapping[str, Shape], optional: frozenset[str] = frozenset()
 ) -> Conversion:
     """Converts a checkpoint so that nothing is lost or made up.
 
     Args:
         source: name -> array, as the file has them.
-        rules: tried in order; the first whose `source` matches decides.
-        targets: path -> shape of every array that the model needs.
+        table: says what each name means.
+        targets: path -> shape of every array that the model takes.
+        optional: targets that a checkpoint may lack.
 
     Raises:
         InputError: a source name that no rule covers, a target left empty or filled twice, or a shape that differs;
             all such faults are listed together, with both sides' names.
     """
-    parts: dict[str, list[tuple[Rule, str]]] = defaultdict(list)
+    by_name = {rule.source: rule for rule in table.rules}
+    found: dict[str, list[tuple[Rule, str]]] = defaultdict(list)
     ignored, unknown = [], []
     for name in source:
-        matches = ((rule, re.fullmatch(rule.source, name)) for rule in rules)
-        rule, match = next(((rule, match) for rule, match in matches if match), (None, None))
-        if rule is None:
-            unknown.append(name)
-        elif rule.target is None:
+        canonical = table.canonical(name)
+        if canonical in by_name:
+            rule = by_name[canonical]
+            found[rule.target].append((rule, name))
+        elif any(re.fullmatch(pattern, canonical) for pattern in table.ignored):
             ignored.append(name)
         else:
-            parts[match.expand(rule.target)].append((rule, name))
-    faults = [f"no rule for source {name} {source[name].shape}" for name in unknown]
-    faults += [
-        f"nothing fills target {path} {targets[path]}{_nearest(path, parts)}" for path in targets if path not in parts
-    ]
+            unknown.append(f"no rule for source {name} {source[name].shape}{_nearest(canonical, by_name)}")
+    empty = [path for path in targets if path not in found and path not in optional]
+    faults = unknown + [f"nothing fills target {path} {targets[path]}{_nearest(path, found)}" for path in empty]
     arrays = {}
-    for path, found in parts.items():
-        names = " + ".join(name for _, name in found)
+    for path, parts in found.items():
+        names = " + ".join(name for _, name in parts)
         if path not in targets:
             faults.append(f"source {names} goes to {path}, which the model lacks{_nearest(path, targets)}")
-        elif len({rule.part for rule, _ in found}) < len(found) or (len(found) > 1 and found[0][0].part is None):
+        elif len({rule.source for rule, _ in parts}) < len(parts):
             faults.append(f"target {path} is filled more than once: {names}")
         else:
-            arrays[path] = _join(source, found)
-            if arrays[path] is None or arrays[path].shape != targets[path]:
-                given = " + ".join(str(source[name].shape) for _, name in found)
+            arrays[path] = _join(source, parts, targets[path])
+            if arrays[path] is None:
+                given = " + ".join(str(source[name].shape) for _, name in parts)
                 faults.append(f"source {names} {given} does not make target {path} {targets[path]}")
     if faults:
         shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
@@ -101,14 +138,27 @@ def convert(
     return Conversion(arrays, tuple(ignored))
 
 
-def _join(source: Mapping[str, np.ndarray], found: list[tuple[Rule, str]]) -> np.ndarray | None:
-    """The parts in order, each turned, as one array; None where their shapes do not allow it."""
-    found = sorted(found, key=lambda item: item[0].part or 0)
-    try:
-        arrays = [rule.layout.to_ours(source[name]) for rule, name in found]
-        return np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, found[0][0].axis))
-    except ValueError:
+def unconvert(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
+    """The inverse of `convert`: the source's canonical names and layout, from ours; what is absent stays absent."""
+    return {
+        rule.source: np.ascontiguousarray(rule.to_theirs(arrays[rule.target]))
+        for rule in table.rules
+        if rule.target in arrays
+    }
+
+
+def _join(source: Mapping[str, np.ndarray], found: list[tuple[Rule, str]], shape: Shape) -> np.ndarray | None:
+    """The parts in order, each turned, as one array; None where they do not make it."""
+    found = sorted(found, key=lambda item: item[0].part or (0, 0))
+    arrays = [rule.to_ours(source[name], shape) for rule, name in found]
+    if any(array is None for array in arrays):
         return None
+    joined = np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, found[0][0].axis))
+    return joined if _fits(joined.shape, shape) else None
+
+
+def _fits(shape: tuple[int, ...], wanted: Shape) -> bool:
+    return len(shape) == len(wanted) and all(b in (a, None) for a, b in zip(shape, wanted, strict=True))
 
 
 def _nearest(path: str, others: Mapping[str, Any]) -> str:

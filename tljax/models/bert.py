@@ -1,0 +1,181 @@
+"""BERT (1810.04805) and what shares its layers: MiniLM (2002.10957), RoBERTa (1907.11692), DistilBERT (1910.01108)."""
+
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tljax.errors import InputError
+from tljax.models import bert_names, ops
+from tljax.weights.rules import Table
+
+_normal = nn.initializers.truncated_normal(0.02)
+_ACTIVATIONS = {"cls_tanh": jnp.tanh, "cls_relu": jax.nn.relu}
+
+
+class _Dense(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", _normal, (x.shape[-1], self.features))
+        return ops.linear(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+
+
+class _Stem(nn.Module):
+    """The sum of word, position and token type embeddings, normalised."""
+
+    width: int
+    vocabulary: int
+    positions: int
+    token_types: int
+    pad_id: int | None
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        ids = x["input_ids"]
+        self._check_length(ids.shape[1])
+        hidden = self._embedding("word_embed", self.vocabulary, ids)
+        hidden += self._embedding("pos_embed", self.positions, self._places(ids))
+        if self.token_types:
+            types = x.get("token_type_ids", jnp.zeros_like(ids))
+            hidden += self._embedding("type_embed", self.token_types, types)
+        return {"hidden": nn.LayerNorm(self.eps, name="norm")(hidden), "attention_mask": x["attention_mask"]}
+
+    def _embedding(self, name, rows, ids):
+        table = self.param(name, _normal, (rows, self.width))
+        # Unlike table[ids], which takes the last row for an id beyond it, this gives NaN.
+        return jnp.take(table, ids, axis=0, mode="fill")
+
+    def _places(self, ids):
+        if self.pad_id is None:
+            return jnp.arange(ids.shape[1])[None]
+        is_token = (ids != self.pad_id).astype(ids.dtype)
+        return self.pad_id + jnp.cumsum(is_token, axis=1) * is_token
+
+    def _check_length(self, length: int):
+        longest = self.positions - (0 if self.pad_id is None else self.pad_id + 1)
+        if length > longest:
+            raise InputError(f"texts of {length} tokens, but the network has positions for {longest}: shorten them")
+
+
+class _Attention(nn.Module):
+    heads: int
+
+    @nn.compact
+    def __call__(self, x, mask):
+        batch, tokens, width = x.shape
+        qkv = _Dense(3 * width, name="qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        x = ops.attention(q, k, v, mask).transpose(0, 2, 1, 3).reshape(batch, tokens, width)
+        return _Dense(width, name="out")(x)
+
+
+class _Block(nn.Module):
+    heads: int
+    mlp_width: int
+    gelu: str
+    eps: float
+
+    @nn.compact
+    def __call__(self, carry):
+        x, mask = carry["hidden"], carry["attention_mask"]
+        x = nn.LayerNorm(self.eps, name="norm1")(x + _Attention(self.heads, name="attention")(x, mask != 0))
+        activation = ops.gelu if self.gelu == "erf" else nn.gelu  # the latter is the tanh approximation
+        y = activation(_Dense(self.mlp_width, name="fc1")(x))
+        x = nn.LayerNorm(self.eps, name="norm2")(x + _Dense(x.shape[-1], name="fc2")(y))
+        return {"hidden": x, "attention_mask": mask}
+
+
+class Bert(nn.Module):
+    """A post-norm text encoder that ends in pooled features. The defaults are BERT-base's.
+
+    Attributes:
+        width, depth, heads: the usual sizes.
+        mlp_width: hidden units of a block's MLP; four times the width if None.
+        vocabulary, positions: rows of the word and of the position embedding.
+        token_types: rows of the token type embedding; 0 for a network without (DistilBERT).
+        pad_id: None if positions are the columns from 0 on. If given, they count from `pad_id + 1`, and skip tokens
+            with that id (RoBERTa).
+        pool: `cls`, the first token; `cls_tanh`, that after a dense layer and tanh (BERT's pooler, and the first half
+            of RoBERTa's classifier); `cls_relu`, after a dense layer and ReLU (DistilBERT's `pre_classifier`);
+            `mean` of the tokens where the attention mask is 1 (Sentence-BERT, 1908.10084, before it normalises).
+        gelu: `erf`, or the `tanh` approximation.
+        eps: LayerNorm's epsilon.
+
+    Groups: `stem` (embeddings), `block_0` …, and `pooler` where there is a dense layer.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_width: int | None = None
+    vocabulary: int = 30522
+    positions: int = 512
+    token_types: int = 2
+    pad_id: int | None = None
+    pool: Literal["cls", "cls_tanh", "cls_relu", "mean"] = "cls_tanh"
+    gelu: Literal["erf", "tanh"] = "erf"
+    eps: float = 1e-12
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        pooler = ("pooler",) if self.pool in _ACTIVATIONS else ()
+        return ("stem", *(f"block_{i}" for i in range(self.depth)), *pooler)
+
+    @property
+    def feature_dim(self) -> int:
+        return self.width
+
+    def setup(self):
+        self.stem = _Stem(self.width, self.vocabulary, self.positions, self.token_types, self.pad_id, self.eps)
+        hidden = self.mlp_width or 4 * self.width
+        self.block = [_Block(self.heads, hidden, self.gelu, self.eps) for _ in range(self.depth)]
+        if self.pool in _ACTIVATIONS:
+            self.pooler = _Dense(self.width)
+
+    def __call__(
+        self,
+        x: Mapping[str, Array],
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        pool: bool = True,
+        train: bool = False,
+        frozen: Collection[str] = (),
+    ) -> Float[Array, "batch ..."] | dict[str, Array]:
+        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `train` and `frozen` do nothing.
+
+        Args:
+            x: `input_ids`, `attention_mask` (1 at tokens, 0 at padding) and, if wanted, `token_type_ids` (else 0),
+                each [batch, length] of integers; or what `groups[:start]` gave.
+
+        Returns:
+            Features [batch, feature_dim] at the end, or, without `pool`, the last hidden state [batch, length,
+            width]; else `hidden` [batch, length, width] after `groups[stop - 1]` and `attention_mask`.
+
+        Raises:
+            InputError: the texts are longer than there are positions.
+        """
+        del train, frozen
+        names = self.groups[start:stop]
+        for layer in [self.stem, *self.block][start:stop]:
+            x = layer(x)
+        if not names or names[-1] != self.groups[-1]:
+            return x
+        return self._pooled(x["hidden"], x["attention_mask"]) if pool else x["hidden"]
+
+    def _pooled(self, hidden, mask):
+        if self.pool == "mean":
+            weights = mask.astype(hidden.dtype)[..., None]
+            return jnp.sum(hidden * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
+        first = hidden[:, 0]
+        return _ACTIVATIONS[self.pool](self.pooler(first)) if self.pool in _ACTIVATIONS else first
+
+    def tables(self) -> dict[str, Table]:
+        """Whose names -> the table that converts them."""
+        return bert_names.tables(self)

@@ -1,0 +1,117 @@
+"""What text encoders' parameters are called in transformers' files.
+
+The head is a checkpoint's last linear layer. It reads what the layer before it makes, so it is only taken by a module
+with that layer (`pool="cls_tanh"`, or `cls_relu` for DistilBERT): one that pools otherwise ignores both. Since
+transformers has no classifier on such features, the head of such a module is called plainly `head`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tljax.weights.rules import LINEAR, Rule, Table
+
+if TYPE_CHECKING:
+    from tljax.models.bert import Bert
+
+# A buffer of older versions, the heads of other tasks, and the old spelling of LayerNorm's parameters.
+_IGNORED = (r".*\.embeddings\.position_ids", r"qa_outputs\..*")
+_LEGACY = ((r"(LayerNorm|layer_norm)\.gamma$", r"\1.weight"), (r"(LayerNorm|layer_norm)\.beta$", r"\1.bias"))
+
+
+def tables(model: Bert) -> dict[str, Table]:
+    """Whose names -> the table that converts them."""
+    return {"bert": _bert(model), "roberta": _roberta(model), "distilbert": _distilbert(model)}
+
+
+def _linear(source: str, target: str, part: tuple[int, int] | None = None) -> Iterator[Rule]:
+    """torch's `weight` [out, in] and `bias`."""
+    yield Rule(f"{source}.weight", f"{target}/kernel", LINEAR, part=part)
+    yield Rule(f"{source}.bias", f"{target}/bias", part=part)
+
+
+def _norm(source: str, target: str) -> Iterator[Rule]:
+    yield Rule(f"{source}.weight", f"{target}/scale")
+    yield Rule(f"{source}.bias", f"{target}/bias")
+
+
+def _bert(model: Bert) -> Table:
+    """`Bert*`, with the pooler that pretraining and the classifier share."""
+    rules, unused = _ending(model, "cls_tanh", "bert.pooler.dense", "classifier")
+    return Table(
+        (*_encoder(model, "bert"), *rules),
+        (*_IGNORED, *unused, r"cls\..*"),
+        (*_LEGACY, _prefixed("bert", "encoder")),
+    )
+
+
+def _roberta(model: Bert) -> Table:
+    """`Roberta*`. Its own pooler is always left out: pretraining has no use for it, so it is as it was initialised."""
+    rules, unused = _ending(model, "cls_tanh", "classifier.dense", "classifier.out_proj")
+    return Table(
+        (*_encoder(model, "roberta"), *rules),
+        (*_IGNORED, *unused, r"lm_head\..*", r"roberta\.pooler\..*"),
+        (*_LEGACY, _prefixed("roberta", "encoder")),
+    )
+
+
+def _distilbert(model: Bert) -> Table:
+    """`DistilBert*`."""
+    rules, unused = _ending(model, "cls_relu", "pre_classifier", "classifier")
+    rules += _embeddings(model, "distilbert")
+    for i in range(model.depth):
+        source, target = f"distilbert.transformer.layer.{i}", f"params/block_{i}"
+        rules += _attention(model, [f"{source}.attention.{name}_lin" for name in ("q", "k", "v", "out")], target)
+        rules += [
+            *_norm(f"{source}.sa_layer_norm", f"{target}/norm1"),
+            *_linear(f"{source}.ffn.lin1", f"{target}/fc1"),
+            *_linear(f"{source}.ffn.lin2", f"{target}/fc2"),
+            *_norm(f"{source}.output_layer_norm", f"{target}/norm2"),
+        ]
+    return Table(
+        tuple(rules),
+        (*_IGNORED, *unused, r"vocab_(transform|layer_norm|projector)\..*"),
+        (*_LEGACY, _prefixed("distilbert", "transformer")),
+    )
+
+
+def _prefixed(prefix: str, layers: str) -> tuple[str, str]:
+    """The alias for a file that was saved from the bare model."""
+    return rf"^(?=(embeddings|{layers}|pooler)\.)", f"{prefix}."
+
+
+def _ending(model: Bert, pool: str, dense: str, classifier: str) -> tuple[list[Rule], list[str]]:
+    """Rules for what follows the blocks, and what is ignored of it, where the checkpoint's own head pools by `pool`."""
+    if model.pool == pool:
+        return [*_linear(dense, "params/pooler"), *_linear(classifier, "head")], []
+    return [*_linear("head", "head")], [rf"{name}\.(weight|bias)" for name in (dense, classifier)]
+
+
+def _embeddings(model: Bert, prefix: str) -> Iterator[Rule]:
+    names = {"word_embeddings": "word_embed", "position_embeddings": "pos_embed"}
+    if model.token_types:
+        names["token_type_embeddings"] = "type_embed"
+    for theirs, ours in names.items():
+        yield Rule(f"{prefix}.embeddings.{theirs}.weight", f"params/stem/{ours}")
+    yield from _norm(f"{prefix}.embeddings.LayerNorm", "params/stem/norm")
+
+
+def _attention(model: Bert, sources: list[str], target: str) -> Iterator[Rule]:
+    """Query, key and value, which are parts of our joint projection, and what follows them."""
+    for i, source in enumerate(sources[:3]):
+        yield from _linear(source, f"{target}/attention/qkv", (i * model.width, (i + 1) * model.width))
+    yield from _linear(sources[3], f"{target}/attention/out")
+
+
+def _encoder(model: Bert, prefix: str) -> Iterator[Rule]:
+    """Embeddings and blocks as BERT and RoBERTa call them."""
+    yield from _embeddings(model, prefix)
+    for i in range(model.depth):
+        source, target = f"{prefix}.encoder.layer.{i}", f"params/block_{i}"
+        joint = [f"{source}.attention.self.{name}" for name in ("query", "key", "value")]
+        yield from _attention(model, [*joint, f"{source}.attention.output.dense"], target)
+        yield from _norm(f"{source}.attention.output.LayerNorm", f"{target}/norm1")
+        yield from _linear(f"{source}.intermediate.dense", f"{target}/fc1")
+        yield from _linear(f"{source}.output.dense", f"{target}/fc2")
+        yield from _norm(f"{source}.output.LayerNorm", f"{target}/norm2")

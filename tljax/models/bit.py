@@ -1,0 +1,128 @@
+"""BiT (1912.11370): pre-activation ResNets (1603.05027) with GroupNorm and weight-standardised convolutions."""
+
+from collections.abc import Collection
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from tljax.models import bit_names, ops
+from tljax.models.resnet_names import blocks
+from tljax.weights.rules import Table
+
+# The fast variance, E[x²] - E[x]², loses the digits that matter where the variance is small.
+_Norm = partial(nn.GroupNorm, 32, epsilon=1e-5, use_fast_variance=False)
+
+
+def standardise(kernel: Float[Array, "rows columns inputs outputs"], eps: float) -> Float[Array, "..."]:
+    """Each output's kernel at mean 0 and variance 1 (1903.10520), by the population variance."""
+    kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2))
+    return kernel * lax.rsqrt(jnp.mean(jnp.square(kernel), axis=(0, 1, 2)) + eps)
+
+
+class _StdConv(nn.Module):
+    features: int
+    eps: float
+    size: int = 1
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        pad = (self.size // 2, self.size // 2)
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        return ops.conv(x, standardise(kernel, self.eps), self.stride, (pad, pad))
+
+
+class _Stem(nn.Module):
+    width: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        x = _StdConv(self.width, self.eps, 7, 2, name="conv")(x)
+        # Nothing has made this map positive, so padding by zeros is not padding by -inf.
+        return nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+
+
+class _Block(nn.Module):
+    """A pre-activation bottleneck; `projects` says whether the shortcut is a convolution."""
+
+    width: int
+    stride: int
+    projects: bool
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        conv = partial(_StdConv, eps=self.eps)
+        y = nn.relu(_Norm(name="norm1")(x))
+        if self.projects:
+            x = conv(4 * self.width, stride=self.stride, name="downsample")(y)
+        y = conv(self.width, name="conv1")(y)
+        y = conv(self.width, size=3, stride=self.stride, name="conv2")(nn.relu(_Norm(name="norm2")(y)))
+        return x + conv(4 * self.width, name="conv3")(nn.relu(_Norm(name="norm3")(y)))
+
+
+class BiT(nn.Module):
+    """A BiT-ResNet (`ResNetV2` in timm) that ends in globally average-pooled features.
+
+    Attributes:
+        depths: blocks per stage.
+        widths: channels per stage inside the block, which ends with four times as many; multiples of 32.
+        stem_width: channels after the stem; like `widths`, k times as many in a network called `x<k>`.
+        conv_eps: what keeps a kernel's variance from 0: 1e-8 in timm, 1e-10 in the code that trained BiT.
+
+    Groups: `stem`, one `block_i` per residual block in order, `norm` (with the last ReLU).
+    """
+
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem_width: int = 64
+    conv_eps: float = 1e-8
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return ("stem", *(f"block_{i}" for i in range(sum(self.depths))), "norm")
+
+    @property
+    def feature_dim(self) -> int:
+        return 4 * self.widths[-1]
+
+    def setup(self):
+        self.stem = _Stem(self.stem_width, self.conv_eps)
+        self.block = [
+            _Block(self.widths[stage], 2 if i == 0 and stage > 0 else 1, projects=i == 0, eps=self.conv_eps)
+            for stage, i in blocks(self.depths)
+        ]
+        self.norm = _Norm()
+
+    def __call__(
+        self,
+        x: Float[Array, "batch ..."],
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        pool: bool = True,
+        train: bool = False,
+        frozen: Collection[str] = (),
+    ) -> Float[Array, "batch ..."]:
+        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `train` and `frozen` do nothing."""
+        del train, frozen
+        names = self.groups[start:stop]
+        for layer in [self.stem, *self.block][start:stop]:
+            x = layer(x)
+        if not names or names[-1] != "norm":
+            return x
+        x = nn.relu(self.norm(x))
+        return jnp.mean(x, axis=(1, 2)) if pool else x
+
+    def for_image_size(self, size: int) -> "BiT":
+        """Itself: a convolution takes any size."""
+        return self
+
+    def tables(self) -> dict[str, Table]:
+        """Whose names -> the table that converts them."""
+        return bit_names.tables(self)

@@ -1,0 +1,174 @@
+"""What Vision Transformers' parameters are called in the checkpoints that people have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tljax.weights.rules import CONV, LINEAR, Rule, Table
+
+if TYPE_CHECKING:
+    from tljax.models.vit import ViT
+
+
+def tables(model: ViT) -> dict[str, Table]:
+    """Whose names -> the table that converts them."""
+    return {"timm": _timm(model), "hf": _hf(model), "hf_onnx": _hf_onnx(model), "google": _google(model)}
+
+
+def _linear(source: str, target: str, part: tuple[int, int] | None = None) -> Iterator[Rule]:
+    """torch's `weight` [out, in] and `bias`."""
+    yield Rule(f"{source}.weight", f"{target}/kernel", LINEAR, part=part)
+    yield Rule(f"{source}.bias", f"{target}/bias", part=part)
+
+
+def _norm(source: str, target: str) -> Iterator[Rule]:
+    yield Rule(f"{source}.weight", f"{target}/scale")
+    yield Rule(f"{source}.bias", f"{target}/bias")
+
+
+def _patches(source: str) -> Iterator[Rule]:
+    yield Rule(f"{source}.weight", "params/stem/kernel", CONV)
+    yield Rule(f"{source}.bias", "params/stem/bias")
+
+
+def _thirds(width: int) -> list[tuple[str, tuple[int, int]]]:
+    """query, key and value as parts of our joint projection."""
+    return [(name, (i * width, (i + 1) * width)) for i, name in enumerate(("query", "key", "value"))]
+
+
+def _timm(model: ViT) -> Table:
+    rules = [
+        *_patches("patch_embed.proj"),
+        Rule("cls_token", "params/stem/class_token"),
+        Rule("pos_embed", "params/stem/pos_embed"),
+        *_norm("fc_norm" if model.pool == "mean" else "norm", "params/norm"),
+        *_linear("head", "head"),
+    ]
+    if model.distilled:
+        rules += [Rule("dist_token", "params/stem/distillation_token"), *_linear("head_dist", "head_dist")]
+    if model.registers:
+        rules += [Rule("reg_token", "params/stem/registers")]
+    for i in range(model.depth):
+        source, target = f"blocks.{i}", f"params/block_{i}"
+        rules += [
+            *_norm(f"{source}.norm1", f"{target}/norm1"),
+            *_norm(f"{source}.norm2", f"{target}/norm2"),
+            *_linear(f"{source}.attn.qkv", f"{target}/attention/qkv"),
+            *_linear(f"{source}.attn.proj", f"{target}/attention/out"),
+            *_linear(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
+            *_linear(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
+        ]
+        if model.layer_scale is not None:
+            rules += [Rule(f"{source}.ls{n}.gamma", f"{target}/layer_scale{n}/scale") for n in (1, 2)]
+    return Table(tuple(rules))
+
+
+def _hf(model: ViT) -> Table:
+    """transformers' ViT and Dinov2 (with registers or not), as their files on the hub spell it.
+
+    The two differ in a few words; LayerScale tells them apart. transformers 5 renamed modules in memory, and a file
+    saved from a bare model lacks the prefix: aliases bring both back to the published spelling.
+    """
+    dinov2 = model.layer_scale is not None
+    prefix = "dinov2" if dinov2 else "vit"
+    norms = ("norm1", "norm2") if dinov2 else ("layernorm_before", "layernorm_after")
+    dense = ("mlp.fc1", "mlp.fc2") if dinov2 else ("intermediate.dense", "output.dense")
+    rules = [
+        *_patches(f"{prefix}.embeddings.patch_embeddings.projection"),
+        Rule(f"{prefix}.embeddings.cls_token", "params/stem/class_token"),
+        Rule(f"{prefix}.embeddings.position_embeddings", "params/stem/pos_embed"),
+        *_norm(f"{prefix}.layernorm", "params/norm"),
+        *_linear("classifier", "head"),
+    ]
+    if model.registers:
+        rules += [Rule(f"{prefix}.embeddings.register_tokens", "params/stem/registers")]
+    for i in range(model.depth):
+        source, target = f"{prefix}.encoder.layer.{i}", f"params/block_{i}"
+        for n, (norm, layer) in enumerate(zip(norms, dense, strict=True), 1):
+            rules += [
+                *_norm(f"{source}.{norm}", f"{target}/norm{n}"),
+                *_linear(f"{source}.{layer}", f"{target}/mlp/fc{n}"),
+            ]
+        for name, part in _thirds(model.width):
+            rules += _linear(f"{source}.attention.attention.{name}", f"{target}/attention/qkv", part)
+        rules += _linear(f"{source}.attention.output.dense", f"{target}/attention/out")
+        if dinov2:
+            rules += [Rule(f"{source}.layer_scale{n}.lambda1", f"{target}/layer_scale{n}/scale") for n in (1, 2)]
+    aliases = [
+        (r"^dinov2_with_registers\.", "dinov2."),
+        (r"^(?=(embeddings|encoder|layers|layernorm|pooler)\.)", f"{prefix}."),
+        (r"^vit\.layers\.", "vit.encoder.layer."),
+        (r"\.attention\.q_proj\.", ".attention.attention.query."),
+        (r"\.attention\.k_proj\.", ".attention.attention.key."),
+        (r"\.attention\.v_proj\.", ".attention.attention.value."),
+        (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    ]
+    if not dinov2:
+        aliases += [(r"\.mlp\.fc1\.", ".intermediate.dense."), (r"\.mlp\.fc2\.", ".output.dense.")]
+    return Table(tuple(rules), (rf"{prefix}\.embeddings\.mask_token", rf"{prefix}\.pooler\..*"), tuple(aliases))
+
+
+def _hf_onnx(model: ViT) -> Table:
+    """transformers' Dinov2Model inside a larger network, exported to ONNX with its position embedding split in two.
+
+    Linear kernels come as `MatMul` initializers, [in, out] already, which `weights.files` names by their node.
+    """
+    patches = model.grid[0] * model.grid[1]
+    rules = [
+        *_patches("backbone.embeddings.patch_embeddings.projection"),
+        Rule("backbone.embeddings.cls_token", "params/stem/class_token"),
+        Rule("/backbone/embeddings/Concat_6_output_0#0", "params/stem/pos_embed", part=(0, 1), axis=1),
+        Rule("/backbone/embeddings/Reshape_1_output_0#0", "params/stem/pos_embed", part=(1, 1 + patches), axis=1),
+        *_norm("backbone.layernorm", "params/norm"),
+    ]
+    for i in range(model.depth):
+        source, node, target = f"backbone.encoder.layer.{i}", f"/backbone/encoder/layer.{i}", f"params/block_{i}"
+        layers = [(f"attention.attention.{name}", "attention/qkv", part) for name, part in _thirds(model.width)]
+        layers += [("attention.output.dense", "attention/out", None)]
+        layers += [("mlp.fc1", "mlp/fc1", None), ("mlp.fc2", "mlp/fc2", None)]
+        for name, ours, part in layers:
+            kernel = f"{node}/{name.replace('.', '/')}/MatMul_output_0#1"
+            rules += [
+                Rule(kernel, f"{target}/{ours}/kernel", part=part),
+                Rule(f"{source}.{name}.bias", f"{target}/{ours}/bias", part=part),
+            ]
+        for n in (1, 2):
+            rules += [
+                *_norm(f"{source}.norm{n}", f"{target}/norm{n}"),
+                Rule(f"{source}.layer_scale{n}.lambda1", f"{target}/layer_scale{n}/scale"),
+            ]
+    return Table(tuple(rules), (r"decoder\..*",))
+
+
+def _google(model: ViT) -> Table:
+    """google-research/vision_transformer's `.npz`, which keeps attention's heads on an axis of their own."""
+    width, heads = model.width, model.heads
+    split = (heads, width // heads)
+    names = {"embedding": "params/stem", "head": "head", "Transformer/encoder_norm": "params/norm"}
+    rules = [
+        Rule("cls", "params/stem/class_token"),
+        Rule("Transformer/posembed_input/pos_embedding", "params/stem/pos_embed"),
+        *(Rule(f"{source}/bias", f"{target}/bias") for source, target in names.items()),
+        Rule("embedding/kernel", "params/stem/kernel"),
+        Rule("head/kernel", "head/kernel"),
+        Rule("Transformer/encoder_norm/scale", "params/norm/scale"),
+    ]
+    for i in range(model.depth):
+        source, target = f"Transformer/encoderblock_{i}", f"params/block_{i}"
+        attention = f"{source}/MultiHeadDotProductAttention_1"
+        for name, part in _thirds(width):
+            rules += [
+                Rule(f"{attention}/{name}/kernel", f"{target}/attention/qkv/kernel", fold=(width, *split), part=part),
+                Rule(f"{attention}/{name}/bias", f"{target}/attention/qkv/bias", fold=split, part=part),
+            ]
+        rules += [
+            Rule(f"{attention}/out/kernel", f"{target}/attention/out/kernel", fold=(*split, width)),
+            Rule(f"{attention}/out/bias", f"{target}/attention/out/bias"),
+        ]
+        for n, (norm, layer) in enumerate((("LayerNorm_0", "Dense_0"), ("LayerNorm_2", "Dense_1")), 1):
+            rules += [Rule(f"{source}/{norm}/{leaf}", f"{target}/norm{n}/{leaf}") for leaf in ("scale", "bias")]
+            rules += [
+                Rule(f"{source}/MlpBlock_3/{layer}/{leaf}", f"{target}/mlp/fc{n}/{leaf}") for leaf in ("kernel", "bias")
+            ]
+    return Table(tuple(rules), (r"pre_logits/.*",))
