@@ -217,14 +217,27 @@ def test_the_whole_test_split_counts_once_whatever_the_batch_and_the_devices(tmp
 
 def test_convert_gives_weights_that_train_takes(tmp_path):
     folder = tmp_path / "weights"
-    done = tljax("convert", "resnet50_half.open_nsfw", folder)
-    assert "4 arrays left out" in done.stdout
+    tljax("convert", "resnet50_half.open_nsfw", folder)
     facts = json.loads((folder / "tljax.json").read_text())
     assert facts["pretrained"]["preprocessing"]["channels"] == "bgr"
+    assert len(facts["ignored"]) == 2
     assert "name a new folder" in tljax("convert", "resnet50_half.open_nsfw", folder, status=2).stderr
     base = ("inspect", "--config=configs/quickstart.py", "--json")
     found, wanted = (json.loads(tljax(*base, *more).stdout) for more in ((f"--config.backbone.weights={folder}",), ()))
     assert {**found, "weights": ""} == {**wanted, "weights": ""}
+
+
+@pytest.mark.parametrize("to", ["timm", "hf"])
+def test_an_exported_run_evaluates_to_the_same_bits(finished, tmp_path, to):
+    workdir, _ = finished
+    tljax("convert", workdir, tmp_path / to, f"--to={to}")
+    assert json.loads((tmp_path / to / "config.json").read_text())
+    tljax("convert", tmp_path / to, tmp_path / "back")
+    wanted = json.loads((workdir / "result.json").read_text())["splits"]["test"]
+    for weights in (tmp_path / to, tmp_path / "back"):
+        flags = ("--config.backbone.name=", f"--config.backbone.weights={weights}", "--config.head.init=pretrained")
+        found = json.loads(tljax("evaluate", TINY, *flags, "--json").stdout)
+        assert {key: found[key] for key in wanted} == wanted
 
 
 def test_help_names_every_verb():

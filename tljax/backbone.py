@@ -1,9 +1,9 @@
 """From `config.backbone` to a network and its pretrained arrays, converted once and cached by content."""
 
 import dataclasses
+import difflib
 import hashlib
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,68 +13,124 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax import checkpoint
-from tljax.config import BackboneConfig, Preprocessing, build, to_dict
+from tljax.config import BackboneConfig, Experiment, Preprocessing, build, to_dict
 from tljax.errors import InputError
-from tljax.models import BACKBONES
-from tljax.models.resnet import ResNet
+from tljax.models import BACKBONES, Backbone
+from tljax.models import build as build_backbone
+from tljax.models.bert import Bert
 from tljax.models.vit import ViT
-from tljax.weights import CATALOG, Pretrained, files
-from tljax.weights.rules import convert
-from tljax.weights.sources import cache_dir, check_sha256, fetch, made_once, sha256_of
+from tljax.weights import CATALOG, Pretrained, configs, files
+from tljax.weights.rules import Shape, Table, convert
+from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, made_once, sha256_of
 from tljax.weights.surgery import resample_pos_embed
 
-Backbone = ResNet | ViT
 POS_EMBED = "params/stem/pos_embed"
 
 
 def resolve(config: BackboneConfig) -> Pretrained:
-    """The row of the catalogue that a config means, or one made up for weights that are not in it.
+    """The row of the catalogue that a config means, or one that the weights' own folder describes.
 
     Raises:
         InputError: the name or the weights are unknown, or a name is needed and not given.
     """
-    by_uri = {row.uri: row for row in CATALOG.values()}
-    row = CATALOG.get(config.weights) or by_uri.get(config.weights)
-    if row is None and config.weights and Path(config.weights, "tljax.json").is_file():
-        facts = checkpoint.load_facts(Path(config.weights))
-        row = build(Pretrained, {**facts["pretrained"], "uri": config.weights, "sha256": ""}, "tljax.json")
-    if row is None and config.weights and "://" not in config.weights and not Path(config.weights).exists():
-        raise InputError(f"no backbone.weights {config.weights!r}: neither a path nor one of {', '.join(CATALOG)}")
+    row = _known(config.weights) or _described(config.weights)
     if row is None:
         row = Pretrained(config.weights, "", "", "", Preprocessing(), "unknown")
     name = config.name or row.backbone
-    if name not in BACKBONES:
-        problem = f"no backbone.name {name!r}" if name else f"{config.weights or 'random weights'} need a backbone.name"
-        raise InputError(f"{problem}; there are: {', '.join(BACKBONES)}")
+    if config.weights.endswith(".npz"):  # Google's: what was trained there is computed as it was there
+        row = dataclasses.replace(row, architecture={"gelu": "tanh"} if "vit" in name else {"conv_eps": 1e-10})
+    if not name:
+        what = config.weights or "random weights"
+        raise InputError(f"{what} need a backbone.name; there are: {', '.join(BACKBONES)}")
+    build_backbone(name, row.architecture)
     return dataclasses.replace(row, backbone=name, sha256=config.sha256 or row.sha256)
 
 
-def shapes(module: Backbone) -> dict[str, tuple[int, ...]]:
-    """Path (`params/…`, `batch_stats/…`) -> shape of every array in a backbone."""
-    size = module.patch_size * module.grid[0] if isinstance(module, ViT) else 64
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    variables = jax.eval_shape(module.init, jax.random.key(0), image)
-    return {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables, sep="/").items()}
+def module_of(row: Pretrained) -> Backbone:
+    """The network that a row's weights fill, at the size that they come in."""
+    return build_backbone(row.backbone, row.architecture)
+
+
+def _known(weights: str) -> Pretrained | None:
+    by_uri = {row.uri: row for row in CATALOG.values()}
+    return CATALOG.get(weights) or by_uri.get(weights)
+
+
+def _described(weights: str) -> Pretrained | None:
+    """What a folder that `convert` made, or a repository as timm and transformers lay it out, says of itself."""
+    if weights.startswith("hf://"):
+        # Only a whole repository is described; a file in one may be anything.
+        return configs.read(fetch(weights).parent, weights) if weights.count("/") == 3 else None
+    if "://" in weights or not weights:
+        return None
+    folder = Path(weights).expanduser()
+    if not folder.exists():
+        near = difflib.get_close_matches(weights, CATALOG, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "the names are in tljax/weights/catalog.csv"
+        raise InputError(f"no backbone.weights {weights!r}, neither a path nor a name in the catalogue: {hint}")
+    if (folder / "tljax.json").is_file():
+        facts = checkpoint.load_facts(folder)
+        return build(Pretrained, {**facts["pretrained"], "uri": weights, "sha256": ""}, "tljax.json")
+    return configs.read(folder, weights) if folder.is_dir() else None
+
+
+def shapes(module: Backbone) -> dict[str, Shape]:
+    """Path (`params/…`, `batch_stats/…`) -> shape of every array in a backbone, and `head/…` for any classes."""
+    variables = jax.eval_shape(module.init, jax.random.key(0), _example(module))
+    heads = dict.fromkeys(optional(module), (None,))
+    heads |= {path: (module.feature_dim, None) for path in heads if path.endswith("kernel")}
+    return {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables, sep="/").items()} | heads
+
+
+def _example(module: Backbone) -> Any:
+    """The shape of an input that the network takes."""
+    if isinstance(module, Bert):
+        tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+        return {"input_ids": tokens, "attention_mask": tokens}
+    size = tuple(side * module.patch_size for side in module.grid) if isinstance(module, ViT) else (64, 64)
+    return jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+
+
+def optional(module: Backbone) -> frozenset[str]:
+    """What a checkpoint may lack: the head of the task that it was trained for."""
+    heads = ("head", "head_dist") if isinstance(module, ViT) and module.distilled else ("head",)
+    return frozenset(f"{head}/{leaf}" for head in heads for leaf in ("kernel", "bias"))
 
 
 def restore(row: Pretrained, module: Backbone) -> dict[str, Any]:
-    """Pretrained variables {params, batch_stats} on the host, fitted to `module`'s grid of patches.
+    """Pretrained variables {params, batch_stats, head} on the host, fitted to `module`'s grid of patches.
+
+    `head` is the checkpoint's own, where it has one.
 
     Raises:
         InputError: the weights cannot be had, are not the ones pinned, or do not fit.
     """
-    tree = checkpoint.load_tree(converted(row))
-    arrays = flatten_dict(tree, sep="/")
+    arrays = flatten_dict(checkpoint.load_tree(converted(row)), sep="/")
     if isinstance(module, ViT):
-        native = BACKBONES[row.backbone].grid
-        arrays[POS_EMBED] = resample_pos_embed(arrays[POS_EMBED], native, module.grid, row.pos_embed)
-    wanted = shapes(module)
-    wrong = [
-        path for path in wanted.keys() | arrays.keys() if path not in arrays or arrays[path].shape != wanted.get(path)
-    ]
+        arrays[POS_EMBED] = resample_pos_embed(arrays[POS_EMBED], module_of(row).grid, module.grid, row.pos_embed)
+    wanted, heads = shapes(module), optional(module)
+    wrong = [path for path in wanted.keys() - heads if path not in arrays or arrays[path].shape != wanted[path]]
+    wrong += arrays.keys() - wanted.keys()
     if wrong:
         raise InputError(f"{row.uri}: does not fit {row.backbone}: {', '.join(sorted(wrong)[:4])}")
     return unflatten_dict(arrays, sep="/")
+
+
+def provenance(experiment: Experiment, row: Pretrained, module: Backbone) -> dict[str, Any]:
+    """What becomes of the pretrained arrays: how many are `kept`; names `resampled`, `initialised`, `ignored`."""
+    heads = [f"head/{leaf}" for leaf in ("kernel", "bias")[: 1 + experiment.head.bias]]
+    own = sorted(shapes(module).keys() - optional(module))
+    if not experiment.backbone.weights:
+        return {"kept": 0, "resampled": [], "initialised": [*own, *heads], "ignored": []}
+    facts = checkpoint.load_facts(converted(row))
+    resampled = [POS_EMBED] if isinstance(module, ViT) and module.grid != module_of(row).grid else []
+    pretrained = experiment.head.init == "pretrained"
+    return {
+        "kept": len(own) - len(resampled) + (len(heads) if pretrained else 0),
+        "resampled": resampled,
+        "initialised": [] if pretrained else heads,
+        "ignored": [*facts["ignored"], *([] if pretrained else facts["head"])],
+    }
 
 
 def converted(row: Pretrained) -> Path:
@@ -83,32 +139,49 @@ def converted(row: Pretrained) -> Path:
     The key is the file's content and the table of rules, so that a change in either is converted anew.
     """
     path = fetch(row.uri, row.sha256)
-    if path.is_dir():
+    if (path / "tljax.json").is_file():
         return path
+    path = _file_in(path) if path.is_dir() else path
     found = row.sha256 or sha256_of(path)
-    key = hashlib.sha256(f"{found} {row.source} {BACKBONES[row.backbone]} {_tables(row)}".encode()).hexdigest()
+    key = hashlib.sha256(f"{found} {row.source} {module_of(row)} {_tables(row)}".encode()).hexdigest()
     target = cache_dir() / "backbones" / f"{row.backbone}-{key[:16]}"
     with made_once(target) as making:
         if making:
-            write(row, path, making)
+            write(making, row, *read(row, path))
     return target
 
 
-def write(row: Pretrained, path: Path, folder: Path) -> None:
-    """Converts the file at `path` into `folder`: Orbax arrays, and `tljax.json` saying what they are."""
-    if row.sha256:
-        check_sha256(path, row.sha256, row.uri)
-    source = files.read(path)
-    tables = _tables(row)
+def _file_in(folder: Path) -> Path:
+    """The weights in a folder that is laid out as a repository on the hub."""
+    for name in HUB_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{folder}: no weights in it; looked for {', '.join(HUB_WEIGHTS)}")
+
+
+def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The arrays of a file, or of a folder as the hub has it, under our flat paths; and what else it has, by name."""
+    path = _file_in(path) if path.is_dir() else path
+    source, module, tables = files.read(path), module_of(row), _tables(row)
     name = row.source or max(tables, key=lambda name: _explained(source, tables[name]))
-    done = convert(source, tables[name], shapes(BACKBONES[row.backbone]))
-    facts = {"pretrained": to_dict(dataclasses.replace(row, source=name)), "ignored": done.ignored}
-    checkpoint.save_tree(folder, unflatten_dict(done.arrays, sep="/"), facts)
+    arrays, ignored = convert(source, tables[name], shapes(module), optional(module))
+    if {"head/kernel", "head/bias"} <= arrays.keys() and arrays["head/kernel"].shape[1:] != arrays["head/bias"].shape:
+        classes = arrays["head/kernel"].shape[1], len(arrays["head/bias"])
+        raise InputError(f"{row.uri}: its head's weight is for {classes[0]} classes, its bias for {classes[1]}")
+    return arrays, ignored
 
 
-def _tables(row: Pretrained) -> Mapping[str, Any]:
-    return BACKBONES[row.backbone].rules()
+def write(folder: Path, row: Pretrained, arrays: Mapping[str, np.ndarray], ignored: Sequence[str] = ()) -> None:
+    """Orbax arrays, and `tljax.json` saying what they are."""
+    heads = sorted(path for path in arrays if path.startswith("head"))
+    facts = {"pretrained": to_dict(row), "ignored": list(ignored), "head": heads}
+    checkpoint.save_tree(folder, unflatten_dict(dict(arrays), sep="/"), facts)
 
 
-def _explained(source: Mapping[str, np.ndarray], rules: Any) -> int:
-    return sum(any(rule.target and re.fullmatch(rule.source, name) for rule in rules) for name in source)
+def _tables(row: Pretrained) -> Mapping[str, Table]:
+    return module_of(row).tables()
+
+
+def _explained(source: Mapping[str, np.ndarray], table: Table) -> int:
+    known = {rule.source for rule in table.rules}
+    return sum(table.canonical(name) in known for name in source)

@@ -102,8 +102,17 @@ class Checkpoints:
 
 def save_tree(folder: Path, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes a nested dict of arrays, and `facts` about it as JSON, into a new folder."""
-    ocp.save(folder / "arrays", tree)
+    with _frugal():
+        ocp.save(folder / "arrays", tree)
     (folder / "tljax.json").write_text(json.dumps(facts, indent=1))
+
+
+def _frugal() -> ocp.Context:
+    """Saves without a copy of the arrays, which nobody changes, and without compression, which is another."""
+    context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False
+    context.array.saving.use_compression = False
+    return context
 
 
 def load_facts(folder: Path) -> dict[str, Any]:

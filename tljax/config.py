@@ -53,6 +53,20 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
+class HeadConfig:
+    """The linear layer that stands on the backbone's features.
+
+    Attributes:
+        init: `zeros` (the first prediction is uniform), `truncated_normal` (std 0.02), or `pretrained`: the rows of
+            the checkpoint's own head for the task's classes, found by name.
+        bias: whether it has one.
+    """
+
+    init: str = "zeros"
+    bias: bool = True
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """Which data, cut how.
 
@@ -134,6 +148,7 @@ class Experiment:
     eval_every: int = 0
     log_every: int = 10
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

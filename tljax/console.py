@@ -54,6 +54,15 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> 
     console.print(made, soft_wrap=False)
 
 
+def weights(become: Mapping[str, Any]) -> None:
+    """Prints `backbone.provenance`: what became of the pretrained arrays, with the first names of each kind."""
+    rows = [("kept", become["kept"], "")]
+    for what in ("resampled", "initialised", "ignored"):
+        names = become[what]
+        rows.append((what, len(names), ", ".join(names[:4]) + (" …" if len(names) > 4 else "")))
+    table("weights", ("", "arrays", ""), rows)
+
+
 def plain(metrics: Mapping[str, Any]) -> str:
     """`loss 0.123  accuracy 0.960` for a line or a bar."""
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))

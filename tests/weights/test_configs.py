@@ -1,0 +1,183 @@
+"""Repositories as timm and transformers lay them out: read to the network they mean, written so that it comes back."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conftest import GOLDEN, golden
+from tests.models import test_bert as text
+from tljax import backbone
+from tljax.config import BackboneConfig, Preprocessing
+from tljax.errors import InputError
+from tljax.models import BACKBONES, build
+from tljax.models.resnet import ResNet
+from tljax.models.vit import ViT
+from tljax.weights import Pretrained, configs, export
+
+DINOV2 = {"model_type": "dinov2", "hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3}
+DINOV2 |= {"image_size": 70, "patch_size": 14, "architectures": ["Dinov2ForImageClassification"]}
+VIT = {"model_type": "vit", "hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3}
+VIT |= {"intermediate_size": 80, "image_size": 32, "patch_size": 8}
+TIMM = {"architecture": "vit_base_patch16_224", "num_classes": 7, "global_pool": "token"}
+TIMM |= {"model_args": {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}}
+BASIC = {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 2, 1, 1]}
+BASIC |= {"layer_type": "basic"}
+
+
+def _repository(folder, weights, config, processor=None):
+    folder.mkdir()
+    shutil.copy(GOLDEN / weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    if processor:
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("case", "file", "config"),
+    [
+        ("hf_vit", "weights_hub.safetensors", VIT),
+        ("hf_dinov2", "weights_hub.safetensors", DINOV2),
+        ("timm_vit_cls", "weights.safetensors", TIMM),
+    ],
+)
+def test_a_repository_is_its_config_and_its_weights(tmp_path, case, file, config):
+    folder = _repository(tmp_path / "repository", f"{case}/{file}", config)
+    row = backbone.resolve(BackboneConfig(weights=str(folder)))
+    module = backbone.module_of(row)
+    _, io = golden(case)
+    variables = jax.tree.map(jnp.asarray, backbone.restore(row, module))
+    features = module.apply({"params": variables["params"]}, jnp.asarray(io["image"]))
+    np.testing.assert_allclose(features, io["features"], atol=2e-5, rtol=0)
+    logits = features @ variables["head"]["kernel"] + variables["head"]["bias"]
+    np.testing.assert_allclose(logits, io["logits"], atol=2e-5, rtol=0)
+
+
+TEXT = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 80, "vocab_size": 61}
+DISTILBERT = {"dim": 36, "n_layers": 2, "n_heads": 3, "hidden_dim": 80, "vocab_size": 61}
+
+
+@pytest.mark.parametrize(
+    ("case", "config"),
+    [
+        ("hf_bert_cls", {"model_type": "bert", **TEXT, "max_position_embeddings": 24}),
+        (
+            "hf_roberta_cls",
+            {"model_type": "roberta", **TEXT, "max_position_embeddings": 26, "type_vocab_size": 1}
+            | {"architectures": ["RobertaForSequenceClassification"]},
+        ),
+        (
+            "hf_distilbert_cls",
+            {"model_type": "distilbert", **DISTILBERT, "max_position_embeddings": 24}
+            | {"architectures": ["DistilBertForSequenceClassification"]},
+        ),
+    ],
+)
+def test_a_text_repository_too(tmp_path, case, config):
+    folder = _repository(tmp_path / "repository", f"{case}/weights.safetensors", config)
+    row = backbone.resolve(BackboneConfig(weights=str(folder)))
+    module, _, io = text.load(case)
+    assert backbone.module_of(row) == module.clone(gelu="erf")
+    variables = jax.tree.map(jnp.asarray, backbone.restore(row, module))
+    features = module.apply({"params": variables["params"]}, text.text_of(io))
+    logits = features @ variables["head"]["kernel"] + variables["head"]["bias"]
+    np.testing.assert_allclose(logits, io["logits"], atol=2e-5, rtol=0)
+
+
+def test_a_processor_says_what_images_the_network_expects(tmp_path):
+    processor = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True}
+    processor |= {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2], "resample": 3}
+    labels = {"id2label": {"1": "square", "0": "disc"}}
+    folder = _repository(tmp_path / "r", "hf_vit/weights_hub.safetensors", VIT | labels, processor)
+    row = configs.read(folder, "r")
+    assert row.preprocessing == Preprocessing(224, 0.875, (127.5, 102.0, 76.5), (51.0, 51.0, 51.0), "rgb", "bicubic")
+    assert row.classes == ("disc", "square")
+
+
+IMAGES = Preprocessing(56, 0.875, (127.5, 102.0, 76.5), (51.0, 51.0, 51.0), "rgb", "bicubic")
+VARIANTS = {
+    "vit_base_patch16": ViT(width=36, depth=2, heads=3, patch_size=8, grid=(7, 7), mlp_width=80),
+    "vit_base_patch14_dinov2": BACKBONES["vit_base_patch14_dinov2"],
+    "vit_small_patch14_reg4_dinov2": BACKBONES["vit_small_patch14_reg4_dinov2"],
+    "resnet50": BACKBONES["resnet50"],
+    "resnet18": ResNet(depths=(1, 2, 1, 1), widths=(8, 16, 24, 32), kind="basic"),
+}
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_is_written_is_read_back(tmp_path, name, library):
+    module = VARIANTS[name]
+    if library == "transformers" and isinstance(module, ViT):
+        module = module.clone(positions="all", pool="class_mean" if module.layer_scale else "class")
+    row = Pretrained("x", "", name, "", IMAGES, "MIT", classes=("disc", "square"))
+    attributes = {key: getattr(module, key) for key in module.__dataclass_fields__ if key not in ("parent", "name")}
+    config = getattr(export, library)(type(module).__name__, attributes, row)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(export.processor(IMAGES)))
+    found = configs.read(tmp_path, "x")
+    again = build(found.backbone, found.architecture)
+    for key, value in attributes.items():
+        if key == "mlp_width":
+            value = value or 4 * module.width
+        if key == "layer_scale" or (key == "mlp_width" and getattr(again, key) is None):
+            continue
+        assert getattr(again, key) == value, key
+    assert found.classes == row.classes
+    np.testing.assert_allclose(found.preprocessing.mean, IMAGES.mean)
+    np.testing.assert_allclose(found.preprocessing.std, IMAGES.std)
+    assert (found.preprocessing.size, found.preprocessing.crop_fraction) == (56, 0.875)
+    assert found.preprocessing.interpolation == "bicubic"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "swin"}, "config.json describes 'swin'; known: timm's, vit, dinov2"),
+        ({**DINOV2, "use_swiglu_ffn": True}, "use_swiglu_ffn=True is not supported, only False"),
+        ({**VIT, "hidden_act": "relu"}, "hidden_act='relu' is not supported, only gelu"),
+        ({**TIMM, "model_args": {"qk_norm": True}}, "model_args.qk_norm=True is not supported"),
+        ({**TIMM, "architecture": "swin_tiny"}, "no backbone.name 'swin_tiny'; there are: resnet18"),
+    ],
+)
+def test_a_network_that_tljax_does_not_have(tmp_path, config, message):
+    folder = _repository(tmp_path / "r", "hf_vit/weights_hub.safetensors", config)
+    with pytest.raises(InputError) as error:
+        backbone.resolve(BackboneConfig(weights=str(folder)))
+    assert message in str(error.value)
+
+
+def test_a_damaged_config(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type":')
+    with pytest.raises(InputError, match=r"x: config\.json is damaged"):
+        configs.read(tmp_path, "x")
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "message"),
+    [
+        ("timm", "resnet50_v1", "timm has no such network: only stride_on='3x3', not '1x1'"),
+        ("timm", "resnet50_half_v1_folded", "timm has no such network: only norm='batch', not 'folded'"),
+        ("transformers", "deit3_small_patch16", "transformers has no such network: only positions='all'"),
+    ],
+)
+def test_a_network_that_the_library_does_not_have(library, name, message):
+    module = BACKBONES[name]
+    attributes = {key: getattr(module, key) for key in module.__dataclass_fields__ if key not in ("parent", "name")}
+    with pytest.raises(InputError) as error:
+        getattr(export, library)(type(module).__name__, attributes, Pretrained("x", "", name, "", IMAGES, "MIT"))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "value"), [("vit_base_patch16", "gelu", "tanh"), ("resnetv2_50x1_bit", "conv_eps", 1e-10)]
+)
+def test_googles_own_files_are_computed_as_google_did(tmp_path, name, attribute, value):
+    file = tmp_path / "weights.npz"
+    file.touch()
+    assert getattr(backbone.module_of(backbone.resolve(BackboneConfig(name, str(file)))), attribute) == value
+    assert getattr(BACKBONES[name], attribute) != value  # timm's reading of the same weights

@@ -1,0 +1,149 @@
+"""The `config.json` and preprocessing with which timm and transformers load a checkpoint back; inverse of `configs`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tljax.config import Preprocessing
+from tljax.errors import InputError
+from tljax.weights import Pretrained
+from tljax.weights.configs import FILTERS, TIMM_ARGS
+
+Attributes = Mapping[str, Any]  # of a module of tljax.models
+
+
+def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
+    """The config that timm's `create_model("local-dir:FOLDER")` reads.
+
+    Args:
+        kind: the module's class.
+        attributes: its attributes.
+        row: preprocessing, licence and class names.
+
+    Raises:
+        InputError: timm has no such network.
+    """
+    name, pool, args, classifier, first_conv = _TIMM[kind](attributes, row)
+    images = row.preprocessing
+    if images.channels != "rgb":
+        raise InputError(f"timm feeds its networks rgb, this one wants {images.channels}")
+    return {
+        "architecture": name,
+        "num_classes": len(row.classes),
+        "global_pool": pool,
+        "model_args": args,
+        "label_names": list(row.classes),
+        "pretrained_cfg": {
+            "input_size": [3, images.size, images.size],
+            "mean": [value / 255 for value in images.mean],
+            "std": [value / 255 for value in images.std],
+            "crop_pct": images.crop_fraction,
+            "interpolation": images.interpolation,
+            "num_classes": len(row.classes),
+            "classifier": classifier,
+            "first_conv": first_conv,
+            "license": row.licence,
+        },
+    }
+
+
+def _timm_vit(attributes: Attributes, row: Pretrained):
+    _only("timm", attributes, eps=1e-6, gelu="erf", distilled=False)
+    pool = {"class": "token", "mean": "avg"}.get(attributes["pool"])
+    if pool is None:
+        raise InputError(f"timm has no Vision Transformer that pools by {attributes['pool']!r}")
+    args = {theirs: attributes[ours] for theirs, ours in TIMM_ARGS.items() if ours in attributes}
+    args["img_size"] = attributes["grid"][0] * attributes["patch_size"]
+    args["mlp_ratio"] = (attributes["mlp_width"] or 4 * attributes["width"]) / attributes["width"]
+    args["no_embed_class"] = attributes["positions"] == "patches"
+    return "vit_base_patch16_224", pool, args, "head", "patch_embed.proj"
+
+
+def _timm_resnet(attributes: Attributes, row: Pretrained):
+    _only("timm", attributes, norm="batch", stride_on="3x3", stem_pool_padding=(1, 1))
+    args = {"layers": list(attributes["depths"]), "channels": list(attributes["widths"])}
+    return row.backbone, "avg", args, "fc", "conv1.0" if attributes["stem"] == "deep" else "conv1"
+
+
+def _timm_bit(attributes: Attributes, row: Pretrained):
+    return row.backbone, "avg", {}, "head.fc", "stem.conv"
+
+
+_TIMM = {"ViT": _timm_vit, "ResNet": _timm_resnet, "BiT": _timm_bit}
+
+
+def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
+    """The config that transformers' `AutoModelForImageClassification.from_pretrained(FOLDER)` reads.
+
+    Raises:
+        InputError: transformers has no such network.
+    """
+    if kind not in _TRANSFORMERS:
+        raise InputError(f"transformers: no export of a {kind}; there are: {', '.join(_TRANSFORMERS)}")
+    config = _TRANSFORMERS[kind](attributes)
+    if row.classes:
+        config["id2label"] = {str(i): name for i, name in enumerate(row.classes)}
+        config["label2id"] = {name: i for i, name in enumerate(row.classes)}
+    return config
+
+
+def _transformers_vit(attributes: Attributes) -> dict[str, Any]:
+    dinov2 = attributes["layer_scale"] is not None
+    _only("transformers", attributes, positions="all", distilled=False, pool="class_mean" if dinov2 else "class")
+    width, registers = attributes["width"], attributes["registers"]
+    config = {
+        "hidden_size": width,
+        "num_hidden_layers": attributes["depth"],
+        "num_attention_heads": attributes["heads"],
+        "image_size": attributes["grid"][0] * attributes["patch_size"],
+        "patch_size": attributes["patch_size"],
+        "hidden_act": "gelu" if attributes["gelu"] == "erf" else "gelu_new",
+        "layer_norm_eps": attributes["eps"],
+    }
+    hidden = attributes["mlp_width"] or 4 * width
+    if not dinov2:
+        kind = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "intermediate_size": hidden}
+        return config | kind
+    config |= {"mlp_ratio": hidden / width, "layerscale_value": attributes["layer_scale"]}
+    if registers:
+        names = {"model_type": "dinov2_with_registers", "num_register_tokens": registers}
+        return config | names | {"architectures": ["Dinov2WithRegistersForImageClassification"]}
+    return config | {"model_type": "dinov2", "architectures": ["Dinov2ForImageClassification"]}
+
+
+def _transformers_resnet(attributes: Attributes) -> dict[str, Any]:
+    _only("transformers", attributes, norm="batch", stem_pool_padding=(1, 1), stem="plain", avg_down=False)
+    expansion = 4 if attributes["kind"] == "bottleneck" else 1
+    return {
+        "model_type": "resnet",
+        "architectures": ["ResNetForImageClassification"],
+        "depths": list(attributes["depths"]),
+        "hidden_sizes": [width * expansion for width in attributes["widths"]],
+        "embedding_size": attributes["stem_width"],
+        "layer_type": attributes["kind"],
+        "downsample_in_bottleneck": attributes["stride_on"] == "1x1",
+        "hidden_act": "relu",
+    }
+
+
+_TRANSFORMERS = {"ViT": _transformers_vit, "ResNet": _transformers_resnet}
+
+
+def processor(images: Preprocessing) -> dict[str, Any]:
+    """transformers' `preprocessor_config.json`."""
+    whole = images.crop_fraction == 1
+    size = {"height": images.size, "width": images.size} if whole else {"shortest_edge": images.size}
+    return {
+        "image_processor_type": "ViTImageProcessor" if whole else "ConvNextImageProcessor",
+        "size": size,
+        **({} if whole else {"crop_pct": images.crop_fraction}),
+        "image_mean": [value / 255 for value in images.mean],
+        "image_std": [value / 255 for value in images.std],
+        "resample": {name: number for number, name in FILTERS.items()}[images.interpolation],
+        "rescale_factor": 1 / 255,
+    }
+
+
+def _only(library: str, attributes: Attributes, **wanted: Any) -> None:
+    for key, value in wanted.items():
+        if attributes.get(key, value) != value:
+            raise InputError(f"{library} has no such network: only {key}={value!r}, not {attributes[key]!r}")
