@@ -113,7 +113,8 @@ def restore(row: Pretrained, module: Backbone) -> dict[str, Any]:
     wrong += arrays.keys() - wanted.keys()
     if wrong:
         raise InputError(f"{row.uri}: does not fit {row.backbone}: {', '.join(sorted(wrong)[:4])}")
-    return unflatten_dict(arrays, sep="/")
+    # Files in half precision become float32 here: the optimizer's steps would be lost in their rounding.
+    return unflatten_dict({path: array.astype(np.float32, copy=False) for path, array in arrays.items()}, sep="/")
 
 
 def provenance(experiment: Experiment, row: Pretrained, module: Backbone) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.conftest import GOLDEN, golden
 from tests.models import test_bert as text
@@ -55,6 +56,16 @@ def test_a_repository_is_its_config_and_its_weights(tmp_path, case, file, config
     np.testing.assert_allclose(features, io["features"], atol=2e-5, rtol=0)
     logits = features @ variables["head"]["kernel"] + variables["head"]["bias"]
     np.testing.assert_allclose(logits, io["logits"], atol=2e-5, rtol=0)
+
+
+def test_weights_in_half_precision_are_trained_in_float32(tmp_path):
+    folder = _repository(tmp_path / "repository", "timm_vit_cls/weights.safetensors", TIMM)
+    whole = load_file(folder / "model.safetensors")
+    save_file({name: array.astype(np.float16) for name, array in whole.items()}, folder / "model.safetensors")
+    row = backbone.resolve(BackboneConfig(weights=str(folder)))
+    for leaf in jax.tree.leaves(backbone.restore(row, backbone.module_of(row))):
+        assert leaf.dtype == np.float32
+        np.testing.assert_array_equal(leaf, leaf.astype(np.float16))
 
 
 TEXT = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 80, "vocab_size": 61}
