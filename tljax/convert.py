@@ -14,6 +14,7 @@ from tljax import backbone, checkpoint
 from tljax.config import BackboneConfig
 from tljax.errors import InputError
 from tljax.models import build
+from tljax.models.bert import Bert
 from tljax.models.vit import ViT
 from tljax.run import Run
 from tljax.weights import Pretrained, configs, export
@@ -42,12 +43,14 @@ def convert(config: BackboneConfig, output: Path, to: str = "orbax", step: str =
         raise InputError(f"{output} exists: name a new folder")
     workdir = Path(config.weights) / "metrics.jsonl"
     row, arrays, ignored = _from_run(workdir.parent, step) if workdir.is_file() else _from_weights(config)
-    with made_once(output) as making:
-        if to == "orbax":
-            backbone.write(making, row, arrays, ignored)
-        else:
-            _export(making, row, arrays, to)
-    Path(f"{output}.lock").unlink(missing_ok=True)
+    try:
+        with made_once(output) as making:
+            if to == "orbax":
+                backbone.write(making, row, arrays, ignored)
+            else:
+                _export(making, row, arrays, to)
+    finally:
+        Path(f"{output}.lock").unlink(missing_ok=True)
     return row
 
 
@@ -85,15 +88,17 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
         row = dataclasses.replace(row, classes=unnamed)
     config = (export.timm if to == "timm" else export.transformers)(type(module).__name__, attributes, row)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    if to == "hf":
+    if to == "hf" and not isinstance(module, Bert):
         (folder / "preprocessor_config.json").write_text(json.dumps(export.processor(row.preprocessing), indent=1))
     found = configs.read(folder, str(folder))
     again = build(found.backbone, found.architecture)
-    # LayerScale's initial value is no part of a trained network, and an MLP's width of None is four times the width.
-    lost = {name for name in attributes if getattr(again, name) != attributes[name]} - {"layer_scale", "mlp_width"}
+    # LayerScale's initial value is no part of a trained network, an MLP's width of None is four times the width, and
+    # without a head nothing follows the pooling.
+    free = {"layer_scale", "mlp_width"} | (set() if "head/kernel" in arrays else {"pool"})
+    lost = {name for name in attributes if getattr(again, name) != attributes[name]} - free
     if lost:
         raise InputError(f"{to} has no such network: its config cannot say {', '.join(sorted(lost))}")
-    save_file(unconvert(arrays, module.tables()[to]), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(unconvert(arrays, module.tables()[found.source]), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def main(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ from tests.conftest import GOLDEN, golden
 from tests.models import test_bert as text
 from tljax import backbone
 from tljax.config import BackboneConfig, Preprocessing
+from tljax.convert import convert
 from tljax.errors import InputError
 from tljax.models import BACKBONES, build
 from tljax.models.resnet import ResNet
@@ -97,6 +98,34 @@ def test_a_text_repository_too(tmp_path, case, config):
     features = module.apply({"params": variables["params"]}, text.text_of(io))
     logits = features @ variables["head"]["kernel"] + variables["head"]["bias"]
     np.testing.assert_allclose(logits, io["logits"], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "architecture"),
+    [
+        ("hf_bert_cls", "bert", "BertForSequenceClassification"),
+        ("hf_roberta_cls", "roberta", "RobertaForSequenceClassification"),
+        ("hf_distilbert_cls", "distilbert", "DistilBertForSequenceClassification"),
+    ],
+)
+def test_text_goes_back_to_the_same_files(tmp_path, case, kind, architecture):
+    module, names, _ = text.CASES[case]
+    arrays = text.arrays_of(text.weights_of(case), module, names)
+    attributes = {key: getattr(module, key) for key in module.__dataclass_fields__ if key not in ("parent", "name")}
+    name = {"bert": "bert_base", "roberta": "roberta_base", "distilbert": "distilbert_base"}[kind]
+    row = Pretrained("x", "", name, "", Preprocessing(), "MIT", architecture=attributes)
+    backbone.write(tmp_path / "orbax", row, arrays)
+    convert(BackboneConfig(weights=str(tmp_path / "orbax")), tmp_path / "hf", to="hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == (kind, [architecture])
+    found, table = load_file(tmp_path / "hf" / "model.safetensors"), module.tables()[names]
+    wanted = {table.canonical(key): value for key, value in text.weights_of(case).items()}
+    kept = {rule.source for rule in table.rules}
+    assert set(found) == kept & wanted.keys()
+    for key, array in found.items():
+        assert array.tobytes() == wanted[key].tobytes(), key
+    again = backbone.resolve(BackboneConfig(weights=str(tmp_path / "hf")))
+    assert backbone.module_of(again) == module
 
 
 def test_a_processor_says_what_images_the_network_expects(tmp_path):

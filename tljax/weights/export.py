@@ -22,6 +22,8 @@ def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
     Raises:
         InputError: timm has no such network.
     """
+    if kind not in _TIMM:
+        raise InputError(f"timm has no {kind}; it has: {', '.join(_TIMM)}")
     name, pool, args, classifier, first_conv = _TIMM[kind](attributes, row)
     images = row.preprocessing
     if images.channels != "rgb":
@@ -72,7 +74,7 @@ _TIMM = {"ViT": _timm_vit, "ResNet": _timm_resnet, "BiT": _timm_bit}
 
 
 def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
-    """The config that transformers' `AutoModelForImageClassification.from_pretrained(FOLDER)` reads.
+    """The config that transformers' `AutoModelForImageClassification.from_pretrained(FOLDER)` reads, or that for text.
 
     Raises:
         InputError: transformers has no such network.
@@ -125,7 +127,29 @@ def _transformers_resnet(attributes: Attributes) -> dict[str, Any]:
     }
 
 
-_TRANSFORMERS = {"ViT": _transformers_vit, "ResNet": _transformers_resnet}
+def _transformers_bert(attributes: Attributes) -> dict[str, Any]:
+    width = attributes["width"]
+    sizes = width, attributes["depth"], attributes["heads"], attributes["mlp_width"] or 4 * width
+    gelu = "gelu" if attributes["gelu"] == "erf" else "gelu_new"
+    shared = {"vocab_size": attributes["vocabulary"], "max_position_embeddings": attributes["positions"]}
+    classifies = attributes["pool"] in ("cls_tanh", "cls_relu")
+    if attributes["token_types"] == 0:
+        _only("transformers", attributes, eps=1e-12)
+        names = dict(zip(("dim", "n_layers", "n_heads", "hidden_dim"), sizes, strict=True))
+        return {**_text("distilbert", "DistilBert", classifies), **shared, **names, "activation": gelu}
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = {**shared, **dict(zip(names, sizes, strict=True)), "hidden_act": gelu}
+    config |= {"type_vocab_size": attributes["token_types"], "layer_norm_eps": attributes["eps"]}
+    if attributes["pad_id"] is None:
+        return _text("bert", "Bert", classifies) | config
+    return _text("roberta", "Roberta", classifies) | config | {"pad_token_id": attributes["pad_id"]}
+
+
+def _text(kind: str, name: str, classifies: bool) -> dict[str, Any]:
+    return {"model_type": kind, "architectures": [f"{name}{'ForSequenceClassification' if classifies else 'Model'}"]}
+
+
+_TRANSFORMERS = {"ViT": _transformers_vit, "ResNet": _transformers_resnet, "Bert": _transformers_bert}
 
 
 def processor(images: Preprocessing) -> dict[str, Any]:
