@@ -37,12 +37,14 @@ def resolve(config: BackboneConfig) -> Pretrained:
     if row is None:
         row = Pretrained(config.weights, "", "", "", Preprocessing(), "unknown")
     name = config.name or row.backbone
-    if config.weights.endswith(".npz"):  # Google's: what was trained there is computed as it was there
-        row = dataclasses.replace(row, architecture={"gelu": "tanh"} if "vit" in name else {"conv_eps": 1e-10})
     if not name:
         what = config.weights or "random weights"
         raise InputError(f"{what} need a backbone.name; there are: {', '.join(BACKBONES)}")
-    build_backbone(name, row.architecture)
+    module = build_backbone(name, row.architecture)
+    if config.weights.endswith(".npz"):  # Google's: what was trained there is computed as it was there
+        row = dataclasses.replace(
+            row, architecture={"gelu": "tanh"} if isinstance(module, ViT) else {"conv_eps": 1e-10}
+        )
     return dataclasses.replace(row, backbone=name, sha256=config.sha256 or row.sha256)
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from tljax import backbone, checkpoint
 from tljax.config import BackboneConfig
 from tljax.errors import InputError
-from tljax.models import build
+from tljax.models import attributes, build
 from tljax.models.bert import Bert
 from tljax.models.vit import ViT
 from tljax.run import Run
@@ -82,20 +82,20 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
 
 def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: str) -> None:
     module = backbone.module_of(row)
-    attributes = {name: getattr(module, name) for name in module.__dataclass_fields__ if name not in ("parent", "name")}
+    mine = attributes(module)
     if "head/kernel" in arrays and not row.classes:
         unnamed = tuple(f"LABEL_{i}" for i in range(arrays["head/kernel"].shape[1]))  # what transformers calls them
         row = dataclasses.replace(row, classes=unnamed)
-    config = (export.timm if to == "timm" else export.transformers)(type(module).__name__, attributes, row)
+    config = (export.timm if to == "timm" else export.transformers)(type(module).__name__, mine, row)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     if to == "hf" and not isinstance(module, Bert):
         (folder / "preprocessor_config.json").write_text(json.dumps(export.processor(row.preprocessing), indent=1))
     found = configs.read(folder, str(folder))
-    again = build(found.backbone, found.architecture)
+    again = attributes(build(found.backbone, found.architecture))
     # LayerScale's initial value is no part of a trained network, an MLP's width of None is four times the width, and
     # without a head nothing follows the pooling.
     free = {"layer_scale", "mlp_width"} | (set() if "head/kernel" in arrays else {"pool"})
-    lost = {name for name in attributes if getattr(again, name) != attributes[name]} - free
+    lost = {name for name in mine if again[name] != mine[name]} - free
     if lost:
         raise InputError(f"{to} has no such network: its config cannot say {', '.join(sorted(lost))}")
     save_file(unconvert(arrays, module.tables()[found.source]), folder / "model.safetensors", metadata={"format": "pt"})

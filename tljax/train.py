@@ -43,11 +43,12 @@ def train(experiment: Experiment, path: Path) -> dict[str, Any]:
         console.console.print(f"{folder.path} is finished: nothing to do")
         return folder.result
     with folder.checkpoints(writer=True) as checkpoints:
-        state, seconds = _begin(run, folder, checkpoints)
         _print_plan(run)
+        state, seconds = _begin(run, folder, checkpoints)
         loop = _Loop(run, folder, checkpoints, stream, held_out.get("validation"), time.monotonic() - seconds)
         state = loop.to_the_end(state)
-    splits = {split: evaluate_split(run, state, examples, split) for split, examples in held_out.items()}
+    found = {"validation": loop.validated} if loop.validated else {}
+    splits = {name: found.get(name) or evaluate_split(run, state, split, name) for name, split in held_out.items()}
     result = {"splits": splits, "steps": int(state.step), "wall_seconds": loop.seconds, "cost": cost(run)}
     folder.finish(result)
     _print_result(run, result, folder)
@@ -55,7 +56,11 @@ def train(experiment: Experiment, path: Path) -> dict[str, Any]:
 
 
 class _Loop:
-    """The steps of one process, and what happens between them."""
+    """The steps of one process, and what happens between them.
+
+    Attributes:
+        validated: the metrics of the latest validation, at the end those of the last step; None if no step was left.
+    """
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class _Loop:
     ):
         self._run, self._folder, self._checkpoints = run, folder, checkpoints
         self._stream, self._validation, self._started = stream, validation, started
+        self.validated: dict[str, Any] | None = None
 
     @property
     def seconds(self) -> float:
@@ -105,11 +111,10 @@ class _Loop:
         return console.plain({name: values[name] for name in ("loss", "accuracy", "grad_norm")})
 
     def _validate_and_save(self, board: SummaryWriter, step: int, state: State) -> None:
-        found = None
         if self._validation is not None:
-            found = evaluate_split(self._run, state, self._validation, "validation")
-            self._write(board, step, "validation", found)
-        self._checkpoints.save(state, found)
+            self.validated = evaluate_split(self._run, state, self._validation, "validation")
+            self._write(board, step, "validation", self.validated)
+        self._checkpoints.save(state, self.validated)
 
     def _write(self, board: SummaryWriter, step: int, split: str, values: dict[str, Any]) -> None:
         self._folder.append({"step": step, "split": split, "seconds": self.seconds, **values})
@@ -121,6 +126,8 @@ class _Loop:
 def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[State, float]:
     """The State to go on from, and the seconds already spent."""
     if not checkpoints.steps:
+        # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
+        console.weights(provenance(run.experiment, run.resolved.pretrained, run.backbone))
         return run.init_state(), folder.rewind(0)
     step = checkpoints.resolve("latest")
     console.console.print(f"resuming {folder.path} at step {step} of {run.resolved.steps}")
@@ -137,7 +144,6 @@ def _print_plan(run: Run) -> None:
         f" {moving} of {len(run.layout.groups)} groups train, {resolved.steps} steps of {config.task.batch_size}"
         f" at {run.size} px, on {run.mesh.size} {jax.default_backend()} device(s)"
     )
-    console.weights(provenance(config, resolved.pretrained, run.backbone))
 
 
 def _print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:

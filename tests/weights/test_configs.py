@@ -15,7 +15,7 @@ from tljax import backbone
 from tljax.config import BackboneConfig, Preprocessing
 from tljax.convert import convert
 from tljax.errors import InputError
-from tljax.models import BACKBONES, build
+from tljax.models import BACKBONES, attributes, build
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
 from tljax.weights import Pretrained, configs, export
@@ -111,9 +111,9 @@ def test_a_text_repository_too(tmp_path, case, config):
 def test_text_goes_back_to_the_same_files(tmp_path, case, kind, architecture):
     module, names, _ = text.CASES[case]
     arrays = text.arrays_of(text.weights_of(case), module, names)
-    attributes = {key: getattr(module, key) for key in module.__dataclass_fields__ if key not in ("parent", "name")}
+    made_of = attributes(module)
     name = {"bert": "bert_base", "roberta": "roberta_base", "distilbert": "distilbert_base"}[kind]
-    row = Pretrained("x", "", name, "", Preprocessing(), "MIT", architecture=attributes)
+    row = Pretrained("x", "", name, "", Preprocessing(), "MIT", architecture=made_of)
     backbone.write(tmp_path / "orbax", row, arrays)
     convert(BackboneConfig(weights=str(tmp_path / "orbax")), tmp_path / "hf", to="hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
@@ -155,13 +155,13 @@ def test_what_is_written_is_read_back(tmp_path, name, library):
     if library == "transformers" and isinstance(module, ViT):
         module = module.clone(positions="all", pool="class_mean" if module.layer_scale else "class")
     row = Pretrained("x", "", name, "", IMAGES, "MIT", classes=("disc", "square"))
-    attributes = {key: getattr(module, key) for key in module.__dataclass_fields__ if key not in ("parent", "name")}
-    config = getattr(export, library)(type(module).__name__, attributes, row)
+    made_of = attributes(module)
+    config = getattr(export, library)(type(module).__name__, made_of, row)
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(export.processor(IMAGES)))
     found = configs.read(tmp_path, "x")
     again = build(found.backbone, found.architecture)
-    for key, value in attributes.items():
+    for key, value in made_of.items():
         if key == "mlp_width":
             value = value or 4 * module.width
         if key == "layer_scale" or (key == "mlp_width" and getattr(again, key) is None):
@@ -207,9 +207,9 @@ def test_a_damaged_config(tmp_path):
 )
 def test_a_network_that_the_library_does_not_have(library, name, message):
     module = BACKBONES[name]
-    attributes = {key: getattr(module, key) for key in module.__dataclass_fields__ if key not in ("parent", "name")}
+    made_of = attributes(module)
     with pytest.raises(InputError) as error:
-        getattr(export, library)(type(module).__name__, attributes, Pretrained("x", "", name, "", IMAGES, "MIT"))
+        getattr(export, library)(type(module).__name__, made_of, Pretrained("x", "", name, "", IMAGES, "MIT"))
     assert message in str(error.value)
 
 

@@ -57,7 +57,12 @@ def build(name: str, architecture: Mapping[str, Any]) -> Backbone:
     if name not in BACKBONES:
         raise InputError(f"no backbone.name {name!r}; there are: {', '.join(BACKBONES)}")
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
-    unknown = plain.keys() - BACKBONES[name].__dataclass_fields__.keys()
+    unknown = plain.keys() - attributes(BACKBONES[name]).keys()
     if unknown:
         raise InputError(f"{name} has no attribute {', '.join(sorted(unknown))}")
     return BACKBONES[name].clone(**plain)
+
+
+def attributes(module: Backbone) -> dict[str, Any]:
+    """What a network was made of: its fields, without the two that Linen adds."""
+    return {name: getattr(module, name) for name in module.__dataclass_fields__ if name not in ("parent", "name")}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tljax.weights.rules import LINEAR, Rule, Table
+from tljax.weights.rules import Rule, Table, torch_linear, torch_norm
 
 if TYPE_CHECKING:
     from tljax.models.bert import Bert
@@ -23,17 +23,6 @@ _LEGACY = ((r"(LayerNorm|layer_norm)\.gamma$", r"\1.weight"), (r"(LayerNorm|laye
 def tables(model: Bert) -> dict[str, Table]:
     """Whose names -> the table that converts them."""
     return {"bert": _bert(model), "roberta": _roberta(model), "distilbert": _distilbert(model)}
-
-
-def _linear(source: str, target: str, part: tuple[int, int] | None = None) -> Iterator[Rule]:
-    """torch's `weight` [out, in] and `bias`."""
-    yield Rule(f"{source}.weight", f"{target}/kernel", LINEAR, part=part)
-    yield Rule(f"{source}.bias", f"{target}/bias", part=part)
-
-
-def _norm(source: str, target: str) -> Iterator[Rule]:
-    yield Rule(f"{source}.weight", f"{target}/scale")
-    yield Rule(f"{source}.bias", f"{target}/bias")
 
 
 def _bert(model: Bert) -> Table:
@@ -64,10 +53,10 @@ def _distilbert(model: Bert) -> Table:
         source, target = f"distilbert.transformer.layer.{i}", f"params/block_{i}"
         rules += _attention(model, [f"{source}.attention.{name}_lin" for name in ("q", "k", "v", "out")], target)
         rules += [
-            *_norm(f"{source}.sa_layer_norm", f"{target}/norm1"),
-            *_linear(f"{source}.ffn.lin1", f"{target}/fc1"),
-            *_linear(f"{source}.ffn.lin2", f"{target}/fc2"),
-            *_norm(f"{source}.output_layer_norm", f"{target}/norm2"),
+            *torch_norm(f"{source}.sa_layer_norm", f"{target}/norm1"),
+            *torch_linear(f"{source}.ffn.lin1", f"{target}/fc1"),
+            *torch_linear(f"{source}.ffn.lin2", f"{target}/fc2"),
+            *torch_norm(f"{source}.output_layer_norm", f"{target}/norm2"),
         ]
     return Table(
         tuple(rules),
@@ -84,8 +73,8 @@ def _prefixed(prefix: str, layers: str) -> tuple[str, str]:
 def _ending(model: Bert, pool: str, dense: str, classifier: str) -> tuple[list[Rule], list[str]]:
     """Rules for what follows the blocks, and what is ignored of it, where the checkpoint's own head pools by `pool`."""
     if model.pool == pool:
-        return [*_linear(dense, "params/pooler"), *_linear(classifier, "head")], []
-    return [*_linear("head", "head")], [rf"{name}\.(weight|bias)" for name in (dense, classifier)]
+        return [*torch_linear(dense, "params/pooler"), *torch_linear(classifier, "head")], []
+    return [*torch_linear("head", "head")], [rf"{name}\.(weight|bias)" for name in (dense, classifier)]
 
 
 def _embeddings(model: Bert, prefix: str) -> Iterator[Rule]:
@@ -94,14 +83,14 @@ def _embeddings(model: Bert, prefix: str) -> Iterator[Rule]:
         names["token_type_embeddings"] = "type_embed"
     for theirs, ours in names.items():
         yield Rule(f"{prefix}.embeddings.{theirs}.weight", f"params/stem/{ours}")
-    yield from _norm(f"{prefix}.embeddings.LayerNorm", "params/stem/norm")
+    yield from torch_norm(f"{prefix}.embeddings.LayerNorm", "params/stem/norm")
 
 
 def _attention(model: Bert, sources: list[str], target: str) -> Iterator[Rule]:
     """Query, key and value, which are parts of our joint projection, and what follows them."""
     for i, source in enumerate(sources[:3]):
-        yield from _linear(source, f"{target}/attention/qkv", (i * model.width, (i + 1) * model.width))
-    yield from _linear(sources[3], f"{target}/attention/out")
+        yield from torch_linear(source, f"{target}/attention/qkv", (i * model.width, (i + 1) * model.width))
+    yield from torch_linear(sources[3], f"{target}/attention/out")
 
 
 def _encoder(model: Bert, prefix: str) -> Iterator[Rule]:
@@ -111,7 +100,7 @@ def _encoder(model: Bert, prefix: str) -> Iterator[Rule]:
         source, target = f"{prefix}.encoder.layer.{i}", f"params/block_{i}"
         joint = [f"{source}.attention.self.{name}" for name in ("query", "key", "value")]
         yield from _attention(model, [*joint, f"{source}.attention.output.dense"], target)
-        yield from _norm(f"{source}.attention.output.LayerNorm", f"{target}/norm1")
-        yield from _linear(f"{source}.intermediate.dense", f"{target}/fc1")
-        yield from _linear(f"{source}.output.dense", f"{target}/fc2")
-        yield from _norm(f"{source}.output.LayerNorm", f"{target}/norm2")
+        yield from torch_norm(f"{source}.attention.output.LayerNorm", f"{target}/norm1")
+        yield from torch_linear(f"{source}.intermediate.dense", f"{target}/fc1")
+        yield from torch_linear(f"{source}.output.dense", f"{target}/fc2")
+        yield from torch_norm(f"{source}.output.LayerNorm", f"{target}/norm2")

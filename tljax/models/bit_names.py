@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tljax.models.resnet_names import blocks
-from tljax.weights.rules import CONV, Rule, Table
+from tljax.weights.rules import CONV, Rule, Table, torch_norm
 
 if TYPE_CHECKING:
     from tljax.models.bit import BiT
@@ -18,20 +18,16 @@ def tables(model: BiT) -> dict[str, Table]:
 
 def _timm(model: BiT) -> Table:
     """timm's `resnetv2_*_bit`: `stages.0.blocks.0.conv1.weight`. Its head is a 1x1 convolution."""
-
-    def norm(source: str, target: str) -> list[Rule]:
-        return [Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")]
-
     rules = [
         Rule("stem.conv.weight", "params/stem/conv/kernel", CONV),
-        *norm("norm", "params/norm"),
+        *torch_norm("norm", "params/norm"),
         Rule("head.fc.weight", "head/kernel", CONV, fold=(1, 1, model.feature_dim, -1)),
         Rule("head.fc.bias", "head/bias"),
     ]
     for n, (stage, i) in enumerate(blocks(model.depths)):
         source, target = f"stages.{stage}.blocks.{i}", f"params/block_{n}"
         for k in (1, 2, 3):
-            rules += norm(f"{source}.norm{k}", f"{target}/norm{k}")
+            rules += torch_norm(f"{source}.norm{k}", f"{target}/norm{k}")
             rules += [Rule(f"{source}.conv{k}.weight", f"{target}/conv{k}/kernel", CONV)]
         if i == 0:
             rules += [Rule(f"{source}.downsample.conv.weight", f"{target}/downsample/kernel", CONV)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tljax.weights.rules import CONV, LINEAR, Rule, Table
+from tljax.weights.rules import CONV, Rule, Table, torch_linear
 
 if TYPE_CHECKING:
     from tljax.models.resnet import ResNet
@@ -26,12 +26,6 @@ def _convs(model: ResNet) -> range:
     return range(1, 3 if model.kind == "basic" else 4)
 
 
-def _linear(source: str) -> Iterator[Rule]:
-    """torch's `weight` [classes, features] and `bias`."""
-    yield Rule(f"{source}.weight", "head/kernel", LINEAR)
-    yield Rule(f"{source}.bias", "head/bias")
-
-
 def _conv_norm(conv: str, norm: str, target: str) -> Iterator[Rule]:
     """A convolution and its BatchNorm, under torch's words for their arrays."""
     yield Rule(f"{conv}.weight", f"params/{target}/conv/kernel", CONV)
@@ -43,7 +37,7 @@ def _conv_norm(conv: str, norm: str, target: str) -> Iterator[Rule]:
 
 def _timm(model: ResNet) -> Table:
     """timm and torchvision: `layer1.0.conv1.weight`."""
-    rules = [*_linear("fc")]
+    rules = [*torch_linear("fc", "head")]
     if model.stem == "deep":
         # timm numbers what stands in a Sequential: 2 and 5 are its ReLUs.
         for n, (conv, norm) in enumerate((("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1")), 1):
@@ -67,7 +61,7 @@ def _hf(model: ResNet) -> Table:
     def layer(name: str, target: str) -> Iterator[Rule]:
         return _conv_norm(f"{name}.convolution", f"{name}.normalization", target)
 
-    rules = [*_linear("classifier.1"), *layer("resnet.embedder.embedder", "stem/conv1")]
+    rules = [*torch_linear("classifier.1", "head"), *layer("resnet.embedder.embedder", "stem/conv1")]
     for n, (stage, i) in enumerate(blocks(model.depths)):
         source = f"resnet.encoder.stages.{stage}.layers.{i}"
         for k in _convs(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tljax.weights.rules import CONV, LINEAR, Rule, Table
+from tljax.weights.rules import CONV, Rule, Table, torch_linear, torch_norm
 
 if TYPE_CHECKING:
     from tljax.models.vit import ViT
@@ -14,17 +14,6 @@ if TYPE_CHECKING:
 def tables(model: ViT) -> dict[str, Table]:
     """Whose names -> the table that converts them."""
     return {"timm": _timm(model), "hf": _hf(model), "hf_onnx": _hf_onnx(model), "google": _google(model)}
-
-
-def _linear(source: str, target: str, part: tuple[int, int] | None = None) -> Iterator[Rule]:
-    """torch's `weight` [out, in] and `bias`."""
-    yield Rule(f"{source}.weight", f"{target}/kernel", LINEAR, part=part)
-    yield Rule(f"{source}.bias", f"{target}/bias", part=part)
-
-
-def _norm(source: str, target: str) -> Iterator[Rule]:
-    yield Rule(f"{source}.weight", f"{target}/scale")
-    yield Rule(f"{source}.bias", f"{target}/bias")
 
 
 def _patches(source: str) -> Iterator[Rule]:
@@ -42,22 +31,22 @@ def _timm(model: ViT) -> Table:
         *_patches("patch_embed.proj"),
         Rule("cls_token", "params/stem/class_token"),
         Rule("pos_embed", "params/stem/pos_embed"),
-        *_norm("fc_norm" if model.pool == "mean" else "norm", "params/norm"),
-        *_linear("head", "head"),
+        *torch_norm("fc_norm" if model.pool == "mean" else "norm", "params/norm"),
+        *torch_linear("head", "head"),
     ]
     if model.distilled:
-        rules += [Rule("dist_token", "params/stem/distillation_token"), *_linear("head_dist", "head_dist")]
+        rules += [Rule("dist_token", "params/stem/distillation_token"), *torch_linear("head_dist", "head_dist")]
     if model.registers:
         rules += [Rule("reg_token", "params/stem/registers")]
     for i in range(model.depth):
         source, target = f"blocks.{i}", f"params/block_{i}"
         rules += [
-            *_norm(f"{source}.norm1", f"{target}/norm1"),
-            *_norm(f"{source}.norm2", f"{target}/norm2"),
-            *_linear(f"{source}.attn.qkv", f"{target}/attention/qkv"),
-            *_linear(f"{source}.attn.proj", f"{target}/attention/out"),
-            *_linear(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
-            *_linear(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
+            *torch_norm(f"{source}.norm1", f"{target}/norm1"),
+            *torch_norm(f"{source}.norm2", f"{target}/norm2"),
+            *torch_linear(f"{source}.attn.qkv", f"{target}/attention/qkv"),
+            *torch_linear(f"{source}.attn.proj", f"{target}/attention/out"),
+            *torch_linear(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
+            *torch_linear(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
         ]
         if model.layer_scale is not None:
             rules += [Rule(f"{source}.ls{n}.gamma", f"{target}/layer_scale{n}/scale") for n in (1, 2)]
@@ -78,8 +67,8 @@ def _hf(model: ViT) -> Table:
         *_patches(f"{prefix}.embeddings.patch_embeddings.projection"),
         Rule(f"{prefix}.embeddings.cls_token", "params/stem/class_token"),
         Rule(f"{prefix}.embeddings.position_embeddings", "params/stem/pos_embed"),
-        *_norm(f"{prefix}.layernorm", "params/norm"),
-        *_linear("classifier", "head"),
+        *torch_norm(f"{prefix}.layernorm", "params/norm"),
+        *torch_linear("classifier", "head"),
     ]
     if model.registers:
         rules += [Rule(f"{prefix}.embeddings.register_tokens", "params/stem/registers")]
@@ -87,12 +76,12 @@ def _hf(model: ViT) -> Table:
         source, target = f"{prefix}.encoder.layer.{i}", f"params/block_{i}"
         for n, (norm, layer) in enumerate(zip(norms, dense, strict=True), 1):
             rules += [
-                *_norm(f"{source}.{norm}", f"{target}/norm{n}"),
-                *_linear(f"{source}.{layer}", f"{target}/mlp/fc{n}"),
+                *torch_norm(f"{source}.{norm}", f"{target}/norm{n}"),
+                *torch_linear(f"{source}.{layer}", f"{target}/mlp/fc{n}"),
             ]
         for name, part in _thirds(model.width):
-            rules += _linear(f"{source}.attention.attention.{name}", f"{target}/attention/qkv", part)
-        rules += _linear(f"{source}.attention.output.dense", f"{target}/attention/out")
+            rules += torch_linear(f"{source}.attention.attention.{name}", f"{target}/attention/qkv", part)
+        rules += torch_linear(f"{source}.attention.output.dense", f"{target}/attention/out")
         if dinov2:
             rules += [Rule(f"{source}.layer_scale{n}.lambda1", f"{target}/layer_scale{n}/scale") for n in (1, 2)]
     aliases = [
@@ -120,7 +109,7 @@ def _hf_onnx(model: ViT) -> Table:
         Rule("backbone.embeddings.cls_token", "params/stem/class_token"),
         Rule("/backbone/embeddings/Concat_6_output_0#0", "params/stem/pos_embed", part=(0, 1), axis=1),
         Rule("/backbone/embeddings/Reshape_1_output_0#0", "params/stem/pos_embed", part=(1, 1 + patches), axis=1),
-        *_norm("backbone.layernorm", "params/norm"),
+        *torch_norm("backbone.layernorm", "params/norm"),
     ]
     for i in range(model.depth):
         source, node, target = f"backbone.encoder.layer.{i}", f"/backbone/encoder/layer.{i}", f"params/block_{i}"
@@ -135,7 +124,7 @@ def _hf_onnx(model: ViT) -> Table:
             ]
         for n in (1, 2):
             rules += [
-                *_norm(f"{source}.norm{n}", f"{target}/norm{n}"),
+                *torch_norm(f"{source}.norm{n}", f"{target}/norm{n}"),
                 Rule(f"{source}.layer_scale{n}.lambda1", f"{target}/layer_scale{n}/scale"),
             ]
     return Table(tuple(rules), (r"decoder\..*",))

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,6 +60,18 @@ class Rule:
 
 LINEAR = (1, 0)  # [out, in] -> [in, out]
 CONV = (2, 3, 1, 0)  # OIHW -> HWIO
+
+
+def torch_linear(source: str, target: str, part: tuple[int, int] | None = None) -> Iterator[Rule]:
+    """A linear layer's `weight` [out, in] and `bias`."""
+    yield Rule(f"{source}.weight", f"{target}/kernel", LINEAR, part=part)
+    yield Rule(f"{source}.bias", f"{target}/bias", part=part)
+
+
+def torch_norm(source: str, target: str) -> Iterator[Rule]:
+    """A LayerNorm's or GroupNorm's `weight` and `bias`."""
+    yield Rule(f"{source}.weight", f"{target}/scale")
+    yield Rule(f"{source}.bias", f"{target}/bias")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -57,9 +58,16 @@ def fetch(uri: str, sha256: str = "") -> Path:
 
 def sha256_of(path: Path) -> str:
     """The file's SHA-256, in hexadecimal; of a sharded checkpoint, that of its index followed by its shards by name."""
+    parts = [path, *(files.shards(path) if _is_index(path) else [])]
+    return _sha256(tuple((part, part.stat().st_size, part.stat().st_mtime_ns) for part in parts))
+
+
+@lru_cache
+def _sha256(parts: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files one after another, read once as long as their sizes and times stay: a start asks more than once."""
     digest = hashlib.sha256()
-    for part in [path, *(files.shards(path) if _is_index(path) else [])]:
-        with part.open("rb") as file:
+    for path, _, _ in parts:
+        with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
