@@ -5,10 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tljax import config
+from tljax.models import BACKBONES
+from tljax.models.resnet import ResNet
+from tljax.models.vit import ViT
+from tljax.run import Run, resolve
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -52,6 +59,29 @@ def make_folder(root: Path, per_class: int = 12, classes: tuple[str, ...] = ("di
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder data set of 24 drawings in two classes."""
     return make_folder(tmp_path_factory.mktemp("data") / "shapes")
+
+
+TINY = {
+    "tiny_vit": ViT(width=16, depth=3, heads=2, patch_size=8, grid=(4, 4)),
+    "tiny_resnet": ResNet(depths=(1, 1), widths=(8, 16), stem_width=8, kind="basic"),
+}
+
+
+def tiny_run(dataset: str, backbone: str = "tiny_vit", **values: Any) -> Run:
+    """A run of six steps of eight pictures, on networks that compile in a second; `values` by dotted key."""
+    found = config.default()
+    found.steps, found.backbone.name, found.task.dataset = 6, backbone, dataset
+    found.task.update(image_size=32, batch_size=8)
+    found.optim.update(name="sgd", learning_rate=0.1)
+    found.tuning.strategy = "full"
+    for key, value in values.items():
+        section, _, name = key.rpartition("__")
+        (found[section] if section else found)[name] = value
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in TINY.items():
+            patch.setitem(BACKBONES, name, module)
+        experiment = config.Experiment.from_config(found)
+        return Run(experiment, resolve(experiment))
 
 
 @pytest.fixture(scope="session", autouse=True)

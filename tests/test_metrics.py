@@ -1,19 +1,31 @@
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, log_loss
 
+from tests.conftest import GOLDEN
 from tljax import metrics
 
 
 def test_padding_counts_for_nothing():
     logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [5.0, 0.0]])
     labels, mask = jnp.array([0, 0, 1]), jnp.array([1.0, 1.0, 0.0])
-    loss, count = metrics.total(metrics.cross_entropy(logits, labels), mask)
-    assert count == 2
+    loss = metrics.total(metrics.cross_entropy(logits, labels), mask)
     np.testing.assert_allclose(loss, np.log(1 + np.exp(-2)) + np.log(1 + np.exp(1)), rtol=1e-6)
-    assert metrics.total(metrics.correct(logits, labels), mask) == (1.0, 2.0)
+    assert metrics.total(metrics.correct(logits, labels), mask) == 1.0
+    assert metrics.total(jnp.array([1.0, 2.0, jnp.nan]), mask) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "name"), [(0.0, "cross_entropy"), (0.1, "cross_entropy_label_smoothing_0.1_torch")]
+)
+def test_cross_entropy_is_torchs(smoothing, name):
+    golden = json.loads((GOLDEN / "numerics" / "losses.json").read_text())
+    found = metrics.cross_entropy(jnp.array(golden["logits"]), jnp.array(golden["labels"]), smoothing)
+    assert float(found.mean()) == pytest.approx(golden["values"][name], abs=1e-6)
 
 
 def test_a_split_is_summarised_as_scikit_learn_would():

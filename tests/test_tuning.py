@@ -1,25 +1,31 @@
 """Strategies as data; that frozen leaves stay frozen is `test_freezing.py`."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from tests.conftest import GOLDEN
 from tljax import tuning
 from tljax.backbone import shapes
 from tljax.errors import InputError
 from tljax.models import BACKBONES
-from tljax.tuning import Layout
+from tljax.strategies import Layout
 
 
 def _layout(name: str) -> Layout:
-    backbone = BACKBONES[name]
+    return _layout_of(BACKBONES[name])
+
+
+def _layout_of(backbone) -> Layout:
     paths = [path.removeprefix("params/") for path in shapes(backbone) if path.startswith("params/")]
     group_of = {f"backbone/{path}": path.split("/")[0] for path in paths}
-    return Layout((*backbone.groups, "head"), group_of | {"head/kernel": "head", "head/bias": "head"})
+    heads = {"head/kernel": "head", "head/bias": "head"}
+    return Layout((*backbone.groups, "head"), group_of | heads, backbone.pooled_norm)
 
 
 VIT, RESNET = _layout("vit_tiny_patch16"), _layout("resnet18")
@@ -55,28 +61,89 @@ def test_last_k_counts_blocks_and_takes_the_final_norm_along():
     assert all(_groups(VIT, "last_k", k=13).values())
 
 
+def _group_in_timm(name: str, module) -> str:
+    """The group of ours that a parameter of timm's belongs to."""
+    if name.startswith("blocks."):
+        return f"block_{name.split('.')[1]}"
+    if found := re.match(r"(?:stages\.|layer)(\d)\.(?:blocks\.)?(\d+)\.", name):
+        stage, i = int(found[1]) - name.startswith("layer"), int(found[2])
+        return f"block_{sum(module.depths[:stage]) + i}"
+    if name.startswith(("fc.", "head")):
+        return "head"
+    return "norm" if name.startswith(("norm.", "fc_norm.")) else "stem"
+
+
 @pytest.mark.parametrize(
-    ("case", "layout", "name_of"),
+    ("case", "module"),
     [
-        (
-            "vit_12_blocks_class_token",
-            VIT,
-            {"stem": "patch_embed.proj.weight", "norm": "norm.weight", "head": "head.bias"},
-        ),
-        ("resnet18", RESNET, {"stem": "conv1.weight", "head": "fc.weight"}),
+        ("vit_12_blocks_class_token", BACKBONES["vit_tiny_patch16"]),
+        ("vit_12_blocks_avg_fc_norm", BACKBONES["vit_tiny_patch16"].clone(pool="mean")),
+        ("vit_12_blocks_reg_layerscale", BACKBONES["vit_small_patch14_reg4_dinov2"]),
+        ("deit_12_blocks_distilled", BACKBONES["deit_small_distilled_patch16"]),
+        ("resnet18", BACKBONES["resnet18"]),
+        ("resnet50", BACKBONES["resnet50"]),
+        ("resnetv2_50x1_bit", BACKBONES["resnetv2_50x1_bit"]),
     ],
 )
-def test_layer_decay_is_timms_name_by_name(case, layout, name_of):
+def test_layer_decay_is_timms_name_by_name(case, module):
     golden = json.loads((GOLDEN / "numerics" / "layer_decay.json").read_text())["models"][case]
-    scale = {name: pair[0] for name, pair in golden["name_to_lr_scale_and_weight_decay"].items()}
-    for group, found in _groups(layout, "layer_decay", decay=0.75).items():
-        if group in name_of:
-            wanted = scale[name_of[group]]
-        else:
-            block = int(group.removeprefix("block_"))
-            prefix = f"blocks.{block}." if layout is VIT else f"layer{block // 2 + 1}.{block % 2}."
-            (wanted,) = {value for name, value in scale.items() if name.startswith(prefix)}
-        assert found == pytest.approx(wanted, rel=1e-12), group
+    ours = _groups(_layout_of(module), "layer_decay", decay=0.75)
+    named = golden["name_to_lr_scale_and_weight_decay"]
+    assert {_group_in_timm(name, module) for name in named} == set(ours)
+    for name, (scale, _) in named.items():
+        assert ours[_group_in_timm(name, module)] == pytest.approx(scale, rel=1e-12), name
+
+
+def test_layer_decay_gives_the_final_norm_to_the_head_as_beit_does():
+    ours = _groups(VIT, "layer_decay", decay=0.5, norm_with="head")
+    assert (ours["head"], ours["norm"], ours["block_11"], ours["stem"]) == (1.0, 1.0, 0.5, 0.5**13)
+
+
+def test_discriminative_divides_each_lower_group():
+    ours = _groups(RESNET, "discriminative")
+    assert ours["block_7"] == pytest.approx(1 / 2.6)
+    assert ours["stem"] == pytest.approx(2.6**-9)
+    assert _groups(RESNET, "discriminative", factor=2)["block_6"] == 0.25
+
+
+def test_first_k_and_surgical_train_what_is_named_and_the_head():
+    assert {group for group, m in _groups(VIT, "first_k", k=2).items() if m} == {"stem", "block_0", "head"}
+    assert {g for g, m in _groups(RESNET, "surgical", groups=("block_3", "stem")).items() if m} == {
+        "stem",
+        "block_3",
+        "head",
+    }
+
+
+def _trained(layout: Layout, strategy: str) -> set[str]:
+    tree = flatten_dict(tuning.multipliers(strategy, {}, layout), sep="/")
+    return {path.split("/", 2)[2] for path, m in tree.items() if m and path.startswith("backbone/block_1/")}
+
+
+def test_bias_only_and_norm_only():
+    norms = {f"norm{n}/{leaf}" for n in (1, 2) for leaf in ("scale", "bias")}
+    biases = {f"{layer}/bias" for layer in ("attention/qkv", "attention/out", "mlp/fc1", "mlp/fc2", "norm1", "norm2")}
+    assert _trained(VIT, "bias_only") == biases
+    assert _trained(VIT, "norm_only") == norms
+    assert _trained(RESNET, "norm_only") == {f"conv{n}/norm/{leaf}" for n in (1, 2) for leaf in ("scale", "bias")}
+    with pytest.raises(InputError, match="norm_only: this network has no normalisation layers"):
+        tuning.multipliers("norm_only", {}, _layout("resnet50_half_v1_folded"))
+
+
+def test_what_was_added_trains_and_nothing_else():
+    added = {"backbone/block_0/attention/qkv/lora_a": "block_0", "backbone/block_0/prompt": "block_0"}
+    layout = Layout(VIT.groups, {**VIT.group_of, **added})
+    for strategy in ("lora", "adapter", "prompt"):
+        tree = flatten_dict(tuning.multipliers(strategy, {}, layout), sep="/")
+        assert {path for path, m in tree.items() if m} == {*added, "head/kernel", "head/bias"}
+
+
+def test_the_digest_is_of_names_and_bits():
+    leaves = {"a": np.zeros(2, np.float32), "b": np.ones(1, np.float32)}
+    found = tuning.digest(leaves)
+    assert tuning.digest(dict(reversed(leaves.items()))) == found
+    assert tuning.digest({**leaves, "a": np.array([0, -0.0], np.float32)}) != found
+    assert tuning.digest({"a": leaves["a"], "c": leaves["b"]}) != found
 
 
 def test_pattern_takes_the_first_match():
@@ -92,6 +159,10 @@ def test_pattern_takes_the_first_match():
         ("last_k", {}, "last_k needs --config.tuning.k"),
         ("last_k", {"k": 14}, "tuning.k must be between 1 and 13, not 14"),
         ("full", {"k": 2}, "full takes no tuning.k; it takes: nothing"),
+        ("first_k", {"k": 0}, "tuning.k must be between 1 and 13, not 0"),
+        ("surgical", {"groups": ("blok_1",)}, "no group 'blok_1': did you mean block_1"),
+        ("layer_decay", {"decay": 0.5, "norm_with": "x"}, "tuning.norm_with must be last_block or head"),
+        ("discriminative", {"factor": 0.5}, "tuning.factor must be at least 1"),
         ("layer_decay", {"decay": 1.5}, "tuning.decay must be above 0 and at most 1"),
         ("pattern", {"patterns": ((r"heed/.*", 1.0), (r".*", 0.0))}, "'heed/.*' decides no parameter"),
         ("pattern", {"patterns": ((r"head/.*", 1.0),)}, "no pattern covers backbone/"),

@@ -91,22 +91,60 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """A row of `tuning.STRATEGIES` and its arguments; the arguments of other strategies stay unset.
+    """A row of `tuning.STRATEGIES` or `phases.RECIPES` and its arguments; those of other strategies stay unset.
 
     Attributes:
-        k: `last_k`: how many groups below the head train.
+        k: `last_k`, `first_k`: how many groups below the head, or from the input on, train.
+        groups: `surgical`: names of the groups that train; `inspect` lists them.
         decay: `layer_decay`: the factor from one layer to the one below.
+        norm_with: `layer_decay`: `last_block` or `head` gives the final norm its rate; timm's choice by default.
+        factor: `discriminative`: what each group's rate is divided by for the one below (default 2.6).
         patterns: `pattern`: ((regex, multiplier), …) over parameter paths; the first match counts.
+        rank, alpha, dropout, rslora, targets: `lora` (`additions.Lora`).
+        bottleneck, parallel, scale: `adapter` (`additions.Adapter`).
+        tokens, deep: `prompt` (`additions.Prompt`).
+        hidden: `mlp_head`: units of the head's hidden layer.
+        share: `lp_ft`: the part of the run that trains the head alone (default 0.5).
+        probe_rate: `lp_ft`: the head's rate in that part, as a multiple of `optim.learning_rate` (default 10).
+        every: `gradual_unfreezing`: steps before the next groups join; by default the run is shared out evenly.
+        by: `gradual_unfreezing`: how many groups join at a time (default 1).
+        direction: `gradual_unfreezing`: the next group is `down` from the head (the default) or `up` from the input.
+        freeze_epochs: `fine_tune`: epochs of the head alone, before `config.epochs` or `steps` end with everything.
+        phases: `phases`: (dict, …), each of a strategy, its arguments and its length; see `phases.py`.
+        group_rates: for any strategy: ((regex, factor), …) over group names; the first match multiplies what the
+            strategy gives that group.
     """
 
     strategy: str = "linear_probe"
     k: int | None = None
+    groups: tuple | None = None
     decay: float | None = None
+    norm_with: str | None = None
+    factor: float | None = None
     patterns: tuple | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float | None = None
+    rslora: bool | None = None
+    targets: tuple | None = None
+    bottleneck: int | None = None
+    parallel: bool | None = None
+    scale: float | None = None
+    tokens: int | None = None
+    deep: bool | None = None
+    hidden: int | None = None
+    share: float | None = None
+    probe_rate: float | None = None
+    every: int | None = None
+    by: int | None = None
+    direction: str | None = None
+    freeze_epochs: float | None = None
+    phases: tuple | None = None
+    group_rates: tuple = ()
 
     @property
     def arguments(self) -> dict[str, Any]:
-        given = {name: value for name, value in vars(self).items() if name != "strategy"}
+        given = {name: value for name, value in vars(self).items() if name not in ("strategy", "group_rates")}
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -115,20 +153,72 @@ class OptimConfig:
     """How parameters move.
 
     Attributes:
-        name: `adamw` or `sgd`.
+        name: a row of `optim.OPTIMIZERS`.
         learning_rate: the peak, which a leaf's multiplier scales.
-        warmup_steps: linear from 0; then a half cosine down to 0 at the last step.
-        weight_decay: on kernels only (no bias, norm, position embedding or class token).
+        schedule: a row of `optim.SCHEDULES`, from the end of the warm-up to the last step.
+        warmup_steps: linear from 0.
+        weight_decay: on kernels only (no bias, norm, position embedding or token).
         momentum: of `sgd`.
+        b1, b2: of `adamw`, `lamb` and `lion`; unset takes the optimizer's own.
         clip_norm: global norm over trainable leaves; 0 for none.
+        accumulate: parts that a batch is computed in, one after another; the step stays that of the whole batch.
+        sam_rho: radius of sharpness-aware minimisation (2010.01412), which doubles a step's cost; 0 for none.
+        average: what is evaluated beside being trained: empty for the parameters themselves, `ema` or `swa` for an
+            average of them (`step.averaged`).
+        average_decay: of `ema`.
+        average_start: of `swa`: the part of the run after which it starts.
+        on_nonfinite: `stop` the run at a loss or gradient that is no number, or `skip` that step and count it.
     """
 
     name: str = "adamw"
     learning_rate: float = 1e-3
+    schedule: str = "cosine"
     warmup_steps: int = 0
     weight_decay: float = 0.0
     momentum: float = 0.9
+    b1: float | None = None
+    b2: float | None = None
     clip_norm: float = 0.0
+    accumulate: int = 1
+    sam_rho: float = 0.0
+    average: str = ""
+    average_decay: float = 0.999
+    average_start: float = 0.75
+    on_nonfinite: str = "stop"
+
+
+@dataclass(frozen=True)
+class RegulariseConfig:
+    """What keeps a model from learning its training set by heart.
+
+    Attributes:
+        label_smoothing: weight of the uniform distribution in the target (1512.00567).
+        dropout: at the end of each residual branch, and of the features under the head (BERT's hidden dropout).
+        drop_path: stochastic depth (1603.09382): the last block's rate, falling linearly to 0 at the first.
+        l2_sp: weight of half the squared distance from the pretrained values (L2-SP's alpha, 1802.01483).
+        l2_sp_new: weight of half the squared norm of what is new, as the head (L2-SP's beta).
+
+    Dropout and stochastic depth act in groups that train: a frozen group computes what it does in evaluation.
+    """
+
+    label_smoothing: float = 0.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    l2_sp: float = 0.0
+    l2_sp_new: float = 0.0
+
+
+@dataclass(frozen=True)
+class BatchNormConfig:
+    """A mode of `models.BATCH_NORM_MODES` for groups in which nothing trains, and for those in which something does.
+
+    Attributes:
+        frozen_groups: by default `frozen`: the stored statistics are used and kept.
+        trained_groups: by default `update_stats`: the batch's are used, and the stored ones follow.
+    """
+
+    frozen_groups: str = "frozen"
+    trained_groups: str = "update_stats"
 
 
 @dataclass(frozen=True)
@@ -140,6 +230,8 @@ class Experiment:
         steps, epochs: the length, in one of the two units; the other stays 0.
         eval_every: steps between validations (each also saves a checkpoint); 0 for the end only.
         log_every: steps between lines of training metrics.
+        compute_dtype: `float32` or `bfloat16`, of activations and products; parameters stay float32.
+        remat: whether the backward pass computes each group's inside again instead of keeping it.
     """
 
     seed: int = 0
@@ -147,11 +239,15 @@ class Experiment:
     epochs: float = 0.0
     eval_every: int = 0
     log_every: int = 10
+    compute_dtype: str = "float32"
+    remat: bool = False
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
+    batch_norm: BatchNormConfig = field(default_factory=BatchNormConfig)
 
     @classmethod
     def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Experiment":

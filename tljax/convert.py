@@ -11,9 +11,11 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from tljax import backbone, checkpoint
+from tljax.additions import Lora
 from tljax.config import BackboneConfig
 from tljax.errors import InputError
 from tljax.models import attributes, build
+from tljax.models.additions import merge_lora
 from tljax.models.bert import Bert
 from tljax.models.vit import ViT
 from tljax.run import Run
@@ -29,7 +31,7 @@ def convert(config: BackboneConfig, output: Path, to: str = "orbax", step: str =
     """Writes weights in another form; returns what they are.
 
     Args:
-        config: the source: weights of any kind, or a run's workdir, whose backbone and head are taken.
+        config: the source: weights of any kind, or a run's workdir, whose backbone and head are taken, LoRA merged.
         output: a new folder.
         to: `orbax` (what `--config.backbone.weights` takes), or `timm` or `hf`: safetensors, config.json,
             preprocessing and class names as those libraries load them.
@@ -67,10 +69,15 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
     experiment, resolved = folder.load()
     run = Run(experiment, resolved)
     with folder.checkpoints() as checkpoints:
-        state = checkpoints.restore(checkpoints.resolve(step), run.abstract_state)
-    tree = {"params": state.params["backbone"], "head": state.params["head"]}
-    if state.batch_stats:
-        tree["batch_stats"] = state.batch_stats["backbone"]
+        number = checkpoints.resolve(step)
+        params, batch_stats = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
+    for one in run.model.additions:
+        if not isinstance(one, Lora):
+            raise InputError(f"{path}: a plain network has no place for {one}; only LoRA can be merged into it")
+    params = merge_lora(params, run.model.additions)
+    tree = {"params": params["backbone"], "head": params["head"]}
+    if batch_stats:
+        tree["batch_stats"] = batch_stats["backbone"]
     row = resolved.pretrained
     architecture = dict(row.architecture)
     if isinstance(run.backbone, ViT):  # whose positions are those of the run's image size now

@@ -1,37 +1,79 @@
 """What a run's step costs, read from the compiled programs: the proof that frozen means frozen."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from tljax import tuning
+from tljax.phases import Phase
 from tljax.run import Run
 
+Block = dict[str, Any]
 
-def cost(run: Run) -> dict[str, int | float]:
+
+def cost(run: Run) -> Block:
     """The cost block of `result.json` and `inspect`.
 
     Returns:
-        `trainable_params`, `frozen_params`: numbers of parameters.
+        `trainable_params`, `frozen_params`: numbers of parameters that train in some phase, and in none.
         `optimizer_state_bytes`: of the moments; step counters are left out.
         `forward_flops`, `step_flops`: of one training batch over all devices, from the compiled evaluation and
             training step.
         `step_temp_bytes`: that the training step needs on each device beside its arguments.
+        `step_peak_bytes`: the same with its arguments: parameters, optimizer state and batch.
         `step_share_of_full`: the step's FLOPs over those of one that trains everything, both counted before
             optimisation (to compile the full step only for this would take longer than anything else here).
+        `phases`: where there are several, a block for each; the FLOPs above are then the mean over all steps, the
+            bytes the highest.
     """
-    forward = run.eval_step(run.batch_size)
-    lowered, full = run.lower_train_step(), run.lower_train_step(jax.tree.map(lambda _: 1.0, run.multipliers))
-    sizes = jax.tree.map(lambda leaf: leaf.size, run.abstract_state.params)
-    trainable = sum(jax.tree.leaves(tuning.select(sizes, run.multipliers)))
+    forward = _flops(run.eval_step(run.batch_size)) * run.mesh.size
+    full = _flops(run.lower_train_step(_everything(run.phases[-1])))
+    blocks = [_of_phase(run, phase, forward, full) for phase in run.phases]
+    if len(blocks) == 1:
+        return blocks[0]
+    lengths = [phase.stop - phase.start for phase in run.phases]
+
+    def mean(key: str) -> float:
+        return sum(block[key] * n for block, n in zip(blocks, lengths, strict=True)) / sum(lengths)
+
+    bytes_ = ("optimizer_state_bytes", "step_temp_bytes", "step_peak_bytes")
     return {
-        "trainable_params": trainable,
-        "frozen_params": sum(jax.tree.leaves(sizes)) - trainable,
-        "optimizer_state_bytes": optimizer_state_bytes(run.abstract_state.opt_state),
-        "forward_flops": _flops(forward) * run.mesh.size,
-        "step_flops": _flops(run.train_step) * run.mesh.size,
-        "step_temp_bytes": run.train_step.memory_analysis().temp_size_in_bytes,
-        "step_share_of_full": _flops(lowered) / _flops(full),
+        **_parameters(run, run.multipliers),
+        "forward_flops": forward,
+        **{key: mean(key) for key in ("step_flops", "step_share_of_full")},
+        **{key: max(block[key] for block in blocks) for key in bytes_},
+        "phases": blocks,
     }
+
+
+def _of_phase(run: Run, phase: Phase, forward: float, full: float) -> Block:
+    program = run.train_step(phase)
+    memory = program.memory_analysis()
+    # XLA counts the body of a loop once. The optimizer's few FLOPs are thereby counted with every part: no less.
+    flops = _flops(program) * run.mesh.size * run.experiment.optim.accumulate
+    return {
+        **_parameters(run, phase.multipliers),
+        "optimizer_state_bytes": optimizer_state_bytes(run.abstract(phase).opt_state),
+        "forward_flops": forward,
+        "step_flops": flops,
+        "step_temp_bytes": memory.temp_size_in_bytes,
+        "step_peak_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+        "step_share_of_full": _flops(run.lower_train_step(phase)) / full,
+    }
+
+
+def _everything(phase: Phase) -> Phase:
+    """The same phase with nothing frozen, for comparison."""
+    ones, zeros = (jax.tree.map(lambda _, n=n: n, phase.multipliers) for n in (1.0, 0))
+    return dataclasses.replace(phase, multipliers=ones, since=zeros, frozen=frozenset())
+
+
+def _parameters(run: Run, multipliers: tuning.Tree) -> Block:
+    sizes = jax.tree.map(lambda leaf: leaf.size, run.abstract_state().params)
+    trainable = sum(jax.tree.leaves(tuning.select(sizes, multipliers)))
+    return {"trainable_params": trainable, "frozen_params": sum(jax.tree.leaves(sizes)) - trainable}
 
 
 def optimizer_state_bytes(opt_state) -> int:

@@ -31,11 +31,12 @@ def evaluate_split(run: Run, state: State, examples: Examples, label: str, batch
     size = min(batch_size or run.experiment.task.eval_batch_size, len(examples))
     size = -(-size // run.mesh.size) * run.mesh.size
     step = run.eval_step(size)
+    params, batch_stats = run.evaluated(state)
     logits, labels, masks = [], [], []
     with console.progress(label, 0, -(-len(examples) // size)) as report:
         for i, batch in enumerate(evaluation_batches(examples, run.resolved.preprocessing, size)):
             image = sharding.put_batch({"image": batch["image"]}, run.mesh)["image"]
-            logits.append(step(state.params, state.batch_stats, image))
+            logits.append(step(params, batch_stats, image))
             if i > 1:  # two batches in flight keep the device busy; more would only fill its memory
                 logits[i - 2] = np.asarray(logits[i - 2])
             labels.append(batch["label"])
@@ -75,7 +76,7 @@ def evaluate(workdir: Path, step: str = "latest", split: str = "test", batch_siz
     examples = task.split(slicing)
     with folder.checkpoints() as checkpoints:
         number = checkpoints.resolve(step)
-        state = checkpoints.restore(number, run.abstract_state)
+        state = checkpoints.restore(number, run.abstract_state(number))
     found = {"split": split, "step": number, **evaluate_split(run, state, examples, split, batch_size)}
     folder.save_evaluation(f"{number}-{split.replace('/', '_')}", found)
     return found

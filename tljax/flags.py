@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tljax import tuning
+from tljax import phases
 from tljax.config import Experiment, unknown_key
 from tljax.errors import InputError
 
@@ -37,7 +37,7 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
     given = {argument.split("=")[0] for argument in rest}
     if "--config.tuning.strategy" in given:
         # The file's arguments belong to the file's strategy, not to the one named here.
-        for name in set(config.tuning) - {"strategy", *tuning.takes(config.tuning.strategy)}:
+        for name in set(config.tuning) - {"strategy", "group_rates", *phases.arguments_of(config.tuning.strategy)}:
             if f"--config.tuning.{name}" not in given:
                 config.tuning[name] = None
     return Experiment.from_config(config), options

@@ -1,16 +1,19 @@
 """Losses and metrics as (sum, count) under a mask, so that a padded batch counts each example once."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-Total = tuple[Float[Array, ""], Float[Array, ""]]
 
-
-def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
-    """Softmax cross-entropy of each example, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+def cross_entropy(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], smoothing: float = 0.0
+) -> Float[Array, " batch"]:
+    """Softmax cross-entropy of each example, in nats; `smoothing` of the target is uniform (1512.00567)."""
+    if not smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing))
 
 
 def correct(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
@@ -18,9 +21,9 @@ def correct(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"])
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 
-def total(values: Float[Array, " batch"], mask: Float[Array, " batch"]) -> Total:
-    """(sum, count) over the examples whose mask is 1."""
-    return jnp.sum(values * mask), jnp.sum(mask)
+def total(values: Float[Array, " batch"], mask: Float[Array, " batch"]) -> Float[Array, ""]:
+    """The sum over the examples whose mask is 1, whatever the others hold."""
+    return jnp.sum(jnp.where(mask > 0, values, 0) * mask)
 
 
 def summarise(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | int | list[float]]:

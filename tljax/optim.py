@@ -1,60 +1,176 @@
 """The optimizer of a multiplier tree: state for trainable leaves only, one learning rate per multiplier."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from optax import contrib
 
 from tljax.config import OptimConfig
 from tljax.errors import InputError
 from tljax.tuning import Tree
 
 FROZEN = "frozen"
-_NOT_DECAYED = ("bias", "scale", "class_token", "pos_embed")
+_NOT_DECAYED = ("bias", "scale", "class_token", "distillation_token", "registers", "pos_embed", "prompt")
+_NOT_DECAYED += ("adapter_down_bias", "adapter_up_bias")
 
-# AdamW decays the weights themselves; SGD, as in PyTorch, adds the decay to the gradient, before momentum.
-OPTIMIZERS = {
-    "adamw": lambda config, decay: optax.chain(optax.scale_by_adam(), decay),
-    "sgd": lambda config, decay: optax.chain(decay, optax.trace(decay=config.momentum)),
+Transformation = optax.GradientTransformation
+
+
+def _adamw(config: OptimConfig, decay: Transformation) -> Transformation:
+    """Adam's direction (1412.6980), the weights decayed beside it (1711.05101)."""
+    return optax.chain(optax.scale_by_adam(**_betas(config)), decay)
+
+
+def _sgd(config: OptimConfig, decay: Transformation) -> Transformation:
+    """Momentum; the decay, as in PyTorch, is part of the gradient."""
+    return optax.chain(decay, optax.trace(decay=config.momentum))
+
+
+def _adafactor(config: OptimConfig, decay: Transformation) -> Transformation:
+    """1804.04235 without momentum; steps are relative to each parameter's own size."""
+    sizes = optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
+    return optax.chain(optax.scale_by_factored_rms(), *sizes, decay)
+
+
+def _lamb(config: OptimConfig, decay: Transformation) -> Transformation:
+    """1904.00962."""
+    return optax.chain(optax.scale_by_adam(eps=1e-6, **_betas(config)), decay, optax.scale_by_trust_ratio())
+
+
+def _lion(config: OptimConfig, decay: Transformation) -> Transformation:
+    """2302.06675; it wants a learning rate three to ten times lower than AdamW's."""
+    return optax.chain(optax.scale_by_lion(**_betas(config)), decay)
+
+
+def _muon(config: OptimConfig, decay: Transformation) -> Transformation:
+    """Muon (Jordan 2024) for the matrices between input and head, AdamW for all else."""
+    as_matrices = partial(jax.tree.map, lambda _: contrib.MuonDimensionNumbers())
+    direction = contrib.scale_by_muon(weight_dimension_numbers=as_matrices)
+    muon = optax.chain(direction, optax.stateless_with_tree_map(_muon_scale), decay)
+    return optax.multi_transform({"muon": muon, "adam": optax.chain(optax.scale_by_adam(), decay)}, _muon_labels)
+
+
+def _muon_scale(update: jax.Array, _) -> jax.Array:
+    """Muon's own adjustment for matrices [in, out] that are not square."""
+    return update * max(1.0, update.shape[1] / update.shape[0]) ** 0.5
+
+
+def _muon_labels(params: Tree) -> Tree:
+    def label(path, leaf):
+        inside = path.startswith("backbone/block_") and isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+        return "muon" if inside and leaf.ndim == 2 and path.endswith("kernel") else "adam"
+
+    paths = flatten_dict(params, sep="/")
+    return unflatten_dict({path: label(path, leaf) for path, leaf in paths.items()}, sep="/")
+
+
+def _betas(config: OptimConfig) -> dict[str, float]:
+    return {name: value for name in ("b1", "b2") if (value := getattr(config, name)) is not None}
+
+
+OPTIMIZERS: dict[str, Callable[[OptimConfig, Transformation], Transformation]] = {
+    "adamw": _adamw,
+    "sgd": _sgd,
+    "adafactor": _adafactor,
+    "lamb": _lamb,
+    "lion": _lion,
+    "muon": _muon,
 }
 
 
-def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then half a cosine to 0 at `steps` (transformers' `get_cosine_schedule_with_warmup`).
+def _cosine(peak: float, steps: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(peak, steps)
+
+
+def _linear(peak: float, steps: int) -> optax.Schedule:
+    return optax.linear_schedule(peak, 0.0, steps)
+
+
+def _constant(peak: float, steps: int) -> optax.Schedule:
+    return optax.constant_schedule(peak)
+
+
+SCHEDULES = {"cosine": _cosine, "linear": _linear, "constant": _constant}
+
+
+def schedule(name: str, peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then half a cosine or a line to 0 at `steps`, or a constant (transformers' own).
+
+    Args:
+        name: a row of `SCHEDULES`.
+        peak: the highest rate.
+        warmup_steps, steps: the warm-up's length, and the whole's.
 
     Raises:
-        InputError: the warm-up is not shorter than the run.
+        InputError: an unknown name, a rate that is not above 0, or a warm-up not shorter than the whole.
     """
-    if not 0 <= config.warmup_steps < steps:
-        raise InputError(f"optim.warmup_steps is {config.warmup_steps}, the whole run only {steps} steps")
-    return optax.warmup_cosine_decay_schedule(
-        0.0 if config.warmup_steps else config.learning_rate, config.learning_rate, config.warmup_steps, steps
-    )
+    if name not in SCHEDULES:
+        raise InputError(f"no optim.schedule {name!r}; there are: {', '.join(SCHEDULES)}")
+    if not peak > 0:
+        raise InputError(f"optim.learning_rate must be above 0, not {peak}")
+    if not 0 <= warmup_steps < steps:
+        raise InputError(f"optim.warmup_steps is {warmup_steps}, the whole run or phase only {steps} steps")
+    after = SCHEDULES[name](peak, steps - warmup_steps)
+    if not warmup_steps:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps])
 
 
-def optimizer(config: OptimConfig, multipliers: Tree, steps: int) -> optax.GradientTransformation:
-    """Masked clip → direction and weight decay → multiplier → learning rate.
+def optimizer(config: OptimConfig, multipliers: Tree, since: Tree | None = None) -> Transformation:
+    """Masked clip → direction and weight decay → multiplier; a step is that times minus the learning rate.
 
     Made for trees in which `tuning.select` has masked the frozen leaves, so that the clip's norm is that of the
     trainable ones; `set_to_zero` keeps a frozen leaf still even where a caller passes its gradient.
 
+    Args:
+        config: the optimizer and its settings.
+        multipliers: of each leaf.
+        since: the phase in which each leaf began to train. Leaves that began together share a counter, as an
+            optimizer that corrects its moments by their age needs it; all began together if None.
+
     Raises:
         InputError: an unknown name or a setting out of range.
     """
-    if config.name not in OPTIMIZERS:
-        raise InputError(f"no optim.name {config.name!r}; there are: {', '.join(OPTIMIZERS)}")
-    if config.learning_rate <= 0:
-        raise InputError(f"optim.learning_rate must be above 0, not {config.learning_rate}")
-    labels = jax.tree.map(_label, multipliers)
+    _check(config)
+    since = jax.tree.map(lambda _: 0, multipliers) if since is None else since
+    decay = optax.add_decayed_weights(config.weight_decay, decay_mask)
+    began = jax.tree.map(lambda m, step: f"since {step}" if m else FROZEN, multipliers, since)
+    directions = {label: OPTIMIZERS[config.name](config, decay) for label in jax.tree.leaves(began)}
     scales = {_label(m): optax.scale(m) if m else optax.set_to_zero() for m in jax.tree.leaves(multipliers)}
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    decay = optax.add_decayed_weights(config.weight_decay, decay_mask(multipliers))
-    parts += [OPTIMIZERS[config.name](config, decay)]
-    parts += [optax.multi_transform(scales, labels), optax.scale_by_learning_rate(schedule(config, steps))]
+    parts += [optax.multi_transform(directions | {FROZEN: optax.set_to_zero()}, began)]
+    parts += [optax.multi_transform(scales, jax.tree.map(_label, multipliers))]
     return optax.chain(*parts)
 
 
+def _check(config: OptimConfig) -> None:
+    known = {"name": OPTIMIZERS, "average": ("", "ema", "swa"), "on_nonfinite": ("stop", "skip")}
+    for key, names in known.items():
+        if getattr(config, key) not in names:
+            there = ", ".join(name or "'' (none)" for name in names)
+            raise InputError(f"no optim.{key} {getattr(config, key)!r}; there are: {there}")
+    for key in ("weight_decay", "clip_norm", "sam_rho"):
+        if getattr(config, key) < 0:
+            raise InputError(f"optim.{key} must be at least 0, not {getattr(config, key)}")
+    for key in ("momentum", "b1", "b2", "average_decay", "average_start"):
+        if not 0 <= (getattr(config, key) or 0) < 1:
+            raise InputError(f"optim.{key} must be at least 0 and below 1, not {getattr(config, key)}")
+
+
+def carry_over(old: optax.OptState, new: optax.OptState) -> optax.OptState:
+    """`new`, a fresh state, with what `old` has under the same path: the moments and counters of leaves that stay.
+
+    Paths hold the step since which a leaf trains, so one that rested in between starts afresh.
+    """
+    kept = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old)}
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: kept.get(jax.tree_util.keystr(path), leaf), new)
+
+
 def decay_mask(params: Tree) -> Tree:
-    """True for the kernels that weight decay acts on: no bias, norm, class token or position embedding."""
+    """True for the kernels that weight decay acts on: no bias, norm, token or position embedding."""
     paths = flatten_dict(params, sep="/")
     return unflatten_dict({path: path.split("/")[-1] not in _NOT_DECAYED for path in paths}, sep="/")
 

@@ -29,14 +29,15 @@ def predict(workdir: Path, files: Sequence[Path], step: str = "latest") -> Itera
     ]
     run = Run(experiment, resolved)
     with folder.checkpoints() as checkpoints:
-        state = checkpoints.restore(checkpoints.resolve(step), run.abstract_state)
+        number = checkpoints.resolve(step)
+        params, batch_stats = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
     size = -(-min(len(files), experiment.task.eval_batch_size) // run.mesh.size) * run.mesh.size
     program = run.eval_step(size)
     for start in range(0, len(files), size):
         batch = pictures[start : start + size]
         batch += [batch[0]] * (size - len(batch))
         image = sharding.put_batch({"image": np.stack(batch)}, run.mesh)["image"]
-        logits = np.asarray(program(state.params, state.batch_stats, image)).astype(np.float64)
+        logits = np.asarray(program(params, batch_stats, image)).astype(np.float64)
         odds = np.exp(logits - logits.max(-1, keepdims=True))
         for file, row in zip(files[start : start + size], odds / odds.sum(-1, keepdims=True), strict=False):
             order = np.argsort(-row, kind="stable")

@@ -27,17 +27,18 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA))
 
 
-def check_batch(size: int, mesh: Mesh, key: str) -> int:
-    """`size`, if it can be shared out evenly.
+def check_batch(size: int, mesh: Mesh, key: str, parts: int = 1) -> int:
+    """`size`, if it can be shared out evenly, in `parts` one after another.
 
     Raises:
         InputError: it cannot; the nearest sizes that can are named.
     """
-    devices = mesh.size
-    if size < 1 or size % devices:
-        lower, upper = max(size // devices, 1) * devices, (max(size, 0) // devices + 1) * devices
+    unit = mesh.size * parts
+    if size < 1 or size % unit:
+        lower, upper = max(size // unit, 1) * unit, (max(size, 0) // unit + 1) * unit
         near = f"{lower} or {upper}" if lower != upper else str(upper)
-        raise InputError(f"{key}={size} cannot be shared by {devices} devices: use {near}")
+        by = f"{mesh.size} devices" + (f" in {parts} parts" if parts > 1 else "")
+        raise InputError(f"{key}={size} cannot be shared by {by}: use {near}")
     return size
 
 

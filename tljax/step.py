@@ -1,6 +1,7 @@
 """One training step and one evaluation step: pure functions of State and batch."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,9 +10,10 @@ import optax
 from flax import struct
 
 from tljax import metrics, tuning
+from tljax.config import OptimConfig, RegulariseConfig
 
-Batch = dict[str, jax.Array]  # image [batch, height, width, 3] uint8, label [batch] int32, mask [batch] float32
-Forward = Callable[..., Any]  # (params, batch_stats, image, train) -> logits [batch, classes], batch_stats
+Batch = dict[str, jax.Array]  # image [batch, height, width, channels] uint8, label [batch] int32, mask [batch] float32
+Forward = Callable[..., Any]  # (params, batch_stats, image, key) -> logits [batch, classes], batch_stats
 
 
 @struct.dataclass
@@ -21,44 +23,128 @@ class State:
     Attributes:
         step: steps taken, a scalar int32.
         params, batch_stats: nested dicts of arrays.
-        opt_state: of the trainable leaves.
+        opt_state: of the leaves that train in the phase of the last step.
+        average: {params, batch_stats} of those leaves, where `optim.average` is set; else empty.
+        anchor: the values that leaves started at, and 0 for new ones, which L2-SP pulls them to; else empty.
+        skipped: steps that were not finite and left everything as it was, a scalar int32.
     """
 
     step: Any
     params: Any
     opt_state: Any
     batch_stats: Any
+    average: Any
+    anchor: Any
+    skipped: Any
 
 
-def train_step(
-    state: State, batch: Batch, *, forward: Forward, tx: optax.GradientTransformation, multipliers: Any
-) -> tuple[State, dict[str, jax.Array]]:
-    """Differentiates the trainable leaves alone and moves them.
+@dataclass(frozen=True)
+class Rules:
+    """What does not change within a phase.
+
+    Attributes:
+        forward: the network in training.
+        tx: the optimizer, without the learning rate.
+        schedule: step -> learning rate.
+        multipliers: of each leaf; 0 is frozen.
+        optim, regularise: the config's.
+        pull: L2-SP's weight of each leaf.
+        average_from: the step at which `swa` starts.
+        seed: of dropout and stochastic depth.
+    """
+
+    forward: Forward
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    multipliers: Any
+    optim: OptimConfig
+    regularise: RegulariseConfig
+    pull: Any
+    average_from: int
+    seed: int
+
+
+def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[str, jax.Array]]:
+    """Differentiates the trainable leaves alone and moves them; a step that is not finite moves nothing.
 
     Nothing here may read a frozen leaf's gradient: XLA would then compute the whole backward pass again.
 
     Returns:
-        The next state, and `loss`, `accuracy`, `grad_norm` (over trainable leaves, before the clip).
+        The next state, and `loss`, `accuracy`, `grad_norm` (over trainable leaves, before the clip), `learning_rate`.
     """
+    trainable = tuning.select(state.params, rules.multipliers)
+    loss, hits, batch_stats, grads = _gradients(trainable, state, batch, rules)
+    norm = optax.tree.norm(grads)
+    if rules.optim.sam_rho:
+        climbed = jax.tree.map(lambda w, g: w + g * (rules.optim.sam_rho / (norm + 1e-12)), trainable, grads)
+        _, _, _, grads = _gradients(climbed, state, batch, rules)
+    rate = rules.schedule(state.step)
+    updates, opt_state = rules.tx.update(grads, state.opt_state, trainable)
+    moved = jax.tree.map(lambda w, u: w - rate * u, trainable, updates)
+    moved = moved, opt_state, batch_stats, _averaged(state, moved, batch_stats, rules)
+    still = trainable, state.opt_state, state.batch_stats, state.average
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    moved, opt_state, batch_stats, average = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, still)
+    params = tuning.merge(moved, state.params, rules.multipliers)
+    skipped = state.skipped + jnp.where(finite, 0, 1)
+    found = {"loss": loss, "accuracy": hits / jnp.sum(batch["mask"]), "grad_norm": norm, "learning_rate": rate}
+    return State(state.step + 1, params, opt_state, batch_stats, average, state.anchor, skipped), found
 
-    def objective(trainable):
-        params = tuning.merge(trainable, state.params, multipliers)
-        logits, batch_stats = forward(params, state.batch_stats, batch["image"], train=True)
-        loss_sum, count = metrics.total(metrics.cross_entropy(logits, batch["label"]), batch["mask"])
-        return loss_sum / count, (logits, batch_stats)
 
-    trainable = tuning.select(state.params, multipliers)
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(trainable)
-    updates, opt_state = tx.update(grads, state.opt_state, trainable)
-    params = tuning.merge(optax.apply_updates(trainable, updates), state.params, multipliers)
-    hits, count = metrics.total(metrics.correct(logits, batch["label"]), batch["mask"])
-    return (
-        State(state.step + 1, params, opt_state, batch_stats),
-        {"loss": loss, "accuracy": hits / count, "grad_norm": optax.tree.norm(grads)},
-    )
+def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, Any]:
+    """Loss, hits, batch statistics and gradients of a batch, computed in `accumulate` parts, one after another."""
+    parts, count = rules.optim.accumulate, jnp.sum(batch["mask"])
+    step_key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
+
+    def objective(trainable, batch_stats, part, key):
+        params = tuning.merge(trainable, state.params, rules.multipliers)
+        logits, batch_stats = rules.forward(params, batch_stats, part["image"], key)
+        losses = metrics.cross_entropy(logits, part["label"], rules.regularise.label_smoothing)
+        hits = metrics.total(metrics.correct(logits, part["label"]), part["mask"])
+        return metrics.total(losses, part["mask"]) / count, (hits, batch_stats)
+
+    def add(carry, numbered):
+        loss, hits, batch_stats, grads = carry
+        part, number = numbered
+        value = jax.value_and_grad(objective, has_aux=True)
+        (more, (found, batch_stats)), new = value(trainable, batch_stats, part, jax.random.fold_in(step_key, number))
+        return (loss + more, hits + found, batch_stats, jax.tree.map(jnp.add, grads, new)), None
+
+    penalty, pulls = _pull(trainable, state.anchor, rules)
+    carry = penalty, jnp.zeros(()), state.batch_stats, pulls
+    if parts == 1:
+        return add(carry, (batch, 0))[0]
+    # Strided, so that each part has its share of every device's rows and nothing moves between them.
+    split = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), batch)
+    return jax.lax.scan(add, carry, (split, jnp.arange(parts)))[0]
+
+
+def _pull(trainable: Any, anchor: Any, rules: Rules) -> tuple[jax.Array, Any]:
+    """L2-SP (1802.01483): half the sum of pull · (w - anchor)², and its gradient; zeros without an anchor."""
+    if not anchor:
+        return jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable)
+    moved = jax.tree.map(jnp.subtract, trainable, tuning.select(anchor, rules.multipliers))
+    grads = jax.tree.map(lambda pull, leaf: pull * leaf, tuning.select(rules.pull, rules.multipliers), moved)
+    return optax.tree.vdot(grads, moved) / 2, grads
+
+
+def _averaged(state: State, trainable: Any, batch_stats: Any, rules: Rules) -> Any:
+    """The next average of what trains and of the batch statistics.
+
+    `ema`: old · d + new · (1 - d), with d the lower of `average_decay` and (1 + step) / (10 + step), so that the
+    start is forgotten; `swa` (1803.05407): the mean of all since `average_from`, until then the values themselves.
+    """
+    if not rules.optim.average:
+        return state.average
+    if rules.optim.average == "ema":
+        weight = 1 - jnp.minimum(rules.optim.average_decay, (1 + state.step) / (10 + state.step))
+    else:
+        weight = 1 / (1 + jnp.maximum(0, state.step - rules.average_from))
+    new = {"params": trainable, "batch_stats": batch_stats}
+    return jax.tree.map(lambda mean, leaf: mean + weight * (leaf - mean), state.average, new)
 
 
 def eval_step(params: Any, batch_stats: Any, image: jax.Array, *, forward: Forward) -> jax.Array:
     """Logits [batch, classes] in float32."""
-    logits, _ = forward(params, batch_stats, image, train=False)
+    logits, _ = forward(params, batch_stats, image)
     return logits.astype(jnp.float32)

@@ -9,16 +9,16 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from tljax import console, sharding
-from tljax.backbone import provenance
+from tljax import console, sharding, tuning
 from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment
-from tljax.cost import cost
 from tljax.data import tasks
 from tljax.data.pipeline import Examples, TrainInput
 from tljax.errors import InputError
 from tljax.evaluate import evaluate_split
 from tljax.flags import parse_experiment
+from tljax.phases import Phase
+from tljax.plan import plan, show
 from tljax.run import Run, resolve
 from tljax.step import State
 from tljax.workdir import Workdir
@@ -43,13 +43,24 @@ def train(experiment: Experiment, path: Path) -> dict[str, Any]:
         console.console.print(f"{folder.path} is finished: nothing to do")
         return folder.result
     with folder.checkpoints(writer=True) as checkpoints:
-        _print_plan(run)
+        _print_header(run)
         state, seconds = _begin(run, folder, checkpoints)
         loop = _Loop(run, folder, checkpoints, stream, held_out.get("validation"), time.monotonic() - seconds)
         state = loop.to_the_end(state)
+    planned, digest = folder.plan, _digest(run, state)
+    if digest != planned["frozen_digest"]:
+        raise RuntimeError(f"{folder.path}: frozen leaves changed in training, which tljax must never let happen")
     found = {"validation": loop.validated} if loop.validated else {}
     splits = {name: found.get(name) or evaluate_split(run, state, split, name) for name, split in held_out.items()}
-    result = {"splits": splits, "steps": int(state.step), "wall_seconds": loop.seconds, "cost": cost(run)}
+    result = {
+        "splits": splits,
+        "steps": int(state.step),
+        "skipped_steps": int(state.skipped),
+        "wall_seconds": loop.seconds,
+        "cost": planned["cost"],
+        "frozen_digest_before": planned["frozen_digest"],
+        "frozen_digest_after": digest,
+    }
     folder.finish(result)
     _print_result(run, result, folder)
     return result
@@ -73,6 +84,7 @@ class _Loop:
     ):
         self._run, self._folder, self._checkpoints = run, folder, checkpoints
         self._stream, self._validation, self._started = stream, validation, started
+        self._unread: list[tuple[int, dict[str, jax.Array]]] = []
         self.validated: dict[str, Any] | None = None
 
     @property
@@ -89,28 +101,59 @@ class _Loop:
             console.progress("train", start, last) as report,
         ):
             for step, batch in enumerate(batches, start + 1):
-                state, metrics = run.train_step(state, sharding.put_batch(batch, run.mesh))
+                phase = run.phase_at(step - 1)
+                if step - 1 == phase.start and step > 1:
+                    state = run.enter(state, phase)
+                    report(step - 1, _phase_line(phase))
+                state, metrics = run.train_step(phase)(state, sharding.put_batch(batch, run.mesh))
+                self._unread.append((step, metrics))
                 text = ""
                 if step % config.log_every == 0 or step == last:
-                    text = self._log(board, step, metrics)
+                    text = self._log(board, int(state.skipped))
                 report(step, text)
                 if step == last or (config.eval_every and step % config.eval_every == 0):
                     self._validate_and_save(board, step, state)
         return state
 
-    def _log(self, board: SummaryWriter, step: int, metrics: dict[str, jax.Array]) -> str:
-        values = {name: float(value) for name, value in metrics.items()}
-        values["learning_rate"] = float(self._run.schedule(step - 1))
-        if not np.isfinite(values["loss"]):
-            kept = self._checkpoints.steps
-            raise InputError(
-                f"the loss is {values['loss']} at step {step}: lower optim.learning_rate or set optim.clip_norm"
-                f" (last checkpoint: {f'step {kept[-1]}' if kept else 'none'})"
-            )
+    def _log(self, board: SummaryWriter, skipped: int) -> str:
+        step, values = self._read()
+        if skipped:
+            values["skipped_steps"] = skipped
         self._write(board, step, "train", values)
-        return console.plain({name: values[name] for name in ("loss", "accuracy", "grad_norm")})
+        shown = ("loss", "accuracy", "grad_norm", "skipped_steps")
+        return console.plain({name: values[name] for name in shown if name in values})
+
+    def _read(self) -> tuple[int, dict[str, Any]]:
+        """The last step's number and metrics, after a look at those of all steps since the last look.
+
+        Only here, as reading waits for the device; the steps after one that is not finite have moved nothing yet
+        that was saved.
+
+        Raises:
+            InputError: a step was not finite, and the config does not say to skip it.
+        """
+        unread = [(step, {name: float(value) for name, value in found.items()}) for step, found in self._unread]
+        self._unread = []
+        for step, values in unread:
+            if (
+                self._run.experiment.optim.on_nonfinite == "stop"
+                and not np.isfinite([values["loss"], values["grad_norm"]]).all()
+            ):
+                raise InputError(self._not_finite(step, values))
+        return unread[-1]
+
+    def _not_finite(self, step: int, values: dict[str, float]) -> str:
+        rows = ", ".join(str(index) for _, index in self._stream.indices(step - 1))
+        kept = self._checkpoints.steps
+        return (
+            f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at step {step}, on examples"
+            f" {rows} of {self._run.experiment.task.train}: lower optim.learning_rate, set optim.clip_norm, or"
+            f" optim.on_nonfinite=skip (last checkpoint: {f'step {kept[-1]}' if kept else 'none'})"
+        )
 
     def _validate_and_save(self, board: SummaryWriter, step: int, state: State) -> None:
+        if self._unread:
+            self._read()
         if self._validation is not None:
             self.validated = evaluate_split(self._run, state, self._validation, "validation")
             self._write(board, step, "validation", self.validated)
@@ -127,21 +170,32 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[State, 
     """The State to go on from, and the seconds already spent."""
     if not checkpoints.steps:
         # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
-        console.weights(provenance(run.experiment, run.resolved.pretrained, run.backbone))
-        return run.init_state(), folder.rewind(0)
+        found = plan(run)
+        show(found)
+        state = run.init_state()
+        folder.save_plan(found | {"frozen_digest": _digest(run, state)})
+        return state, folder.rewind(0)
     step = checkpoints.resolve("latest")
     console.console.print(f"resuming {folder.path} at step {step} of {run.resolved.steps}")
-    return checkpoints.restore(step, run.abstract_state), folder.rewind(step)
+    return checkpoints.restore(step, run.abstract_state(step)), folder.rewind(step)
 
 
-def _print_plan(run: Run) -> None:
+def _digest(run: Run, state: State) -> str:
+    return tuning.digest(run.frozen_leaves(state))
+
+
+def _phase_line(phase: Phase) -> str:
+    arguments = "".join(f", {name}={value}" for name, value in phase.arguments.items())
+    return f"{phase.strategy}{arguments} until step {phase.stop}"
+
+
+def _print_header(run: Run) -> None:
     config, resolved = run.experiment, run.resolved
     weights = config.backbone.weights or "random weights"
     strategy = ", ".join([config.tuning.strategy, *(f"{k}={v}" for k, v in config.tuning.arguments.items())])
-    moving = len(run.layout.groups) - len(run.frozen)
     console.console.print(
         f"{resolved.pretrained.backbone} ({weights}) on {config.task.dataset}: {strategy};"
-        f" {moving} of {len(run.layout.groups)} groups train, {resolved.steps} steps of {config.task.batch_size}"
+        f" {resolved.steps} steps of {config.task.batch_size}"
         f" at {run.size} px, on {run.mesh.size} {jax.default_backend()} device(s)"
     )
 

@@ -1,4 +1,4 @@
-"""The files of a run's folder: config.json, metrics.jsonl, result.json, checkpoints/."""
+"""The files of a run's folder: config.json, plan.json, metrics.jsonl, result.json, checkpoints/."""
 
 import importlib.metadata
 import json
@@ -26,6 +26,7 @@ class Workdir:
     def __init__(self, path: Path):
         self.path = path.expanduser().absolute()
         self._config = self.path / "config.json"
+        self._plan = self.path / "plan.json"
         self._metrics = self.path / "metrics.jsonl"
         self._result = self.path / "result.json"
 
@@ -71,6 +72,15 @@ class Workdir:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         _write(self._result, result)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What `save_plan` wrote."""
+        return self._read(self._plan)
+
+    def save_plan(self, found: Mapping[str, Any]) -> None:
+        """Writes `plan.json`: what `inspect` says, and the digest of what is frozen."""
+        _write(self._plan, found)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """One more line of metrics."""

@@ -1,0 +1,29 @@
+"""The cost of a step, from the compiled program of a whole ViT-Ti/16; `benchmarks/cost.py` prints it as a table."""
+
+import pytest
+
+from benchmarks.cost import STRATEGIES, measure
+
+# GFLOP of a step and MB beside its arguments, at most: forward pass alone 20.4; 224 px, batch 8, AdamW.
+AT_MOST = {
+    "linear_probe": (20.6, 20),
+    "last_2": (27.3, 100),
+    "bias_only": (43.7, None),
+    "lora": (44.3, None),
+    "full": (61, None),
+}
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    return measure()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_step_costs_what_trains_and_no_more(blocks, strategy):
+    block, (gflop, megabytes) = blocks[strategy], AT_MOST[strategy]
+    assert block["forward_flops"] <= 20.4e9
+    assert block["forward_flops"] < block["step_flops"] <= gflop * 1e9
+    assert megabytes is None or block["step_temp_bytes"] <= megabytes * 1e6
+    assert block["optimizer_state_bytes"] == 8 * block["trainable_params"]

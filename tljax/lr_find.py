@@ -1,0 +1,61 @@
+"""The learning rate range test (Smith 2015, 1506.01186): the loss while the rate rises, on a State thrown away."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from tljax import console, sharding
+from tljax.data import tasks
+from tljax.run import Run
+
+_SMOOTHING = 0.9
+
+
+def lr_find(run: Run, picture: Path, lowest: float = 1e-7, highest: float = 10.0, steps: int = 100) -> dict[str, Any]:
+    """Trains the first phase from its start while the rate rises geometrically, until the loss has quadrupled.
+
+    Args:
+        run: whose optimizer, data and strategy are taken.
+        picture: the PNG to draw.
+        lowest, highest: learning rates.
+        steps: at most.
+
+    Returns:
+        `rates`, `losses` (smoothed as Adam's moments are, by 0.9) and `suggestion`: the rate at which the loss falls
+        fastest by the rate's logarithm.
+    """
+    phase = run.phases[0]
+    rising = dataclasses.replace(phase, schedule=lambda step: lowest * (highest / lowest) ** (step / (steps - 1)))
+    state, program = run.init_state(), run.train_step(rising)
+    stream = run.train_input(tasks.load(run.experiment.task.dataset))
+    rates, losses, mean = [], [], 0.0
+    with console.progress("learning rates", 0, steps) as report:
+        for i, batch in enumerate(stream.batches(0, steps)):
+            state, found = program(state, sharding.put_batch(batch, run.mesh))
+            mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(found["loss"])
+            smooth = mean / (1 - _SMOOTHING ** (i + 1))
+            if not jnp.isfinite(smooth) or smooth > 4 * min([smooth, *losses]):
+                break
+            rates.append(float(found["learning_rate"]))
+            losses.append(smooth)
+            report(i + 1)
+    suggestion = rates[int(np.argmin(np.gradient(losses, np.log(rates))))]
+    _draw(picture, rates, losses, suggestion, run)
+    return {"rates": rates, "losses": losses, "suggestion": suggestion}
+
+
+def _draw(picture: Path, rates: list[float], losses: list[float], suggestion: float, run: Run) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogx(rates, losses)
+    axes.axvline(suggestion, linestyle="--", color="0.5", label=f"falls fastest: {suggestion:.2g}")
+    axes.set(xlabel="learning rate", ylabel="training loss, smoothed")
+    axes.set_title(f"{run.phases[0].strategy} on {run.experiment.task.dataset}, {run.experiment.optim.name}")
+    axes.legend()
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=150)

@@ -1,0 +1,137 @@
+"""The plan of a run, before it trains: which groups move, how fast, with what state, and at what cost."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from tljax import console
+from tljax.backbone import provenance
+from tljax.config import to_dict
+from tljax.cost import cost
+from tljax.phases import Phase
+from tljax.run import Run
+
+
+def plan(run: Run) -> dict[str, Any]:
+    """What `inspect` prints and `plan.json` holds; the compiled programs are made for it, and kept by the run.
+
+    Returns:
+        `backbone`, `weights`, `licence`, `preprocessing`, `classes`, `steps`, `weights_become`
+            (`backbone.provenance`) and `cost` (`cost.cost`);
+        `strategy`: its `name` and arguments;
+        `phases`: a dict per phase: `strategy` and its `arguments`, `start` and `stop`, and `groups`: a dict per
+            group: `group`, the `multipliers` in it, `params`, `trainable_params`, `state_bytes` (of the optimizer),
+            `leaves`, `trainable_leaves`.
+        `groups`: those of the last phase.
+    """
+    phases = [
+        {
+            "strategy": phase.strategy,
+            "arguments": dict(phase.arguments),
+            "start": phase.start,
+            "stop": phase.stop,
+            "groups": _groups(run, phase),
+        }
+        for phase in run.phases
+    ]
+    tuning = run.experiment.tuning
+    return {
+        "backbone": run.resolved.pretrained.backbone,
+        "weights": run.experiment.backbone.weights,
+        "licence": run.resolved.pretrained.licence,
+        "preprocessing": to_dict(run.resolved.preprocessing),
+        "classes": list(run.resolved.classes),
+        "steps": run.resolved.steps,
+        "strategy": {"name": tuning.strategy, **tuning.arguments},
+        "phases": phases,
+        "groups": phases[-1]["groups"],
+        "weights_become": provenance(run.experiment, run.resolved.pretrained, run.backbone),
+        "cost": cost(run),
+    }
+
+
+def _groups(run: Run, phase: Phase) -> list[dict[str, Any]]:
+    state = run.abstract(phase)
+    multipliers = flatten_dict(phase.multipliers, sep="/")
+    sizes = flatten_dict(jax.tree.map(lambda leaf: leaf.size, state.params), sep="/")
+    state_bytes = _state_bytes(state.opt_state)
+    rows = []
+    for group in run.layout.groups:
+        paths = [path for path, found in run.layout.group_of.items() if found == group]
+        trainable = [path for path in paths if multipliers[path]]
+        rows.append(
+            {
+                "group": group,
+                "multipliers": sorted({multipliers[path] for path in paths}),
+                "params": sum(sizes[path] for path in paths),
+                "trainable_params": sum(sizes[path] for path in trainable),
+                "state_bytes": sum(state_bytes.get(path, 0) for path in paths),
+                "leaves": len(paths),
+                "trainable_leaves": trainable,
+            }
+        )
+    return rows
+
+
+def _state_bytes(opt_state: Any) -> dict[str, int]:
+    """Parameter path -> bytes of the moments that an optimizer keeps for it."""
+    found: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
+        keys = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+        start = next((i for i, key in enumerate(keys) if key in ("backbone", "head")), None)
+        if start is not None and jnp.issubdtype(leaf.dtype, jnp.floating):
+            name = "/".join(keys[start:])
+            found[name] = found.get(name, 0) + leaf.size * leaf.dtype.itemsize
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    """Prints a plan as tables."""
+    title = f"{found['backbone']}, {found['strategy']['name']}"
+    if len(found["phases"]) == 1:
+        columns = ("group", "multipliers", "parameters", "trained", "optimizer state, MB", "leaves that train")
+        console.table(title, columns, [_row(row) for row in found["groups"]])
+    else:
+        _show_phases(title, found["phases"])
+    console.weights(found["weights_become"])
+    block = {name: value for name, value in found["cost"].items() if name != "phases"}
+    rows = [(name, f"{value:,.0f}" if value > 1 else f"{value:.3f}") for name, value in block.items()]
+    console.table("cost of a step", ("", "value"), rows)
+
+
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    state = f"{row['state_bytes'] / 1e6:.2f}" if row["state_bytes"] else "0"
+    return row["group"], _rates(row), f"{row['params']:,}", f"{row['trainable_params']:,}", state, _leaves(row)
+
+
+def _show_phases(title: str, phases: list[dict[str, Any]]) -> None:
+    """Groups down, phases across: what each multiplies the learning rate by."""
+    names = [f"{phase['start']} … {phase['stop'] - 1}" for phase in phases]
+    rows = [
+        (group["group"], *(_rates(phase["groups"][i]) for phase in phases))
+        for i, group in enumerate(phases[0]["groups"])
+    ]
+    console.table(f"{title}: multipliers in steps", ("group", *names), rows)
+    rows = [
+        (
+            name,
+            ", ".join([phase["strategy"], *(f"{key}={value}" for key, value in phase["arguments"].items())]),
+            f"{sum(group['trainable_params'] for group in phase['groups']):,}",
+            f"{sum(group['state_bytes'] for group in phase['groups']) / 1e6:.2f}",
+        )
+        for name, phase in zip(names, phases, strict=True)
+    ]
+    console.table("phases", ("steps", "strategy", "trained", "optimizer state, MB"), rows)
+
+
+def _rates(row: dict[str, Any]) -> str:
+    return ", ".join(f"{value:.4g}" for value in row["multipliers"])
+
+
+def _leaves(row: dict[str, Any]) -> str:
+    """How many of a group's leaves train; their names where it is only some."""
+    names = [path.split(f"{row['group']}/", 1)[1] for path in row["trainable_leaves"]]
+    count = f"{len(names)} of {row['leaves']}"
+    return f"{count}: {', '.join(names)}" if 0 < len(names) < row["leaves"] else count

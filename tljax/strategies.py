@@ -1,0 +1,214 @@
+"""Strategies: which parameters train, and how fast, decided by name alone.
+
+A strategy sees the parameters' paths and the ordered groups that they belong to (`Layout`), and gives every path a
+learning-rate multiplier; 0 freezes it. Each is for images and text alike.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+
+from tljax.additions import is_added
+from tljax.errors import InputError
+
+HEAD = "head"
+Patterns = Sequence[tuple[re.Pattern, float]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model's parameters by name.
+
+    Attributes:
+        groups: from the input to the output; the last is the head.
+        group_of: parameter path (`backbone/block_0/mlp/fc1/kernel`) -> its group.
+        pooled_norm: whether the final norm stands after the pooling (timm's `fc_norm`) and so belongs to the head.
+    """
+
+    groups: tuple[str, ...]
+    group_of: Mapping[str, str]
+    pooled_norm: bool = False
+
+    @classmethod
+    def of(cls, params: Any, groups: Sequence[str], pooled_norm: bool) -> "Layout":
+        """The layout of a classifier's `params`, whose backbone publishes `groups` and `pooled_norm`."""
+        paths = flatten_dict(params, sep="/")
+        group_of = {path: HEAD if path.startswith(f"{HEAD}/") else path.split("/")[1] for path in paths}
+        return cls((*groups, HEAD), group_of, pooled_norm)
+
+    @property
+    def blocks(self) -> list[str]:
+        """The groups below the head, without a final norm, which goes with the block under it."""
+        return [group for group in self.groups[:-1] if group != "norm"]
+
+    def by_group(self, multiplier: Callable[[str], float]) -> dict[str, float]:
+        """One multiplier per group, given to each of its paths."""
+        return {path: float(multiplier(group)) for path, group in self.group_of.items()}
+
+    def by_path(self, trains: Callable[[str], bool]) -> dict[str, float]:
+        """1 for the head and for each path that `trains`, else 0."""
+        return {path: float(group == HEAD or trains(path)) for path, group in self.group_of.items()}
+
+
+def linear_probe(layout: Layout) -> dict[str, float]:
+    """Only the head trains."""
+    return layout.by_group(lambda group: group == HEAD)
+
+
+def full(layout: Layout) -> dict[str, float]:
+    """Everything trains alike."""
+    return layout.by_group(lambda group: 1)
+
+
+def last_k(layout: Layout, *, k: int) -> dict[str, float]:
+    """The head and the `k` groups below it train; a final norm comes along with the block under it.
+
+    Raises:
+        InputError: the backbone has fewer groups, or `k` is below 1.
+    """
+    trained = {*layout.blocks[-_some(layout, k) :], "norm", HEAD}
+    return layout.by_group(lambda group: group in trained)
+
+
+def first_k(layout: Layout, *, k: int) -> dict[str, float]:
+    """The `k` groups nearest the input train, and the head.
+
+    Raises:
+        InputError: the backbone has fewer groups, or `k` is below 1.
+    """
+    trained = {*layout.blocks[: _some(layout, k)], HEAD}
+    return layout.by_group(lambda group: group in trained)
+
+
+def _some(layout: Layout, k: int) -> int:
+    count = len(layout.blocks)
+    if not 1 <= k <= count:
+        raise InputError(f"tuning.k must be between 1 and {count}, not {k}; without a block use linear_probe")
+    return k
+
+
+def surgical(layout: Layout, *, groups: Sequence[str]) -> dict[str, float]:
+    """The named groups train, and the head (surgical fine-tuning, 2210.11466).
+
+    Raises:
+        InputError: there is no such group; the nearest is named.
+    """
+    for group in groups:
+        if group not in layout.groups:
+            near = difflib.get_close_matches(str(group), layout.groups, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(layout.groups)}"
+            raise InputError(f"tuning.groups: no group {group!r}: {hint}")
+    return layout.by_group(lambda group: group in {*groups, HEAD})
+
+
+def layer_decay(layout: Layout, *, decay: float, norm_with: str | None = None) -> dict[str, float]:
+    """Each layer learns `decay` times as fast as the one above: decay^(L+1-id) (BEiT, 2106.08254).
+
+    Ids: stem 0, block i -> i+1, head L+1. The final norm has that of `norm_with`: the `last_block`'s, or the `head`'s
+    as in BEiT's own code. By default it is timm's (`param_groups_layer_decay`): the last block's before the pooling,
+    the head's after it.
+
+    Raises:
+        InputError: `decay` is not in (0, 1], or `norm_with` is neither.
+    """
+    if not 0 < decay <= 1:
+        raise InputError(f"tuning.decay must be above 0 and at most 1, not {decay}")
+    norm_with = norm_with or ("head" if layout.pooled_norm else "last_block")
+    if norm_with not in ("last_block", "head"):
+        raise InputError(f"tuning.norm_with must be last_block or head, not {norm_with!r}")
+    blocks = layout.blocks
+    depth = {group: len(blocks) - i for i, group in enumerate(blocks)} | {"norm": int(norm_with != "head"), HEAD: 0}
+    return layout.by_group(lambda group: decay ** depth[group])
+
+
+def discriminative(layout: Layout, *, factor: float = 2.6) -> dict[str, float]:
+    """Each group's rate is that of the one above divided by `factor` (ULMFiT, 1801.06146).
+
+    Raises:
+        InputError: `factor` is below 1.
+    """
+    if factor < 1:
+        raise InputError(f"tuning.factor must be at least 1, not {factor}")
+    return layer_decay(layout, decay=1 / factor)
+
+
+def bias_only(layout: Layout) -> dict[str, float]:
+    """Biases train, and the head (BitFit, 2106.10199)."""
+    return layout.by_path(lambda path: path.split("/")[-1] == "bias")
+
+
+def norm_only(layout: Layout) -> dict[str, float]:
+    """Scale and shift of the normalisation layers train, and the head (as for BatchNorm in 2003.00152).
+
+    Raises:
+        InputError: the network has none.
+    """
+    found = layout.by_path(lambda path: path.split("/")[-2].startswith("norm"))
+    if all(not value for path, value in found.items() if layout.group_of[path] != HEAD):
+        raise InputError("norm_only: this network has no normalisation layers; bias_only trains its biases")
+    return found
+
+
+def added(layout: Layout) -> dict[str, float]:
+    """What the strategy added to the backbone trains, and the head; the backbone's own parameters are frozen."""
+    return layout.by_path(is_added)
+
+
+def pattern(layout: Layout, *, patterns: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Ordered (regex, multiplier) pairs over whole parameter paths; the first that matches counts.
+
+    Raises:
+        InputError: a pattern that decides no parameter, a parameter that no pattern covers, or a bad expression.
+    """
+    multipliers, used = {}, set()
+    found = compiled("tuning.patterns", patterns)
+    for path in layout.group_of:
+        hit = first_match(found, path)
+        if hit is None:
+            raise InputError(f"tuning.patterns: no pattern covers {path}; end with ('.*', 0.0) to freeze the rest")
+        used.add(hit)
+        multipliers[path] = found[hit][1]
+    unused = [regex.pattern for i, (regex, _) in enumerate(found) if i not in used]
+    if unused:
+        some = ", ".join(list(layout.group_of)[:: max(1, len(layout.group_of) // 3)][:3])
+        raise InputError(f"tuning.patterns: {unused[0]!r} decides no parameter; paths look like {some}")
+    return multipliers
+
+
+def compiled(key: str, patterns: Sequence[tuple[str, float]]) -> Patterns:
+    """(regex, multiplier) pairs from a config, compiled.
+
+    Raises:
+        InputError: they are something else; `key` is what the config calls them.
+    """
+    try:
+        return [(re.compile(regex), float(multiplier)) for regex, multiplier in patterns]
+    except (re.error, TypeError, ValueError) as error:
+        raise InputError(f"{key} must be ((regex, multiplier), …): {error}") from error
+
+
+def first_match(patterns: Patterns, name: str) -> int | None:
+    """The place of the first pattern that matches the whole name."""
+    return next((i for i, (regex, _) in enumerate(patterns) if regex.fullmatch(name)), None)
+
+
+STRATEGIES: dict[str, Callable[..., dict[str, float]]] = {
+    "linear_probe": linear_probe,
+    "last_k": last_k,
+    "first_k": first_k,
+    "surgical": surgical,
+    "full": full,
+    "layer_decay": layer_decay,
+    "discriminative": discriminative,
+    "bias_only": bias_only,
+    "norm_only": norm_only,
+    "pattern": pattern,
+    "lora": added,
+    "adapter": added,
+    "prompt": added,
+    "mlp_head": linear_probe,
+}
