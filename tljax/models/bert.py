@@ -9,20 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import bert_names, ops
+from tljax.models import bert_names
+from tljax.models.transformer import Attention, Dense, Mlp
 from tljax.weights.rules import Table
 
 _normal = nn.initializers.truncated_normal(0.02)
 _ACTIVATIONS = {"cls_tanh": jnp.tanh, "cls_relu": jax.nn.relu}
-
-
-class _Dense(nn.Module):
-    features: int
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", _normal, (x.shape[-1], self.features))
-        return ops.linear(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
 
 
 class _Stem(nn.Module):
@@ -63,18 +55,6 @@ class _Stem(nn.Module):
             raise InputError(f"texts of {length} tokens, but the network has positions for {longest}: shorten them")
 
 
-class _Attention(nn.Module):
-    heads: int
-
-    @nn.compact
-    def __call__(self, x, mask):
-        batch, tokens, width = x.shape
-        qkv = _Dense(3 * width, name="qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        x = ops.attention(q, k, v, mask).transpose(0, 2, 1, 3).reshape(batch, tokens, width)
-        return _Dense(width, name="out")(x)
-
-
 class _Block(nn.Module):
     heads: int
     mlp_width: int
@@ -84,10 +64,9 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, carry):
         x, mask = carry["hidden"], carry["attention_mask"]
-        x = nn.LayerNorm(self.eps, name="norm1")(x + _Attention(self.heads, name="attention")(x, mask != 0))
-        activation = ops.gelu if self.gelu == "erf" else nn.gelu  # the latter is the tanh approximation
-        y = activation(_Dense(self.mlp_width, name="fc1")(x))
-        x = nn.LayerNorm(self.eps, name="norm2")(x + _Dense(x.shape[-1], name="fc2")(y))
+        attention = Attention(self.heads, _normal, name="attention")
+        x = nn.LayerNorm(self.eps, name="norm1")(x + attention(x, mask != 0))
+        x = nn.LayerNorm(self.eps, name="norm2")(x + Mlp(self.mlp_width, self.gelu, _normal, name="mlp")(x))
         return {"hidden": x, "attention_mask": mask}
 
 
@@ -136,7 +115,7 @@ class Bert(nn.Module):
         hidden = self.mlp_width or 4 * self.width
         self.block = [_Block(self.heads, hidden, self.gelu, self.eps) for _ in range(self.depth)]
         if self.pool in _ACTIVATIONS:
-            self.pooler = _Dense(self.width)
+            self.pooler = Dense(self.width, _normal)
 
     def __call__(
         self,
