@@ -178,7 +178,8 @@ class Run:
         variables = {"params": params, "batch_stats": batch_stats}
         if not train:
             return self.model.apply(variables, x), batch_stats
-        logits, updated = self.model.apply(variables, x, train=True, frozen=tuple(frozen), mutable=["batch_stats"])
+        modes = {group: "update_stats" for group in self.backbone.groups if group not in frozen}
+        logits, updated = self.model.apply(variables, x, batch_norm=modes, mutable=["batch_stats"])
         return logits, updated.get("batch_stats", batch_stats)
 
     def _init(self):

@@ -1,6 +1,6 @@
 """BERT (1810.04805) and what shares its layers: MiniLM (2002.10957), RoBERTa (1907.11692), DistilBERT (1910.01108)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import bert_names
+from tljax.models import bert_names, ops
 from tljax.models.transformer import Attention, Dense, Mlp
 from tljax.weights.rules import Table
 
@@ -107,6 +107,16 @@ class Bert(nn.Module):
         return ("stem", *(f"block_{i}" for i in range(self.depth)), *pooler)
 
     @property
+    def branches(self) -> str:
+        """What ends a residual branch: a regex of module paths."""
+        return r"block_\d+/(attention|mlp)"
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Regexes of the layers that `Lora` adapts unless told otherwise."""
+        return (r"block_\d+/attention/qkv",)
+
+    @property
     def feature_dim(self) -> int:
         return self.width
 
@@ -124,10 +134,9 @@ class Bert(nn.Module):
         start: int = 0,
         stop: int | None = None,
         pool: bool = True,
-        train: bool = False,
-        frozen: Collection[str] = (),
+        batch_norm: Mapping[str, str] = {},
     ) -> Float[Array, "batch ..."] | dict[str, Array]:
-        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `train` and `frozen` do nothing.
+        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `batch_norm` does nothing.
 
         Args:
             x: `input_ids`, `attention_mask` (1 at tokens, 0 at padding) and, if wanted, `token_type_ids` (else 0),
@@ -140,10 +149,10 @@ class Bert(nn.Module):
         Raises:
             InputError: the texts are longer than there are positions.
         """
-        del train, frozen
+        del batch_norm
         names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
-            x = layer(x)
+            x = ops.group_output(layer(x))
         if not names or names[-1] != self.groups[-1]:
             return x
         return self._pooled(x["hidden"], x["attention_mask"]) if pool else x["hidden"]

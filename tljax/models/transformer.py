@@ -12,15 +12,15 @@ class Dense(nn.Module):
 
     Attributes:
         features: outputs.
-        init: how the kernel [inputs, features] starts; the bias starts at zero.
+        kernel_init: how the kernel [inputs, features] starts; the bias starts at zero.
     """
 
     features: int
-    init: Callable
+    kernel_init: Callable
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         return ops.linear(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
 
 
@@ -28,16 +28,18 @@ class Attention(nn.Module):
     """Self-attention with a joint projection `qkv`, its columns in that order, and the projection `out`."""
 
     heads: int
-    init: Callable
+    kernel_init: Callable
 
     @nn.compact
     def __call__(self, x, mask=None):
         """Tokens [batch, tokens, width] to the same; `mask` [batch, tokens] is true at tokens to attend to."""
         batch, tokens, width = x.shape
-        qkv = Dense(3 * width, self.init, name="qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        qkv = Dense(3 * width, self.kernel_init, name="qkv")(x).reshape(
+            batch, tokens, 3, self.heads, width // self.heads
+        )
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
         x = ops.attention(q, k, v, mask).transpose(0, 2, 1, 3).reshape(batch, tokens, width)
-        return Dense(width, self.init, name="out")(x)
+        return Dense(width, self.kernel_init, name="out")(x)
 
 
 class Mlp(nn.Module):
@@ -45,10 +47,10 @@ class Mlp(nn.Module):
 
     hidden: int
     gelu: str
-    init: Callable
+    kernel_init: Callable
 
     @nn.compact
     def __call__(self, x):
         activation = ops.gelu if self.gelu == "erf" else nn.gelu  # the latter is the tanh approximation
-        y = activation(Dense(self.hidden, self.init, name="fc1")(x))
-        return Dense(x.shape[-1], self.init, name="fc2")(y)
+        y = activation(Dense(self.hidden, self.kernel_init, name="fc1")(x))
+        return Dense(x.shape[-1], self.kernel_init, name="fc2")(y)

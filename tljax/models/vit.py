@@ -1,6 +1,6 @@
 """Vision Transformer (2010.11929), DeiT (2012.12877), DeiT III (2204.07118) and DINOv2 (2304.07193)."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Literal
 
 import flax.linen as nn
@@ -125,6 +125,16 @@ class ViT(nn.Module):
         return ("stem", *(f"block_{i}" for i in range(self.depth)), "norm")
 
     @property
+    def branches(self) -> str:
+        """What ends a residual branch: a regex of module paths."""
+        return r"block_\d+/(attention|mlp)"
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Regexes of the layers that `Lora` adapts unless told otherwise."""
+        return (r"block_\d+/attention/qkv",)
+
+    @property
     def feature_dim(self) -> int:
         return self.width * (2 if self.pool == "class_mean" else 1)
 
@@ -146,20 +156,19 @@ class ViT(nn.Module):
         start: int = 0,
         stop: int | None = None,
         pool: bool = True,
-        train: bool = False,
-        frozen: Collection[str] = (),
+        batch_norm: Mapping[str, str] = {},
     ) -> Float[Array, "batch ..."]:
-        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `train` and `frozen` do nothing.
+        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `batch_norm` does nothing.
 
         Returns:
             Features [batch, feature_dim] at the end; else the tokens [batch, prefix + patches, width] after
             `groups[stop - 1]`. Without `pool` the tokens at the end too, normalised where the network does that
             before it pools.
         """
-        del train, frozen
+        del batch_norm
         names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
-            x = layer(x)
+            x = ops.group_output(layer(x))
         if not names or names[-1] != "norm":
             return x
         if self.pool == "mean":
