@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +17,7 @@ from tljax.models import BACKBONES
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
 from tljax.run import Run, resolve
+from tljax.weights.sources import cache_dir
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -86,5 +88,9 @@ def tiny_run(dataset: str, backbone: str = "tiny_vit", **values: Any) -> Run:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Downloads are shared between test runs in the checkout's .venv; nothing is written to the user's cache."""
+    """Downloads and compiled programs are shared by tests, in the checkout's .venv; the user's cache is left alone."""
     os.environ.setdefault("TLJAX_CACHE", str(Path(sys.prefix) / "tljax-test-cache"))
+    # Tests compile the same little programs again and again, here and in the processes that they start.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))

@@ -14,15 +14,24 @@ from tljax.config import Experiment
 from tljax.cost import cost, optimizer_state_bytes
 from tljax.data import tasks
 from tljax.run import Run, resolve
-from tljax.tuning import STRATEGIES
+from tljax.strategies import STRATEGIES
 
 BACKBONES = {"vit_tiny_patch16": 32, "resnet18": 64}
 ARGUMENTS = {
     "linear_probe": {},
     "last_k": {"k": 2},
     "full": {},
+    "first_k": {"k": 2},
+    "surgical": {"groups": ("block_1",)},
     "layer_decay": {"decay": 0.75},
+    "discriminative": {},
+    "bias_only": {},
+    "norm_only": {},
     "pattern": {"patterns": ((r"head/.*", 1.0), (r".*/(bias|scale)", 0.5), (r".*", 0.0))},
+    "lora": {"rank": 2, "dropout": 0.1},
+    "adapter": {"bottleneck": 4},
+    "prompt": {"tokens": 2, "deep": True},
+    "mlp_head": {"hidden": 8},
 }
 CASES = [(backbone, strategy) for backbone in BACKBONES for strategy in ARGUMENTS]
 

@@ -41,7 +41,7 @@ MAY_IMPORT = {
         *("checkpoint", "config", "console", "data", "evaluate", "flags", "phases", "plan"),
         *("run", "sharding", "step", "tuning", "workdir"),
     },
-    "__main__": set(),
+    "__main__": {"weights"},
 }
 
 

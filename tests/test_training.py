@@ -195,9 +195,10 @@ def test_dropout_and_stochastic_depth_are_a_function_of_seed_and_step(dataset):
     same = {**batch, "image": np.repeat(batch["image"][:1], 8, axis=0)}
     state = run.init_state()
     state = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.1, state.params))
-    logits, _ = run.forward(state.params, {}, same["image"], jax.random.key(0), phase=run.phases[0])
+    image = jnp.array(same["image"])
+    logits, _ = run.forward(state.params, {}, image, jax.random.key(0), phase=run.phases[0])
     assert len({row.tobytes() for row in np.asarray(logits)}) == 8
-    quiet, _ = run.forward(state.params, {}, same["image"])
+    quiet, _ = run.forward(state.params, {}, image)
     assert len({row.tobytes() for row in np.asarray(quiet)}) == 1
 
 
@@ -227,7 +228,7 @@ def _frozen_part(run: Run, params, batch_stats) -> np.ndarray:
     """What the frozen groups give, in training, which must be what they give in evaluation."""
     stop = next(i for i, group in enumerate(run.layout.groups) if group not in run.phases[0].frozen)
     x = jnp.array(_batches(1)[0]["image"], jnp.float32)
-    variables = {"params": params["backbone"], "batch_stats": batch_stats["backbone"]}
+    variables = jax.tree.map(jnp.asarray, {"params": params["backbone"], "batch_stats": batch_stats["backbone"]})
     calm = run.backbone.apply(variables, x, stop=stop)
     modes = dict.fromkeys(run.phases[0].frozen, run.experiment.batch_norm.frozen_groups)
     busy, _ = run.backbone.apply(variables, x, stop=stop, batch_norm=modes, mutable=["batch_stats"])

@@ -22,12 +22,15 @@ def main(arguments: list[str]) -> int:
         print("\npython -m tljax VERB --help says more.")
         return 0
     from tljax.errors import InputError
+    from tljax.weights.sources import cache_dir
 
     if verb not in VERBS:
         print(f"error: no verb {verb!r}; there are: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     # A device tuned for games and a CPU warn alike; what matters here comes as an error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # A second start, a resumed run or another seed need not wait for the compiler again.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled"))
     try:
         # Imported only now, so that --help need not wait for jax.
         importlib.import_module(f"tljax.{verb}").main(arguments[1:])

@@ -1,20 +1,27 @@
 """What a strategy may add to a network, as data; `models.additions` builds it."""
 
+import math
 import re
 from dataclasses import dataclass
+
+from tljax.errors import InputError
+
+_ADDED = {"lora_a", "lora_b", "adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias", "prompt"}
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank updates beside frozen linear layers (2106.09685): y = layer(x) + scale · (x A) B.
+    """Low-rank adaptation (2106.09685): `y = layer(x) + scale * (dropout(x) @ lora_a) @ lora_b`.
+
+    `lora_a` [inputs, rank] starts Kaiming-uniform (a = sqrt 5), `lora_b` [rank, outputs] at zero, as in Microsoft's
+    loralib and Hugging Face's peft. Adapts dense layers and 1x1 convolutions (of the pixels that a stride keeps).
 
     Attributes:
-        rank: columns of A.
-        alpha: scale is alpha / rank.
-        dropout: of x before A, in training.
-        rslora: scale is alpha / √rank instead (2312.03732).
-        targets: expressions of whole module paths in the backbone (`block_.*/attention/qkv`); empty takes the
-            backbone's own `lora_targets`.
+        rank: r, the width in the middle.
+        alpha: the scale is `alpha / rank`.
+        dropout: the share of the adapter's inputs that noise silences.
+        rslora: whether the scale is `alpha / sqrt(rank)` instead (2312.03732).
+        targets: regexes of the layers; () is the backbone's own choice, `lora_targets`.
     """
 
     rank: int = 8
@@ -23,58 +30,92 @@ class Lora:
     rslora: bool = False
     targets: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        _check_size("tuning.rank", self.rank)
+        _check_rate("tuning.dropout", self.dropout)
+        for target in self.targets:
+            try:
+                re.compile(target)
+            except (re.error, TypeError) as error:
+                raise InputError(f"tuning.targets: {target!r} is no regular expression ({error})") from error
+
     @property
     def scale(self) -> float:
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Bottlenecks that start as the identity.
+    """A bottleneck on a residual branch, before the branch is added; `adapter_up` starts at zero, so it adds nothing.
+
+    Houlsby's (1902.00751), after attention and after the MLP: `y + scale * up(gelu(down(y)))`; on a ResNet over the
+    channels of each branch's last layer. AdaptFormer's (2205.13535), beside the MLP and nothing else:
+    `mlp(x) + scale * up(relu(down(x)))`, `x` normalised as the MLP's. LayerScale, where there is one, comes after.
+    `adapter_down` starts as AdaptFormer's, Kaiming-uniform; Houlsby's own starts at a standard deviation of 1e-3.
 
     Attributes:
-        bottleneck: units between down and up projection.
-        parallel: beside the MLP (AdaptFormer, 2205.13535) instead of behind each residual branch (1902.00751).
-        scale: of what they add; AdaptFormer's own is 0.1.
+        bottleneck: the width in the middle.
+        parallel: False for Houlsby's, True for AdaptFormer's.
+        scale: 1 for Houlsby's; AdaptFormer uses 0.1.
     """
 
     bottleneck: int = 64
     parallel: bool = False
     scale: float = 1.0
 
+    def __post_init__(self):
+        _check_size("tuning.bottleneck", self.bottleneck)
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """Learned tokens among a transformer's own (VPT, 2203.12119).
+    """Learned tokens after the first token (VPT, 2203.12119); in a text they are attended to like any word.
+
+    Shallow prompts go in before `block_0` and are taken out after the last block, so what groups in between give
+    holds them. Deep ones are new before each block and out after it. For images they start uniform within
+    ±sqrt(6 / (3 * patch_size² + width)), as VPT's do; for text normal with standard deviation 0.02.
 
     Attributes:
-        tokens: how many.
-        deep: new ones before each block, instead of some that pass through all.
+        tokens: how many; a block's leaf `prompt` is [tokens, width].
+        deep: whether every block has its own.
     """
 
     tokens: int = 10
     deep: bool = False
 
+    def __post_init__(self):
+        _check_size("tuning.tokens", self.tokens)
+
 
 @dataclass(frozen=True)
 class MlpHead:
-    """A hidden layer with GELU in the head.
+    """A head of two layers, `head/hidden` and, after GELU, `head/out`, in place of `head`.
 
     Attributes:
-        hidden: its units.
+        hidden: units between them.
     """
 
     hidden: int = 512
 
+    def __post_init__(self):
+        _check_size("tuning.hidden", self.hidden)
+
 
 Addition = Lora | Adapter | Prompt | MlpHead
-
 # Strategy -> what it adds.
 ADDITIONS: dict[str, type] = {"lora": Lora, "adapter": Adapter, "prompt": Prompt, "mlp_head": MlpHead}
 
-_LEAVES = re.compile(r"lora_[ab]|adapter_(down|up)(_bias)?|prompt")
-
 
 def is_added(path: str) -> bool:
-    """Whether a parameter of the backbone was added to it."""
-    return _LEAVES.fullmatch(path.split("/")[-1]) is not None
+    """Whether a parameter's path (`…/qkv/lora_a`) is one that `Lora`, `Adapter` or `Prompt` made."""
+    return path.rsplit("/", 1)[-1] in _ADDED
+
+
+def _check_size(name: str, value: int):
+    if value < 1:
+        raise InputError(f"{name} must be at least 1, not {value}")
+
+
+def _check_rate(name: str, value: float):
+    if not 0 <= value < 1:
+        raise InputError(f"{name} must be at least 0 and below 1, not {value}")

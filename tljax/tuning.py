@@ -58,11 +58,6 @@ def addition(strategy: str, arguments: Mapping[str, Any]) -> Addition | None:
     check_arguments(strategy, arguments, arguments_of(strategy))
     if strategy not in ADDITIONS:
         return None
-    for name in ("rank", "bottleneck", "tokens", "hidden"):
-        if arguments.get(name, 1) < 1:
-            raise InputError(f"tuning.{name} must be at least 1, not {arguments[name]}")
-    if not 0 <= arguments.get("dropout", 0) < 1:
-        raise InputError(f"tuning.dropout must be at least 0 and below 1, not {arguments['dropout']}")
     return ADDITIONS[strategy](**arguments)
 
 

@@ -12,7 +12,7 @@ from tests.models.test_vit import CASES as VITS
 from tests.models.test_vit import DINOV2, load, variables
 from tljax import backbone
 from tljax.errors import InputError
-from tljax.models import BACKBONES, build
+from tljax.models import BACKBONES, BATCH_NORM_MODES, build
 from tljax.models.classifier import Classifier
 
 RESNETS = {"timm_resnet_basic": BASIC, "timm_resnet_bottleneck": BOTTLENECK}
@@ -50,19 +50,47 @@ def test_every_backbone_publishes_its_groups_and_tables_that_fill_it(name):
     assert any(required <= {rule.target for rule in table.rules} for table in module.tables().values())
 
 
-def test_batch_norm_of_a_frozen_group_keeps_its_statistics_and_the_others_move():
+def test_batch_norms_move_their_statistics_in_groups_that_update_them_only():
     module, weights, image = _model("timm_resnet_basic")
-    frozen = ("stem", "block_0", "block_1")
-    _, updated = module.apply(weights, image, train=True, frozen=frozen, mutable=["batch_stats"])
+    modes = {"stem": "frozen", "block_0": "update_stats", "block_1": "batch"}  # and no word of the others
+    _, updated = module.apply(weights, image, batch_norm=modes, mutable=["batch_stats"])
     for path, before in flatten_dict(weights["batch_stats"]).items():
         same = np.array_equal(before, flatten_dict(updated["batch_stats"])[path])
-        assert same == (path[0] in frozen), path
+        assert same == (path[0] != "block_0"), path
+
+
+@pytest.mark.parametrize("mode", BATCH_NORM_MODES)
+def test_a_batch_norm_normalises_and_records_as_its_mode_says(mode):
+    module, weights, image = _model("timm_resnet_basic")
+    image = image[:2, :16, :16]
+    modes = dict.fromkeys(module.groups, mode)
+    _, found = module.apply(
+        weights, image, stop=1, batch_norm=modes, mutable=["batch_stats", "intermediates"], capture_intermediates=True
+    )
+    (conv,), (norm,) = (found["intermediates"]["stem"]["conv1"][name]["__call__"] for name in ("conv", "norm"))
+    stored, affine = (weights[kind]["stem"]["conv1"]["norm"] for kind in ("batch_stats", "params"))
+    batch = {"mean": np.mean(conv, (0, 1, 2)), "var": np.var(conv, (0, 1, 2))}
+    used = stored if mode == "frozen" else batch
+    expected = (conv - used["mean"]) / np.sqrt(used["var"] + 1e-5) * affine["scale"] + affine["bias"]
+    np.testing.assert_allclose(norm, expected, atol=2e-5)
+    for name, value in found["batch_stats"]["stem"]["conv1"]["norm"].items():
+        if mode == "update_stats":
+            np.testing.assert_allclose(value, 0.9 * stored[name] + 0.1 * batch[name], rtol=1e-5, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(value, stored[name])
+
+
+def test_an_unknown_batch_norm_mode_is_refused():
+    module, weights, image = _model("timm_resnet_basic")
+    with pytest.raises(InputError, match="no BatchNorm mode 'train'; there are: frozen, update_stats, batch"):
+        module.apply(weights, image, batch_norm={"stem": "train"})
 
 
 def test_frozen_groups_give_the_same_bits_in_training():
     module, weights, image = _model("timm_resnet_basic")
     calm = module.apply(weights, image, stop=3)
-    busy, _ = module.apply(weights, image, stop=3, train=True, frozen=module.groups[:3], mutable=["batch_stats"])
+    above = dict.fromkeys(module.groups[3:], "update_stats")
+    busy, _ = module.apply(weights, image, stop=3, batch_norm=above, mutable=["batch_stats"])
     np.testing.assert_array_equal(calm, busy)
 
 

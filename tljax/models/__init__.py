@@ -6,8 +6,10 @@ from typing import Any
 from tljax.errors import InputError
 from tljax.models.bert import Bert
 from tljax.models.bit import BiT
-from tljax.models.resnet import ResNet
+from tljax.models.resnet import BATCH_NORM_MODES, ResNet
 from tljax.models.vit import ViT
+
+__all__ = ["BACKBONES", "BATCH_NORM_MODES", "Backbone", "attributes", "build"]
 
 Backbone = ResNet | BiT | ViT | Bert
 

@@ -1,6 +1,6 @@
 """BERT (1810.04805) and what shares its layers: MiniLM (2002.10957), RoBERTa (1907.11692), DistilBERT (1910.01108)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import flax.linen as nn
@@ -10,19 +10,11 @@ from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models import bert_names, ops
+from tljax.models.transformer import Attention, Dense, Mlp
 from tljax.weights.rules import Table
 
 _normal = nn.initializers.truncated_normal(0.02)
 _ACTIVATIONS = {"cls_tanh": jnp.tanh, "cls_relu": jax.nn.relu}
-
-
-class _Dense(nn.Module):
-    features: int
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", _normal, (x.shape[-1], self.features))
-        return ops.linear(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
 
 
 class _Stem(nn.Module):
@@ -63,18 +55,6 @@ class _Stem(nn.Module):
             raise InputError(f"texts of {length} tokens, but the network has positions for {longest}: shorten them")
 
 
-class _Attention(nn.Module):
-    heads: int
-
-    @nn.compact
-    def __call__(self, x, mask):
-        batch, tokens, width = x.shape
-        qkv = _Dense(3 * width, name="qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        x = ops.attention(q, k, v, mask).transpose(0, 2, 1, 3).reshape(batch, tokens, width)
-        return _Dense(width, name="out")(x)
-
-
 class _Block(nn.Module):
     heads: int
     mlp_width: int
@@ -84,10 +64,9 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, carry):
         x, mask = carry["hidden"], carry["attention_mask"]
-        x = nn.LayerNorm(self.eps, name="norm1")(x + _Attention(self.heads, name="attention")(x, mask != 0))
-        activation = ops.gelu if self.gelu == "erf" else nn.gelu  # the latter is the tanh approximation
-        y = activation(_Dense(self.mlp_width, name="fc1")(x))
-        x = nn.LayerNorm(self.eps, name="norm2")(x + _Dense(x.shape[-1], name="fc2")(y))
+        attention = Attention(self.heads, _normal, name="attention")
+        x = nn.LayerNorm(self.eps, name="norm1")(x + attention(x, mask != 0))
+        x = nn.LayerNorm(self.eps, name="norm2")(x + Mlp(self.mlp_width, self.gelu, _normal, name="mlp")(x))
         return {"hidden": x, "attention_mask": mask}
 
 
@@ -128,6 +107,21 @@ class Bert(nn.Module):
         return ("stem", *(f"block_{i}" for i in range(self.depth)), *pooler)
 
     @property
+    def branches(self) -> str:
+        """What ends a residual branch: a regex of module paths."""
+        return r"block_\d+/(attention|mlp)"
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Regexes of the layers that `Lora` adapts unless told otherwise."""
+        return (r"block_\d+/attention/qkv",)
+
+    @property
+    def pooled_norm(self) -> bool:
+        """Whether the final norm stands after the pooling."""
+        return False
+
+    @property
     def feature_dim(self) -> int:
         return self.width
 
@@ -136,7 +130,7 @@ class Bert(nn.Module):
         hidden = self.mlp_width or 4 * self.width
         self.block = [_Block(self.heads, hidden, self.gelu, self.eps) for _ in range(self.depth)]
         if self.pool in _ACTIVATIONS:
-            self.pooler = _Dense(self.width)
+            self.pooler = Dense(self.width, _normal)
 
     def __call__(
         self,
@@ -145,10 +139,9 @@ class Bert(nn.Module):
         start: int = 0,
         stop: int | None = None,
         pool: bool = True,
-        train: bool = False,
-        frozen: Collection[str] = (),
+        batch_norm: Mapping[str, str] = {},
     ) -> Float[Array, "batch ..."] | dict[str, Array]:
-        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `train` and `frozen` do nothing.
+        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `batch_norm` does nothing.
 
         Args:
             x: `input_ids`, `attention_mask` (1 at tokens, 0 at padding) and, if wanted, `token_type_ids` (else 0),
@@ -161,10 +154,10 @@ class Bert(nn.Module):
         Raises:
             InputError: the texts are longer than there are positions.
         """
-        del train, frozen
+        del batch_norm
         names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
-            x = layer(x)
+            x = ops.group_output(layer(x))
         if not names or names[-1] != self.groups[-1]:
             return x
         return self._pooled(x["hidden"], x["attention_mask"]) if pool else x["hidden"]

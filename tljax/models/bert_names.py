@@ -54,8 +54,8 @@ def _distilbert(model: Bert) -> Table:
         rules += _attention(model, [f"{source}.attention.{name}_lin" for name in ("q", "k", "v", "out")], target)
         rules += [
             *torch_norm(f"{source}.sa_layer_norm", f"{target}/norm1"),
-            *torch_linear(f"{source}.ffn.lin1", f"{target}/fc1"),
-            *torch_linear(f"{source}.ffn.lin2", f"{target}/fc2"),
+            *torch_linear(f"{source}.ffn.lin1", f"{target}/mlp/fc1"),
+            *torch_linear(f"{source}.ffn.lin2", f"{target}/mlp/fc2"),
             *torch_norm(f"{source}.output_layer_norm", f"{target}/norm2"),
         ]
     return Table(
@@ -101,6 +101,6 @@ def _encoder(model: Bert, prefix: str) -> Iterator[Rule]:
         joint = [f"{source}.attention.self.{name}" for name in ("query", "key", "value")]
         yield from _attention(model, [*joint, f"{source}.attention.output.dense"], target)
         yield from torch_norm(f"{source}.attention.output.LayerNorm", f"{target}/norm1")
-        yield from torch_linear(f"{source}.intermediate.dense", f"{target}/fc1")
-        yield from torch_linear(f"{source}.output.dense", f"{target}/fc2")
+        yield from torch_linear(f"{source}.intermediate.dense", f"{target}/mlp/fc1")
+        yield from torch_linear(f"{source}.output.dense", f"{target}/mlp/fc2")
         yield from torch_norm(f"{source}.output.LayerNorm", f"{target}/norm2")

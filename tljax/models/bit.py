@@ -1,6 +1,6 @@
 """BiT (1912.11370): pre-activation ResNets (1603.05027) with GroupNorm and weight-standardised convolutions."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from functools import partial
 
 import flax.linen as nn
@@ -88,6 +88,16 @@ class BiT(nn.Module):
         return ("stem", *(f"block_{i}" for i in range(sum(self.depths))), "norm")
 
     @property
+    def branches(self) -> str:
+        """What ends a residual branch: a regex of module paths."""
+        return r"block_\d+/conv3"
+
+    @property
+    def pooled_norm(self) -> bool:
+        """Whether the final norm stands after the pooling."""
+        return False
+
+    @property
     def feature_dim(self) -> int:
         return 4 * self.widths[-1]
 
@@ -106,14 +116,13 @@ class BiT(nn.Module):
         start: int = 0,
         stop: int | None = None,
         pool: bool = True,
-        train: bool = False,
-        frozen: Collection[str] = (),
+        batch_norm: Mapping[str, str] = {},
     ) -> Float[Array, "batch ..."]:
-        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `train` and `frozen` do nothing."""
-        del train, frozen
+        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `batch_norm` does nothing."""
+        del batch_norm
         names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
-            x = layer(x)
+            x = ops.group_output(layer(x))
         if not names or names[-1] != "norm":
             return x
         x = nn.relu(self.norm(x))

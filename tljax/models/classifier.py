@@ -1,11 +1,27 @@
-"""A backbone with a linear head on its pooled features."""
+"""A backbone with a head on its pooled features, and with what a strategy adds."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from tljax.additions import Addition, MlpHead
+from tljax.models import ops
+from tljax.models.additions import added, drop
+
 HEAD_INITS = {"zeros": nn.initializers.zeros, "truncated_normal": nn.initializers.truncated_normal(0.02)}
+
+
+class _TwoLayers(nn.Module):
+    hidden: int
+    classes: int
+    bias: bool
+    head_init: str
+
+    @nn.compact
+    def __call__(self, x):
+        x = ops.gelu(nn.Dense(self.hidden, name="hidden")(x))
+        return nn.Dense(self.classes, self.bias, kernel_init=HEAD_INITS[self.head_init], name="out")(x)
 
 
 class Classifier(nn.Module):
@@ -14,24 +30,49 @@ class Classifier(nn.Module):
     Attributes:
         backbone: a module of `tljax.models` that ends in pooled features.
         classes: the number of classes.
-        head_init: a name in `HEAD_INITS`: how a new head starts.
-        bias: whether the head has one.
+        head_init: a name in `HEAD_INITS`: how a new head, or its last layer, starts.
+        bias: whether that layer has one.
+        additions: what the backbone, or the head, has besides its own layers.
+        dropout: the rate at which branch ends and pooled features are silenced; see `additions.added`.
+        drop_path: the rate of stochastic depth in the last block.
     """
 
     backbone: nn.Module
     classes: int
     head_init: str = "zeros"
     bias: bool = True
+    additions: tuple[Addition, ...] = ()
+    dropout: float = 0.0
+    drop_path: float = 0.0
 
     def setup(self):
-        self.head = nn.Dense(self.classes, use_bias=self.bias, kernel_init=HEAD_INITS[self.head_init])
+        hidden = [addition.hidden for addition in self.additions if isinstance(addition, MlpHead)]
+        if hidden:
+            self.head = _TwoLayers(hidden[0], self.classes, self.bias, self.head_init)
+        else:
+            self.head = nn.Dense(self.classes, use_bias=self.bias, kernel_init=HEAD_INITS[self.head_init])
 
     def __call__(
         self,
-        x: Float[Array, "batch height width 3"],
+        x: Float[Array, "batch height width 3"] | Mapping[str, Array],
         *,
-        train: bool = False,
-        frozen: Collection[str] = (),
+        batch_norm: Mapping[str, str] = {},
+        noisy: Collection[str] = (),
     ) -> Float[Array, "batch classes"]:
-        """Logits from normalised images; `train` and `frozen` as in `ResNet.__call__`."""
-        return self.head(self.backbone(x, train=train, frozen=frozen))
+        """Logits.
+
+        Args:
+            x: normalised images, or a text as `Bert.__call__` takes it.
+            batch_norm: as in `ResNet.__call__`.
+            noisy: groups, and `head`, in which dropout, LoRA's dropout and stochastic depth act; the others compute
+                what they compute in evaluation, to the bit. Needs `rngs={"dropout": key}`.
+
+        Raises:
+            InputError: the backbone cannot take an addition; see `additions.added`.
+        """
+        rates = {"dropout": self.dropout, "drop_path": self.drop_path}
+        with added(self.backbone, self.additions, noisy=noisy, **rates):
+            x = self.backbone(x, batch_norm=batch_norm)
+        if "head" in noisy and self.dropout:
+            x = drop(self.make_rng("dropout"), x, self.dropout)
+        return self.head(x)

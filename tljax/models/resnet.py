@@ -1,6 +1,6 @@
 """ResNet v1 and v1.5 (1512.03385) and ResNet-D (1812.01187), basic and bottleneck, of any depth and width."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -8,14 +8,24 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tljax.errors import InputError
 from tljax.models import ops, resnet_names
 from tljax.models.resnet_names import blocks
 from tljax.weights.rules import Table
 
+# How a group's BatchNorms (1502.03167) work; evaluation is `frozen` everywhere.
+BATCH_NORM_MODES: dict[str, str] = {
+    "frozen": "normalise with the stored statistics and keep them",
+    "update_stats": "normalise with the batch's statistics and move the stored ones a tenth of the way to them",
+    "batch": "normalise with the batch's statistics and keep the stored ones",
+}
+
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
-class _Conv(nn.Module):
+class Conv(nn.Module):
+    """A convolution; of `size` 1, a linear map of every pixel that a stride keeps."""
+
     features: int
     size: int = 1
     stride: int = 1
@@ -42,12 +52,13 @@ class _ConvNorm(nn.Module):
     zero_init: bool = False
 
     @nn.compact
-    def __call__(self, x, train):
-        x = _Conv(self.features, self.size, self.stride, use_bias=self.norm == "folded", name="conv")(x)
+    def __call__(self, x, mode):
+        x = Conv(self.features, self.size, self.stride, use_bias=self.norm == "folded", name="conv")(x)
         if self.norm == "folded":
             return x
         scale = nn.initializers.zeros if self.zero_init else nn.initializers.ones
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, scale_init=scale, name="norm")(x)
+        momentum = 1.0 if mode == "batch" else 0.9  # at 1 what is stored keeps its bits
+        return nn.BatchNorm(mode == "frozen", momentum=momentum, epsilon=1e-5, scale_init=scale, name="norm")(x)
 
 
 class _Stem(nn.Module):
@@ -59,11 +70,11 @@ class _Stem(nn.Module):
     pool_padding: tuple[int, int]
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x, mode):
         half = self.width // 2
         layers = [(self.width, 7, 2)] if self.kind == "plain" else [(half, 3, 2), (half, 3, 1), (self.width, 3, 1)]
         for n, (width, size, stride) in enumerate(layers, 1):
-            x = nn.relu(_ConvNorm(width, size, stride, self.norm, name=f"conv{n}")(x, train))
+            x = nn.relu(_ConvNorm(width, size, stride, self.norm, name=f"conv{n}")(x, mode))
         return nn.max_pool(x, (3, 3), (2, 2), (self.pool_padding, self.pool_padding))
 
 
@@ -78,23 +89,23 @@ class _Block(nn.Module):
     norm: str
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x, mode):
         conv = partial(_ConvNorm, norm=self.norm)
         if self.kind == "basic":
             out = self.width
-            y = nn.relu(conv(self.width, 3, self.stride, name="conv1")(x, train))
-            y = conv(out, 3, zero_init=True, name="conv2")(y, train)
+            y = nn.relu(conv(self.width, 3, self.stride, name="conv1")(x, mode))
+            y = conv(out, 3, zero_init=True, name="conv2")(y, mode)
         else:
             out = 4 * self.width
             first, second = (self.stride, 1) if self.stride_on == "1x1" else (1, self.stride)
-            y = nn.relu(conv(self.width, 1, first, name="conv1")(x, train))
-            y = nn.relu(conv(self.width, 3, second, name="conv2")(y, train))
-            y = conv(out, 1, zero_init=True, name="conv3")(y, train)
+            y = nn.relu(conv(self.width, 1, first, name="conv1")(x, mode))
+            y = nn.relu(conv(self.width, 3, second, name="conv2")(y, mode))
+            y = conv(out, 1, zero_init=True, name="conv3")(y, mode)
         if self.stride != 1 or x.shape[-1] != out:
             stride = self.stride
             if self.avg_down and stride != 1:
                 x, stride = _halved(x), 1
-            x = conv(out, 1, stride, name="downsample")(x, train)
+            x = conv(out, 1, stride, name="downsample")(x, mode)
         return nn.relu(x + y)
 
 
@@ -137,6 +148,21 @@ class ResNet(nn.Module):
         return ("stem", *(f"block_{i}" for i in range(sum(self.depths))))
 
     @property
+    def branches(self) -> str:
+        """What ends a residual branch: a regex of module paths."""
+        return r"block_\d+/conv" + ("2" if self.kind == "basic" else "3")
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Regexes of the layers that `Lora` adapts unless told otherwise: the 1x1 convolutions of the blocks."""
+        return (r"block_\d+/\w+/conv",)
+
+    @property
+    def pooled_norm(self) -> bool:
+        """Whether the final norm stands after the pooling."""
+        return False
+
+    @property
     def feature_dim(self) -> int:
         return self.widths[-1] * (1 if self.kind == "basic" else 4)
 
@@ -162,8 +188,7 @@ class ResNet(nn.Module):
         start: int = 0,
         stop: int | None = None,
         pool: bool = True,
-        train: bool = False,
-        frozen: Collection[str] = (),
+        batch_norm: Mapping[str, str] = {},
     ) -> Float[Array, "batch ..."]:
         """Runs `groups[start:stop]`.
 
@@ -172,16 +197,23 @@ class ResNet(nn.Module):
             start: the first group to run.
             stop: the group to stop before; the whole network by default.
             pool: whether the end is pooled.
-            train: whether BatchNorm normalises with, and records, batch statistics.
-            frozen: groups whose BatchNorm normalises with its stored statistics and keeps them, always.
+            batch_norm: group -> its mode, one of `BATCH_NORM_MODES`; groups that it does not name are `frozen`. Other
+                modes need `mutable=["batch_stats"]`. PyTorch's train mode is `update_stats`, except that it records
+                the unbiased variance; this is, as Flax's, the one that normalises.
 
         Returns:
             Pooled features [batch, feature_dim] at the end; else, and without `pool` there too, the feature map
             [batch, height, width, channels] after `groups[stop - 1]`.
+
+        Raises:
+            InputError: there is no such mode.
         """
+        for mode in batch_norm.values():
+            if mode not in BATCH_NORM_MODES:
+                raise InputError(f"no BatchNorm mode {mode!r}; there are: {', '.join(BATCH_NORM_MODES)}")
         names = self.groups[start:stop]
         for name, layer in list(zip(self.groups, [self.stem_layer, *self.block], strict=True))[start:stop]:
-            x = layer(x, train and name not in frozen)
+            x = ops.group_output(layer(x, batch_norm.get(name, "frozen")))
         at_end = names and names[-1] == self.groups[-1]
         return jnp.mean(x, axis=(1, 2)) if pool and at_end else x
 

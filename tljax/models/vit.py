@@ -1,6 +1,6 @@
 """Vision Transformer (2010.11929), DeiT (2012.12877), DeiT III (2204.07118) and DINOv2 (2304.07193)."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Literal
 
 import flax.linen as nn
@@ -9,18 +9,11 @@ from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models import ops, vit_names
+from tljax.models.transformer import Attention, Mlp
 from tljax.weights.rules import Table
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
-
-
-class _Dense(nn.Module):
-    features: int
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (x.shape[-1], self.features))
-        return ops.linear(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+_xavier = nn.initializers.xavier_uniform()
 
 
 class _Stem(nn.Module):
@@ -64,29 +57,6 @@ class _Stem(nn.Module):
         return self.grid[0] * self.grid[1] + (prefix if self.positions == "all" else 0)
 
 
-class _Attention(nn.Module):
-    heads: int
-
-    @nn.compact
-    def __call__(self, x):
-        batch, tokens, width = x.shape
-        qkv = _Dense(3 * width, name="qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        x = ops.attention(q, k, v).transpose(0, 2, 1, 3).reshape(batch, tokens, width)
-        return _Dense(width, name="out")(x)
-
-
-class _Mlp(nn.Module):
-    hidden: int
-    gelu: str
-
-    @nn.compact
-    def __call__(self, x):
-        width = x.shape[-1]
-        activation = ops.gelu if self.gelu == "erf" else nn.gelu  # the latter is the tanh approximation
-        return _Dense(width, name="fc2")(activation(_Dense(self.hidden, name="fc1")(x)))
-
-
 class _LayerScale(nn.Module):
     init: float
 
@@ -105,8 +75,8 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x):
         branches = (
-            ("1", _Attention(self.heads, name="attention")),
-            ("2", _Mlp(self.mlp_width, self.gelu, name="mlp")),
+            ("1", Attention(self.heads, _xavier, name="attention")),
+            ("2", Mlp(self.mlp_width, self.gelu, _xavier, name="mlp")),
         )
         for number, branch in branches:
             y = branch(nn.LayerNorm(self.eps, name=f"norm{number}")(x))
@@ -155,6 +125,21 @@ class ViT(nn.Module):
         return ("stem", *(f"block_{i}" for i in range(self.depth)), "norm")
 
     @property
+    def branches(self) -> str:
+        """What ends a residual branch: a regex of module paths."""
+        return r"block_\d+/(attention|mlp)"
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Regexes of the layers that `Lora` adapts unless told otherwise."""
+        return (r"block_\d+/attention/qkv",)
+
+    @property
+    def pooled_norm(self) -> bool:
+        """Whether the final norm stands after the pooling."""
+        return self.pool == "mean"
+
+    @property
     def feature_dim(self) -> int:
         return self.width * (2 if self.pool == "class_mean" else 1)
 
@@ -176,20 +161,19 @@ class ViT(nn.Module):
         start: int = 0,
         stop: int | None = None,
         pool: bool = True,
-        train: bool = False,
-        frozen: Collection[str] = (),
+        batch_norm: Mapping[str, str] = {},
     ) -> Float[Array, "batch ..."]:
-        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `train` and `frozen` do nothing.
+        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `batch_norm` does nothing.
 
         Returns:
             Features [batch, feature_dim] at the end; else the tokens [batch, prefix + patches, width] after
             `groups[stop - 1]`. Without `pool` the tokens at the end too, normalised where the network does that
             before it pools.
         """
-        del train, frozen
+        del batch_norm
         names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
-            x = layer(x)
+            x = ops.group_output(layer(x))
         if not names or names[-1] != "norm":
             return x
         if self.pool == "mean":

@@ -1,0 +1,257 @@
+"""What a strategy adds to a backbone: LoRA, adapters, prompts, noise; and, in the head's place, an MLP.
+
+The backbones know nothing of it. `added` intercepts the calls of their modules (`flax.linen.intercept_methods`, as
+gemma's `peft` does), and what is new becomes parameters of the module that it acts on: `backbone/block_0/attention/
+qkv/lora_a`. So a pretrained parameter's path is the same with additions and without. Regexes are of whole module
+paths below `backbone/`.
+"""
+
+import contextlib
+import functools
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from tljax.additions import ADDITIONS, Adapter, Addition, Lora, MlpHead, Prompt
+from tljax.errors import InputError
+from tljax.models import ops
+from tljax.models.bit import BiT
+from tljax.models.resnet import Conv, ResNet
+from tljax.models.transformer import Dense
+from tljax.models.vit import ViT
+
+# torch's Kaiming-uniform with a = sqrt(5): between -1/sqrt(inputs) and 1/sqrt(inputs).
+_kaiming = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+_zeros = nn.initializers.zeros
+
+
+@contextlib.contextmanager
+def _lora(lora: Lora, backbone: nn.Module, noisy: Collection[str]) -> Iterator[None]:
+    """Adapts the layers that are called inside, which must be the whole backbone's.
+
+    Raises:
+        InputError: a target matches none of them, or the convolutions are weight-standardised.
+    """
+    if isinstance(backbone, BiT):
+        raise InputError(
+            "no LoRA on BiT: its convolutions standardise their weights, so that adapters could not be merged"
+        )
+    targets = lora.targets or backbone.lora_targets
+    layers = []
+
+    def act(module, call, x, *rest):
+        y, path = call(x, *rest), _path(module)
+        if not _is_linear(module):
+            return y
+        layers.append(path)
+        if not any(re.fullmatch(target, path) for target in targets):
+            return y
+        rate = lora.dropout if _group(module) in noisy else 0.0
+        return y + _low_rank(lora, module, x, y.shape[-1], rate)
+
+    with _at(".*", act):
+        yield
+    for target in targets:
+        if not any(re.fullmatch(target, path) for path in layers):
+            some = ", ".join(layers[:: max(1, len(layers) // 4)][:4]) or "none"
+            raise InputError(f"tuning.targets: {target!r} matches no layer that LoRA can adapt; there are: {some}")
+
+
+def _low_rank(lora, module, x, outputs, rate):
+    if isinstance(module, Conv):
+        x = x[:, :: module.stride, :: module.stride]
+    a = module.param("lora_a", _kaiming, (x.shape[-1], lora.rank))
+    b = module.param("lora_b", _zeros, (lora.rank, outputs))
+    return lora.scale * ops.linear(ops.linear(_dropped(module, x, rate), a), b)
+
+
+def _adapter(adapter: Adapter, backbone: nn.Module, noisy: Collection[str]) -> contextlib.AbstractContextManager[None]:
+    """Adapts the branches that are called inside.
+
+    Raises:
+        InputError: AdaptFormer's on a backbone without an MLP.
+    """
+    del noisy
+    if not adapter.parallel:
+        return _at(backbone.branches, functools.partial(_after, adapter))
+    _refuse_resnets(backbone, "tuning.parallel goes beside the MLP of a transformer's block")
+    return _at(r"block_\d+/mlp", functools.partial(_beside, adapter))
+
+
+def _after(adapter, module, call, *args):
+    y = call(*args)
+    return y + _bottleneck(adapter, module, y, ops.gelu)
+
+
+def _beside(adapter, module, call, x):
+    return call(x) + _bottleneck(adapter, module, x, nn.relu)
+
+
+def _bottleneck(adapter, module, x, activation):
+    width = x.shape[-1]
+    down = module.param("adapter_down", _kaiming, (width, adapter.bottleneck))
+    down_bias = module.param("adapter_down_bias", _zeros, (adapter.bottleneck,))
+    up = module.param("adapter_up", _zeros, (adapter.bottleneck, width))
+    up_bias = module.param("adapter_up_bias", _zeros, (width,))
+    return adapter.scale * ops.linear(activation(ops.linear(x, down, down_bias)), up, up_bias)
+
+
+def _prompt(prompt: Prompt, backbone: nn.Module, noisy: Collection[str]) -> contextlib.AbstractContextManager[None]:
+    """Puts prompts before the blocks that are called inside.
+
+    Raises:
+        InputError: a backbone without tokens.
+    """
+    del noisy
+    _refuse_resnets(backbone, "prompts are tokens of a transformer")
+    blocks = _blocks(backbone)
+    init = _prompt_init(backbone)
+
+    def act(module, call, x):
+        if prompt.deep or _path(module) == blocks[0]:
+            x = _with_prompt(x, module.param("prompt", init, (prompt.tokens, backbone.width)))
+        x = call(x)
+        return _without_prompt(x, prompt.tokens) if prompt.deep or _path(module) == blocks[-1] else x
+
+    return _at(r"block_\d+", act)
+
+
+_BUILD = {Lora: _lora, Adapter: _adapter, Prompt: _prompt}
+
+
+@contextlib.contextmanager
+def added(
+    backbone: nn.Module,
+    additions: tuple[Addition, ...],
+    *,
+    noisy: Collection[str] = (),
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+) -> Iterator[None]:
+    """Every call of `backbone` inside has the additions and, in the groups `noisy`, dropout and stochastic depth.
+
+    Both act on what `backbone.branches` give, after adapters and before LayerScale and the sum. Dropout as BERT's
+    (1810.04805) hidden dropout; stochastic depth (1603.09382) silences a branch for a whole example, in block i of n
+    at the rate `drop_path * i / (n - 1)` as timm does. What stays is scaled up by 1 / (1 - rate).
+
+    Raises:
+        InputError: two additions of one kind, or an addition that the backbone cannot take.
+    """
+    kinds = [type(addition) for addition in additions]
+    for name, kind in ADDITIONS.items():
+        if kinds.count(kind) > 1:
+            raise InputError(f"{name} twice among the additions: their parameters would have the same names")
+    with contextlib.ExitStack() as stack:
+        if noisy and (dropout or drop_path):  # entered first, so that it acts last
+            stack.enter_context(_noise(backbone, noisy, dropout, drop_path))
+        for addition in additions:
+            if not isinstance(addition, MlpHead):
+                stack.enter_context(_BUILD[type(addition)](addition, backbone, noisy))
+        yield
+
+
+def merge_lora(params: Mapping[str, Any], additions: tuple[Addition, ...]) -> dict[str, Any]:
+    """A classifier's `params` with every LoRA pair folded into its kernel, `W + scale * A @ B`, and gone.
+
+    The sum is taken in float32 and rounded to the kernel's own dtype.
+
+    Raises:
+        InputError: there are pairs, and the additions have no `Lora` to scale them by.
+    """
+    leaves = flatten_dict(params, sep="/")
+    layers = [path.removesuffix("/lora_a") for path in leaves if path.endswith("/lora_a")]
+    scale = next((addition.scale for addition in additions if isinstance(addition, Lora)), None)
+    if layers and scale is None:
+        raise InputError(f"{layers[0]} has LoRA parameters, but lora is not among the additions")
+    for layer in layers:
+        a, b = (leaves.pop(f"{layer}/{name}").astype(jnp.float32) for name in ("lora_a", "lora_b"))
+        kernel = leaves[f"{layer}/kernel"]
+        change = scale * jnp.matmul(a, b, precision="highest").reshape(kernel.shape)
+        leaves[f"{layer}/kernel"] = (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
+    return unflatten_dict(leaves, sep="/")
+
+
+def drop(key: jax.Array, x: jax.Array, rate: float, shape: tuple[int, ...] | None = None) -> jax.Array:
+    """`x` with a share `rate` of the entries of `shape` (by default its own) silenced, and the rest scaled up."""
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape if shape is None else shape)
+    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+
+
+def _at(pattern: str, act: Callable) -> contextlib.AbstractContextManager[None]:
+    """Has `act(module, call, *args)` answer for the modules at paths like `pattern`; `call` is their own `__call__`."""
+    regex = re.compile(pattern)
+
+    def intercept(call, args, kwargs, context):
+        if context.method_name != "__call__" or not regex.fullmatch(_path(context.module)):
+            return call(*args, **kwargs)
+        return act(context.module, functools.partial(call, **kwargs), *args)
+
+    return nn.intercept_methods(intercept)
+
+
+def _path(module: nn.Module) -> str:
+    return "/".join(module.path).removeprefix("backbone/")
+
+
+def _group(module: nn.Module) -> str:
+    return _path(module).split("/")[0]
+
+
+def _blocks(backbone: nn.Module) -> list[str]:
+    return [group for group in backbone.groups if group.startswith("block_")]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, Dense) or (isinstance(module, Conv) and module.size == 1)
+
+
+def _dropped(module: nn.Module, x, rate: float, shape=None):
+    return drop(module.make_rng("dropout"), x, rate, shape) if rate else x
+
+
+def _noise(backbone, noisy, dropout, drop_path):
+    blocks = _blocks(backbone)
+    rates = {block: drop_path * i / max(len(blocks) - 1, 1) for i, block in enumerate(blocks)}
+
+    def act(module, call, *args):
+        y, group = call(*args), _group(module)
+        if group not in noisy:
+            return y
+        y = _dropped(module, y, dropout)
+        return _dropped(module, y, rates[group], (len(y),) + (1,) * (y.ndim - 1))
+
+    return _at(backbone.branches, act)
+
+
+def _prompt_init(backbone):
+    if not isinstance(backbone, ViT):
+        return nn.initializers.normal(0.02)
+    limit = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.width))
+    return lambda key, shape: jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+
+def _after_first(x, prompt):
+    """`prompt` [tokens, …] put into each row of `x` [batch, length, …]."""
+    return jnp.concatenate([x[:, :1], jnp.broadcast_to(prompt, (len(x), *prompt.shape)), x[:, 1:]], axis=1)
+
+
+def _with_prompt(x, prompt):
+    if not isinstance(x, Mapping):
+        return _after_first(x, prompt)
+    ones = jnp.ones(len(prompt), x["attention_mask"].dtype)
+    return {"hidden": _after_first(x["hidden"], prompt), "attention_mask": _after_first(x["attention_mask"], ones)}
+
+
+def _without_prompt(x, tokens):
+    return jax.tree.map(lambda leaf: jnp.concatenate([leaf[:, :1], leaf[:, 1 + tokens :]], axis=1), x)
+
+
+def _refuse_resnets(backbone, why: str):
+    if isinstance(backbone, ResNet | BiT):
+        raise InputError(f"{why}, and a {type(backbone).__name__} has none")

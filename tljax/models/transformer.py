@@ -1,0 +1,56 @@
+"""The layers that image and text transformers (1706.03762) share."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from tljax.models import ops
+
+
+class Dense(nn.Module):
+    """`x @ kernel + bias` over the last axis.
+
+    Attributes:
+        features: outputs.
+        kernel_init: how the kernel [inputs, features] starts; the bias starts at zero.
+    """
+
+    features: int
+    kernel_init: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        return ops.linear(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+
+
+class Attention(nn.Module):
+    """Self-attention with a joint projection `qkv`, its columns in that order, and the projection `out`."""
+
+    heads: int
+    kernel_init: Callable
+
+    @nn.compact
+    def __call__(self, x, mask=None):
+        """Tokens [batch, tokens, width] to the same; `mask` [batch, tokens] is true at tokens to attend to."""
+        batch, tokens, width = x.shape
+        qkv = Dense(3 * width, self.kernel_init, name="qkv")(x).reshape(
+            batch, tokens, 3, self.heads, width // self.heads
+        )
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        x = ops.attention(q, k, v, mask).transpose(0, 2, 1, 3).reshape(batch, tokens, width)
+        return Dense(width, self.kernel_init, name="out")(x)
+
+
+class Mlp(nn.Module):
+    """Two dense layers; `gelu` between them is `erf`, or the `tanh` approximation."""
+
+    hidden: int
+    gelu: str
+    kernel_init: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        activation = ops.gelu if self.gelu == "erf" else nn.gelu  # the latter is the tanh approximation
+        y = activation(Dense(self.hidden, self.kernel_init, name="fc1")(x))
+        return Dense(x.shape[-1], self.kernel_init, name="fc2")(y)
