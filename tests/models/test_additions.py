@@ -42,7 +42,7 @@ TRANSFORMERS = {"vit": VIT, "bert": BERT}
 ADAPTED = {name: TINY[name] for name in ("vit", "bert", "resnet", "basic")}
 
 
-def _input(backbone):
+def some_input(backbone):
     if isinstance(backbone, Bert):
         ids = jax.random.randint(jax.random.key(0), (2, 7), 1, 50)
         return {"input_ids": ids, "attention_mask": jnp.ones((2, 7), jnp.int32).at[1, 5:].set(0)}
@@ -50,10 +50,10 @@ def _input(backbone):
 
 
 @functools.cache
-def _variables(backbone, *additions, scale: float = 0.2):
+def some_variables(backbone, *additions, scale: float = 0.2):
     """Every leaf drawn, so that nothing is zero by luck; variances positive. A leaf's path decides its values."""
     model = Classifier(backbone, 5, additions=additions)
-    abstract = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), _input(backbone)), sep="/")
+    abstract = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), some_input(backbone)), sep="/")
 
     def draw(path, leaf):
         rng = np.random.default_rng(list(path.encode()))
@@ -64,9 +64,9 @@ def _variables(backbone, *additions, scale: float = 0.2):
 
 
 def _logits(backbone, *additions, params=None, **options):
-    weights = _variables(backbone, *additions)
+    weights = some_variables(backbone, *additions)
     weights = weights | ({"params": params} if params else {})
-    return Classifier(backbone, 5, additions=additions).apply(weights, _input(backbone), **options)
+    return Classifier(backbone, 5, additions=additions).apply(weights, some_input(backbone), **options)
 
 
 def _without(params):
@@ -117,7 +117,7 @@ def test_lora_is_pefts(rslora):
 
 def test_lora_starts_as_pefts_does():
     lora = Lora(rank=16)
-    params = Classifier(VIT, 5, additions=(lora,)).init(jax.random.key(0), _input(VIT))["params"]["backbone"]
+    params = Classifier(VIT, 5, additions=(lora,)).init(jax.random.key(0), some_input(VIT))["params"]["backbone"]
     layers = [params[f"block_{i}"]["attention"]["qkv"] for i in range(3)]
     a = np.stack([layer["lora_a"] for layer in layers])
     bound = 1 / np.sqrt(24)
@@ -140,20 +140,20 @@ def test_lora_starts_as_pefts_does():
 def test_a_new_addition_changes_nothing(name, addition):
     backbone = TINY[name]
     model = Classifier(backbone, 5, "truncated_normal", additions=(addition,))
-    new = model.init(jax.random.key(0), _input(backbone))
-    plain = Classifier(backbone, 5, "truncated_normal").init(jax.random.key(0), _input(backbone))
+    new = model.init(jax.random.key(0), some_input(backbone))
+    plain = Classifier(backbone, 5, "truncated_normal").init(jax.random.key(0), some_input(backbone))
     jax.tree.map(np.testing.assert_array_equal, _without(new["params"]), plain["params"])
     assert any(map(is_added, flatten_dict(new["params"], sep="/")))
-    expected = Classifier(backbone, 5).apply(plain, _input(backbone))
+    expected = Classifier(backbone, 5).apply(plain, some_input(backbone))
     assert np.any(expected)
-    np.testing.assert_array_equal(model.apply(new, _input(backbone)), expected)
+    np.testing.assert_array_equal(model.apply(new, some_input(backbone)), expected)
 
 
 @pytest.mark.parametrize("name", ADAPTED)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_merged_weights_give_the_logits_of_the_pair(name, rslora):
     backbone, lora = ADAPTED[name], Lora(rank=2, alpha=3.0, rslora=rslora)
-    weights = _variables(backbone, lora)
+    weights = some_variables(backbone, lora)
     merged = merge_lora(weights["params"], (lora,))
     assert not any(map(is_added, flatten_dict(merged, sep="/")))
     adapted, plain = _logits(backbone, lora), _logits(backbone)
@@ -163,24 +163,24 @@ def test_merged_weights_give_the_logits_of_the_pair(name, rslora):
 
 def test_lora_without_its_addition_cannot_be_merged():
     with pytest.raises(InputError, match=r"backbone/block_0/attention/qkv has LoRA parameters, but lora is not among"):
-        merge_lora(_variables(VIT, Lora(rank=2))["params"], (Adapter(),))
+        merge_lora(some_variables(VIT, Lora(rank=2))["params"], (Adapter(),))
 
 
 def test_merging_leaves_half_precision_as_it_is():
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), _variables(VIT, Lora(rank=2))["params"])
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), some_variables(VIT, Lora(rank=2))["params"])
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(merge_lora(half, (Lora(rank=2),))))
 
 
 def test_lora_goes_where_it_is_told():
     lora = Lora(rank=2, targets=(r"block_[02]/mlp/fc1", r"block_1/attention/.*"))
-    found = {path for path in flatten_dict(_variables(VIT, lora)["params"], sep="/") if path.endswith("lora_a")}
+    found = {path for path in flatten_dict(some_variables(VIT, lora)["params"], sep="/") if path.endswith("lora_a")}
     layers = ("block_0/mlp/fc1", "block_2/mlp/fc1", "block_1/attention/qkv", "block_1/attention/out")
     assert found == {f"backbone/{layer}/lora_a" for layer in layers}
 
 
 def test_loras_own_targets_are_joint_projections_and_1x1_convolutions_of_blocks():
     def layers(backbone):
-        paths = flatten_dict(_variables(backbone, Lora(rank=2))["params"], sep="/")
+        paths = flatten_dict(some_variables(backbone, Lora(rank=2))["params"], sep="/")
         return sorted(path.split("/", 1)[1].rsplit("/", 1)[0] for path in paths if path.endswith("lora_a"))
 
     assert layers(BERT) == [f"block_{i}/attention/qkv" for i in range(3)]
@@ -204,7 +204,7 @@ def test_loras_own_targets_are_joint_projections_and_1x1_convolutions_of_blocks(
 def test_what_a_backbone_cannot_take_is_refused(backbone, addition, message):
     model = Classifier(backbone, 5, additions=(addition,))
     with pytest.raises(InputError, match=message):
-        jax.eval_shape(model.init, jax.random.key(0), _input(backbone))
+        jax.eval_shape(model.init, jax.random.key(0), some_input(backbone))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_what_a_backbone_cannot_take_is_refused(backbone, addition, message):
         (lambda: Prompt(tokens=0), "prompt.tokens"),
         (lambda: MlpHead(hidden=0), "mlp_head.hidden"),
         (lambda: _logits(VIT, Adapter(2), Adapter(3)), "adapter twice among the additions"),
-        (lambda: Classifier(VIT, 5, drop_path=1.0).init(jax.random.key(0), _input(VIT)), "drop_path must be"),
+        (lambda: Classifier(VIT, 5, drop_path=1.0).init(jax.random.key(0), some_input(VIT)), "drop_path must be"),
     ],
 )
 def test_sizes_and_rates_that_cannot_be_are_refused(make, message):
@@ -244,7 +244,7 @@ def _seen(backbone, variables, x, *additions, rngs=None, **noise):
 
 def _bare(backbone, *additions):
     """The backbone's own variables."""
-    return {kind: tree["backbone"] for kind, tree in _variables(backbone, *additions).items()}
+    return {kind: tree["backbone"] for kind, tree in some_variables(backbone, *additions).items()}
 
 
 def _bottleneck(leaves, x, activation):
@@ -262,7 +262,7 @@ def _bottleneck(leaves, x, activation):
 def test_houlsbys_adapter_is_its_formula(name, branch):
     backbone, adapter = TINY[name], Adapter(3, scale=0.5)
     weights = _bare(backbone, adapter)
-    _, y, found = _seen(backbone, weights, _input(backbone), adapter)[branch]
+    _, y, found = _seen(backbone, weights, some_input(backbone), adapter)[branch]
     group, layer = branch.split("/")
     gelu = functools.partial(jax.nn.gelu, approximate=False)
     expected = y + 0.5 * _bottleneck(weights["params"][group][layer], y, gelu)
@@ -274,7 +274,7 @@ def test_houlsbys_adapter_is_its_formula(name, branch):
 def test_adaptformer_is_its_formula_and_leaves_attention_alone(name):
     backbone, adapter = TINY[name], Adapter(3, parallel=True, scale=0.1)
     weights = _bare(backbone, adapter)
-    (x,), y, found = _seen(backbone, weights, _input(backbone), adapter)["block_1/mlp"]
+    (x,), y, found = _seen(backbone, weights, some_input(backbone), adapter)["block_1/mlp"]
     expected = y + 0.1 * _bottleneck(weights["params"]["block_1"]["mlp"], x, jax.nn.relu)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found - y).max() > 1e-2
@@ -285,10 +285,10 @@ def test_adaptformer_is_its_formula_and_leaves_attention_alone(name):
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_prompts_are_tokens_put_in_by_hand(name, deep):
     backbone, prompt = TRANSFORMERS[name], Prompt(4, deep)
-    weights = _variables(backbone, prompt)
+    weights = some_variables(backbone, prompt)
     params = weights["params"]["backbone"]
     plain = {"params": _without(params)}
-    x = backbone.apply(plain, _input(backbone), stop=1)
+    x = backbone.apply(plain, some_input(backbone), stop=1)
     for i in range(3):
         if deep or i == 0:
             x = _inserted(x, params[f"block_{i}"]["prompt"])
@@ -297,9 +297,9 @@ def test_prompts_are_tokens_put_in_by_hand(name, deep):
             x = jax.tree.map(lambda leaf: jnp.asarray(np.delete(leaf, np.s_[1:5], axis=1)), x)
     expected = backbone.apply(plain, x, start=4)
     with added(backbone, (prompt,)):
-        found = backbone.apply({"params": params}, _input(backbone))
+        found = backbone.apply({"params": params}, some_input(backbone))
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert np.abs(found - backbone.apply(plain, _input(backbone))).max() > 1e-2
+    assert np.abs(found - backbone.apply(plain, some_input(backbone))).max() > 1e-2
 
 
 def _inserted(x, prompt):
@@ -315,27 +315,27 @@ def _inserted(x, prompt):
 @pytest.mark.parametrize("deep", [False, True])
 def test_groups_cut_in_two_with_prompts_are_the_whole_and_show_shallow_ones_in_between(deep):
     prompt = Prompt(4, deep)
-    weights = {"params": _variables(VIT, prompt)["params"]["backbone"]}
+    weights = {"params": some_variables(VIT, prompt)["params"]["backbone"]}
     tokens = {0: 0, 1: 7, 2: 7 if deep else 11, 3: 7 if deep else 11, 4: 7}
     with added(VIT, (prompt,)):
-        whole = VIT.apply(weights, _input(VIT))
+        whole = VIT.apply(weights, some_input(VIT))
         for cut in range(len(VIT.groups)):
-            half = VIT.apply(weights, _input(VIT), stop=cut)
+            half = VIT.apply(weights, some_input(VIT), stop=cut)
             np.testing.assert_array_equal(VIT.apply(weights, half, start=cut), whole)
             assert cut == 0 or half.shape == (2, tokens[cut], 24)
 
 
 def test_prompts_start_as_wide_as_vpts():
-    prompts = Classifier(VIT, 5, additions=(Prompt(50, deep=True),)).init(jax.random.key(0), _input(VIT))
+    prompts = Classifier(VIT, 5, additions=(Prompt(50, deep=True),)).init(jax.random.key(0), some_input(VIT))
     values = np.stack([prompts["params"]["backbone"][f"block_{i}"]["prompt"] for i in range(3)])
     limit = np.sqrt(6 / (3 * 8**2 + 24))
     assert 0.99 * limit < np.abs(values).max() <= limit
-    text = Classifier(BERT, 5, additions=(Prompt(50),)).init(jax.random.key(0), _input(BERT))
+    text = Classifier(BERT, 5, additions=(Prompt(50),)).init(jax.random.key(0), some_input(BERT))
     assert abs(np.std(text["params"]["backbone"]["block_0"]["prompt"]) - 0.02) < 0.002
 
 
 def test_an_mlp_head_is_two_layers_with_gelu_between():
-    weights = _variables(VIT, MlpHead(6))
+    weights = some_variables(VIT, MlpHead(6))
     head = weights["params"]["head"]
     assert {path: leaf.shape for path, leaf in flatten_dict(head, sep="/").items()} == {
         "hidden/kernel": (24, 6),
@@ -343,18 +343,20 @@ def test_an_mlp_head_is_two_layers_with_gelu_between():
         "out/kernel": (6, 5),
         "out/bias": (5,),
     }
-    features = VIT.apply({"params": weights["params"]["backbone"]}, _input(VIT))
+    features = VIT.apply({"params": weights["params"]["backbone"]}, some_input(VIT))
     hidden = jax.nn.gelu(features @ head["hidden"]["kernel"] + head["hidden"]["bias"], approximate=False)
     expected = hidden @ head["out"]["kernel"] + head["out"]["bias"]
     np.testing.assert_allclose(_logits(VIT, MlpHead(6)), expected, atol=1e-5)
-    new = Classifier(VIT, 5, bias=False, additions=(MlpHead(6),)).init(jax.random.key(0), _input(VIT))["params"]["head"]
+    new = Classifier(VIT, 5, bias=False, additions=(MlpHead(6),)).init(jax.random.key(0), some_input(VIT))["params"][
+        "head"
+    ]
     assert np.any(new["hidden"]["kernel"]) and not np.any(new["out"]["kernel"]) and "bias" not in new["out"]
     assert not any(map(is_added, flatten_dict(weights["params"], sep="/")))
 
 
 def test_additions_combine():
     additions = (Prompt(2), Lora(rank=2), Adapter(3), MlpHead(6))
-    weights = _variables(VIT, *additions)
+    weights = some_variables(VIT, *additions)
     leaves = {path.split("/", 1)[1] for path in flatten_dict(weights["params"], sep="/") if is_added(path)}
     assert {path for path in leaves if path.startswith("block_0/")} == {
         "block_0/prompt",
@@ -383,7 +385,7 @@ def test_dropped_entries_are_counted_and_the_rest_scaled():
 
 def _branch_ends(backbone, examples, **noise):
     """Each residual branch's output with noise over that without: 0, or what the rest is scaled by."""
-    x = jnp.repeat(_input(backbone)[:1], examples, axis=0)
+    x = jnp.repeat(some_input(backbone)[:1], examples, axis=0)
     seen = _seen(backbone, _bare(backbone), x, rngs={"dropout": jax.random.key(1)}, **noise)
     ends = {path: pair for path, (_, *pair) in seen.items() if re.fullmatch(backbone.branches, path)}
     return {path: np.asarray(noisy) / np.asarray(calm) for path, (calm, noisy) in ends.items()}
@@ -414,9 +416,9 @@ def test_dropout_silences_entries_of_noisy_groups_only():
 
 def test_a_noisy_head_drops_pooled_features():
     model = Classifier(VIT, 24, dropout=0.25)
-    weights = model.init(jax.random.key(0), _input(VIT))
+    weights = model.init(jax.random.key(0), some_input(VIT))
     weights["params"]["head"]["kernel"] = jnp.eye(24)
-    x = jnp.repeat(_input(VIT), 100, axis=0)
+    x = jnp.repeat(some_input(VIT), 100, axis=0)
     ratio = model.apply(weights, x, noisy=("head",), rngs={"dropout": jax.random.key(1)}) / model.apply(weights, x)
     assert abs(np.mean(ratio == 0) - 0.25) < 0.03
     np.testing.assert_allclose(ratio[ratio != 0], 1 / 0.75, rtol=1e-5)
@@ -426,33 +428,33 @@ def test_a_noisy_head_drops_pooled_features():
 def test_without_noisy_groups_training_is_evaluation_to_the_bit(name):
     backbone = TINY[name]
     model = Classifier(backbone, 5, dropout=0.3, drop_path=0.3)
-    weights = _variables(backbone)
-    calm = model.apply(weights, _input(backbone))
-    np.testing.assert_array_equal(model.apply(weights, _input(backbone), noisy=()), calm)
+    weights = some_variables(backbone)
+    calm = model.apply(weights, some_input(backbone))
+    np.testing.assert_array_equal(model.apply(weights, some_input(backbone), noisy=()), calm)
     np.testing.assert_array_equal(_logits(backbone), calm)
-    noisy = model.apply(weights, _input(backbone), noisy=backbone.groups, rngs={"dropout": jax.random.key(0)})
+    noisy = model.apply(weights, some_input(backbone), noisy=backbone.groups, rngs={"dropout": jax.random.key(0)})
     assert np.abs(noisy - calm).max() > 1e-3
-    again = model.apply(weights, _input(backbone), noisy=backbone.groups, rngs={"dropout": jax.random.key(0)})
+    again = model.apply(weights, some_input(backbone), noisy=backbone.groups, rngs={"dropout": jax.random.key(0)})
     np.testing.assert_array_equal(noisy, again)
 
 
 def test_what_is_below_a_noisy_group_keeps_its_bits():
-    weights = {"params": _variables(VIT)["params"]["backbone"]}
+    weights = {"params": some_variables(VIT)["params"]["backbone"]}
     with added(VIT, (), noisy=("block_2",), dropout=0.5, drop_path=0.5):
-        found = VIT.apply(weights, _input(VIT), stop=3, rngs={"dropout": jax.random.key(0)})
-    np.testing.assert_array_equal(found, VIT.apply(weights, _input(VIT), stop=3))
+        found = VIT.apply(weights, some_input(VIT), stop=3, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(found, VIT.apply(weights, some_input(VIT), stop=3))
 
 
 def test_loras_dropout_acts_on_its_inputs_in_noisy_groups():
     lora = Lora(rank=2, dropout=0.5)
-    weights = _variables(VIT, lora)
+    weights = some_variables(VIT, lora)
     model = Classifier(VIT, 5, additions=(lora,))
-    calm = model.apply(weights, _input(VIT))
+    calm = model.apply(weights, some_input(VIT))
     np.testing.assert_array_equal(calm, _logits(VIT, Lora(rank=2)))
-    noisy = model.apply(weights, _input(VIT), noisy=("block_0",), rngs={"dropout": jax.random.key(0)})
+    noisy = model.apply(weights, some_input(VIT), noisy=("block_0",), rngs={"dropout": jax.random.key(0)})
     assert np.abs(noisy - calm).max() > 1e-3
     silent = jax.tree_util.tree_map_with_path(lambda path, leaf: 0 * leaf if "lora_b" in str(path) else leaf, weights)
-    noisy = model.apply(silent, _input(VIT), noisy=VIT.groups, rngs={"dropout": jax.random.key(0)})
+    noisy = model.apply(silent, some_input(VIT), noisy=VIT.groups, rngs={"dropout": jax.random.key(0)})
     np.testing.assert_array_equal(noisy, _logits(VIT))
 
 
@@ -461,17 +463,19 @@ def test_nothing_is_intercepted_where_there_is_nothing_to_do(monkeypatch):
         raise AssertionError("an interceptor")
 
     monkeypatch.setattr("tljax.models.additions.nn.intercept_methods", entered)
-    weights = _variables.__wrapped__(VIT, MlpHead(6))
+    weights = some_variables.__wrapped__(VIT, MlpHead(6))
     model = Classifier(VIT, 5, additions=(MlpHead(6),), dropout=0.5)
-    assert model.apply(weights, _input(VIT)).shape == (2, 5)
-    assert Classifier(VIT, 5).apply(_variables.__wrapped__(VIT), _input(VIT), noisy=VIT.groups).shape == (2, 5)
+    assert model.apply(weights, some_input(VIT)).shape == (2, 5)
+    assert Classifier(VIT, 5).apply(some_variables.__wrapped__(VIT), some_input(VIT), noisy=VIT.groups).shape == (2, 5)
 
 
 def test_gradients_reach_every_added_leaf_but_the_first_of_a_zero_pair():
     additions = (Prompt(2), Lora(rank=2), Adapter(3))
     model = Classifier(VIT, 5, "truncated_normal", additions=additions)
-    weights = model.init(jax.random.key(0), _input(VIT))
-    grads = jax.grad(lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, _input(VIT)))))(weights["params"])
+    weights = model.init(jax.random.key(0), some_input(VIT))
+    grads = jax.grad(lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, some_input(VIT)))))(
+        weights["params"]
+    )
     for path, leaf in flatten_dict(grads, sep="/").items():
         if is_added(path):
             silent = path.endswith(("lora_a", "adapter_down", "adapter_down_bias"))

@@ -7,6 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.conftest import golden
+from tests.models.test_additions import TINY, some_input, some_variables
 from tests.models.test_resnet import BASIC, BOTTLENECK, converted, weights_of
 from tests.models.test_vit import CASES as VITS
 from tests.models.test_vit import DINOV2, load, variables
@@ -118,3 +119,66 @@ def test_a_head_starts_as_asked():
 def test_initial_residual_branches_of_a_resnet_are_silent():
     initial = jax.jit(BASIC.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert not np.any(initial["params"]["block_4"]["conv2"]["norm"]["scale"])
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_recomputed_forward_pass_gives_the_same_gradients(name):
+    """Dropout draws the same again, and BatchNorm records once."""
+    backbone = TINY[name]
+    model = Classifier(backbone, 5, dropout=0.3, drop_path=0.3)
+    weights = some_variables(backbone)
+    modes = dict.fromkeys(backbone.groups, "update_stats")
+
+    def loss(params, remat):
+        options = {"batch_norm": modes, "noisy": backbone.groups, "rngs": {"dropout": jax.random.key(0)}}
+        logits, updated = model.apply(
+            weights | {"params": params}, some_input(backbone), remat=remat, mutable=["batch_stats"], **options
+        )
+        return jnp.sum(jnp.sin(logits)), updated
+
+    step = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    jax.tree.map(
+        lambda again, kept: np.testing.assert_allclose(again, kept, rtol=1e-6, atol=1e-6),
+        step(weights["params"], True),
+        step(weights["params"], False),
+    )
+
+
+def test_recomputing_groups_takes_a_sixth_of_the_memory():
+    model = Classifier(BACKBONES["vit_tiny_patch16"], 5)
+    image = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
+    weights = jax.eval_shape(model.init, jax.random.key(0), image)
+
+    def memory(remat):
+        lowered = jax.jit(jax.grad(lambda v, x: model.apply(v, x, remat=remat).sum())).lower(weights, image)
+        # Without this the CPU compiler drops the barriers that recomputation hangs on; see `groups.run`.
+        compiled = lowered.compile(compiler_options={"xla_disable_hlo_passes": "cse_barrier_expander"})
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(remat=True) < memory(remat=False) / 6
+
+
+BFLOAT16 = TINY | {
+    "bert_mean": TINY["bert"].clone(pool="mean"),
+    "dinov2": TINY["vit"].clone(registers=2, positions="patches", layer_scale=0.1, pool="class_mean"),
+    "folded": TINY["resnet"].clone(norm="folded"),
+    "deep": TINY["resnet"].clone(stem="deep", avg_down=True),
+}
+
+
+@pytest.mark.parametrize("name", BFLOAT16)
+def test_bfloat16_stays_bfloat16_after_every_group_and_near_float32(name):
+    """A rounding is within 2^-9; over three blocks these came out at 0.3 to 1.2 % (relative, L2)."""
+    backbone = BFLOAT16[name]
+
+    def half(tree):
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf, tree)
+
+    weights = {kind: tree["backbone"] for kind, tree in some_variables(backbone, scale=0.1).items()}
+    exact = backbone.apply(weights, some_input(backbone))
+    x = half(some_input(backbone))
+    for i in range(len(backbone.groups)):
+        x = backbone.apply(weights | {"params": half(weights["params"])}, x, start=i, stop=i + 1)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(x)} <= {"bfloat16", "int32"}, backbone.groups[i]
+    assert x.dtype == jnp.bfloat16
+    assert 1e-4 < np.linalg.norm(x.astype(jnp.float32) - exact) / np.linalg.norm(exact) < 0.025

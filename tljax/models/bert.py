@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import bert_names, ops
+from tljax.models import bert_names, groups
 from tljax.models.transformer import Attention, Dense, Mlp
 from tljax.weights.rules import Table
 
@@ -140,6 +140,7 @@ class Bert(nn.Module):
         stop: int | None = None,
         pool: bool = True,
         batch_norm: Mapping[str, str] = {},
+        remat: bool = False,
     ) -> Float[Array, "batch ..."] | dict[str, Array]:
         """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `batch_norm` does nothing.
 
@@ -157,15 +158,16 @@ class Bert(nn.Module):
         del batch_norm
         names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
-            x = ops.group_output(layer(x))
+            x = groups.run(layer, x, remat=remat)
         if not names or names[-1] != self.groups[-1]:
             return x
         return self._pooled(x["hidden"], x["attention_mask"]) if pool else x["hidden"]
 
     def _pooled(self, hidden, mask):
         if self.pool == "mean":
-            weights = mask.astype(hidden.dtype)[..., None]
-            return jnp.sum(hidden * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
+            weights = mask.astype(jnp.float32)[..., None]  # bfloat16 cannot count beyond 256
+            mean = jnp.sum(hidden * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
+            return mean.astype(hidden.dtype)
         first = hidden[:, 0]
         return _ACTIVATIONS[self.pool](self.pooler(first)) if self.pool in _ACTIVATIONS else first
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from tljax.models import bit_names, ops
+from tljax.models import bit_names, groups, ops
 from tljax.models.resnet_names import blocks
 from tljax.weights.rules import Table
 
@@ -17,9 +17,10 @@ _Norm = partial(nn.GroupNorm, 32, epsilon=1e-5, use_fast_variance=False)
 
 
 def standardise(kernel: Float[Array, "rows columns inputs outputs"], eps: float) -> Float[Array, "..."]:
-    """Each output's kernel at mean 0 and variance 1 (1903.10520), by the population variance."""
-    kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2))
-    return kernel * lax.rsqrt(jnp.mean(jnp.square(kernel), axis=(0, 1, 2)) + eps)
+    """Each output's kernel at mean 0 and variance 1 (1903.10520), by the population variance; taken in float32."""
+    exact = kernel.astype(jnp.float32)
+    exact = exact - jnp.mean(exact, axis=(0, 1, 2))
+    return (exact * lax.rsqrt(jnp.mean(jnp.square(exact), axis=(0, 1, 2)) + eps)).astype(kernel.dtype)
 
 
 class _StdConv(nn.Module):
@@ -117,12 +118,13 @@ class BiT(nn.Module):
         stop: int | None = None,
         pool: bool = True,
         batch_norm: Mapping[str, str] = {},
+        remat: bool = False,
     ) -> Float[Array, "batch ..."]:
         """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `batch_norm` does nothing."""
         del batch_norm
         names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
-            x = ops.group_output(layer(x))
+            x = groups.run(layer, x, remat=remat)
         if not names or names[-1] != "norm":
             return x
         x = nn.relu(self.norm(x))

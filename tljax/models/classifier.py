@@ -58,12 +58,13 @@ class Classifier(nn.Module):
         *,
         batch_norm: Mapping[str, str] = {},
         noisy: Collection[str] = (),
+        remat: bool = False,
     ) -> Float[Array, "batch classes"]:
         """Logits.
 
         Args:
             x: normalised images, or a text as `Bert.__call__` takes it.
-            batch_norm: as in `ResNet.__call__`.
+            batch_norm, remat: as in `ResNet.__call__`.
             noisy: groups, and `head`, in which dropout, LoRA's dropout and stochastic depth act; the others compute
                 what they compute in evaluation, to the bit. Needs `rngs={"dropout": key}`.
 
@@ -72,7 +73,7 @@ class Classifier(nn.Module):
         """
         rates = {"dropout": self.dropout, "drop_path": self.drop_path}
         with added(self.backbone, self.additions, noisy=noisy, **rates):
-            x = self.backbone(x, batch_norm=batch_norm)
+            x = self.backbone(x, batch_norm=batch_norm, remat=remat)
         if "head" in noisy and self.dropout:
             x = drop(self.make_rng("dropout"), x, self.dropout)
         return self.head(x)

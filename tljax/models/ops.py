@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -69,12 +68,3 @@ def attention(
         # Not -inf, which would make a row that is padding through and through NaN.
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
     return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1), v)
-
-
-def group_output(x):
-    """Marks what a group of layers gives, an array or a dict of them, as `group` to `jax.checkpoint`.
-
-    A forward pass under `jax.checkpoint(…, policy=jax.checkpoint_policies.save_only_these_names("group"))` keeps
-    these alone for the backward pass, and computes what is inside the groups again (1604.06174).
-    """
-    return jax.tree.map(lambda leaf: checkpoint_name(leaf, "group"), x)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import ops, resnet_names
+from tljax.models import groups, ops, resnet_names
 from tljax.models.resnet_names import blocks
 from tljax.weights.rules import Table
 
@@ -112,7 +112,8 @@ class _Block(nn.Module):
 def _halved(x):
     """The mean of every 2x2 square; at the edge of an odd map, of the pixels that exist."""
     pad = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
-    return nn.avg_pool(x, (2, 2), (2, 2), pad, count_include_pad=False)
+    # Flax divides by counts in float32.
+    return nn.avg_pool(x, (2, 2), (2, 2), pad, count_include_pad=False).astype(x.dtype)
 
 
 class ResNet(nn.Module):
@@ -189,6 +190,7 @@ class ResNet(nn.Module):
         stop: int | None = None,
         pool: bool = True,
         batch_norm: Mapping[str, str] = {},
+        remat: bool = False,
     ) -> Float[Array, "batch ..."]:
         """Runs `groups[start:stop]`.
 
@@ -200,6 +202,7 @@ class ResNet(nn.Module):
             batch_norm: group -> its mode, one of `BATCH_NORM_MODES`; groups that it does not name are `frozen`. Other
                 modes need `mutable=["batch_stats"]`. PyTorch's train mode is `update_stats`, except that it records
                 the unbiased variance; this is, as Flax's, the one that normalises.
+            remat: whether a backward pass keeps only what groups give, and computes their inside again.
 
         Returns:
             Pooled features [batch, feature_dim] at the end; else, and without `pool` there too, the feature map
@@ -213,7 +216,7 @@ class ResNet(nn.Module):
                 raise InputError(f"no BatchNorm mode {mode!r}; there are: {', '.join(BATCH_NORM_MODES)}")
         names = self.groups[start:stop]
         for name, layer in list(zip(self.groups, [self.stem_layer, *self.block], strict=True))[start:stop]:
-            x = ops.group_output(layer(x, batch_norm.get(name, "frozen")))
+            x = groups.run(layer, x, batch_norm.get(name, "frozen"), remat=remat)
         at_end = names and names[-1] == self.groups[-1]
         return jnp.mean(x, axis=(1, 2)) if pool and at_end else x
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import ops, vit_names
+from tljax.models import groups, ops, vit_names
 from tljax.models.transformer import Attention, Mlp
 from tljax.weights.rules import Table
 
@@ -162,6 +162,7 @@ class ViT(nn.Module):
         stop: int | None = None,
         pool: bool = True,
         batch_norm: Mapping[str, str] = {},
+        remat: bool = False,
     ) -> Float[Array, "batch ..."]:
         """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `batch_norm` does nothing.
 
@@ -173,7 +174,7 @@ class ViT(nn.Module):
         del batch_norm
         names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
-            x = ops.group_output(layer(x))
+            x = groups.run(layer, x, remat=remat)
         if not names or names[-1] != "norm":
             return x
         if self.pool == "mean":
