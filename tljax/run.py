@@ -18,7 +18,7 @@ from tljax.models.bert import Bert
 from tljax.models.classifier import HEAD_INITS, Classifier
 from tljax.step import State, eval_step, train_step
 from tljax.weights import Pretrained
-from tljax.weights.surgery import class_subset
+from tljax.weights.surgery import class_subset, with_channels
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Resolved:
 
     Attributes:
         pretrained: where the weights come from, and which network they fill.
-        preprocessing: the weights' own, at the task's image size.
+        preprocessing: the weights' own, at the task's image size and number of channels.
         classes: names, in label order.
         steps: the run's length.
         data: the fingerprint of the data set.
@@ -50,6 +50,8 @@ def resolve(experiment: Experiment) -> Resolved:
     preprocessing = row.preprocessing
     if experiment.task.image_size:
         preprocessing = dataclasses.replace(preprocessing, size=experiment.task.image_size)
+    if experiment.task.channels:
+        preprocessing = with_channels(preprocessing, experiment.task.channels)
     task = tasks.load(experiment.task.dataset)
     for slicing in (experiment.task.validation, experiment.task.test):
         if slicing:
@@ -73,7 +75,7 @@ class Run:
     def __init__(self, experiment: Experiment, resolved: Resolved):
         self.experiment, self.resolved = experiment, resolved
         self.mesh = sharding.make_mesh()
-        self.size = resolved.preprocessing.size
+        self.size, self.channels = resolved.preprocessing.size, resolved.preprocessing.inputs
         module = backbone.module_of(resolved.pretrained)
         if isinstance(module, Bert):
             raise InputError(f"{resolved.pretrained.backbone} reads text, and {experiment.task.dataset} holds images")
@@ -98,7 +100,7 @@ class Run:
     def init_state(self) -> State:
         """The State at step 0: pretrained backbone, new head; or all new where the config has no weights."""
         if self.experiment.backbone.weights:
-            pretrained = backbone.restore(self.resolved.pretrained, self.backbone)
+            pretrained = backbone.restore(self.resolved.pretrained, self.backbone, self.channels)
             variables = {"params": {"backbone": pretrained["params"], tuning.HEAD: self._head(pretrained)}}
             if "batch_stats" in pretrained:
                 variables["batch_stats"] = {"backbone": pretrained["batch_stats"]}
@@ -182,7 +184,7 @@ class Run:
         return logits, updated.get("batch_stats", batch_stats)
 
     def _init(self):
-        image = jnp.zeros((1, self.size, self.size, 3))
+        image = jnp.zeros((1, self.size, self.size, self.channels))
         return self.model.init(jax.random.key(self.experiment.seed), image)
 
     def _state(self, variables) -> State:
@@ -193,7 +195,7 @@ class Run:
     def _abstract_batch(self, batch_size: int):
         place = functools.partial(_placed, sharding=sharding.split(self.mesh))
         shapes = {
-            "image": jax.ShapeDtypeStruct((batch_size, self.size, self.size, 3), np.uint8),
+            "image": jax.ShapeDtypeStruct((batch_size, self.size, self.size, self.channels), np.uint8),
             "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
             "mask": jax.ShapeDtypeStruct((batch_size,), np.float32),
         }

@@ -28,7 +28,7 @@ class Classifier(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch height width 3"],
+        x: Float[Array, "batch height width channels"],
         *,
         train: bool = False,
         frozen: Collection[str] = (),

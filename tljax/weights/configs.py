@@ -8,6 +8,7 @@ from typing import Any
 from tljax.config import Preprocessing
 from tljax.errors import InputError
 from tljax.weights import Pretrained
+from tljax.weights.surgery import with_channels
 
 Config = Mapping[str, Any]
 FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as transformers stores them
@@ -40,6 +41,7 @@ def read(folder: Path, uri: str) -> Pretrained | None:
     named = not all(label == f"LABEL_{i}" for i, label in enumerate(classes))
     path = folder / "preprocessor_config.json"
     preprocessing = _processor(json.loads(path.read_text())) if path.is_file() else Preprocessing()
+    preprocessing = with_channels(preprocessing, config.get("num_channels", 3))
     return Pretrained(
         uri, "", name, source, preprocessing, "unknown", "bicubic", architecture, classes if named else ()
     )
@@ -155,15 +157,25 @@ def _gelu(config: Config) -> str:
 
 def _processor(config: Config) -> Preprocessing:
     """transformers' `preprocessor_config.json`: grey levels there are 0 to 1."""
-    size = config.get("crop_size") if config.get("do_center_crop") else config.get("size", 224)
-    resized = config.get("size", size)
-    side, edge = (_side(value) for value in (size, resized))
+    size, resized = config.get("size", 224), config.get("size", 224)
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
+    # A plain number is a height and a width, but for those who call it the shortest edge.
+    squash = not kind.startswith(("ConvNext", "Bit")) if isinstance(resized, int) else "height" in resized
+    if config.get("do_center_crop"):
+        size = config.get("crop_size", 224)
+    fraction = _side(size) / _side(resized)
+    if kind.startswith("ConvNext"):  # which crops unless the picture is large
+        squash = _side(size) >= 384
+        fraction = 1.0 if squash else config.get("crop_pct") or 224 / 256
+    mean, std = (tuple(255 * value for value in config.get(name, (0.5,) * 3)) for name in ("image_mean", "image_std"))
     return Preprocessing(
-        size=side,
-        crop_fraction=config.get("crop_pct") or side / edge,
-        mean=tuple(255 * value for value in config.get("image_mean", (0.5,) * 3)),
-        std=tuple(255 * value for value in config.get("image_std", (0.5,) * 3)),
+        size=_side(size),
+        crop_fraction=fraction,
+        mean=mean,
+        std=std,
+        channels="grey" if len(mean) == 1 else "rgba"[: len(mean)],
         interpolation=FILTERS.get(config.get("resample", 2), "bilinear"),
+        resize="squash" if squash else "crop",
     )
 
 
@@ -173,15 +185,22 @@ def _side(size: int | Mapping[str, int]) -> int:
 
 def _timm(config: Config, uri: str) -> Pretrained:
     """timm's hub `config.json`: an architecture's name, arguments that change it, and `pretrained_cfg`."""
-    cfg = config.get("pretrained_cfg", {})
+    cfg, args = config.get("pretrained_cfg", {}), config.get("model_args", {})
+    mode = cfg.get("crop_mode") or "center"
+    if mode not in CROP_MODES:
+        raise InputError(f"{uri}: config.json: crop_mode={mode!r} is not supported, only {', '.join(CROP_MODES)}")
+    mean = tuple(255 * value for value in cfg.get("mean", (0.485, 0.456, 0.406)))
     preprocessing = Preprocessing(
         size=cfg.get("input_size", (3, 224, 224))[-1],
         crop_fraction=cfg.get("crop_pct", 0.875),
-        mean=tuple(255 * value for value in cfg.get("mean", (0.485, 0.456, 0.406))),
+        mean=mean,
         std=tuple(255 * value for value in cfg.get("std", (0.229, 0.224, 0.225))),
+        channels="grey" if len(mean) == 1 else "rgba"[: len(mean)],
         interpolation=cfg.get("interpolation", "bicubic"),
+        resize=CROP_MODES[mode],
     )
-    architecture = _from_timm_args(config.get("model_args", {}), uri)
+    preprocessing = with_channels(preprocessing, args.get("in_chans", 3))
+    architecture = _from_timm_args(args, uri)
     if config.get("global_pool") == "avg" and config["architecture"].startswith(("vit", "deit")):
         architecture["pool"] = "mean"
     classes = tuple(config.get("label_names", ()))
@@ -190,6 +209,7 @@ def _timm(config: Config, uri: str) -> Pretrained:
     return Pretrained(uri, "", name, "timm", preprocessing, licence, architecture=architecture, classes=classes)
 
 
+CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours
 # timm's argument -> our attribute, where the values are the same.
 TIMM_ARGS = {
     "embed_dim": "width",
@@ -206,7 +226,7 @@ TIMM_ARGS = {
 
 def _from_timm_args(args: Config, uri: str) -> dict[str, Any]:
     found = {ours: args[theirs] for theirs, ours in TIMM_ARGS.items() if theirs in args}
-    special = {"img_size", "mlp_ratio", "no_embed_class", "num_classes", "global_pool"}
+    special = {"img_size", "in_chans", "mlp_ratio", "no_embed_class", "num_classes", "global_pool"}
     for key in args:
         if key not in TIMM_ARGS and key not in special:
             raise InputError(f"{uri}: config.json: model_args.{key}={args[key]!r} is not supported")
