@@ -1,6 +1,7 @@
 """Reads the `config.json` that timm and transformers put beside a checkpoint: network, preprocessing, class names."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,9 @@ def read(folder: Path, uri: str) -> Pretrained | None:
     classes = tuple(labels[key] for key in sorted(labels, key=int))
     named = not all(label == f"LABEL_{i}" for i, label in enumerate(classes))
     path = folder / "preprocessor_config.json"
-    preprocessing = _processor(json.loads(path.read_text())) if path.is_file() else Preprocessing()
-    preprocessing = with_channels(preprocessing, config.get("num_channels", 3))
-    return Pretrained(
-        uri, "", name, source, preprocessing, "unknown", "bicubic", architecture, classes if named else ()
-    )
+    images = preprocessing(json.loads(path.read_text())) if path.is_file() else Preprocessing()
+    images = with_channels(images, config.get("num_channels", 3))
+    return Pretrained(uri, "", name, source, images, "unknown", "bicubic", architecture, classes if named else ())
 
 
 def _vit(config: Config) -> dict[str, Any]:
@@ -155,7 +154,7 @@ def _gelu(config: Config) -> str:
     return kinds[activation]
 
 
-def _processor(config: Config) -> Preprocessing:
+def preprocessing(config: Config) -> Preprocessing:
     """transformers' `preprocessor_config.json`: grey levels there are 0 to 1."""
     size, resized = config.get("size", 224), config.get("size", 224)
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
@@ -190,7 +189,7 @@ def _timm(config: Config, uri: str) -> Pretrained:
     if mode not in CROP_MODES:
         raise InputError(f"{uri}: config.json: crop_mode={mode!r} is not supported, only {', '.join(CROP_MODES)}")
     mean = tuple(255 * value for value in cfg.get("mean", (0.485, 0.456, 0.406)))
-    preprocessing = Preprocessing(
+    images = Preprocessing(
         size=cfg.get("input_size", (3, 224, 224))[-1],
         crop_fraction=cfg.get("crop_pct", 0.875),
         mean=mean,
@@ -199,14 +198,22 @@ def _timm(config: Config, uri: str) -> Pretrained:
         interpolation=cfg.get("interpolation", "bicubic"),
         resize=CROP_MODES[mode],
     )
-    preprocessing = with_channels(preprocessing, args.get("in_chans", 3))
-    architecture = _from_timm_args(args, uri)
+    images = with_channels(images, args.get("in_chans", 3))
+    name, grid = _named(config["architecture"])
+    architecture = grid | _from_timm_args(args, uri)
     if config.get("global_pool") == "avg" and config["architecture"].startswith(("vit", "deit")):
         architecture["pool"] = "mean"
     classes = tuple(config.get("label_names", ()))
-    name = config["architecture"].removesuffix("_224")
     licence = cfg.get("license") or "unknown"
-    return Pretrained(uri, "", name, "timm", preprocessing, licence, architecture=architecture, classes=classes)
+    return Pretrained(uri, "", name, "timm", images, licence, architecture=architecture, classes=classes)
+
+
+def _named(architecture: str) -> tuple[str, dict[str, Any]]:
+    """Our name of a timm architecture, and the grid of patches where the name ends with a size: `…_patch16_384`."""
+    sized = re.fullmatch(r"(.*_patch(\d+).*)_(\d+)", architecture)
+    if not sized:
+        return architecture, {}
+    return sized[1], {"grid": [int(sized[3]) // int(sized[2])] * 2}
 
 
 CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours
