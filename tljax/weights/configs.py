@@ -101,6 +101,7 @@ def _bert(config: Config) -> dict[str, Any]:
         "token_types": config.get("type_vocab_size", 2),
         "gelu": _gelu(config),
         "eps": config.get("layer_norm_eps", 1e-12),
+        "pool": config.get("tljax_pool", "cls_tanh"),
     }
 
 
@@ -120,9 +121,9 @@ def _distilbert(config: Config) -> dict[str, Any]:
 
 
 def _pool(config: Config, of_classifier: str) -> str:
-    """Only a classifier has a dense layer after the blocks."""
+    """Only a classifier has a dense layer after the blocks. How else to pool, transformers has no word for."""
     classifies = any("ForSequenceClassification" in name for name in config.get("architectures") or [])
-    return of_classifier if classifies else "cls"
+    return of_classifier if classifies else config.get("tljax_pool", "cls")
 
 
 _TRANSFORMERS: dict[str, tuple[str, str, Callable[[Config], dict[str, Any]]]] = {

@@ -139,6 +139,8 @@ def _transformers_bert(attributes: Attributes) -> dict[str, Any]:
     gelu = "gelu" if attributes["gelu"] == "erf" else "gelu_new"
     shared = {"vocab_size": attributes["vocabulary"], "max_position_embeddings": attributes["positions"]}
     classifies = attributes["pool"] in ("cls_tanh", "cls_relu")
+    if not classifies:
+        shared["tljax_pool"] = attributes["pool"]
     if attributes["token_types"] == 0:
         _only("transformers", attributes, eps=1e-12)
         names = dict(zip(("dim", "n_layers", "n_heads", "hidden_dim"), sizes, strict=True))
