@@ -196,6 +196,7 @@ def test_what_is_written_is_read_back(tmp_path, name, library):
     row = Pretrained("x", "", name, "", IMAGES, "MIT", classes=("disc", "square"))
     made_of = attributes(module)
     config = getattr(export, library)(type(module).__name__, made_of, row)
+    assert isinstance(config.get("mlp_ratio", 4), int)  # transformers refuses 4.0
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(export.processor(IMAGES)))
     found = configs.read(tmp_path, "x")
@@ -211,6 +212,14 @@ def test_what_is_written_is_read_back(tmp_path, name, library):
     np.testing.assert_allclose(found.preprocessing.std, IMAGES.std)
     assert (found.preprocessing.size, found.preprocessing.crop_fraction) == (56, 0.875)
     assert found.preprocessing.interpolation == "bicubic"
+
+
+def test_timm_counts_a_deep_stems_width_before_it_doubles(tmp_path):
+    made_of = attributes(ResNet(stem="deep", avg_down=True, stem_width=32))
+    config = export.timm("ResNet", made_of, Pretrained("x", "", "resnet50d", "", IMAGES, "MIT"))
+    assert config["model_args"]["stem_width"] == 16
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert configs.read(tmp_path, "x").architecture["stem_width"] == 32
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def decode(data: bytes, name: str, channels: str = "rgb") -> Image.Image:
 def evaluation_view(image: Image.Image, preprocessing: Preprocessing) -> UInt8[np.ndarray, "size size channels"]:
     """The shorter side, or both to `squash`, resized to size / crop_fraction, then the centre size × size pixels.
 
-    Fractions of a pixel are dropped or rounded as in torchvision, which timm uses.
+    Fractions of a pixel are dropped or rounded as in torchvision, which timm uses. (Where half a pixel is left on
+    either side of the centre, transformers drops it, and so may see the picture from one pixel beside.)
     """
     size, shorter = preprocessing.size, min(image.size)
     edge = int(size / preprocessing.crop_fraction + 1e-6)  # a crop fraction of 224 / 256 means 256

@@ -228,13 +228,12 @@ TIMM_ARGS = {
     "reg_tokens": "registers",
     "layers": "depths",
     "channels": "widths",
-    "stem_width": "stem_width",
 }
 
 
 def _from_timm_args(args: Config, uri: str) -> dict[str, Any]:
     found = {ours: args[theirs] for theirs, ours in TIMM_ARGS.items() if theirs in args}
-    special = {"img_size", "in_chans", "mlp_ratio", "no_embed_class", "num_classes", "global_pool"}
+    special = {"img_size", "in_chans", "mlp_ratio", "no_embed_class", "num_classes", "global_pool", "stem_width"}
     for key in args:
         if key not in TIMM_ARGS and key not in special:
             raise InputError(f"{uri}: config.json: model_args.{key}={args[key]!r} is not supported")
@@ -242,6 +241,8 @@ def _from_timm_args(args: Config, uri: str) -> dict[str, Any]:
         found["grid"] = [args["img_size"] // args.get("patch_size", 16)] * 2
     if "mlp_ratio" in args:
         found["mlp_width"] = round(args["embed_dim"] * args["mlp_ratio"])
+    if "stem_width" in args:  # of a deep stem, which ends with twice as many channels
+        found["stem_width"] = 2 * args["stem_width"]
     if args.get("no_embed_class"):
         found["positions"] = "patches"
     if args.get("global_pool") == "avg":

@@ -59,6 +59,7 @@ def _timm_vit(attributes: Attributes, row: Pretrained):
     args = {theirs: attributes[ours] for theirs, ours in TIMM_ARGS.items() if ours in attributes}
     args["img_size"] = attributes["grid"][0] * attributes["patch_size"]
     args["mlp_ratio"] = (attributes["mlp_width"] or 4 * attributes["width"]) / attributes["width"]
+    args["global_pool"] = pool  # what stands outside model_args, timm writes and does not read
     args["no_embed_class"] = attributes["positions"] == "patches"
     return "vit_base_patch16_224", pool, args, "head", "patch_embed.proj"
 
@@ -66,6 +67,10 @@ def _timm_vit(attributes: Attributes, row: Pretrained):
 def _timm_resnet(attributes: Attributes, row: Pretrained):
     _only("timm", attributes, norm="batch", stride_on="3x3", stem_pool_padding=(1, 1))
     args = {"layers": list(attributes["depths"]), "channels": list(attributes["widths"])}
+    if attributes["stem"] == "deep":
+        args["stem_width"] = attributes["stem_width"] // 2
+    else:
+        _only("timm", attributes, stem_width=64)
     return row.backbone, "avg", args, "fc", "conv1.0" if attributes["stem"] == "deep" else "conv1"
 
 
@@ -111,7 +116,9 @@ def _transformers_vit(attributes: Attributes) -> dict[str, Any]:
     if not dinov2:
         kind = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "intermediate_size": hidden}
         return config | kind
-    config |= {"mlp_ratio": hidden / width, "layerscale_value": attributes["layer_scale"]}
+    if hidden % width:
+        raise InputError(f"transformers has no such network: only mlp_width a multiple of {width}, not {hidden}")
+    config |= {"mlp_ratio": hidden // width, "layerscale_value": attributes["layer_scale"]}
     if registers:
         names = {"model_type": "dinov2_with_registers", "num_register_tokens": registers}
         return config | names | {"architectures": ["Dinov2WithRegistersForImageClassification"]}
