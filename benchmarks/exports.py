@@ -78,7 +78,7 @@ def random(name: str, row: str, module: Backbone, size: int) -> Case:
     """A network with random weights and a random head for 5 classes, for which there is no golden case."""
     rng = np.random.default_rng(0)
     arrays = {}
-    for path, shape in backbone.shapes(module).items():
+    for path, shape in sorted(backbone.shapes(module).items()):
         known = tuple(5 if length is None else length for length in shape)
         centre = 1.0 if path.endswith(("scale", "var")) else 0.0
         arrays[path] = (centre + 0.05 * rng.standard_normal(known)).astype(np.float32)
