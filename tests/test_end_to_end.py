@@ -240,6 +240,31 @@ def test_an_exported_run_evaluates_to_the_same_bits(finished, tmp_path, to):
         assert {key: found[key] for key in wanted} == wanted
 
 
+def test_a_run_on_one_channel_from_weights_for_three(finished, shapes, tmp_path):
+    workdir, _ = finished
+    tljax("convert", workdir, tmp_path / "weights")
+    flags = ("--config.backbone.name=", f"--config.backbone.weights={tmp_path / 'weights'}", "--config.steps=2")
+    grey = ("--config.task.channels=1", f"--workdir={tmp_path / 'run'}", "--config.optim.warmup_steps=0")
+    done = tljax("train", TINY, *flags, *grey)
+    assert [part.strip() for part in done.stdout.split("adapted")[1].split("│")[1:3]] == ["1", "params/stem/kernel"]
+    resolved = json.loads((tmp_path / "run" / "config.json").read_text())["resolved"]
+    assert resolved["preprocessing"]["channels"] == "grey" and len(resolved["preprocessing"]["mean"]) == 1
+    wanted = json.loads((tmp_path / "run" / "result.json").read_text())["splits"]["test"]
+    found = json.loads(tljax("evaluate", f"--workdir={tmp_path / 'run'}", "--json").stdout)
+    assert {key: found[key] for key in wanted} == wanted
+    (line,) = tljax("predict", f"--workdir={tmp_path / 'run'}", shapes / "disc" / "00.png").stdout.splitlines()
+    assert {part.split()[0] for part in line.split("\t")[1:]} == {"disc", "square"}
+    for to in ("orbax", "timm", "hf"):
+        tljax("convert", tmp_path / "run", tmp_path / to, f"--to={to}")
+        flags = (
+            "--config.backbone.name=",
+            f"--config.backbone.weights={tmp_path / to}",
+            "--config.head.init=pretrained",
+        )
+        found = json.loads(tljax("evaluate", TINY, *flags, "--json").stdout)
+        assert {key: found[key] for key in wanted} == wanted, to
+
+
 def test_help_names_every_verb():
     done = tljax("--help")
     for verb in ("train", "evaluate", "predict", "inspect", "convert"):

@@ -18,13 +18,17 @@ from tljax.errors import InputError
 from tljax.models import BACKBONES, Backbone
 from tljax.models import build as build_backbone
 from tljax.models.bert import Bert
+from tljax.models.bit import BiT
+from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
 from tljax.weights import CATALOG, Pretrained, configs, files
 from tljax.weights.rules import Shape, Table, convert
 from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, made_once, sha256_of
-from tljax.weights.surgery import resample_pos_embed
+from tljax.weights.surgery import adapt_channels, resample_pos_embed
 
 POS_EMBED = "params/stem/pos_embed"
+# The one array whose shape depends on the number of channels.
+FIRST_KERNEL = {ViT: "params/stem/kernel", ResNet: "params/stem/conv1/conv/kernel", BiT: "params/stem/conv/kernel"}
 
 
 def resolve(config: BackboneConfig) -> Pretrained:
@@ -76,21 +80,26 @@ def _described(weights: str) -> Pretrained | None:
     return configs.read(folder, weights) if folder.is_dir() else None
 
 
-def shapes(module: Backbone) -> dict[str, Shape]:
-    """Path (`params/…`, `batch_stats/…`) -> shape of every array in a backbone, and `head/…` for any classes."""
-    variables = jax.eval_shape(module.init, jax.random.key(0), _example(module))
+def shapes(module: Backbone, channels: int = 3) -> dict[str, Shape]:
+    """Path (`params/…`, `batch_stats/…`) -> shape of every array in a backbone, and `head/…` for any classes.
+
+    Args:
+        module: the backbone.
+        channels: of its images, if it takes images.
+    """
+    variables = jax.eval_shape(module.init, jax.random.key(0), _example(module, channels))
     heads = dict.fromkeys(optional(module), (None,))
     heads |= {path: (module.feature_dim, None) for path in heads if path.endswith("kernel")}
     return {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables, sep="/").items()} | heads
 
 
-def _example(module: Backbone) -> Any:
+def _example(module: Backbone, channels: int) -> Any:
     """The shape of an input that the network takes."""
     if isinstance(module, Bert):
         tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
         return {"input_ids": tokens, "attention_mask": tokens}
     size = tuple(side * module.patch_size for side in module.grid) if isinstance(module, ViT) else (64, 64)
-    return jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    return jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
 
 
 def optional(module: Backbone) -> frozenset[str]:
@@ -99,10 +108,13 @@ def optional(module: Backbone) -> frozenset[str]:
     return frozenset(f"{head}/{leaf}" for head in heads for leaf in ("kernel", "bias"))
 
 
-def restore(row: Pretrained, module: Backbone) -> dict[str, Any]:
-    """Pretrained variables {params, batch_stats, head} on the host, fitted to `module`'s grid of patches.
+def restore(row: Pretrained, module: Backbone, channels: int = 3) -> dict[str, Any]:
+    """Pretrained variables {params, batch_stats, head} on the host, fitted to `module`'s grid of patches and to images.
 
-    `head` is the checkpoint's own, where it has one.
+    Args:
+        row: the checkpoint; where it has a head of its own, that is `head`.
+        module: the network, at the size of its images.
+        channels: of the images, if it takes images.
 
     Raises:
         InputError: the weights cannot be had, are not the ones pinned, or do not fit.
@@ -110,7 +122,10 @@ def restore(row: Pretrained, module: Backbone) -> dict[str, Any]:
     arrays = flatten_dict(checkpoint.load_tree(converted(row)), sep="/")
     if isinstance(module, ViT):
         arrays[POS_EMBED] = resample_pos_embed(arrays[POS_EMBED], module_of(row).grid, module.grid, row.pos_embed)
-    wanted, heads = shapes(module), optional(module)
+    if type(module) in FIRST_KERNEL:
+        first = FIRST_KERNEL[type(module)]
+        arrays[first] = adapt_channels(arrays[first], channels)
+    wanted, heads = shapes(module, channels), optional(module)
     wrong = [path for path in wanted.keys() - heads if path not in arrays or arrays[path].shape != wanted[path]]
     wrong += arrays.keys() - wanted.keys()
     if wrong:
@@ -120,17 +135,24 @@ def restore(row: Pretrained, module: Backbone) -> dict[str, Any]:
 
 
 def provenance(experiment: Experiment, row: Pretrained, module: Backbone) -> dict[str, Any]:
-    """What becomes of the pretrained arrays: how many are `kept`; names `resampled`, `initialised`, `ignored`."""
+    """What becomes of the pretrained arrays: how many are `kept`; the names of the others, by what is done to them.
+
+    These are `resampled` (for another grid of patches), `adapted` (to another number of channels), `initialised` and
+    `ignored`.
+    """
     heads = [f"head/{leaf}" for leaf in ("kernel", "bias")[: 1 + experiment.head.bias]]
     own = sorted(shapes(module).keys() - optional(module))
     if not experiment.backbone.weights:
-        return {"kept": 0, "resampled": [], "initialised": [*own, *heads], "ignored": []}
+        return {"kept": 0, "resampled": [], "adapted": [], "initialised": [*own, *heads], "ignored": []}
     facts = checkpoint.load_facts(converted(row))
     resampled = [POS_EMBED] if isinstance(module, ViT) and module.grid != module_of(row).grid else []
+    channels = experiment.task.channels or row.preprocessing.inputs
+    adapted = [FIRST_KERNEL[type(module)]] if channels != row.preprocessing.inputs else []
     pretrained = experiment.head.init == "pretrained"
     return {
-        "kept": len(own) - len(resampled) + (len(heads) if pretrained else 0),
+        "kept": len(own) - len(resampled) - len(adapted) + (len(heads) if pretrained else 0),
         "resampled": resampled,
+        "adapted": adapted,
         "initialised": [] if pretrained else heads,
         "ignored": [*facts["ignored"], *([] if pretrained else facts["head"])],
     }
@@ -167,7 +189,7 @@ def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str,
     path = _file_in(path) if path.is_dir() else path
     source, module, tables = files.read(path), module_of(row), _tables(row)
     name = row.source or max(tables, key=lambda name: _explained(source, tables[name]))
-    arrays, ignored = convert(source, tables[name], shapes(module), optional(module))
+    arrays, ignored = convert(source, tables[name], shapes(module, row.preprocessing.inputs), optional(module))
     if {"head/kernel", "head/bias"} <= arrays.keys() and arrays["head/kernel"].shape[1:] != arrays["head/bias"].shape:
         classes = arrays["head/kernel"].shape[1], len(arrays["head/bias"])
         raise InputError(f"{row.uri}: its head's weight is for {classes[0]} classes, its bias for {classes[1]}")

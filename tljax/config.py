@@ -23,10 +23,11 @@ class Preprocessing:
 
     Attributes:
         size: pixels along each side.
-        crop_fraction: the centre crop's share of the resized shorter side, in evaluation.
+        crop_fraction: the centre crop's share of the resized (shorter) side, in evaluation.
         mean, std: per channel, in grey levels 0 to 255, in the order that `channels` gives.
-        channels: `rgb` or `bgr`.
+        channels: `rgb` or `bgr`; `grey`; `rgba` or `bgra`.
         interpolation: `bilinear` or `bicubic`, both antialiased.
+        resize: `crop` keeps the aspect ratio, and the longer side is cut to the shorter; `squash` does not keep it.
     """
 
     size: int = 224
@@ -35,6 +36,12 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     channels: str = "rgb"
     interpolation: str = "bicubic"
+    resize: str = "crop"
+
+    @property
+    def inputs(self) -> int:
+        """How many channels an image has."""
+        return len(self.mean)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class TaskConfig:
         dataset: a row of `data.TASKS`, or `folder:PATH` with one sub-folder per class.
         train, validation, test: splits in TFDS's slicing notation (`train[:80%]`); empty for none.
         image_size: pixels along each side; 0 takes what the weights expect.
+        channels: of each image: 1 (grey), 3 or 4 (with alpha); 0 takes what the weights expect. Their first
+            convolution and their normalisation are adapted by `weights.surgery`.
         augment: names from `data.images.AUGMENTATIONS`, applied in order to training images.
         batch_size: training examples per step, over all devices.
         eval_batch_size: the same in evaluation; padded and masked, it never changes a metric.
@@ -84,6 +93,7 @@ class TaskConfig:
     validation: str = ""
     test: str = ""
     image_size: int = 0
+    channels: int = 0
     augment: tuple[str, ...] = ()
     batch_size: int = 64
     eval_batch_size: int = 100

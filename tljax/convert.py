@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,14 +22,14 @@ from tljax.models.vit import ViT
 from tljax.run import Run
 from tljax.weights import Pretrained, configs, export
 from tljax.weights.rules import unconvert
-from tljax.weights.sources import fetch, made_once
+from tljax.weights.sources import TOKENIZER_FILES, fetch, made_once
 from tljax.workdir import Workdir
 
 FORMATS = ("orbax", "timm", "hf")
 
 
 def convert(config: BackboneConfig, output: Path, to: str = "orbax", step: str = "latest") -> Pretrained:
-    """Writes weights in another form; returns what they are.
+    """Writes weights in another form; returns what they are. A text encoder's tokenizer goes with them, as it is.
 
     Args:
         config: the source: weights of any kind, or a run's workdir, whose backbone and head are taken, LoRA merged.
@@ -51,6 +52,8 @@ def convert(config: BackboneConfig, output: Path, to: str = "orbax", step: str =
                 backbone.write(making, row, arrays, ignored)
             else:
                 _export(making, row, arrays, to)
+            if isinstance(backbone.module_of(row), Bert):
+                _copy_tokenizer(fetch(row.uri, row.sha256), making)
     finally:
         Path(f"{output}.lock").unlink(missing_ok=True)
     return row
@@ -87,6 +90,13 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
     return row, {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}, []
 
 
+def _copy_tokenizer(weights: Path, folder: Path) -> None:
+    beside = weights if weights.is_dir() else weights.parent
+    for name in TOKENIZER_FILES:
+        if (beside / name).is_file():
+            shutil.copyfile(beside / name, folder / name)
+
+
 def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: str) -> None:
     module = backbone.module_of(row)
     mine = attributes(module)
@@ -101,7 +111,7 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
     again = attributes(build(found.backbone, found.architecture))
     # LayerScale's initial value is no part of a trained network, an MLP's width of None is four times the width, and
     # without a head nothing follows the pooling.
-    free = {"layer_scale", "mlp_width"} | (set() if "head/kernel" in arrays else {"pool"})
+    free = {"layer_scale", "mlp_width"} | (set() if "head/kernel" in arrays or isinstance(module, Bert) else {"pool"})
     lost = {name for name in mine if again[name] != mine[name]} - free
     if lost:
         raise InputError(f"{to} has no such network: its config cannot say {', '.join(sorted(lost))}")

@@ -24,9 +24,9 @@ def predict(workdir: Path, files: Sequence[Path], step: str = "latest") -> Itera
             raise InputError(f"{file}: no such file")
     folder = Workdir(workdir)
     experiment, resolved = folder.load()
-    pictures = [
-        images.evaluation_view(images.decode(file.read_bytes(), str(file)), resolved.preprocessing) for file in files
-    ]
+    expected = resolved.preprocessing
+    decoded = (images.decode(file.read_bytes(), str(file), expected.channels) for file in files)
+    pictures = [images.evaluation_view(image, expected) for image in decoded]
     run = Run(experiment, resolved)
     with folder.checkpoints() as checkpoints:
         number = checkpoints.resolve(step)

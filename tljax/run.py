@@ -24,7 +24,7 @@ from tljax.phases import Length, Phase, additions, phases
 from tljax.step import Rules, State, eval_step, train_step
 from tljax.strategies import HEAD, Layout
 from tljax.weights import Pretrained
-from tljax.weights.surgery import class_subset
+from tljax.weights.surgery import class_subset, with_channels
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Resolved:
 
     Attributes:
         pretrained: where the weights come from, and which network they fill.
-        preprocessing: the weights' own, at the task's image size.
+        preprocessing: the weights' own, at the task's image size and number of channels.
         classes: names, in label order.
         steps: the run's length.
         train_examples: in the training split.
@@ -58,6 +58,8 @@ def resolve(experiment: Experiment) -> Resolved:
     preprocessing = row.preprocessing
     if experiment.task.image_size:
         preprocessing = dataclasses.replace(preprocessing, size=experiment.task.image_size)
+    if experiment.task.channels:
+        preprocessing = with_channels(preprocessing, experiment.task.channels)
     task = tasks.load(experiment.task.dataset)
     for slicing in (experiment.task.validation, experiment.task.test):
         if slicing:
@@ -80,7 +82,7 @@ class Run:
     def __init__(self, experiment: Experiment, resolved: Resolved):
         self.experiment, self.resolved = experiment, resolved
         self.mesh = sharding.make_mesh()
-        self.size = resolved.preprocessing.size
+        self.size, self.channels = resolved.preprocessing.size, resolved.preprocessing.inputs
         module = backbone.module_of(resolved.pretrained)
         if isinstance(module, Bert):
             raise InputError(f"{resolved.pretrained.backbone} reads text, and {experiment.task.dataset} holds images")
@@ -175,7 +177,7 @@ class Run:
 
     def _pretrained(self) -> dict[str, Any]:
         """Variables with the weights' own arrays, and new ones where they have none."""
-        found = backbone.restore(self.resolved.pretrained, self.backbone)
+        found = backbone.restore(self.resolved.pretrained, self.backbone, self.channels)
         params = {"backbone": found["params"]}
         if self.experiment.head.init == "pretrained":
             params[HEAD] = self._pretrained_head(found)
@@ -218,7 +220,10 @@ class Run:
     @functools.cache  # noqa: B019
     def train_step(self, phase: Phase) -> jax.stages.Compiled:
         """(State, batch) -> State, metrics; compiled, the old State donated."""
-        return self.lower_train_step(phase).compile()
+        # A CPU's compiler takes away the barriers that hold recomputation back, unless told not to.
+        on_cpu = self.experiment.remat and jax.default_backend() == "cpu"
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
+        return self.lower_train_step(phase).compile(compiler_options=options)
 
     @functools.cache  # noqa: B019
     def eval_step(self, batch_size: int) -> jax.stages.Compiled:
@@ -242,19 +247,13 @@ class Run:
         trained = [group for group in self.layout.groups if group not in phase.frozen]
         modes = self.experiment.batch_norm
         batch_norm = dict.fromkeys(phase.frozen, modes.frozen_groups) | dict.fromkeys(trained, modes.trained_groups)
-
-        def apply(params, x):
-            variables, rngs = {"params": params, "batch_stats": batch_stats}, {"dropout": key}
-            options = {"batch_norm": batch_norm, "noisy": tuple(trained), "mutable": ["batch_stats"]}
-            return self.model.apply(variables, x, rngs=rngs, **options)
-
-        if self.experiment.remat:
-            apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names("group"))
-        logits, updated = apply(params, x)
+        variables, rngs = {"params": params, "batch_stats": batch_stats}, {"dropout": key}
+        options = {"batch_norm": batch_norm, "noisy": tuple(trained), "remat": self.experiment.remat}
+        logits, updated = self.model.apply(variables, x, rngs=rngs, mutable=["batch_stats"], **options)
         return logits.astype(jnp.float32), updated.get("batch_stats", batch_stats)
 
     def _init(self):
-        image = jnp.zeros((1, self.size, self.size, 3))
+        image = jnp.zeros((1, self.size, self.size, self.channels))
         return self.model.init(jax.random.key(self.experiment.seed), image)
 
     def _optimizer(self, phase: Phase) -> optax.GradientTransformation:
@@ -306,7 +305,7 @@ class Run:
     def _abstract_batch(self, batch_size: int):
         place = functools.partial(_placed, sharding=sharding.split(self.mesh))
         shapes = {
-            "image": jax.ShapeDtypeStruct((batch_size, self.size, self.size, 3), np.uint8),
+            "image": jax.ShapeDtypeStruct((batch_size, self.size, self.size, self.channels), np.uint8),
             "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
             "mask": jax.ShapeDtypeStruct((batch_size,), np.float32),
         }

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tljax import backbone
+from tljax.config import BackboneConfig
+from tljax.convert import convert
 from tljax.data.text import Tokenizer
 from tljax.errors import InputError
 from tljax.weights.sources import fetch
@@ -123,3 +126,17 @@ def test_what_cannot_be_read_is_named(tmp_path):
 def test_a_length_without_room_is_refused(tokenizer):
     with pytest.raises(InputError, match="a length of 3 leaves no room beside 3 special tokens; take a longer one"):
         tokenizer(["hello"], length=3)
+
+
+def test_a_text_encoder_carries_its_tokenizer_wherever_it_is_converted_to(tmp_path):
+    wanted = Tokenizer(fetch(MINILM + "tokenizer.json"))(TEXTS, length=16)
+    orbax, hf = tmp_path / "orbax", tmp_path / "hf"
+    convert(BackboneConfig(weights="minilm_l6.gt_all"), orbax)
+    convert(BackboneConfig(weights=str(orbax)), hf, to="hf")
+    for folder in (orbax, hf):
+        assert {"tokenizer.json", "vocab.txt"} <= {path.name for path in folder.iterdir()}
+        for name, ids in Tokenizer(folder)(TEXTS, length=16).items():
+            np.testing.assert_array_equal(ids, wanted[name])
+    row = backbone.resolve(BackboneConfig(weights=str(hf)))
+    assert backbone.module_of(row).pool == "mean"
+    assert backbone.restore(row, backbone.module_of(row))["params"]["stem"]["word_embed"].shape == (30522, 384)

@@ -113,6 +113,12 @@ def test_there_and_back_is_the_same_bits(case, file):
         assert (found.dtype, found.shape, found.tobytes()) == (value.dtype, value.shape, value.tobytes()), name
 
 
+def test_registers_have_a_prefix_of_their_own_in_transformers():
+    for registers, prefix in ((0, "dinov2."), (4, "dinov2_with_registers.")):
+        rules = HF_DINOV2.clone(registers=registers).tables()["hf"].rules
+        assert all(rule.source.startswith((prefix, "classifier.")) for rule in rules)
+
+
 BASE = {"width": 768, "heads": 12}
 DINO = {"patch_size": 14, "grid": (37, 37), "layer_scale": 1e-5}
 MANIFESTS = {

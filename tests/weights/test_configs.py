@@ -138,6 +138,29 @@ def test_a_processor_says_what_images_the_network_expects(tmp_path):
     assert row.classes == ("disc", "square")
 
 
+EDGE, SQUARE = {"shortest_edge": 256}, {"height": 256, "width": 256}
+CROP = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
+
+
+@pytest.mark.parametrize(
+    ("processor", "size", "crop_fraction", "resize"),
+    [
+        ({"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}}, 224, 1.0, "squash"),
+        ({"feature_extractor_type": "ViTFeatureExtractor", "size": 224}, 224, 1.0, "squash"),
+        ({"image_processor_type": "DeiTImageProcessor", "size": SQUARE, **CROP}, 224, 0.875, "squash"),
+        ({"image_processor_type": "BitImageProcessor", "size": EDGE, **CROP}, 224, 0.875, "crop"),
+        ({"feature_extractor_type": "ConvNextFeatureExtractor", "size": 224, "crop_pct": 0.9}, 224, 0.9, "crop"),
+        ({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}}, 224, 0.875, "crop"),
+        ({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}}, 384, 1.0, "squash"),
+    ],
+)
+def test_each_of_transformers_processors_cuts_in_its_own_way(processor, size, crop_fraction, resize):
+    found = configs.preprocessing(processor)
+    assert (found.size, found.crop_fraction, found.resize) == (size, crop_fraction, resize)
+    again = configs.preprocessing(export.processor(found))
+    assert (again.size, int(size / again.crop_fraction), again.resize) == (size, int(size / crop_fraction), resize)
+
+
 IMAGES = Preprocessing(56, 0.875, (127.5, 102.0, 76.5), (51.0, 51.0, 51.0), "rgb", "bicubic")
 VARIANTS = {
     "vit_base_patch16": ViT(width=36, depth=2, heads=3, patch_size=8, grid=(7, 7), mlp_width=80),
@@ -146,6 +169,22 @@ VARIANTS = {
     "resnet50": BACKBONES["resnet50"],
     "resnet18": ResNet(depths=(1, 2, 1, 1), widths=(8, 16, 24, 32), kind="basic"),
 }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "grid"),
+    [
+        ("vit_base_patch16_384", "vit_base_patch16", (24, 24)),
+        ("deit3_large_patch16_384", "deit3_large_patch16", (24, 24)),
+        ("vit_small_patch32_224", "vit_small_patch32", (7, 7)),
+        ("vit_base_patch14_reg4_dinov2", "vit_base_patch14_reg4_dinov2", (37, 37)),
+    ],
+)
+def test_the_size_in_timms_name_is_the_grid(tmp_path, architecture, name, grid):
+    config = {"architecture": architecture, "pretrained_cfg": {"crop_mode": "squash"}}
+    folder = _repository(tmp_path / "repository", "timm_vit_cls/weights.safetensors", config)
+    row = backbone.resolve(BackboneConfig(weights=str(folder)))
+    assert (row.backbone, backbone.module_of(row).grid, row.preprocessing.resize) == (name, grid, "squash")
 
 
 @pytest.mark.parametrize("library", ["timm", "transformers"])
@@ -157,6 +196,7 @@ def test_what_is_written_is_read_back(tmp_path, name, library):
     row = Pretrained("x", "", name, "", IMAGES, "MIT", classes=("disc", "square"))
     made_of = attributes(module)
     config = getattr(export, library)(type(module).__name__, made_of, row)
+    assert isinstance(config.get("mlp_ratio", 4), int)  # transformers refuses 4.0
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(export.processor(IMAGES)))
     found = configs.read(tmp_path, "x")
@@ -174,6 +214,14 @@ def test_what_is_written_is_read_back(tmp_path, name, library):
     assert found.preprocessing.interpolation == "bicubic"
 
 
+def test_timm_counts_a_deep_stems_width_before_it_doubles(tmp_path):
+    made_of = attributes(ResNet(stem="deep", avg_down=True, stem_width=32))
+    config = export.timm("ResNet", made_of, Pretrained("x", "", "resnet50d", "", IMAGES, "MIT"))
+    assert config["model_args"]["stem_width"] == 16
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert configs.read(tmp_path, "x").architecture["stem_width"] == 32
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -181,6 +229,7 @@ def test_what_is_written_is_read_back(tmp_path, name, library):
         ({**DINOV2, "use_swiglu_ffn": True}, "use_swiglu_ffn=True is not supported, only False"),
         ({**VIT, "hidden_act": "relu"}, "hidden_act='relu' is not supported, only gelu"),
         ({**TIMM, "model_args": {"qk_norm": True}}, "model_args.qk_norm=True is not supported"),
+        ({**TIMM, "pretrained_cfg": {"crop_mode": "border"}}, "crop_mode='border' is not supported, only center, sq"),
         ({**TIMM, "architecture": "swin_tiny"}, "no backbone.name 'swin_tiny'; there are: resnet18"),
     ],
 )

@@ -245,12 +245,36 @@ def test_nothing_in_a_pickle_is_run(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_the_format_before_torch_1_6_and_the_other_byte_order(tmp_path):
-    old = tmp_path / "old.pth"
-    old.write_bytes(b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})))
-    assert "the format before torch 1.6" in refusal(old)
-    assert "re-save it, with safetensors or with `torch.save` of torch 1.6 or newer" in refusal(old)
+def legacy_save(content: object, path: Path, little_endian: bool = True) -> Path:
+    """As torch.save before torch 1.6 laid a file out."""
+    pickled = io.BytesIO()
+    pickler = TorchPickler(pickled)
+    pickler.dump(content)
+    facts = {"protocol_version": 1001, "little_endian": little_endian, "type_sizes": {"int": 4}}
+    parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, facts)]
+    parts += [pickled.getvalue(), pickle.dumps([str(key) for key in range(len(pickler.storages))], 2)]
+    for storage in pickler.storages:
+        parts += [len(storage.array).to_bytes(8, "little"), storage.array.tobytes()]
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def test_the_format_before_torch_1_6_holds_the_same_bits(tmp_path):
+    shared = Storage(np.arange(12, dtype=np.float32))
+    content = {key: tensor(array) for key, array in ARRAYS.items()} | {"part": Tensor(shared, 2, (2, 3), (1, 3))}
+    new, old = torch_save(content, tmp_path / "new.pth"), legacy_save({"state_dict": content}, tmp_path / "old.pth")
+    found, wanted = files.read(old), files.read(new)
+    assert list(found) == list(wanted)
+    np.testing.assert_array_equal(found["part"], [[2, 5, 8], [3, 6, 9]])
+    for name, array in wanted.items():
+        assert (found[name].dtype, found[name].tobytes()) == (array.dtype, array.tobytes()), name
+    old.write_bytes(old.read_bytes()[:-1])
+    assert "damaged or not a .pth file (ValueError it ends early)" in refusal(old)
+
+
+def test_the_other_byte_order(tmp_path):
     assert "big-endian" in refusal(torch_save(ONE, tmp_path / "big.pth", byteorder="big"))
+    assert "big-endian" in refusal(legacy_save(ONE, tmp_path / "old.pth", little_endian=False))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.npz", "model.pth", "model.onnx", "model.index.json"])

@@ -11,34 +11,40 @@ from PIL import Image, ImageOps
 from tljax.config import Preprocessing
 from tljax.errors import InputError
 
+_MODES = {"rgb": "RGB", "bgr": "RGB", "grey": "L", "rgba": "RGBA", "bgra": "RGBA"}  # PIL's
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def decode(data: bytes, name: str) -> Image.Image:
-    """An upright RGB picture.
+def decode(data: bytes, name: str, channels: str = "rgb") -> Image.Image:
+    """An upright picture with the channels that a `Preprocessing` names; their order is left to `normalise`.
 
     Raises:
         InputError: the bytes are not a whole image; `name` says which.
     """
     try:
-        return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert(_MODES[channels])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: not a readable image ({error}); mend or remove it") from error
 
 
-def evaluation_view(image: Image.Image, preprocessing: Preprocessing) -> UInt8[np.ndarray, "size size 3"]:
-    """The shorter side resized to size / crop_fraction, then the centre size × size pixels."""
-    size = preprocessing.size
-    scale = round(size / preprocessing.crop_fraction) / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
+def evaluation_view(image: Image.Image, preprocessing: Preprocessing) -> UInt8[np.ndarray, "size size channels"]:
+    """The shorter side, or both to `squash`, resized to size / crop_fraction, then the centre size × size pixels.
+
+    Fractions of a pixel are dropped or rounded as in torchvision, which timm uses. (Where half a pixel is left on
+    either side of the centre, transformers drops it, and so may see the picture from one pixel beside.)
+    """
+    size, shorter = preprocessing.size, min(image.size)
+    edge = int(size / preprocessing.crop_fraction + 1e-6)  # a crop fraction of 224 / 256 means 256
+    squash = preprocessing.resize == "squash"
+    width, height = (edge if squash else edge * side // shorter for side in image.size)
     image = image.resize((width, height), _FILTERS[preprocessing.interpolation])
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size))).reshape(size, size, -1)
 
 
 def training_view(
     image: Image.Image, preprocessing: Preprocessing, augment: Sequence[str], rng: np.random.Generator
-) -> UInt8[np.ndarray, "size size 3"]:
+) -> UInt8[np.ndarray, "size size channels"]:
     """The evaluation view, after the named augmentations in order."""
     for name in augment:
         image = AUGMENTATIONS[name](image, rng)
@@ -83,8 +89,10 @@ AUGMENTATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Imag
 
 
 def normalise(
-    image: UInt8[Array, "batch height width 3"], preprocessing: Preprocessing
-) -> Float[Array, "batch height width 3"]:
+    image: UInt8[Array, "batch height width channels"], preprocessing: Preprocessing
+) -> Float[Array, "batch height width channels"]:
     """What the network takes, computed on the device: a quarter of the bytes travel."""
-    x = image[..., ::-1] if preprocessing.channels == "bgr" else image
+    x = image
+    if preprocessing.channels in ("bgr", "bgra"):
+        x = jnp.concatenate([image[..., 2::-1], image[..., 3:]], axis=-1)
     return (x.astype(jnp.float32) - jnp.array(preprocessing.mean)) / jnp.array(preprocessing.std)

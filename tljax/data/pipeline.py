@@ -13,7 +13,9 @@ from tljax.data import images
 from tljax.errors import InputError
 
 Examples = Sequence[dict[str, Any]]
-HostBatch = dict[str, np.ndarray]  # image [batch, size, size, 3] uint8, label [batch] int32, mask [batch] float32
+HostBatch = dict[
+    str, np.ndarray
+]  # image [batch, size, size, channels] uint8, label [batch] int32, mask [batch] float32
 
 
 @lru_cache(maxsize=4)
@@ -64,7 +66,7 @@ class TrainInput:
         pictures = []
         for (epoch, index), example in zip(rows, found, strict=True):
             rng = np.random.Generator(_words(self.seed, epoch, index + 1))
-            image = images.decode(example["image"], str(example["id"]))
+            image = images.decode(example["image"], str(example["id"]), self.preprocessing.channels)
             pictures.append(images.training_view(image, self.preprocessing, self.augment, rng))
         return _stack(pictures, [example["label"] for example in found], self.batch_size)
 
@@ -78,10 +80,8 @@ def evaluation_batches(examples: Examples, preprocessing: Preprocessing, batch_s
 
     def batch(start: int) -> HostBatch:
         found = examples.__getitems__(list(range(start, min(start + batch_size, len(examples)))))
-        pictures = [
-            images.evaluation_view(images.decode(example["image"], str(example["id"])), preprocessing)
-            for example in found
-        ]
+        decoded = (images.decode(example["image"], str(example["id"]), preprocessing.channels) for example in found)
+        pictures = [images.evaluation_view(image, preprocessing) for image in decoded]
         return _stack(pictures, [example["label"] for example in found], batch_size)
 
     return _ahead(batch, range(0, len(examples), batch_size))

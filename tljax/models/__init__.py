@@ -1,4 +1,4 @@
-"""The backbones that exist, by name. A name without what follows its patch size or `d` is timm's without `_224`."""
+"""The backbones that exist, by name: timm's, without an image size, where timm has the network."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,20 @@ __all__ = ["BACKBONES", "BATCH_NORM_MODES", "Backbone", "attributes", "build"]
 Backbone = ResNet | BiT | ViT | Bert
 
 _HALF = (32, 64, 128, 256)
+_TINY = {"width": 192, "heads": 3}
 _BASE = {"width": 768, "heads": 12}
 _LARGE = {"width": 1024, "depth": 24, "heads": 16}
 _DINOV2 = {"patch_size": 14, "grid": (37, 37), "layer_scale": 1e-5}
+_REG4 = {**_DINOV2, "registers": 4, "positions": "patches"}
+_DISTILLED = {"distilled": True, "pool": "distilled"}
+_DEIT3 = {"layer_scale": 1e-6, "positions": "patches"}
+_D = {"stem": "deep", "avg_down": True}
+
+
+def _bit(width: int, **depths: tuple[int, ...]) -> BiT:
+    """A BiT that is `width` times as wide."""
+    return BiT(widths=tuple(width * n for n in (64, 128, 256, 512)), stem_width=64 * width, **depths)
+
 
 BACKBONES: dict[str, Backbone] = {
     "resnet18": ResNet(depths=(2, 2, 2, 2), kind="basic"),
@@ -25,23 +36,42 @@ BACKBONES: dict[str, Backbone] = {
     "resnet50_v1": ResNet(stride_on="1x1"),
     "resnet50_half_v1": ResNet(widths=_HALF, stride_on="1x1"),
     "resnet50_half_v1_folded": ResNet(widths=_HALF, stride_on="1x1", norm="folded", stem_pool_padding=(0, 1)),
-    "resnet50d": ResNet(stem="deep", avg_down=True),
     "resnet101": ResNet(depths=(3, 4, 23, 3)),
     "resnet152": ResNet(depths=(3, 8, 36, 3)),
-    "resnetv2_50x1_bit": BiT(),
-    "resnetv2_101x1_bit": BiT(depths=(3, 4, 23, 3)),
-    "vit_tiny_patch16": ViT(width=192, heads=3),
+    "resnet18d": ResNet(depths=(2, 2, 2, 2), kind="basic", **_D),
+    "resnet34d": ResNet(kind="basic", **_D),
+    "resnet50d": ResNet(**_D),
+    "resnet101d": ResNet(depths=(3, 4, 23, 3), **_D),
+    "resnet152d": ResNet(depths=(3, 8, 36, 3), **_D),
+    "resnetv2_50x1_bit": _bit(1),
+    "resnetv2_50x3_bit": _bit(3),
+    "resnetv2_101x1_bit": _bit(1, depths=(3, 4, 23, 3)),
+    "resnetv2_101x3_bit": _bit(3, depths=(3, 4, 23, 3)),
+    "resnetv2_152x2_bit": _bit(2, depths=(3, 8, 36, 3)),
+    "resnetv2_152x4_bit": _bit(4, depths=(3, 8, 36, 3)),
+    "vit_tiny_patch16": ViT(**_TINY),
     "vit_small_patch16": ViT(),
+    "vit_small_patch32": ViT(patch_size=32, grid=(7, 7)),
     "vit_base_patch16": ViT(**_BASE),
     "vit_base_patch32": ViT(**_BASE, patch_size=32, grid=(7, 7)),
+    "vit_large_patch14": ViT(**_LARGE, patch_size=14, grid=(16, 16)),
     "vit_large_patch16": ViT(**_LARGE),
+    "vit_large_patch32": ViT(**_LARGE, patch_size=32, grid=(7, 7)),
     "vit_small_patch14_dinov2": ViT(**_DINOV2),
     "vit_base_patch14_dinov2": ViT(**_BASE, **_DINOV2),
     "vit_large_patch14_dinov2": ViT(**_LARGE, **_DINOV2),
-    "vit_small_patch14_reg4_dinov2": ViT(**_DINOV2, registers=4, positions="patches"),
+    "vit_small_patch14_reg4_dinov2": ViT(**_REG4),
+    "vit_base_patch14_reg4_dinov2": ViT(**_BASE, **_REG4),
+    "vit_large_patch14_reg4_dinov2": ViT(**_LARGE, **_REG4),
+    "deit_tiny_patch16": ViT(**_TINY),
     "deit_small_patch16": ViT(),
-    "deit_small_distilled_patch16": ViT(distilled=True, pool="distilled"),
-    "deit3_small_patch16": ViT(layer_scale=1e-6, positions="patches"),
+    "deit_base_patch16": ViT(**_BASE),
+    "deit_tiny_distilled_patch16": ViT(**_TINY, **_DISTILLED),
+    "deit_small_distilled_patch16": ViT(**_DISTILLED),
+    "deit_base_distilled_patch16": ViT(**_BASE, **_DISTILLED),
+    "deit3_small_patch16": ViT(**_DEIT3),
+    "deit3_base_patch16": ViT(**_BASE, **_DEIT3),
+    "deit3_large_patch16": ViT(**_LARGE, **_DEIT3),
     "bert_base": Bert(),
     "bert_large": Bert(**_LARGE),
     "minilm_l6": Bert(width=384, depth=6, pool="mean"),

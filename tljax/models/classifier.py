@@ -54,7 +54,7 @@ class Classifier(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch height width 3"] | Mapping[str, Array],
+        x: Float[Array, "batch height width channels"] | Mapping[str, Array],
         *,
         batch_norm: Mapping[str, str] = {},
         noisy: Collection[str] = (),

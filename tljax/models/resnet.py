@@ -195,7 +195,7 @@ class ResNet(nn.Module):
         """Runs `groups[start:stop]`.
 
         Args:
-            x: normalised images [batch, height, width, 3], or what `groups[:start]` gave.
+            x: normalised images [batch, height, width, channels], or what `groups[:start]` gave.
             start: the first group to run.
             stop: the group to stop before; the whole network by default.
             pool: whether the end is pooled.

@@ -60,7 +60,7 @@ def _hf(model: ViT) -> Table:
     saved from a bare model lacks the prefix: aliases bring both back to the published spelling.
     """
     dinov2 = model.layer_scale is not None
-    prefix = "dinov2" if dinov2 else "vit"
+    prefix = ("dinov2_with_registers" if model.registers else "dinov2") if dinov2 else "vit"
     norms = ("norm1", "norm2") if dinov2 else ("layernorm_before", "layernorm_after")
     dense = ("mlp.fc1", "mlp.fc2") if dinov2 else ("intermediate.dense", "output.dense")
     rules = [
@@ -85,7 +85,6 @@ def _hf(model: ViT) -> Table:
         if dinov2:
             rules += [Rule(f"{source}.layer_scale{n}.lambda1", f"{target}/layer_scale{n}/scale") for n in (1, 2)]
     aliases = [
-        (r"^dinov2_with_registers\.", "dinov2."),
         (r"^(?=(embeddings|encoder|layers|layernorm|pooler)\.)", f"{prefix}."),
         (r"^vit\.layers\.", "vit.encoder.layer."),
         (r"\.attention\.q_proj\.", ".attention.attention.query."),

@@ -1,6 +1,7 @@
 """Reads the `config.json` that timm and transformers put beside a checkpoint: network, preprocessing, class names."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from tljax.config import Preprocessing
 from tljax.errors import InputError
 from tljax.weights import Pretrained
+from tljax.weights.surgery import with_channels
 
 Config = Mapping[str, Any]
 FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as transformers stores them
@@ -39,10 +41,9 @@ def read(folder: Path, uri: str) -> Pretrained | None:
     classes = tuple(labels[key] for key in sorted(labels, key=int))
     named = not all(label == f"LABEL_{i}" for i, label in enumerate(classes))
     path = folder / "preprocessor_config.json"
-    preprocessing = _processor(json.loads(path.read_text())) if path.is_file() else Preprocessing()
-    return Pretrained(
-        uri, "", name, source, preprocessing, "unknown", "bicubic", architecture, classes if named else ()
-    )
+    images = preprocessing(json.loads(path.read_text())) if path.is_file() else Preprocessing()
+    images = with_channels(images, config.get("num_channels", 3))
+    return Pretrained(uri, "", name, source, images, "unknown", "bicubic", architecture, classes if named else ())
 
 
 def _vit(config: Config) -> dict[str, Any]:
@@ -100,6 +101,7 @@ def _bert(config: Config) -> dict[str, Any]:
         "token_types": config.get("type_vocab_size", 2),
         "gelu": _gelu(config),
         "eps": config.get("layer_norm_eps", 1e-12),
+        "pool": config.get("tljax_pool", "cls_tanh"),
     }
 
 
@@ -119,9 +121,9 @@ def _distilbert(config: Config) -> dict[str, Any]:
 
 
 def _pool(config: Config, of_classifier: str) -> str:
-    """Only a classifier has a dense layer after the blocks."""
+    """Only a classifier has a dense layer after the blocks. How else to pool, transformers has no word for."""
     classifies = any("ForSequenceClassification" in name for name in config.get("architectures") or [])
-    return of_classifier if classifies else "cls"
+    return of_classifier if classifies else config.get("tljax_pool", "cls")
 
 
 _TRANSFORMERS: dict[str, tuple[str, str, Callable[[Config], dict[str, Any]]]] = {
@@ -153,17 +155,27 @@ def _gelu(config: Config) -> str:
     return kinds[activation]
 
 
-def _processor(config: Config) -> Preprocessing:
+def preprocessing(config: Config) -> Preprocessing:
     """transformers' `preprocessor_config.json`: grey levels there are 0 to 1."""
-    size = config.get("crop_size") if config.get("do_center_crop") else config.get("size", 224)
-    resized = config.get("size", size)
-    side, edge = (_side(value) for value in (size, resized))
+    size, resized = config.get("size", 224), config.get("size", 224)
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
+    # A plain number is a height and a width, but for those who call it the shortest edge.
+    squash = not kind.startswith(("ConvNext", "Bit")) if isinstance(resized, int) else "height" in resized
+    if config.get("do_center_crop"):
+        size = config.get("crop_size", 224)
+    fraction = _side(size) / _side(resized)
+    if kind.startswith("ConvNext"):  # which crops unless the picture is large
+        squash = _side(size) >= 384
+        fraction = 1.0 if squash else config.get("crop_pct") or 224 / 256
+    mean, std = (tuple(255 * value for value in config.get(name, (0.5,) * 3)) for name in ("image_mean", "image_std"))
     return Preprocessing(
-        size=side,
-        crop_fraction=config.get("crop_pct") or side / edge,
-        mean=tuple(255 * value for value in config.get("image_mean", (0.5,) * 3)),
-        std=tuple(255 * value for value in config.get("image_std", (0.5,) * 3)),
+        size=_side(size),
+        crop_fraction=fraction,
+        mean=mean,
+        std=std,
+        channels="grey" if len(mean) == 1 else "rgba"[: len(mean)],
         interpolation=FILTERS.get(config.get("resample", 2), "bilinear"),
+        resize="squash" if squash else "crop",
     )
 
 
@@ -173,23 +185,39 @@ def _side(size: int | Mapping[str, int]) -> int:
 
 def _timm(config: Config, uri: str) -> Pretrained:
     """timm's hub `config.json`: an architecture's name, arguments that change it, and `pretrained_cfg`."""
-    cfg = config.get("pretrained_cfg", {})
-    preprocessing = Preprocessing(
+    cfg, args = config.get("pretrained_cfg", {}), config.get("model_args", {})
+    mode = cfg.get("crop_mode") or "center"
+    if mode not in CROP_MODES:
+        raise InputError(f"{uri}: config.json: crop_mode={mode!r} is not supported, only {', '.join(CROP_MODES)}")
+    mean = tuple(255 * value for value in cfg.get("mean", (0.485, 0.456, 0.406)))
+    images = Preprocessing(
         size=cfg.get("input_size", (3, 224, 224))[-1],
         crop_fraction=cfg.get("crop_pct", 0.875),
-        mean=tuple(255 * value for value in cfg.get("mean", (0.485, 0.456, 0.406))),
+        mean=mean,
         std=tuple(255 * value for value in cfg.get("std", (0.229, 0.224, 0.225))),
+        channels="grey" if len(mean) == 1 else "rgba"[: len(mean)],
         interpolation=cfg.get("interpolation", "bicubic"),
+        resize=CROP_MODES[mode],
     )
-    architecture = _from_timm_args(config.get("model_args", {}), uri)
+    images = with_channels(images, args.get("in_chans", 3))
+    name, grid = _named(config["architecture"])
+    architecture = grid | _from_timm_args(args, uri)
     if config.get("global_pool") == "avg" and config["architecture"].startswith(("vit", "deit")):
         architecture["pool"] = "mean"
     classes = tuple(config.get("label_names", ()))
-    name = config["architecture"].removesuffix("_224")
     licence = cfg.get("license") or "unknown"
-    return Pretrained(uri, "", name, "timm", preprocessing, licence, architecture=architecture, classes=classes)
+    return Pretrained(uri, "", name, "timm", images, licence, architecture=architecture, classes=classes)
 
 
+def _named(architecture: str) -> tuple[str, dict[str, Any]]:
+    """Our name of a timm architecture, and the grid of patches where the name ends with a size: `…_patch16_384`."""
+    sized = re.fullmatch(r"(.*_patch(\d+).*)_(\d+)", architecture)
+    if not sized:
+        return architecture, {}
+    return sized[1], {"grid": [int(sized[3]) // int(sized[2])] * 2}
+
+
+CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours
 # timm's argument -> our attribute, where the values are the same.
 TIMM_ARGS = {
     "embed_dim": "width",
@@ -200,13 +228,12 @@ TIMM_ARGS = {
     "reg_tokens": "registers",
     "layers": "depths",
     "channels": "widths",
-    "stem_width": "stem_width",
 }
 
 
 def _from_timm_args(args: Config, uri: str) -> dict[str, Any]:
     found = {ours: args[theirs] for theirs, ours in TIMM_ARGS.items() if theirs in args}
-    special = {"img_size", "mlp_ratio", "no_embed_class", "num_classes", "global_pool"}
+    special = {"img_size", "in_chans", "mlp_ratio", "no_embed_class", "num_classes", "global_pool", "stem_width"}
     for key in args:
         if key not in TIMM_ARGS and key not in special:
             raise InputError(f"{uri}: config.json: model_args.{key}={args[key]!r} is not supported")
@@ -214,6 +241,8 @@ def _from_timm_args(args: Config, uri: str) -> dict[str, Any]:
         found["grid"] = [args["img_size"] // args.get("patch_size", 16)] * 2
     if "mlp_ratio" in args:
         found["mlp_width"] = round(args["embed_dim"] * args["mlp_ratio"])
+    if "stem_width" in args:  # of a deep stem, which ends with twice as many channels
+        found["stem_width"] = 2 * args["stem_width"]
     if args.get("no_embed_class"):
         found["positions"] = "patches"
     if args.get("global_pool") == "avg":

@@ -6,7 +6,7 @@ from typing import Any
 from tljax.config import Preprocessing
 from tljax.errors import InputError
 from tljax.weights import Pretrained
-from tljax.weights.configs import FILTERS, TIMM_ARGS
+from tljax.weights.configs import CROP_MODES, FILTERS, TIMM_ARGS
 
 Attributes = Mapping[str, Any]  # of a module of tljax.models
 
@@ -26,8 +26,10 @@ def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
         raise InputError(f"timm has no {kind}; it has: {', '.join(_TIMM)}")
     name, pool, args, classifier, first_conv = _TIMM[kind](attributes, row)
     images = row.preprocessing
-    if images.channels != "rgb":
-        raise InputError(f"timm feeds its networks rgb, this one wants {images.channels}")
+    _check_order("timm", images)
+    if images.inputs != 3:
+        # Without a `first_conv`, timm takes the kernel as it is, and does not adapt it once more.
+        args, first_conv = args | {"in_chans": images.inputs}, None
     return {
         "architecture": name,
         "num_classes": len(row.classes),
@@ -35,10 +37,11 @@ def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
         "model_args": args,
         "label_names": list(row.classes),
         "pretrained_cfg": {
-            "input_size": [3, images.size, images.size],
+            "input_size": [images.inputs, images.size, images.size],
             "mean": [value / 255 for value in images.mean],
             "std": [value / 255 for value in images.std],
             "crop_pct": images.crop_fraction,
+            "crop_mode": next(theirs for theirs, ours in CROP_MODES.items() if ours == images.resize),
             "interpolation": images.interpolation,
             "num_classes": len(row.classes),
             "classifier": classifier,
@@ -56,6 +59,7 @@ def _timm_vit(attributes: Attributes, row: Pretrained):
     args = {theirs: attributes[ours] for theirs, ours in TIMM_ARGS.items() if ours in attributes}
     args["img_size"] = attributes["grid"][0] * attributes["patch_size"]
     args["mlp_ratio"] = (attributes["mlp_width"] or 4 * attributes["width"]) / attributes["width"]
+    args["global_pool"] = pool  # what stands outside model_args, timm writes and does not read
     args["no_embed_class"] = attributes["positions"] == "patches"
     return "vit_base_patch16_224", pool, args, "head", "patch_embed.proj"
 
@@ -63,6 +67,10 @@ def _timm_vit(attributes: Attributes, row: Pretrained):
 def _timm_resnet(attributes: Attributes, row: Pretrained):
     _only("timm", attributes, norm="batch", stride_on="3x3", stem_pool_padding=(1, 1))
     args = {"layers": list(attributes["depths"]), "channels": list(attributes["widths"])}
+    if attributes["stem"] == "deep":
+        args["stem_width"] = attributes["stem_width"] // 2
+    else:
+        _only("timm", attributes, stem_width=64)
     return row.backbone, "avg", args, "fc", "conv1.0" if attributes["stem"] == "deep" else "conv1"
 
 
@@ -82,6 +90,9 @@ def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str
     if kind not in _TRANSFORMERS:
         raise InputError(f"transformers: no export of a {kind}; there are: {', '.join(_TRANSFORMERS)}")
     config = _TRANSFORMERS[kind](attributes)
+    if kind != "Bert":
+        _check_order("transformers", row.preprocessing)
+        config["num_channels"] = row.preprocessing.inputs
     if row.classes:
         config["id2label"] = {str(i): name for i, name in enumerate(row.classes)}
         config["label2id"] = {name: i for i, name in enumerate(row.classes)}
@@ -105,7 +116,9 @@ def _transformers_vit(attributes: Attributes) -> dict[str, Any]:
     if not dinov2:
         kind = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "intermediate_size": hidden}
         return config | kind
-    config |= {"mlp_ratio": hidden / width, "layerscale_value": attributes["layer_scale"]}
+    if hidden % width:
+        raise InputError(f"transformers has no such network: only mlp_width a multiple of {width}, not {hidden}")
+    config |= {"mlp_ratio": hidden // width, "layerscale_value": attributes["layer_scale"]}
     if registers:
         names = {"model_type": "dinov2_with_registers", "num_register_tokens": registers}
         return config | names | {"architectures": ["Dinov2WithRegistersForImageClassification"]}
@@ -133,6 +146,8 @@ def _transformers_bert(attributes: Attributes) -> dict[str, Any]:
     gelu = "gelu" if attributes["gelu"] == "erf" else "gelu_new"
     shared = {"vocab_size": attributes["vocabulary"], "max_position_embeddings": attributes["positions"]}
     classifies = attributes["pool"] in ("cls_tanh", "cls_relu")
+    if not classifies:
+        shared["tljax_pool"] = attributes["pool"]
     if attributes["token_types"] == 0:
         _only("transformers", attributes, eps=1e-12)
         names = dict(zip(("dim", "n_layers", "n_heads", "hidden_dim"), sizes, strict=True))
@@ -154,17 +169,27 @@ _TRANSFORMERS = {"ViT": _transformers_vit, "ResNet": _transformers_resnet, "Bert
 
 def processor(images: Preprocessing) -> dict[str, Any]:
     """transformers' `preprocessor_config.json`."""
-    whole = images.crop_fraction == 1
-    size = {"height": images.size, "width": images.size} if whole else {"shortest_edge": images.size}
+    edge = int(images.size / images.crop_fraction + 1e-6)  # as in `data.images.evaluation_view`
+    squash = images.resize == "squash"
     return {
-        "image_processor_type": "ViTImageProcessor" if whole else "ConvNextImageProcessor",
-        "size": size,
-        **({} if whole else {"crop_pct": images.crop_fraction}),
+        "image_processor_type": "DeiTImageProcessor" if squash else "BitImageProcessor",
+        "do_resize": True,
+        "size": {"height": edge, "width": edge} if squash else {"shortest_edge": edge},
+        "do_center_crop": True,
+        "crop_size": {"height": images.size, "width": images.size},
+        "do_convert_rgb": images.inputs == 3,
+        "do_rescale": True,
+        "do_normalize": True,
         "image_mean": [value / 255 for value in images.mean],
         "image_std": [value / 255 for value in images.std],
         "resample": {name: number for number, name in FILTERS.items()}[images.interpolation],
         "rescale_factor": 1 / 255,
     }
+
+
+def _check_order(library: str, images: Preprocessing) -> None:
+    if images.channels not in ("rgb", "rgba", "grey"):
+        raise InputError(f"{library} feeds its networks rgb, this one wants {images.channels}")
 
 
 def _only(library: str, attributes: Attributes, **wanted: Any) -> None:

