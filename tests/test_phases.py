@@ -117,7 +117,7 @@ LP, FULL = {"strategy": "linear_probe"}, {"strategy": "full"}
         ({"strategy": "gradual_unfreezing", "direction": "left"}, "tuning.direction must be down"),
         ({"strategy": "gradual_unfreezing", "by": 0}, "tuning.by must be at least 1, not 0"),
         ({"strategy": "phases"}, "phases needs --config.tuning.phases"),
-        ({"strategy": "phases", "phases": ("full",)}, "tuning.phases[0]: needs a 'strategy'"),
+        ({"strategy": "phases", "phases": ("full", LP)}, "tuning.phases[0]: needs a 'strategy'"),
         ({"strategy": "phases", "phases": (LP, FULL)}, "tuning.phases[0]: give one of steps, epochs and share"),
         ({"strategy": "phases", "phases": ({**LP, "steps": 3, "share": 0.1}, FULL)}, "it has steps, share"),
         ({"strategy": "phases", "phases": ({**LP, "steps": 101}, FULL)}, "101 steps long, where 100 of the run's 100"),

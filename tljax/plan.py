@@ -91,7 +91,7 @@ def show(found: dict[str, Any]) -> None:
     """Prints a plan as tables."""
     title = f"{found['backbone']}, {found['strategy']['name']}"
     if len(found["phases"]) == 1:
-        columns = ("group", "multipliers", "parameters", "trained", "optimizer state, MB", "leaves that train")
+        columns = ("group", "multipliers", "parameters", "trained", "state, MB", "leaves that train")
         console.table(title, columns, [_row(row) for row in found["groups"]])
     else:
         _show_phases(title, found["phases"])
@@ -131,7 +131,8 @@ def _rates(row: dict[str, Any]) -> str:
 
 
 def _leaves(row: dict[str, Any]) -> str:
-    """How many of a group's leaves train; their names where it is only some."""
+    """How many of a group's leaves train; where it is only some, the first names."""
     names = [path.split(f"{row['group']}/", 1)[1] for path in row["trainable_leaves"]]
     count = f"{len(names)} of {row['leaves']}"
-    return f"{count}: {', '.join(names)}" if 0 < len(names) < row["leaves"] else count
+    some = ", ".join(names[:2]) + (" …" if len(names) > 2 else "")
+    return f"{count}: {some}" if 0 < len(names) < row["leaves"] else count
