@@ -204,7 +204,8 @@ def test_dropout_and_stochastic_depth_are_a_function_of_seed_and_step(dataset):
 
 @pytest.mark.parametrize("mode", ["frozen", "update_stats", "batch"])
 def test_batch_norm_of_frozen_groups_by_mode(dataset, mode):
-    run = tiny_run(dataset, "tiny_resnet", tuning__strategy="last_k", tuning__k=1, batch_norm__frozen_groups=mode)
+    tuned = {"tuning__strategy": "last_k", "tuning__k": 1, "optim__name": "adamw"}
+    run = tiny_run(dataset, "tiny_resnet", batch_norm__frozen_groups=mode, **tuned)
     state = run.init_state()
     before = jax.tree.map(np.array, (state.params, state.batch_stats))
     features = _frozen_part(run, *before)
