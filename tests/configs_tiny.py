@@ -1,4 +1,4 @@
-"""A run of seconds: a little ViT, or a ResNet with BatchNorm, on a folder of drawings (`:vit` or `:resnet`)."""
+"""A run of seconds on a folder of drawings: `:vit`, `:resnet` with BatchNorm, or the least of ViTs, `:pretrained`."""
 
 import os
 
@@ -7,7 +7,9 @@ from tljax.config import default
 
 def get_config(arg: str = "vit"):
     config = default()
-    config.backbone.name = {"vit": "vit_tiny_patch16", "resnet": "resnet18"}[arg]
+    config.backbone.name = {"vit": "vit_tiny_patch16", "resnet": "resnet18", "pretrained": ""}[arg]
+    if arg == "pretrained":
+        config.backbone.weights = os.environ["TLJAX_TEST_WEIGHTS"]
     config.task.dataset = f"folder:{os.environ['TLJAX_TEST_FOLDER']}"
     config.task.update(train="train[:16]", validation="train[16:20]", test="train[17:]", image_size=32, batch_size=4)
     config.task.augment = ("flip", "inception_crop")

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tljax import config
-from tljax.models import BACKBONES
+from tljax import backbone, config
+from tljax.models import BACKBONES, attributes
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
 from tljax.run import Run, resolve
+from tljax.weights import Pretrained
 from tljax.weights.sources import cache_dir
 
 ROOT = Path(__file__).parents[1]
@@ -69,10 +70,10 @@ TINY = {
 }
 
 
-def tiny_run(dataset: str, backbone: str = "tiny_vit", **values: Any) -> Run:
+def tiny_run(dataset: str, network: str = "tiny_vit", **values: Any) -> Run:
     """A run of six steps of eight pictures, on networks that compile in a second; `values` by dotted key."""
     found = config.default()
-    found.steps, found.backbone.name, found.task.dataset = 6, backbone, dataset
+    found.steps, found.backbone.name, found.task.dataset = 6, network, dataset
     found.task.update(image_size=32, batch_size=8)
     found.optim.update(name="sgd", learning_rate=0.1)
     found.tuning.strategy = "full"
@@ -84,6 +85,20 @@ def tiny_run(dataset: str, backbone: str = "tiny_vit", **values: Any) -> Run:
             patch.setitem(BACKBONES, name, module)
         experiment = config.Experiment.from_config(found)
         return Run(experiment, resolve(experiment))
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `tljax convert` makes it, of `tiny_vit` with random weights."""
+    module, rng = TINY["tiny_vit"], np.random.default_rng(0)
+    shapes = {path: shape for path, shape in backbone.shapes(module).items() if path not in backbone.optional(module)}
+    arrays = {path: 0.1 * rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
+    size = config.Preprocessing(size=32)
+    row = Pretrained("tiny", "", "vit_tiny_patch16", "", size, "MIT", architecture=attributes(module))
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    folder.mkdir()
+    backbone.write(folder, row, arrays)
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,8 @@
 """What a user gets wrong: one line that names the thing and the way out, before a step is taken."""
 
+import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -33,7 +35,7 @@ CASES = {
     "unknown section": (["--config.optimm.learning_rate=1"], "did you mean config.optim?"),
     "key below a value": (["--config.seed.x=1"], "no key config.seed.x"),
     "value of another type": (["--config.optim.learning_rate=fast"], "--config.optim.learning_rate=fast"),
-    "unknown strategy": (["--config.tuning.strategy=linear_prob"], "there are: linear_probe, last_k, full"),
+    "unknown strategy": (["--config.tuning.strategy=linear_prob"], "there are: linear_probe, last_k, first_k"),
     "argument of another strategy": (["--config.tuning.k=2"], "full takes no tuning.k"),
     "pattern that matches nothing": (
         ["--config.tuning.strategy=pattern", "--config.tuning.patterns=(('heed/.*', 1.0), ('.*', 0.0))"],
@@ -63,6 +65,24 @@ CASES = {
     "unknown augmentation": (["--config.task.augment=('flop',)"], "there are: flip"),
     "image size": (["--config.task.image_size=40"], "image size 40 is no multiple of the patch size 16"),
     "unknown optimizer": (["--config.optim.name=adam"], "there are: adamw, sgd"),
+    "unknown schedule": (["--config.optim.schedule=cosin"], "no optim.schedule 'cosin'; there are: cosine, linear"),
+    "LoRA on nothing": (
+        ["--config.tuning.strategy=lora", "--config.tuning.targets=('attn.*',)"],
+        "tuning.targets: 'attn.*' matches no layer that LoRA can adapt; there are: block_0/attention/",
+    ),
+    "LoRA's rank": (["--config.tuning.strategy=lora", "--config.tuning.rank=0"], "tuning.rank must be at least 1"),
+    "prompts for a ResNet": (
+        ["--config.backbone.name=resnet18", "--config.tuning.strategy=prompt"],
+        "prompts are tokens of a transformer, and a ResNet has none",
+    ),
+    "unknown group": (
+        ["--config.tuning.strategy=surgical", "--config.tuning.groups=('blok_1',)"],
+        "did you mean block_1",
+    ),
+    "phases too long": (
+        ["--config.tuning.strategy=phases", "--config.tuning.phases=({'strategy':'full','steps':99},)"],
+        "99 steps long, where 12 of the run's 12 are left",
+    ),
     "two lengths": (["--config.epochs=1"], "one of config.steps and config.epochs"),
     "no such config file": (["--config=configs/nothing.py"], "--config=configs/nothing.py: no such file"),
     "unknown argument of a config": (["--config=configs/quickstart.py:scrach"], "there are :pretrained and :scratch"),
@@ -114,8 +134,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     done = tljax(
         "train", TINY, f"--workdir={tmp_path}", "--config.optim.name=sgd", "--config.optim.learning_rate=1e30", status=2
     )
-    assert "the loss is" in done.stderr
-    assert "lower optim.learning_rate" in done.stderr
+    assert "the loss is" in done.stderr and "(last checkpoint: none)" in done.stderr
+    step = int(re.search(r"at step (\d+), on examples \d+, \d+, \d+, \d+ of train", done.stderr)[1])
+    assert "lower optim.learning_rate, set optim.clip_norm, or optim.on_nonfinite=skip" in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in lines) == step - 1
+    skip = ("--config.optim.on_nonfinite=skip", f"--workdir={tmp_path / 'skip'}")
+    tljax("train", TINY, *skip, "--config.optim.name=sgd", "--config.optim.learning_rate=1e30", "--config.steps=6")
+    assert json.loads((tmp_path / "skip" / "result.json").read_text())["skipped_steps"] == 6 - step + 1
 
 
 def test_verbs_on_a_folder_without_a_run(tmp_path):

@@ -12,7 +12,7 @@ from tljax.step import State
 
 def _state(step: int) -> State:
     params = {"a": {"w": jnp.full((3, 2), float(step)), "frozen": optax.MaskedNode()}}
-    return State(jnp.int32(step), params, optax.adam(1e-3).init(params), {})
+    return State(jnp.int32(step), params, optax.adam(1e-3).init(params), {}, {}, {}, jnp.int32(0))
 
 
 def _abstract(state: State) -> State:
@@ -34,7 +34,7 @@ def test_the_latest_and_the_best_are_kept_and_come_back_whole(tmp_path):
 
 def test_saving_is_of_the_state_at_the_call_even_if_it_is_donated_at_once(tmp_path):
     bump = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
-    state = State(jnp.int32(1), {"w": jnp.zeros((1000, 1000))}, (), {})
+    state = State(jnp.int32(1), {"w": jnp.zeros((1000, 1000))}, (), {}, {}, {}, jnp.int32(0))
     abstract = _abstract(state)
     with Checkpoints(tmp_path, writer=True) as saved:
         saved.save(state)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tbparse import SummaryReader
 
 from tests.conftest import ROOT, tljax
+from tljax import tuning
 from tljax.checkpoint import Checkpoints
 from tljax.run import Run
 from tljax.workdir import Workdir
@@ -21,8 +23,9 @@ TINY = "--config=tests/configs_tiny.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _folder(shapes):
+def _folder(shapes, tiny_weights):
     os.environ["TLJAX_TEST_FOLDER"] = str(shapes)
+    os.environ["TLJAX_TEST_WEIGHTS"] = str(tiny_weights)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,8 @@ def _leaves(workdir: Path) -> dict[str, bytes]:
 
     experiment, resolved = Workdir(workdir).load()
     with Checkpoints(workdir / "checkpoints") as saved:
-        state = saved.restore(saved.resolve("latest"), Run(experiment, resolved).abstract_state)
+        step = saved.resolve("latest")
+        state = saved.restore(step, Run(experiment, resolved).abstract_state(step))
     return {
         jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -65,6 +69,10 @@ def test_train_leaves_what_the_contract_says(finished):
     assert result["steps"] == 12
     assert result["cost"]["frozen_params"] == 0
     assert result["cost"]["optimizer_state_bytes"] == 8 * result["cost"]["trainable_params"]
+    assert result["frozen_digest_before"] == result["frozen_digest_after"] == tuning.digest({})
+    plan = json.loads((workdir / "plan.json").read_text())
+    assert plan["cost"] == result["cost"]
+    assert sum(row["state_bytes"] for row in plan["groups"]) == result["cost"]["optimizer_state_bytes"]
     for word in ("test accuracy", "trainable parameters", "× full fine-tuning", "train 12/12"):
         assert word in done.stdout
 
@@ -153,15 +161,34 @@ def test_inspect_prints_the_plan_and_trains_nothing(finished):
     assert "1 of 12: mlp/fc1/bias" in tljax("inspect", TINY, *some).stdout
 
 
+# Checkpoints are at steps 4, 8, …; the steps to be killed after are within a stretch between them, at a phase's last
+# step, and just after a switch.
+KILLED = {
+    "vit": ([":vit"], (6, 13, 22)),
+    "resnet": ([":resnet"], (6, 13, 22)),
+    "lp_ft": ([":pretrained", "--config.tuning.strategy=lp_ft", "--config.optim.average=ema"], (7, 12, 13)),
+    "gradual": (
+        [
+            *(":pretrained", "--config.tuning.strategy=gradual_unfreezing", "--config.tuning.every=5"),
+            *("--config.optim.accumulate=2", "--config.regularise.dropout=0.1", "--config.regularise.l2_sp=0.1"),
+        ],
+        (10, 11, 17),
+    ),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["vit", "resnet"])
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, model):
+@pytest.mark.parametrize("case", KILLED)
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, case):
+    (model, *flags), steps = KILLED[case]
+
     def command(workdir):
-        return [sys.executable, "-m", "tljax", "train", f"{TINY}:{model}", f"--workdir={workdir}", "--config.steps=24"]
+        fixed = ["train", f"{TINY}{model}", f"--workdir={workdir}", "--config.steps=24"]
+        return [sys.executable, "-m", "tljax", *fixed, *flags]
 
     subprocess.run(command(tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
     killed = tmp_path / "killed"
-    for wait_for in (6, 13, 22):  # in the middle of the first, third and last stretch between checkpoints
+    for wait_for in steps:
         process = subprocess.Popen(command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
@@ -177,8 +204,9 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, model):
         for name in ("killed", "whole")
     ]
     assert histories[0] == histories[1]
-    results = [json.loads((tmp_path / name / "result.json").read_text())["splits"] for name in ("killed", "whole")]
-    assert results[0] == results[1]
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("killed", "whole")]
+    for key in ("splits", "cost", "frozen_digest_before", "frozen_digest_after"):
+        assert results[0][key] == results[1][key]
     assert not list((killed / "checkpoints").glob("*tmp*"))
 
 
@@ -238,6 +266,55 @@ def test_an_exported_run_evaluates_to_the_same_bits(finished, tmp_path, to):
         flags = ("--config.backbone.name=", f"--config.backbone.weights={weights}", "--config.head.init=pretrained")
         found = json.loads(tljax("evaluate", TINY, *flags, "--json").stdout)
         assert {key: found[key] for key in wanted} == wanted
+
+
+def test_lora_is_merged_into_what_is_exported(tmp_path):
+    base = [f"{TINY}:pretrained", "--config.tuning.strategy=lora", "--config.optim.learning_rate=0.01"]
+    done = tljax("train", *base, f"--workdir={tmp_path / 'run'}")
+    assert "2 of 14: attention/qkv/lora_a, attention/qkv/lora_b" in done.stdout
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["frozen_digest_before"] == result["frozen_digest_after"] != tuning.digest({})
+    assert result["cost"]["trainable_params"] == 3 * 8 * (16 + 48) + 2 * (16 + 1)
+    tljax("convert", tmp_path / "run", tmp_path / "timm", "--to=timm")
+    weights = ("--config.backbone.name=", f"--config.backbone.weights={tmp_path / 'timm'}")
+    found = json.loads(tljax("evaluate", TINY, *weights, "--config.head.init=pretrained", "--json").stdout)
+    assert found["loss"] == pytest.approx(result["splits"]["test"]["loss"], abs=1e-5)
+    assert found["accuracy"] == result["splits"]["test"]["accuracy"]
+
+
+def test_what_cannot_be_merged_is_not_exported(tmp_path):
+    flags = ("--config.tuning.strategy=adapter", "--config.tuning.bottleneck=2", f"--workdir={tmp_path / 'run'}")
+    tljax("train", f"{TINY}:pretrained", *flags)
+    refused = tljax("convert", tmp_path / "run", tmp_path / "timm", "--to=timm", status=2).stderr
+    assert "a plain network has no place for Adapter(bottleneck=2" in refused
+
+
+def test_learning_rates_are_tried_and_drawn(tmp_path):
+    picture = tmp_path / "rates.png"
+    found = json.loads(tljax("inspect", f"{TINY}:pretrained", f"--lr-find={picture}", "--json").stdout)["lr_find"]
+    assert Image.open(picture).size == (900, 600)
+    rates = found["rates"]
+    assert rates[0] == pytest.approx(1e-7) and rates == sorted(rates)
+    assert rates[1] / rates[0] == pytest.approx(1e8 ** (1 / 99), rel=1e-4)
+    assert rates[0] < found["suggestion"] <= rates[-1]
+    assert len(found["losses"]) == len(rates) and min(found["losses"]) < found["losses"][0]
+
+
+def test_a_plan_of_phases_is_shown_before_it_is_run():
+    flags = ("--config.tuning.strategy=gradual_unfreezing", "--config.tuning.every=4")
+    found = json.loads(tljax("inspect", f"{TINY}:pretrained", *flags, "--json").stdout)
+    assert [(phase["strategy"], phase["start"], phase["stop"]) for phase in found["phases"]] == [
+        ("linear_probe", 0, 4),
+        ("last_k", 4, 8),
+        ("last_k", 8, 12),
+    ]
+    moving = [[row["group"] for row in phase["groups"] if row["trainable_params"]] for phase in found["phases"]]
+    assert moving == [["head"], ["block_2", "norm", "head"], ["block_1", "block_2", "norm", "head"]]
+    blocks = found["cost"]["phases"]
+    assert blocks[0]["step_flops"] < blocks[1]["step_flops"] < blocks[2]["step_flops"]
+    assert found["cost"]["step_flops"] == pytest.approx(np.mean([block["step_flops"] for block in blocks]))
+    shown = tljax("inspect", f"{TINY}:pretrained", *flags).stdout
+    assert "0 … 3" in shown and "last_k, k=2" in shown
 
 
 def test_a_run_on_one_channel_from_weights_for_three(finished, shapes, tmp_path):

@@ -119,8 +119,8 @@ def test_sam_takes_the_gradient_where_the_loss_is_higher(dataset):
 @pytest.mark.parametrize("average", ["ema", "swa"])
 def test_an_average_is_what_is_evaluated(dataset, average):
     settings = {"optim__average": average, "optim__average_decay": 0.3, "optim__average_start": 0.5}
-    run = tiny_run(dataset, backbone="tiny_resnet", **settings)
-    plain = tiny_run(dataset, backbone="tiny_resnet")
+    run = tiny_run(dataset, "tiny_resnet", **settings)
+    plain = tiny_run(dataset, "tiny_resnet")
     batches = _batches(6)
     state, _ = _train(run, batches)
     seen = [plain.init_state()]
@@ -146,7 +146,7 @@ def test_an_average_is_what_is_evaluated(dataset, average):
 
 
 def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(dataset):
-    run = tiny_run(dataset, backbone="tiny_resnet", optim__momentum=0.9, optim__average="ema")
+    run = tiny_run(dataset, "tiny_resnet", optim__momentum=0.9, optim__average="ema")
     state = run.init_state()
     broken = state.replace(params=jax.tree.map(jnp.copy, state.params))
     broken.params["head"]["bias"] = broken.params["head"]["bias"].at[0].set(jnp.inf)

@@ -11,19 +11,10 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.conftest import GOLDEN, golden
+from tljax.additions import ADDITIONS, Adapter, Lora, MlpHead, Prompt, is_added
 from tljax.errors import InputError
 from tljax.models import BACKBONES, ops
-from tljax.models.additions import (
-    ADDITIONS,
-    Adapter,
-    Lora,
-    MlpHead,
-    Prompt,
-    added,
-    drop,
-    is_added,
-    merge_lora,
-)
+from tljax.models.additions import added, drop, merge_lora
 from tljax.models.bert import Bert
 from tljax.models.bit import BiT
 from tljax.models.classifier import Classifier
@@ -210,11 +201,11 @@ def test_what_a_backbone_cannot_take_is_refused(backbone, addition, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Lora(rank=0), "lora.rank must be at least 1, not 0"),
-        (lambda: Lora(dropout=1.0), "lora.dropout must be at least 0 and below 1, not 1.0"),
-        (lambda: Adapter(bottleneck=0), "adapter.bottleneck"),
-        (lambda: Prompt(tokens=0), "prompt.tokens"),
-        (lambda: MlpHead(hidden=0), "mlp_head.hidden"),
+        (lambda: Lora(rank=0), "tuning.rank must be at least 1, not 0"),
+        (lambda: Lora(dropout=1.0), "tuning.dropout must be at least 0 and below 1, not 1.0"),
+        (lambda: Adapter(bottleneck=0), "tuning.bottleneck"),
+        (lambda: Prompt(tokens=0), "tuning.tokens"),
+        (lambda: MlpHead(hidden=0), "tuning.hidden"),
         (lambda: _logits(VIT, Adapter(2), Adapter(3)), "adapter twice among the additions"),
         (lambda: Classifier(VIT, 5, drop_path=1.0).init(jax.random.key(0), some_input(VIT)), "drop_path must be"),
     ],
