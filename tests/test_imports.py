@@ -25,9 +25,9 @@ MAY_IMPORT = {
     "step": {"config", "metrics", "tuning"},
     "checkpoint": {"step"},
     "backbone": {"checkpoint", "config", "models", "weights"},
+    "network": {"additions", "backbone", "config", "data", "models", "strategies", "weights"},
     "run": {
-        *("additions", "backbone", "config", "data", "models", "optim", "phases", "sharding", "step", "strategies"),
-        *("tuning", "weights"),
+        *("backbone", "config", "data", "network", "optim", "phases", "sharding", "step", "tuning", "weights"),
     },
     "cost": {"phases", "run", "tuning"},
     "plan": {"backbone", "config", "console", "cost", "phases", "run"},

@@ -196,9 +196,9 @@ def test_dropout_and_stochastic_depth_are_a_function_of_seed_and_step(dataset):
     state = run.init_state()
     state = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.1, state.params))
     image = jnp.array(same["image"])
-    logits, _ = run.forward(state.params, {}, image, jax.random.key(0), phase=run.phases[0])
+    logits, _ = run.network.forward({"params": state.params}, image, jax.random.key(0), noisy=run.layout.groups)
     assert len({row.tobytes() for row in np.asarray(logits)}) == 8
-    quiet, _ = run.forward(state.params, {}, image)
+    quiet, _ = run.network.forward({"params": state.params}, image)
     assert len({row.tobytes() for row in np.asarray(quiet)}) == 1
 
 
@@ -230,9 +230,9 @@ def _frozen_part(run: Run, params, batch_stats) -> np.ndarray:
     stop = next(i for i, group in enumerate(run.layout.groups) if group not in run.phases[0].frozen)
     x = jnp.array(_batches(1)[0]["image"], jnp.float32)
     variables = jax.tree.map(jnp.asarray, {"params": params["backbone"], "batch_stats": batch_stats["backbone"]})
-    calm = run.backbone.apply(variables, x, stop=stop)
+    calm = run.network.backbone.apply(variables, x, stop=stop)
     modes = dict.fromkeys(run.phases[0].frozen, run.experiment.batch_norm.frozen_groups)
-    busy, _ = run.backbone.apply(variables, x, stop=stop, batch_norm=modes, mutable=["batch_stats"])
+    busy, _ = run.network.backbone.apply(variables, x, stop=stop, batch_norm=modes, mutable=["batch_stats"])
     assert np.array_equal(calm, busy) == (run.experiment.batch_norm.frozen_groups == "frozen")
     return np.asarray(calm)
 

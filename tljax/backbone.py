@@ -134,16 +134,19 @@ def restore(row: Pretrained, module: Backbone, channels: int = 3) -> dict[str, A
     return unflatten_dict({path: array.astype(np.float32, copy=False) for path, array in arrays.items()}, sep="/")
 
 
-def provenance(experiment: Experiment, row: Pretrained, module: Backbone) -> dict[str, Any]:
+def provenance(experiment: Experiment, row: Pretrained, module: Backbone, new: Sequence[str]) -> dict[str, Any]:
     """What becomes of the pretrained arrays: how many are `kept`; the names of the others, by what is done to them.
 
     These are `resampled` (for another grid of patches), `adapted` (to another number of channels), `initialised` and
     `ignored`.
+
+    Args:
+        new: what the network has besides, by name.
     """
-    heads = [f"head/{leaf}" for leaf in ("kernel", "bias")[: 1 + experiment.head.bias]]
-    own = sorted(shapes(module).keys() - optional(module))
     if not experiment.backbone.weights:
-        return {"kept": 0, "resampled": [], "adapted": [], "initialised": [*own, *heads], "ignored": []}
+        return {"kept": 0, "resampled": [], "adapted": [], "initialised": list(new), "ignored": []}
+    heads = ("kernel", "bias")[: 1 + experiment.head.bias]
+    own = shapes(module).keys() - optional(module)
     facts = checkpoint.load_facts(converted(row))
     resampled = [POS_EMBED] if isinstance(module, ViT) and module.grid != module_of(row).grid else []
     channels = experiment.task.channels or row.preprocessing.inputs
@@ -153,7 +156,7 @@ def provenance(experiment: Experiment, row: Pretrained, module: Backbone) -> dic
         "kept": len(own) - len(resampled) - len(adapted) + (len(heads) if pretrained else 0),
         "resampled": resampled,
         "adapted": adapted,
-        "initialised": [] if pretrained else heads,
+        "initialised": list(new),
         "ignored": [*facts["ignored"], *([] if pretrained else facts["head"])],
     }
 

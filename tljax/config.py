@@ -101,7 +101,7 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """A row of `tuning.STRATEGIES` or `phases.RECIPES` and its arguments; those of other strategies stay unset.
+    """A row of `strategies.STRATEGIES` or `phases.RECIPES` and its arguments; those of other strategies stay unset.
 
     Attributes:
         k: `last_k`, `first_k`: how many groups below the head, or from the input on, train.

@@ -74,17 +74,17 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
     with folder.checkpoints() as checkpoints:
         number = checkpoints.resolve(step)
         params, batch_stats = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
-    for one in run.model.additions:
+    for one in run.network.additions:
         if not isinstance(one, Lora):
             raise InputError(f"{path}: a plain network has no place for {one}; only LoRA can be merged into it")
-    params = merge_lora(params, run.model.additions)
+    params = merge_lora(params, run.network.additions)
     tree = {"params": params["backbone"], "head": params["head"]}
     if batch_stats:
         tree["batch_stats"] = batch_stats["backbone"]
     row = resolved.pretrained
     architecture = dict(row.architecture)
-    if isinstance(run.backbone, ViT):  # whose positions are those of the run's image size now
-        architecture["grid"] = list(run.backbone.grid)
+    if isinstance(run.network.backbone, ViT):  # whose positions are those of the run's image size now
+        architecture["grid"] = list(run.network.backbone.grid)
     facts = {"architecture": architecture, "preprocessing": resolved.preprocessing, "classes": resolved.classes}
     row = Pretrained(**{**vars(row), "uri": str(path), "sha256": "", **facts})
     return row, {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}, []

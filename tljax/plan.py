@@ -47,7 +47,7 @@ def plan(run: Run) -> dict[str, Any]:
         "strategy": {"name": tuning.strategy, **tuning.arguments},
         "phases": phases,
         "groups": phases[-1]["groups"],
-        "weights_become": provenance(run.experiment, run.resolved.pretrained, run.backbone),
+        "weights_become": provenance(run.experiment, run.resolved.pretrained, run.network.backbone, run.network.new),
         "cost": cost(run),
     }
 

@@ -12,19 +12,15 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax import backbone, optim, sharding, tuning
-from tljax.additions import MlpHead, is_added
 from tljax.config import Experiment, Preprocessing
-from tljax.data import images, tasks
+from tljax.data import tasks
 from tljax.data.pipeline import TrainInput
 from tljax.errors import InputError
-from tljax.models import BATCH_NORM_MODES
-from tljax.models.bert import Bert
-from tljax.models.classifier import HEAD_INITS, Classifier
+from tljax.network import Network
 from tljax.phases import Length, Phase, additions, phases
-from tljax.step import Rules, State, eval_step, train_step
-from tljax.strategies import HEAD, Layout
+from tljax.step import Forward, Rules, State, eval_step, train_step
 from tljax.weights import Pretrained
-from tljax.weights.surgery import class_subset, with_channels
+from tljax.weights.surgery import with_channels
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class Run:
 
     Attributes:
         experiment, resolved: what it was made from.
-        model: the classifier.
+        network: the classifier.
         layout: the parameters' names and groups.
         phases: what trains when; one for most runs.
         mesh: the devices.
@@ -82,30 +78,13 @@ class Run:
     def __init__(self, experiment: Experiment, resolved: Resolved):
         self.experiment, self.resolved = experiment, resolved
         self.mesh = sharding.make_mesh()
-        self.size, self.channels = resolved.preprocessing.size, resolved.preprocessing.inputs
-        module = backbone.module_of(resolved.pretrained)
-        if isinstance(module, Bert):
-            raise InputError(f"{resolved.pretrained.backbone} reads text, and {experiment.task.dataset} holds images")
-        self.backbone = module.for_image_size(self.size)
-        self.model = self._classifier()
-        self._variables = jax.eval_shape(self._init)
-        self.layout = Layout.of(self._variables["params"], self.backbone.groups, self.backbone.pooled_norm)
+        self.network = Network(
+            experiment, resolved.pretrained, resolved.preprocessing, resolved.classes, additions(experiment.tuning)
+        )
+        self.layout = self.network.layout
         length = Length(resolved.steps, resolved.train_examples / experiment.task.batch_size, self.layout)
         self.phases = phases(experiment.tuning, experiment.optim, length)
-        _check_names(experiment)
         self._optimizer(self.phases[0])  # which checks its settings
-
-    def _classifier(self) -> Classifier:
-        head, noise = self.experiment.head, self.experiment.regularise
-        if head.init not in {*HEAD_INITS, "pretrained"}:
-            raise InputError(f"no head.init {head.init!r}; there are: {', '.join(HEAD_INITS)}, pretrained")
-        # A pretrained head is filled in by `init_state`.
-        init = head.init if head.init in HEAD_INITS else "zeros"
-        added = additions(self.experiment.tuning)
-        if head.init == "pretrained" and any(isinstance(one, MlpHead) for one in added):
-            raise InputError("head.init=pretrained gives a linear head, tuning.strategy=mlp_head adds a hidden layer")
-        classes = len(self.resolved.classes)
-        return Classifier(self.backbone, classes, init, head.bias, added, noise.dropout, noise.drop_path)
 
     def phase_at(self, step: int) -> Phase:
         """The phase that step `step` (from 0) trains in."""
@@ -127,7 +106,7 @@ class Run:
 
     def abstract(self, phase: Phase) -> State:
         """The same of a State in a phase."""
-        abstract = jax.eval_shape(functools.partial(self._state, phase=phase), self._variables)
+        abstract = jax.eval_shape(functools.partial(self._state, phase=phase), self.network.abstract)
         return jax.tree.map(functools.partial(_placed, sharding=sharding.replicated(self.mesh)), abstract)
 
     def frozen_leaves(self, state: State) -> dict[str, jax.Array]:
@@ -142,9 +121,8 @@ class Run:
         return found
 
     def init_state(self) -> State:
-        """The State at step 0: pretrained, and new what the weights lack; or all new where the config has none."""
-        variables = self._pretrained() if self.experiment.backbone.weights else jax.jit(self._init)()
-        return jax.device_put(self._state(variables, self.phases[0]), sharding.replicated(self.mesh))
+        """The State at step 0."""
+        return jax.device_put(self._state(self.network.start(), self.phases[0]), sharding.replicated(self.mesh))
 
     def enter(self, state: State, phase: Phase) -> State:
         """The State with which a phase begins; see `phases` for what is carried over."""
@@ -174,29 +152,6 @@ class Run:
         if parts < 1:
             raise InputError(f"optim.accumulate must be at least 1, not {parts}")
         return sharding.check_batch(self.experiment.task.batch_size, self.mesh, "task.batch_size", parts)
-
-    def _pretrained(self) -> dict[str, Any]:
-        """Variables with the weights' own arrays, and new ones where they have none."""
-        found = backbone.restore(self.resolved.pretrained, self.backbone, self.channels)
-        params = {"backbone": found["params"]}
-        if self.experiment.head.init == "pretrained":
-            params[HEAD] = self._pretrained_head(found)
-        known = flatten_dict(params, sep="/")
-        wanted = [path for path in flatten_dict(self._variables["params"], sep="/") if path not in known]
-        # Compiled, so that of all that `_init` makes only what is wanted is ever computed.
-        made = jax.jit(lambda: {path: flatten_dict(self._init()["params"], sep="/")[path] for path in wanted})()
-        variables = {"params": unflatten_dict(known | made, sep="/")}
-        return variables | ({"batch_stats": {"backbone": found["batch_stats"]}} if "batch_stats" in found else {})
-
-    def _pretrained_head(self, pretrained: dict[str, Any]) -> dict[str, Any]:
-        """The checkpoint's own head for this task's classes."""
-        known = self.resolved.pretrained.classes
-        if "head" not in pretrained or not known:
-            raise InputError(f"{self.resolved.pretrained.uri} has no head with named classes: use another head.init")
-        found = class_subset(pretrained["head"]["kernel"], pretrained["head"].get("bias"), known, self.resolved.classes)
-        if ("bias" in found) != self.experiment.head.bias:
-            raise InputError(f"the pretrained head has a bias: {'bias' in found}; set config.head.bias to the same")
-        return found
 
     def train_input(self, task: tasks.Task) -> TrainInput:
         """The training stream of this run.
@@ -230,31 +185,25 @@ class Run:
         """(params, batch_stats, images [batch_size, …]) -> logits; compiled."""
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
         jitted = jax.jit(
-            functools.partial(eval_step, forward=self.forward),
+            functools.partial(eval_step, forward=self._forward(None)),
             in_shardings=(replicated, replicated, split),
             out_shardings=split,
         )
         state, batch = self.abstract_state(), self._abstract_batch(batch_size)
         return jitted.lower(state.params, state.batch_stats, batch["image"]).compile()
 
-    def forward(self, params, batch_stats, image, key=None, *, phase: Phase | None = None):
-        """Logits, and the batch statistics that training leaves behind; evaluation without a `phase`."""
-        dtype = jnp.dtype(self.experiment.compute_dtype)
-        x = images.normalise(image, self.resolved.preprocessing).astype(dtype)
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        if phase is None:
-            return self.model.apply({"params": params, "batch_stats": batch_stats}, x), batch_stats
-        trained = [group for group in self.layout.groups if group not in phase.frozen]
-        modes = self.experiment.batch_norm
-        batch_norm = dict.fromkeys(phase.frozen, modes.frozen_groups) | dict.fromkeys(trained, modes.trained_groups)
-        variables, rngs = {"params": params, "batch_stats": batch_stats}, {"dropout": key}
-        options = {"batch_norm": batch_norm, "noisy": tuple(trained), "remat": self.experiment.remat}
-        logits, updated = self.model.apply(variables, x, rngs=rngs, mutable=["batch_stats"], **options)
-        return logits.astype(jnp.float32), updated.get("batch_stats", batch_stats)
+    def _forward(self, phase: Phase | None) -> Forward:
+        """The network as it computes in training in a phase, or in evaluation."""
+        modes, batch_norm, trained = self.experiment.batch_norm, {}, []
+        if phase is not None:
+            trained = [group for group in self.layout.groups if group not in phase.frozen]
+            batch_norm = dict.fromkeys(phase.frozen, modes.frozen_groups) | dict.fromkeys(trained, modes.trained_groups)
 
-    def _init(self):
-        image = jnp.zeros((1, self.size, self.size, self.channels))
-        return self.model.init(jax.random.key(self.experiment.seed), image)
+        def forward(params, batch_stats, image, key=None):
+            variables = {"params": params, "batch_stats": batch_stats}
+            return self.network.forward(variables, image, key, batch_norm, tuple(trained))
+
+        return forward
 
     def _optimizer(self, phase: Phase) -> optax.GradientTransformation:
         return optim.optimizer(self.experiment.optim, phase.multipliers, phase.since)
@@ -262,7 +211,7 @@ class Run:
     def _rules(self, phase: Phase) -> Rules:
         experiment = self.experiment
         return Rules(
-            forward=functools.partial(self.forward, phase=phase),
+            forward=self._forward(phase),
             tx=self._optimizer(phase),
             schedule=phase.schedule,
             multipliers=phase.multipliers,
@@ -275,15 +224,8 @@ class Run:
 
     def _by_origin(self, pretrained: float, new: float) -> tuning.Tree:
         """One value for each leaf that the weights bring, another for those that start anew."""
-        experiment = self.experiment
-
-        def value(path: str) -> float:
-            own_head = experiment.head.init == "pretrained" and path.startswith(f"{HEAD}/")
-            brought = experiment.backbone.weights and not is_added(path) and not path.startswith(f"{HEAD}/")
-            return pretrained if brought or own_head else new
-
-        paths = flatten_dict(self._variables["params"], sep="/")
-        return unflatten_dict({path: value(path) for path in paths}, sep="/")
+        started = set(self.network.new)
+        return unflatten_dict({path: new if path in started else pretrained for path in self.layout.group_of}, sep="/")
 
     def _state(self, variables, phase: Phase) -> State:
         """A State at its beginning, with the optimizer of `phase`."""
@@ -304,24 +246,13 @@ class Run:
 
     def _abstract_batch(self, batch_size: int):
         place = functools.partial(_placed, sharding=sharding.split(self.mesh))
+        size = self.resolved.preprocessing.size
         shapes = {
-            "image": jax.ShapeDtypeStruct((batch_size, self.size, self.size, self.channels), np.uint8),
+            "image": jax.ShapeDtypeStruct((batch_size, size, size, self.resolved.preprocessing.inputs), np.uint8),
             "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
             "mask": jax.ShapeDtypeStruct((batch_size,), np.float32),
         }
         return jax.tree.map(place, shapes)
-
-
-def _check_names(experiment: Experiment) -> None:
-    """Raises InputError for a BatchNorm mode or a type that does not exist, or a rate that is none."""
-    for key, mode in vars(experiment.batch_norm).items():
-        if mode not in BATCH_NORM_MODES:
-            raise InputError(f"no batch_norm.{key} {mode!r}; there are: {', '.join(BATCH_NORM_MODES)}")
-    if experiment.compute_dtype not in ("float32", "bfloat16"):
-        raise InputError(f"no compute_dtype {experiment.compute_dtype!r}; there are: float32, bfloat16")
-    for key, value in vars(experiment.regularise).items():
-        if value < 0 or (value >= 1 and not key.startswith("l2_sp")):
-            raise InputError(f"regularise.{key} must be at least 0{'' if 'l2' in key else ' and below 1'}, not {value}")
 
 
 def _placed(leaf, sharding) -> jax.ShapeDtypeStruct:

@@ -196,7 +196,7 @@ def _print_header(run: Run) -> None:
     console.console.print(
         f"{resolved.pretrained.backbone} ({weights}) on {config.task.dataset}: {strategy};"
         f" {resolved.steps} steps of {config.task.batch_size}"
-        f" at {run.size} px, on {run.mesh.size} {jax.default_backend()} device(s)"
+        f" at {resolved.preprocessing.size} px, on {run.mesh.size} {jax.default_backend()} device(s)"
     )
 
 

@@ -207,7 +207,6 @@ def test_what_a_backbone_cannot_take_is_refused(backbone, addition, message):
         (lambda: Prompt(tokens=0), "tuning.tokens"),
         (lambda: MlpHead(hidden=0), "tuning.hidden"),
         (lambda: _logits(VIT, Adapter(2), Adapter(3)), "adapter twice among the additions"),
-        (lambda: Classifier(VIT, 5, drop_path=1.0).init(jax.random.key(0), some_input(VIT)), "drop_path must be"),
     ],
 )
 def test_sizes_and_rates_that_cannot_be_are_refused(make, message):

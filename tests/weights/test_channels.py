@@ -70,7 +70,7 @@ def test_restored_for_the_tasks_channels_and_said_so(weights, channels, adapted)
     restored = flatten_dict(backbone.restore(row, VIT, channels or 3), sep="/")
     assert restored["params/stem/kernel"].shape == (8, 8, channels or 3, 48)
     experiment = Experiment(steps=1, backbone=BackboneConfig(weights=weights), task=TaskConfig(channels=channels))
-    found = backbone.provenance(experiment, row, VIT)
+    found = backbone.provenance(experiment, row, VIT, ["head/kernel", "head/bias"])
     assert found["adapted"] == adapted
     assert found["kept"] == len(backbone.shapes(VIT)) - 2 - len(adapted)
 

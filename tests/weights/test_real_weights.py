@@ -81,7 +81,7 @@ def test_what_becomes_of_every_array_is_told(weights, init, resampled, initialis
     config = Experiment(steps=1, backbone=BackboneConfig(weights=weights), head=HeadConfig(init))
     row = backbone.resolve(config.backbone)
     module = backbone.module_of(row).for_image_size(224)
-    found = backbone.provenance(config, row, module)
+    found = backbone.provenance(config, row, module, initialised)
     assert found["resampled"] == resampled
     assert found["initialised"] == initialised
     assert any(name.startswith(ignored) for name in found["ignored"])

@@ -1,0 +1,144 @@
+"""The network of an experiment: backbone, additions and head; its variables at the start; its forward pass."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from tljax import backbone
+from tljax.additions import Addition, MlpHead, is_added
+from tljax.config import Experiment, Preprocessing
+from tljax.data import images
+from tljax.errors import InputError
+from tljax.models import BATCH_NORM_MODES
+from tljax.models.bert import Bert
+from tljax.models.classifier import HEAD_INITS, Classifier
+from tljax.strategies import HEAD, Layout
+from tljax.weights import Pretrained
+from tljax.weights.surgery import class_subset
+
+Variables = dict[str, Any]  # params and, with BatchNorm, batch_stats: nested dicts of arrays
+
+
+class Network:
+    """A classifier, and where its parameters come from; nothing large is allocated before `start`.
+
+    Attributes:
+        backbone: its module, for the task's image size.
+        additions: what the run's strategies add.
+        abstract: shapes and dtypes of its variables.
+        layout: the parameters' names and groups.
+
+    Raises:
+        InputError: the backbone does not take such input or additions, or a name in the config does not exist.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        row: Pretrained,
+        preprocessing: Preprocessing,
+        classes: tuple[str, ...],
+        additions: tuple[Addition, ...],
+    ):
+        _check(experiment, additions)
+        self._experiment, self._row, self._preprocessing, self._classes = experiment, row, preprocessing, classes
+        self.additions = additions
+        module = backbone.module_of(row)
+        if isinstance(module, Bert):
+            raise InputError(f"{row.backbone} reads text, and {experiment.task.dataset} holds images")
+        self.backbone = module.for_image_size(preprocessing.size)
+        head, noise = experiment.head, experiment.regularise
+        # A pretrained head is filled in by `start`.
+        init = head.init if head.init in HEAD_INITS else "zeros"
+        rates = noise.dropout, noise.drop_path
+        self._model = Classifier(self.backbone, len(classes), init, head.bias, additions, *rates)
+        self.abstract = jax.eval_shape(self._init)
+        self.layout = Layout.of(self.abstract["params"], self.backbone.groups, self.backbone.pooled_norm)
+
+    @property
+    def new(self) -> list[str]:
+        """Paths of the parameters that the weights do not bring."""
+        paths = list(self.layout.group_of)
+        if not self._experiment.backbone.weights:
+            return paths
+        own_head = self._experiment.head.init == "pretrained"
+        return [path for path in paths if is_added(path) or (path.startswith(f"{HEAD}/") and not own_head)]
+
+    def start(self) -> Variables:
+        """The variables at step 0: pretrained, and new what the weights lack; or all new where the config has none.
+
+        Raises:
+            InputError: the weights cannot be had or do not fit, or have no head for these classes.
+        """
+        if not self._experiment.backbone.weights:
+            return jax.jit(self._init)()
+        found = backbone.restore(self._row, self.backbone, self._preprocessing.inputs)
+        params = {"backbone": found["params"]}
+        if self._experiment.head.init == "pretrained":
+            params[HEAD] = self._own_head(found)
+        # Compiled, so that of all that `_init` makes only what is new is ever computed.
+        made = jax.jit(lambda: {path: flatten_dict(self._init()["params"], sep="/")[path] for path in self.new})()
+        variables = {"params": unflatten_dict(flatten_dict(params, sep="/") | made, sep="/")}
+        return variables | ({"batch_stats": {"backbone": found["batch_stats"]}} if "batch_stats" in found else {})
+
+    def forward(
+        self,
+        variables: Variables,
+        image: jax.Array,
+        key: jax.Array | None = None,
+        batch_norm: Mapping[str, str] = {},
+        noisy: Collection[str] = (),
+    ) -> tuple[jax.Array, Any]:
+        """Logits [batch, classes] in float32 of images [batch, size, size, channels], and batch statistics.
+
+        Args:
+            key: of dropout and stochastic depth.
+            batch_norm: the groups whose BatchNorm does not rest, and its mode there; none in evaluation.
+            noisy: the groups with dropout and stochastic depth; none in evaluation.
+        """
+        dtype = jnp.dtype(self._experiment.compute_dtype)
+        x = images.normalise(image, self._preprocessing).astype(dtype)
+        batch_stats = variables.get("batch_stats", {})
+        variables = {
+            "params": jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"]),
+            "batch_stats": batch_stats,
+        }
+        rngs = {} if key is None else {"dropout": key}
+        options = {"batch_norm": batch_norm, "noisy": noisy, "remat": self._experiment.remat and bool(noisy)}
+        logits, updated = self._model.apply(variables, x, rngs=rngs, mutable=["batch_stats"], **options)
+        return logits.astype(jnp.float32), updated.get("batch_stats", batch_stats)
+
+    def _init(self) -> Variables:
+        size = self._preprocessing.size
+        image = jnp.zeros((1, size, size, self._preprocessing.inputs))
+        return self._model.init(jax.random.key(self._experiment.seed), image)
+
+    def _own_head(self, pretrained: Variables) -> dict[str, Any]:
+        """The checkpoint's own head for this task's classes."""
+        known = self._row.classes
+        if "head" not in pretrained or not known:
+            raise InputError(f"{self._row.uri} has no head with named classes: use another head.init")
+        found = class_subset(pretrained["head"]["kernel"], pretrained["head"].get("bias"), known, self._classes)
+        if ("bias" in found) != self._experiment.head.bias:
+            raise InputError(f"the pretrained head has a bias: {'bias' in found}; set config.head.bias to the same")
+        return found
+
+
+def _check(experiment: Experiment, additions: tuple[Addition, ...]) -> None:
+    """Raises InputError for a name that does not exist, or a rate that is none."""
+    head = experiment.head
+    if head.init not in {*HEAD_INITS, "pretrained"}:
+        raise InputError(f"no head.init {head.init!r}; there are: {', '.join(HEAD_INITS)}, pretrained")
+    if head.init == "pretrained" and any(isinstance(one, MlpHead) for one in additions):
+        raise InputError("head.init=pretrained gives a linear head, tuning.strategy=mlp_head adds a hidden layer")
+    for key, mode in vars(experiment.batch_norm).items():
+        if mode not in BATCH_NORM_MODES:
+            raise InputError(f"no batch_norm.{key} {mode!r}; there are: {', '.join(BATCH_NORM_MODES)}")
+    if experiment.compute_dtype not in ("float32", "bfloat16"):
+        raise InputError(f"no compute_dtype {experiment.compute_dtype!r}; there are: float32, bfloat16")
+    for key, value in vars(experiment.regularise).items():
+        if value < 0 or (value >= 1 and not key.startswith("l2_sp")):
+            raise InputError(f"regularise.{key} must be at least 0{'' if 'l2' in key else ' and below 1'}, not {value}")
