@@ -120,6 +120,17 @@ def _trained(layout: Layout, strategy: str) -> set[str]:
     return {path.split("/", 2)[2] for path, m in tree.items() if m and path.startswith("backbone/block_1/")}
 
 
+def test_text_encoders_are_cut_like_image_networks():
+    bert = _layout("bert_base")
+    assert {g for g, m in _groups(bert, "last_k", k=1).items() if m} == {"block_11", "pooler", "head"}
+    assert {g for g, m in _groups(bert, "first_k", k=2).items() if m} == {"stem", "block_0", "head"}
+    decayed = _groups(bert, "layer_decay", decay=0.5)
+    assert (decayed["head"], decayed["pooler"], decayed["block_11"], decayed["stem"]) == (1.0, 0.5, 0.5, 0.5**13)
+    assert _trained(bert, "bias_only") == _trained(VIT, "bias_only")
+    assert _trained(bert, "norm_only") == _trained(VIT, "norm_only")
+    assert len(_groups(_layout("minilm_l6"), "full")) == 8
+
+
 def test_bias_only_and_norm_only():
     norms = {f"norm{n}/{leaf}" for n in (1, 2) for leaf in ("scale", "bias")}
     biases = {f"{layer}/bias" for layer in ("attention/qkv", "attention/out", "mlp/fc1", "mlp/fc2", "norm1", "norm2")}

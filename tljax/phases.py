@@ -83,16 +83,15 @@ def gradual_unfreezing(
         raise InputError(f"tuning.direction must be down (from the head) or up (from the input), not {direction!r}")
     if by < 1:
         raise InputError(f"tuning.by must be at least 1, not {by}")
-    count = len(length.layout.blocks)
-    ks = [*range(by, count, by), count]
-    every = length.steps // (len(ks) + 1) if every is None else every
-    if every < 1:
-        raise InputError(f"gradual_unfreezing needs a step or more for each of {len(ks) + 1} phases: a longer run")
     strategy = "last_k" if direction == "down" else "first_k"
+    some = [{"strategy": strategy, "k": k} for k in range(by, len(length.layout.blocks), by)]
+    found = [{"strategy": "linear_probe"}, *some, {"strategy": "full"}]
+    every = length.steps // len(found) if every is None else every
+    if every < 1:
+        raise InputError(f"gradual_unfreezing needs a step or more for each of {len(found)} phases: a longer run")
     # A run that ends before every group has joined has fewer phases.
-    ks = ks[: (length.steps - 1) // every]
-    found = [{"strategy": "linear_probe"}, *({"strategy": strategy, "k": k} for k in ks)]
-    return [{**spec, "steps": every, "schedule": "run"} for spec in found[:-1]] + [{**found[-1], "schedule": "run"}]
+    found = [{**spec, "schedule": "run"} for spec in found[: -(-length.steps // every)]]
+    return [{**spec, "steps": every} for spec in found[:-1]] + found[-1:]
 
 
 def fine_tune(length: Length, peak: float, *, freeze_epochs: float = 1.0) -> list[Spec]:

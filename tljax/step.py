@@ -83,7 +83,7 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
     moved = jax.tree.map(lambda w, u: w - rate * u, trainable, updates)
     moved = moved, opt_state, batch_stats, _averaged(state, moved, batch_stats, rules)
     still = trainable, state.opt_state, state.batch_stats, state.average
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(grads))
     moved, opt_state, batch_stats, average = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, still)
     params = tuning.merge(moved, state.params, rules.multipliers)
     skipped = state.skipped + jnp.where(finite, 0, 1)

@@ -16,6 +16,7 @@ from tljax.additions import is_added
 from tljax.errors import InputError
 
 HEAD = "head"
+_ENDS = ("norm", "pooler")  # a final norm and BERT's pooler go with the block under them
 Patterns = Sequence[tuple[re.Pattern, float]]
 
 
@@ -42,8 +43,8 @@ class Layout:
 
     @property
     def blocks(self) -> list[str]:
-        """The groups below the head, without a final norm, which goes with the block under it."""
-        return [group for group in self.groups[:-1] if group != "norm"]
+        """The groups below the head, without a final norm or pooler, which goes with the block under it."""
+        return [group for group in self.groups[:-1] if group not in _ENDS]
 
     def by_group(self, multiplier: Callable[[str], float]) -> dict[str, float]:
         """One multiplier per group, given to each of its paths."""
@@ -65,12 +66,12 @@ def full(layout: Layout) -> dict[str, float]:
 
 
 def last_k(layout: Layout, *, k: int) -> dict[str, float]:
-    """The head and the `k` groups below it train; a final norm comes along with the block under it.
+    """The head and the `k` groups below it train; a final norm or pooler comes along with the block under it.
 
     Raises:
         InputError: the backbone has fewer groups, or `k` is below 1.
     """
-    trained = {*layout.blocks[-_some(layout, k) :], "norm", HEAD}
+    trained = {*layout.blocks[-_some(layout, k) :], *_ENDS, HEAD}
     return layout.by_group(lambda group: group in trained)
 
 
@@ -108,9 +109,9 @@ def surgical(layout: Layout, *, groups: Sequence[str]) -> dict[str, float]:
 def layer_decay(layout: Layout, *, decay: float, norm_with: str | None = None) -> dict[str, float]:
     """Each layer learns `decay` times as fast as the one above: decay^(L+1-id) (BEiT, 2106.08254).
 
-    Ids: stem 0, block i -> i+1, head L+1. The final norm has that of `norm_with`: the `last_block`'s, or the `head`'s
-    as in BEiT's own code. By default it is timm's (`param_groups_layer_decay`): the last block's before the pooling,
-    the head's after it.
+    Ids: stem 0, block i -> i+1, head L+1. The final norm (or pooler) has that of `norm_with`: the `last_block`'s, or
+    the `head`'s as in BEiT's own code. By default it is timm's (`param_groups_layer_decay`): the last block's before
+    the pooling, the head's after it.
 
     Raises:
         InputError: `decay` is not in (0, 1], or `norm_with` is neither.
@@ -121,7 +122,8 @@ def layer_decay(layout: Layout, *, decay: float, norm_with: str | None = None) -
     if norm_with not in ("last_block", "head"):
         raise InputError(f"tuning.norm_with must be last_block or head, not {norm_with!r}")
     blocks = layout.blocks
-    depth = {group: len(blocks) - i for i, group in enumerate(blocks)} | {"norm": int(norm_with != "head"), HEAD: 0}
+    depth = {group: len(blocks) - i for i, group in enumerate(blocks)}
+    depth |= dict.fromkeys(_ENDS, int(norm_with != "head")) | {HEAD: 0}
     return layout.by_group(lambda group: decay ** depth[group])
 
 

@@ -115,7 +115,7 @@ class Workdir:
     def _read(self, path: Path) -> dict[str, Any]:
         try:
             return json.loads(path.read_text())
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path}: damaged ({error}); move the folder away") from error
 
 
