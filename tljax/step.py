@@ -70,7 +70,8 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
     Nothing here may read a frozen leaf's gradient: XLA would then compute the whole backward pass again.
 
     Returns:
-        The next state, and `loss`, `accuracy`, `grad_norm` (over trainable leaves, before the clip), `learning_rate`.
+        The next state, and `loss`, `accuracy`, `grad_norm` (over trainable leaves, before the clip), `learning_rate`,
+        `skipped_steps` (up to now).
     """
     trainable = tuning.select(state.params, rules.multipliers)
     loss, hits, batch_stats, grads = _gradients(trainable, state, batch, rules)
@@ -87,7 +88,8 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
     moved, opt_state, batch_stats, average = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, still)
     params = tuning.merge(moved, state.params, rules.multipliers)
     skipped = state.skipped + jnp.where(finite, 0, 1)
-    found = {"loss": loss, "accuracy": hits / jnp.sum(batch["mask"]), "grad_norm": norm, "learning_rate": rate}
+    found = {"loss": loss, "accuracy": hits / jnp.sum(batch["mask"]), "grad_norm": norm}
+    found |= {"learning_rate": rate, "skipped_steps": skipped}
     return State(state.step + 1, params, opt_state, batch_stats, average, state.anchor, skipped), found
 
 

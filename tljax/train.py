@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from tensorboardX import SummaryWriter
 
 from tljax import console, sharding, tuning
@@ -109,19 +108,17 @@ class _Loop:
                 self._unread.append((step, metrics))
                 text = ""
                 if step % config.log_every == 0 or step == last:
-                    text = self._log(board, int(state.skipped))
+                    text = self._log(board)
                 report(step, text)
                 if step == last or (config.eval_every and step % config.eval_every == 0):
                     self._validate_and_save(board, step, state)
         return state
 
-    def _log(self, board: SummaryWriter, skipped: int) -> str:
+    def _log(self, board: SummaryWriter) -> str:
         step, values = self._read()
-        if skipped:
-            values["skipped_steps"] = skipped
         self._write(board, step, "train", values)
-        shown = ("loss", "accuracy", "grad_norm", "skipped_steps")
-        return console.plain({name: values[name] for name in shown if name in values})
+        shown = ("loss", "accuracy", "grad_norm", *(("skipped_steps",) if values["skipped_steps"] else ()))
+        return console.plain({name: values[name] for name in shown})
 
     def _read(self) -> tuple[int, dict[str, Any]]:
         """The last step's number and metrics, after a look at those of all steps since the last look.
@@ -135,10 +132,7 @@ class _Loop:
         unread = [(step, {name: float(value) for name, value in found.items()}) for step, found in self._unread]
         self._unread = []
         for step, values in unread:
-            if (
-                self._run.experiment.optim.on_nonfinite == "stop"
-                and not np.isfinite([values["loss"], values["grad_norm"]]).all()
-            ):
+            if values["skipped_steps"] and self._run.experiment.optim.on_nonfinite == "stop":
                 raise InputError(self._not_finite(step, values))
         return unread[-1]
 
