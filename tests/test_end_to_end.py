@@ -210,12 +210,16 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, case):
     assert not list((killed / "checkpoints").glob("*tmp*"))
 
 
-@pytest.mark.parametrize("model", ["vit", "resnet"])
-def test_four_devices_train_what_one_does(tmp_path, model):
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [("vit", ()), ("resnet", ()), ("pretrained", ("--config.task.batch_size=8", "--config.optim.accumulate=2"))],
+)
+def test_four_devices_train_what_one_does(tmp_path, model, flags):
     for devices in ("1", "4"):
         command = ("train", f"{TINY}:{model}", f"--workdir={tmp_path / devices}", "--config.optim.name=sgd")
-        tljax(*command, "--config.steps=3", JAX_NUM_CPU_DEVICES=devices)
+        tljax(*command, "--config.steps=3", *flags, JAX_NUM_CPU_DEVICES=devices)
     one, four = ({k: np.frombuffer(v, np.float32) for k, v in _leaves(tmp_path / n).items()} for n in ("1", "4"))
+    assert len(one) > 30
     for path, leaf in one.items():
         # Sums over the batch, BatchNorm's among them, are added in another order.
         np.testing.assert_allclose(four[path], leaf, rtol=1e-4, atol=2e-6, err_msg=path)
