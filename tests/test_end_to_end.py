@@ -275,7 +275,11 @@ def test_an_exported_run_evaluates_to_the_same_bits(finished, tmp_path, to):
 def test_lora_is_merged_into_what_is_exported(tmp_path):
     base = [f"{TINY}:pretrained", "--config.tuning.strategy=lora", "--config.optim.learning_rate=0.01"]
     done = tljax("train", *base, f"--workdir={tmp_path / 'run'}")
-    assert "2 of 14: attention/qkv/lora_a, attention/qkv/lora_b" in done.stdout
+    assert "2 of 14" in done.stdout
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    pair = ["backbone/block_0/attention/qkv/lora_a", "backbone/block_0/attention/qkv/lora_b"]
+    assert plan["groups"][1]["trainable_leaves"] == pair
+    assert set(pair) < set(plan["weights_become"]["initialised"])
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["frozen_digest_before"] == result["frozen_digest_after"] != tuning.digest({})
     assert result["cost"]["trainable_params"] == 3 * 8 * (16 + 48) + 2 * (16 + 1)

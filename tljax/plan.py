@@ -91,7 +91,7 @@ def show(found: dict[str, Any]) -> None:
     """Prints a plan as tables."""
     title = f"{found['backbone']}, {found['strategy']['name']}"
     if len(found["phases"]) == 1:
-        columns = ("group", "multipliers", "parameters", "trained", "state, MB", "leaves that train")
+        columns = ("group", "rate ×", "parameters", "trained", "state, MB", "leaves that train")
         console.table(title, columns, [_row(row) for row in found["groups"]])
     else:
         _show_phases(title, found["phases"])
