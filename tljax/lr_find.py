@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from tljax import console, sharding
 from tljax.data import tasks
+from tljax.errors import InputError
 from tljax.run import Run
 
 _SMOOTHING = 0.9
@@ -26,6 +26,9 @@ def lr_find(run: Run, picture: Path, lowest: float = 1e-7, highest: float = 10.0
     Returns:
         `rates`, `losses` (smoothed as Adam's moments are, by 0.9) and `suggestion`: the rate at which the loss falls
         fastest by the rate's logarithm.
+
+    Raises:
+        InputError: the loss is not finite from the start.
     """
     phase = run.phases[0]
     rising = dataclasses.replace(phase, schedule=lambda step: lowest * (highest / lowest) ** (step / (steps - 1)))
@@ -37,11 +40,13 @@ def lr_find(run: Run, picture: Path, lowest: float = 1e-7, highest: float = 10.0
             state, found = program(state, sharding.put_batch(batch, run.mesh))
             mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(found["loss"])
             smooth = mean / (1 - _SMOOTHING ** (i + 1))
-            if not jnp.isfinite(smooth) or smooth > 4 * min([smooth, *losses]):
+            if not np.isfinite(smooth) or smooth > 4 * min([smooth, *losses]):
                 break
             rates.append(float(found["learning_rate"]))
             losses.append(smooth)
             report(i + 1)
+    if len(rates) < 2:
+        raise InputError(f"the loss is not finite at a learning rate of {lowest:.2g} already: look at the data")
     suggestion = rates[int(np.argmin(np.gradient(losses, np.log(rates))))]
     _draw(picture, rates, losses, suggestion, run)
     return {"rates": rates, "losses": losses, "suggestion": suggestion}

@@ -80,7 +80,7 @@ class Network:
         if self._experiment.head.init == "pretrained":
             params[HEAD] = self._own_head(found)
         # Compiled, so that of all that `_init` makes only what is new is ever computed.
-        made = jax.jit(lambda: {path: flatten_dict(self._init()["params"], sep="/")[path] for path in self.new})()
+        made = jax.jit(self._init_new)()
         variables = {"params": unflatten_dict(flatten_dict(params, sep="/") | made, sep="/")}
         return variables | ({"batch_stats": {"backbone": found["batch_stats"]}} if "batch_stats" in found else {})
 
@@ -115,6 +115,10 @@ class Network:
         size = self._preprocessing.size
         image = jnp.zeros((1, size, size, self._preprocessing.inputs))
         return self._model.init(jax.random.key(self._experiment.seed), image)
+
+    def _init_new(self) -> dict[str, jax.Array]:
+        params = flatten_dict(self._init()["params"], sep="/")
+        return {path: params[path] for path in self.new}
 
     def _own_head(self, pretrained: Variables) -> dict[str, Any]:
         """The checkpoint's own head for this task's classes."""

@@ -137,7 +137,7 @@ def optimizer(config: OptimConfig, multipliers: Tree, since: Tree | None = None)
     _check(config)
     since = jax.tree.map(lambda _: 0, multipliers) if since is None else since
     decay = optax.add_decayed_weights(config.weight_decay, decay_mask)
-    began = jax.tree.map(lambda m, step: f"since {step}" if m else FROZEN, multipliers, since)
+    began = jax.tree.map(lambda m, phase: f"since {phase}" if m else FROZEN, multipliers, since)
     directions = {label: OPTIMIZERS[config.name](config, decay) for label in jax.tree.leaves(began)}
     scales = {_label(m): optax.scale(m) if m else optax.set_to_zero() for m in jax.tree.leaves(multipliers)}
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
@@ -163,7 +163,7 @@ def _check(config: OptimConfig) -> None:
 def carry_over(old: optax.OptState, new: optax.OptState) -> optax.OptState:
     """`new`, a fresh state, with what `old` has under the same path: the moments and counters of leaves that stay.
 
-    Paths hold the step since which a leaf trains, so one that rested in between starts afresh.
+    Paths hold the phase since which a leaf trains, so one that rested in between starts afresh.
     """
     kept = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old)}
     return jax.tree_util.tree_map_with_path(lambda path, leaf: kept.get(jax.tree_util.keystr(path), leaf), new)

@@ -13,9 +13,8 @@ from tljax.data import images
 from tljax.errors import InputError
 
 Examples = Sequence[dict[str, Any]]
-HostBatch = dict[
-    str, np.ndarray
-]  # image [batch, size, size, channels] uint8, label [batch] int32, mask [batch] float32
+# image [batch, size, size, channels] uint8, label [batch] int32, mask [batch] float32
+HostBatch = dict[str, np.ndarray]
 
 
 @lru_cache(maxsize=4)

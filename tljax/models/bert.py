@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models import bert_names, groups
-from tljax.models.transformer import Attention, Dense, Mlp
+from tljax.models.transformer import BRANCHES, LORA_TARGETS, Attention, Dense, Mlp
 from tljax.weights.rules import Table
 
 _normal = nn.initializers.truncated_normal(0.02)
@@ -109,12 +109,12 @@ class Bert(nn.Module):
     @property
     def branches(self) -> str:
         """What ends a residual branch: a regex of module paths."""
-        return r"block_\d+/(attention|mlp)"
+        return BRANCHES
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
         """Regexes of the layers that `Lora` adapts unless told otherwise."""
-        return (r"block_\d+/attention/qkv",)
+        return LORA_TARGETS
 
     @property
     def pooled_norm(self) -> bool:

@@ -6,6 +6,10 @@ import flax.linen as nn
 
 from tljax.models import ops
 
+# Module paths in a backbone made of blocks of these layers: what ends a residual branch, and what LoRA adapts.
+BRANCHES = r"block_\d+/(attention|mlp)"
+LORA_TARGETS = (r"block_\d+/attention/qkv",)
+
 
 class Dense(nn.Module):
     """`x @ kernel + bias` over the last axis.

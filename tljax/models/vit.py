@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models import groups, ops, vit_names
-from tljax.models.transformer import Attention, Mlp
+from tljax.models.transformer import BRANCHES, LORA_TARGETS, Attention, Mlp
 from tljax.weights.rules import Table
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
@@ -127,12 +127,12 @@ class ViT(nn.Module):
     @property
     def branches(self) -> str:
         """What ends a residual branch: a regex of module paths."""
-        return r"block_\d+/(attention|mlp)"
+        return BRANCHES
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
         """Regexes of the layers that `Lora` adapts unless told otherwise."""
-        return (r"block_\d+/attention/qkv",)
+        return LORA_TARGETS
 
     @property
     def pooled_norm(self) -> bool:
