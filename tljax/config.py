@@ -78,25 +78,77 @@ class TaskConfig:
     """Which data, cut how.
 
     Attributes:
-        dataset: a row of `data.TASKS`, or `folder:PATH` with one sub-folder per class.
+        dataset: a row of `data.tasks.TASKS`; `folder:PATH` of class sub-folders, or of train, validation and test with
+            such folders in each; `csv:PATH` or `parquet:PATH`, a row per example; `tfds:NAME` or `tfds:PATH` (of a
+            folder that TFDS prepared); `hf:NAME` or `hf:PATH` (of Hugging Face datasets).
+        problem: `single_label`, `multi_label` or `regression`.
+        image: the column or feature of images (in a table, of their files); by default the one there is.
+        text: that of texts, or the two of sentence pairs; by default the one there is.
+        label: that of the label. For `multi_label` a list, or names with `|` between them, or one column of 0 and 1
+            for each class; for `regression` one for each value.
+        split: in a table, the column that names each row's split; without one all rows are `train`.
+        on_error: `stop` at an example that cannot be used, or `skip` it, count it and list it.
         train, validation, test: splits in TFDS's slicing notation (`train[:80%]`); empty for none.
+        shots: that many examples of each class are kept of the training split; 0 for all.
+        fraction: the part of each class that is kept of the training split.
+        subset_seed: which examples `shots` and `fraction` keep.
         image_size: pixels along each side; 0 takes what the weights expect.
         channels: of each image: 1 (grey), 3 or 4 (with alpha); 0 takes what the weights expect. Their first
             convolution and their normalisation are adapted by `weights.surgery`.
-        augment: names from `data.images.AUGMENTATIONS`, applied in order to training images.
+        decode: `exact`, or `fast`: a JPEG is decoded at the lowest scale that its crop allows, which blurs otherwise.
+        resize: training images are first brought to this shorter side; 0 leaves them at their own.
+        crop: what a training image is cut to before `augment`: `centre` as in evaluation, `random` (a square of the
+            image size out of `resize`), or `inception` (1409.4842: of random area and aspect ratio).
+        augment: names from `data.augment.AUGMENTATIONS`, applied in order to the cut image.
+        flip_test: whether evaluation averages the logits of each image and its mirror image.
+        max_tokens: of a text, or of a pair together; longer ones are cut.
+        token_multiple: a batch of texts is padded to a multiple of this many tokens; each length is a program.
+        balance: empty, `loss` (examples weigh inversely to their class's frequency), or `sampling` (each class is
+            drawn as often as any other).
+        class_weights: the weight of each class in the loss, in label order; empty for equal ones.
         batch_size: training examples per step, over all devices.
         eval_batch_size: the same in evaluation; padded and masked, it never changes a metric.
     """
 
     dataset: str = ""
+    problem: str = "single_label"
+    image: str = ""
+    text: tuple[str, ...] = ()
+    label: tuple[str, ...] = ()
+    split: str = ""
+    on_error: str = "stop"
     train: str = "train"
     validation: str = ""
     test: str = ""
+    shots: int = 0
+    fraction: float = 1.0
+    subset_seed: int = 0
     image_size: int = 0
     channels: int = 0
+    decode: str = "exact"
+    resize: int = 0
+    crop: str = "centre"
     augment: tuple[str, ...] = ()
+    flip_test: bool = False
+    max_tokens: int = 128
+    token_multiple: int = 32
+    balance: str = ""
+    class_weights: tuple[float, ...] = ()
     batch_size: int = 64
     eval_batch_size: int = 100
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """How fast examples come, never which: a run may go on with other values.
+
+    Attributes:
+        workers: threads that make batches ahead; 0 makes each when it is asked for.
+        cache_gb: disk that decoded images of a run may take, in GB; where they fit, they are decoded once. 0 for none.
+    """
+
+    workers: int = 2
+    cache_gb: float = 8.0
 
 
 @dataclass(frozen=True)
@@ -207,6 +259,8 @@ class RegulariseConfig:
         drop_path: stochastic depth (1603.09382): the last block's rate, falling linearly to 0 at the first.
         l2_sp: weight of half the squared distance from the pretrained values (L2-SP's alpha, 1802.01483).
         l2_sp_new: weight of half the squared norm of what is new, as the head (L2-SP's beta).
+        mixup, cutmix: alpha of the Beta distribution of the mix of two images (1710.09412, 1905.04899); 0 for none.
+            With both, each step draws one of them.
 
     Dropout and stochastic depth act in groups that train: a frozen group computes what it does in evaluation.
     """
@@ -216,6 +270,8 @@ class RegulariseConfig:
     drop_path: float = 0.0
     l2_sp: float = 0.0
     l2_sp_new: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -254,6 +310,7 @@ class Experiment:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    input: InputConfig = field(default_factory=InputConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)

@@ -1,0 +1,183 @@
+"""What a data set is: `Source` before it is prepared, `Task` after, and `Split`, the rows of it that a run reads."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+Label = int | float | tuple[int, ...] | tuple[float, ...]
+
+PROBLEMS = ("single_label", "multi_label", "regression")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One example before it is prepared.
+
+    Attributes:
+        id: unique within its split; decides its place in the order.
+        label: a class; for `multi_label` the classes it has; for `regression` its value or values.
+        read: gives the encoded image, the text, or the two texts.
+    """
+
+    id: str
+    label: Label
+    read: Callable[[], bytes | str | tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before it is prepared.
+
+    Attributes:
+        key: changes when the content may have.
+        kind: `image` or `text`.
+        problem: a name in `PROBLEMS`.
+        classes: names, in label order; for `regression` those of the values.
+        splits: split name -> all of its examples.
+        pairs: whether a text is two of them.
+    """
+
+    key: str
+    kind: str
+    problem: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Sequence[Item]]
+    pairs: bool = False
+
+
+class Records(Protocol):
+    """The stored inputs of one split, in any order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """{image: bytes}, {text: str} or {text: str, text_pair: str} of each row."""
+        ...
+
+
+@dataclass(frozen=True)
+class Base:
+    """A whole prepared split.
+
+    Attributes:
+        records: the inputs.
+        index: a row for each: `id`, `label`, `height`, `width` (upright, in pixels; 0 of a text), `bytes`, `sha256`
+            (of the encoded image, or of the text).
+    """
+
+    records: Records
+    index: pa.Table
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prepared data set.
+
+    Attributes:
+        name: as `task.dataset` gives it.
+        kind, problem, classes, pairs: as in `Source`.
+        fingerprint: of all content, wherever it lies.
+        bases: split name -> the whole of it.
+        skipped: {split, id, reason} of each example that was left out with `task.on_error=skip`.
+    """
+
+    name: str
+    kind: str
+    problem: str
+    classes: tuple[str, ...]
+    fingerprint: str
+    bases: Mapping[str, Base]
+    pairs: bool = False
+    skipped: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Split(Sequence[dict[str, Any]]):
+    """Examples of a task in a fixed order: {image | text, text_pair; label; id; place}.
+
+    Attributes:
+        task: whose.
+        name: the slicing that made it.
+        rows: split name -> rows of it, one after another in this order.
+    """
+
+    task: Task
+    name: str
+    rows: tuple[tuple[str, np.ndarray], ...]
+
+    def __len__(self) -> int:
+        return sum(len(rows) for _, rows in self.rows)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = [{}] * len(places)
+        bases, starts = self._located
+        wanted = np.asarray(places, np.int64)
+        for number, (name, rows) in enumerate(self.rows):
+            mine = np.flatnonzero(bases[wanted] == number)
+            if not len(mine):
+                continue
+            inputs = self.task.bases[name].records.__getitems__(rows[wanted[mine] - starts[number]].tolist())
+            for i, one in zip(mine.tolist(), inputs, strict=True):
+                place = int(wanted[i])
+                found[i] = {**one, "label": self.labels[place], "id": self.ids[place], "place": place}
+        return found
+
+    def take(self, places: np.ndarray, name: str) -> "Split":
+        """Some of these examples: in the order of `places` among those of one split, splits in the order they have."""
+        bases, starts = self._located
+        parts = []
+        for number, (base, rows) in enumerate(self.rows):
+            mine = places[bases[places] == number]
+            if len(mine):
+                parts.append((base, rows[mine - starts[number]]))
+        return Split(self.task, name, tuple(parts))
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return self.column("id").to_pylist()
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int32 [n]; for `multi_label` float32 [n, classes] of 0 and 1; for `regression` float32 [n, values]."""
+        column = self.column("label")
+        if self.task.problem == "single_label":
+            return column.to_numpy().astype(np.int32)
+        rows = column.to_pylist()
+        if self.task.problem == "regression":
+            return np.array(rows, np.float32).reshape(len(rows), len(self.task.classes))
+        found = np.zeros((len(rows), len(self.task.classes)), np.float32)
+        for i, classes in enumerate(rows):
+            found[i, classes] = 1
+        return found
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Height and width in pixels, int32 [n, 2]."""
+        return np.stack([self.column(name).to_numpy().astype(np.int32) for name in ("height", "width")], axis=1)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of the index."""
+        parts = [self.task.bases[base].index.column(name).take(pa.array(rows)) for base, rows in self.rows]
+        return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
+
+    @cached_property
+    def key(self) -> str:
+        """Of content and order: names what is computed from it."""
+        digest = hashlib.sha256(self.task.fingerprint.encode())
+        for base, rows in self.rows:
+            digest.update(base.encode() + rows.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def _located(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which part each place is in, and where each part starts."""
+        lengths = [len(rows) for _, rows in self.rows]
+        return np.repeat(np.arange(len(lengths)), lengths), np.cumsum([0, *lengths])
