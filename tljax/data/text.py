@@ -1,20 +1,27 @@
 """From texts to token ids, with the tokenizer that a checkpoint was trained with."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers.implementations import BertWordPieceTokenizer
 from tokenizers.models import WordPiece
 
+from tljax.data import store
+from tljax.data.examples import Split
 from tljax.errors import InputError
+
+Texts = Sequence[str] | Sequence[tuple[str, str]]
 
 FILES = ("tokenizer.json", "vocab.txt")  # looked for in a folder in this order
 _PADDING = ("[PAD]", "<pad>")
+_CHUNK = 1024  # texts that the tokenizer's own threads share
 
 
 @dataclass(frozen=True)
@@ -36,26 +43,79 @@ class Tokenizer:
     def __post_init__(self):
         _load(self.path, self.lower_case, None)
 
-    def __call__(self, texts: Sequence[str] | Sequence[tuple[str, str]], length: int) -> dict[str, np.ndarray]:
+    def __call__(self, texts: Texts, length: int) -> dict[str, np.ndarray]:
         """The token ids of texts, or of pairs of texts, with the special tokens that the checkpoint expects.
 
         A text that is too long is cut at its end; of a pair, the longer one. A shorter one is padded on the right.
 
         Returns:
-            `input_ids`, `attention_mask` (1 at tokens, 0 at padding) and `token_type_ids` (of a pair, which of the
-            two), each int32 [batch, length]; and `truncated`, int32 [batch], 1 where a text was cut.
+            What `pad` gives; and `truncated`, int32 [batch], 1 where a text was cut.
 
         Raises:
             InputError: `length` leaves no room beside the special tokens.
         """
-        tokenizer = _load(self.path, self.lower_case, length)
-        encodings = tokenizer.encode_batch(list(texts))
-        columns = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-        found = {
-            name: np.array([getattr(one, column) for one in encodings], np.int32).reshape(len(texts), length)
-            for name, column in columns.items()
-        }
-        return found | {"truncated": np.array([bool(one.overflowing) for one in encodings], np.int32)}
+        rows, lost = self.encode(texts, length)
+        return self.pad(rows, length) | {"truncated": np.array([n > 0 for n in lost], np.int32)}
+
+    def encode(self, texts: Texts, length: int) -> tuple[list[np.ndarray], list[int]]:
+        """Ids and token types, int32 [2, tokens], of each text cut to at most `length` tokens; how many each lost."""
+        cutting, whole = _load(self.path, self.lower_case, length), _load(self.path, self.lower_case, None)
+        found = whole.encode_batch(list(texts))
+        lengths = [len(one.ids) for one in found]
+        long = [i for i, n in enumerate(lengths) if n > length]
+        for i, one in zip(long, cutting.encode_batch([texts[i] for i in long]), strict=True):
+            found[i] = one
+        rows = [np.array([one.ids, one.type_ids], np.int32) for one in found]
+        return rows, [n - len(one.ids) for n, one in zip(lengths, found, strict=True)]
+
+    def pad(self, rows: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
+        """What a network reads of texts that `encode` gave.
+
+        Returns:
+            `input_ids`, `attention_mask` (1 at tokens, 0 at padding) and `token_type_ids` (of a pair, which of the
+            two), each int32 [batch, length].
+        """
+        shape = len(rows), length
+        ids, mask, types = np.full(shape, self._pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        for i, row in enumerate(rows):
+            tokens = row.shape[1]
+            ids[i, :tokens], types[i, :tokens] = row
+            mask[i, :tokens] = 1
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file, and of what says how to read it."""
+        file = _file(self.path)
+        return hashlib.sha256(file.read_bytes() + str(_lower_case(file, self.lower_case)).encode()).hexdigest()
+
+    @cached_property
+    def _pad_id(self) -> int:
+        tokenizer = _load(self.path, self.lower_case, None)
+        return tokenizer.token_to_id(_padding(tokenizer, self.path))
+
+
+def tokenised(split: Split, tokenizer: Tokenizer, length: int) -> store.Store:
+    """What `Tokenizer.encode` gives of each text of a split, made once.
+
+    Its facts are `truncated`, how many texts were cut, and `lost`, the tokens that they lost together.
+    """
+    facts = {"truncated": 0, "lost": 0}
+
+    def rows() -> Iterator[np.ndarray]:
+        for start in range(0, len(split), _CHUNK):
+            examples = split.__getitems__(range(start, min(start + _CHUNK, len(split))))
+            found, lost = tokenizer.encode([text_of(example) for example in examples], length)
+            facts["truncated"] += sum(n > 0 for n in lost)
+            facts["lost"] += sum(lost)
+            yield from found
+
+    return store.stored(store.name("tokens", split.key, tokenizer.sha256, length), rows(), facts)
+
+
+def text_of(example: Mapping[str, Any]) -> str | tuple[str, str]:
+    """The text of an example, or its two."""
+    return (example["text"], example["text_pair"]) if "text_pair" in example else example["text"]
 
 
 # A tokenizer of the library holds the length that it cuts to: each length has its own, and threads share them.
@@ -67,16 +127,23 @@ def _load(path: Path, lower_case: bool | None, length: int | None) -> tokenizers
     except Exception as error:  # the library raises plain Exception and TypeError
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: not a {file.name} that can be read ({reason}); fetch it anew") from error
-    padding = next((token for token in _PADDING if tokenizer.token_to_id(token) is not None), None)
-    if padding is None:
-        raise InputError(f"{file}: no padding token, neither {' nor '.join(_PADDING)}; take another tokenizer")
+    _padding(tokenizer, file)
+    # What its file says of padding and truncation is for another use of it.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     if length is not None:
         special = tokenizer.num_special_tokens_to_add(is_pair=True)
         if length <= special:
             raise InputError(f"a length of {length} leaves no room beside {special} special tokens; take a longer one")
         tokenizer.enable_truncation(length)
-        tokenizer.enable_padding(length=length, pad_token=padding, pad_id=tokenizer.token_to_id(padding))
     return tokenizer
+
+
+def _padding(tokenizer: tokenizers.Tokenizer | BertWordPieceTokenizer, file: Path) -> str:
+    padding = next((token for token in _PADDING if tokenizer.token_to_id(token) is not None), None)
+    if padding is None:
+        raise InputError(f"{file}: no padding token, neither {' nor '.join(_PADDING)}; take another tokenizer")
+    return padding
 
 
 def _file(path: Path) -> Path:
@@ -87,7 +154,12 @@ def _file(path: Path) -> Path:
 
 
 def _wordpiece(vocabulary: Path, lower_case: bool | None) -> BertWordPieceTokenizer:
-    if lower_case is None:
-        beside = vocabulary.parent / "tokenizer_config.json"
-        lower_case = not beside.is_file() or json.loads(beside.read_text()).get("do_lower_case", True)
-    return BertWordPieceTokenizer(WordPiece.read_file(str(vocabulary)), lowercase=lower_case)
+    return BertWordPieceTokenizer(WordPiece.read_file(str(vocabulary)), lowercase=_lower_case(vocabulary, lower_case))
+
+
+def _lower_case(file: Path, given: bool | None) -> bool | None:
+    """Of a `vocab.txt`; a `tokenizer.json` says so itself."""
+    if given is not None or file.suffix != ".txt":
+        return given
+    beside = file.parent / "tokenizer_config.json"
+    return not beside.is_file() or json.loads(beside.read_text()).get("do_lower_case", True)
