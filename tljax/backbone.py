@@ -57,6 +57,25 @@ def module_of(row: Pretrained) -> Backbone:
     return build_backbone(row.backbone, row.architecture)
 
 
+def reads(row: Pretrained) -> str:
+    """What a row's network takes: `image` or `text`."""
+    return "text" if isinstance(module_of(row), Bert) else "image"
+
+
+def tokenizer(row: Pretrained, given: str) -> Path:
+    """The file or folder of the tokenizer that a row's network was trained with, or the one that is `given`.
+
+    Raises:
+        InputError: neither says where it is.
+    """
+    if given:
+        return fetch(given)
+    if not row.uri:
+        raise InputError(f"{row.backbone} without weights has no tokenizer: set task.tokenizer to a file or folder")
+    path = fetch(row.uri, row.sha256)
+    return path if path.is_dir() else path.parent
+
+
 def _known(weights: str) -> Pretrained | None:
     by_uri = {row.uri: row for row in CATALOG.values()}
     return CATALOG.get(weights) or by_uri.get(weights)

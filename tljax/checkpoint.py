@@ -13,21 +13,21 @@ from flax import serialization
 from orbax.checkpoint import v1 as ocp
 
 from tljax.errors import InputError
+from tljax.metrics import Judgement
 from tljax.step import State
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file that it writes
 
-BEST_METRIC = "accuracy"
-
 
 class Checkpoints:
-    """A run's checkpoints: the latest and the best by validation accuracy are kept.
+    """A run's checkpoints: the latest and the best by a validation metric are kept.
 
     Saving is asynchronous and atomic: a step's folder appears whole, or not at all.
     """
 
-    def __init__(self, folder: Path, writer: bool = False):
-        """Opens `folder`; a `writer` also removes what a killed run left half written."""
+    def __init__(self, folder: Path, judged: Judgement, writer: bool = False):
+        """Opens `folder`; `judged` says which is best. A `writer` also removes what a killed run left half written."""
+        self._judged = judged
         if writer:
             # Not left to Orbax, which does it in a thread that a process ending early tears down with a traceback.
             for stale in folder.glob("*.orbax-checkpoint-tmp*"):
@@ -36,9 +36,7 @@ class Checkpoints:
         keep = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(1),
-                policies.BestN(
-                    get_metric_fn=lambda found: found[BEST_METRIC], n=1, keep_checkpoints_without_metrics=False
-                ),
+                policies.BestN(get_metric_fn=judged.quality, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         self._orbax = ocp.training.Checkpointer(
@@ -83,7 +81,7 @@ class Checkpoints:
                 raise InputError(
                     "no checkpoint has a validation metric: set config.task.validation, or use --step=latest"
                 )
-            return max(scored, key=lambda found: found.metrics[BEST_METRIC]).step
+            return max(scored, key=lambda found: self._judged.quality(found.metrics)).step
         if which.isdigit() and int(which) in steps:
             return int(which)
         raise InputError(f"no checkpoint {which!r}; there are: latest, best, {', '.join(map(str, steps))}")

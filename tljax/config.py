@@ -101,6 +101,7 @@ class TaskConfig:
             image size out of `resize`), or `inception` (1409.4842: of random area and aspect ratio).
         augment: names from `data.augment.AUGMENTATIONS`, applied in order to the cut image.
         flip_test: whether evaluation averages the logits of each image and its mirror image.
+        tokenizer: a `tokenizer.json`, a `vocab.txt`, or a folder with one; empty takes what lies beside the weights.
         max_tokens: of a text, or of a pair together; longer ones are cut.
         token_multiple: a batch of texts is padded to a multiple of this many tokens; each length is a program.
         balance: empty, `loss` (examples weigh inversely to their class's frequency), or `sampling` (each class is
@@ -130,6 +131,7 @@ class TaskConfig:
     crop: str = "centre"
     augment: tuple[str, ...] = ()
     flip_test: bool = False
+    tokenizer: str = ""
     max_tokens: int = 128
     token_multiple: int = 32
     balance: str = ""

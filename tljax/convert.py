@@ -71,7 +71,7 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
     folder = Workdir(path)
     experiment, resolved = folder.load()
     run = Run(experiment, resolved)
-    with folder.checkpoints() as checkpoints:
+    with folder.checkpoints(experiment.task.problem) as checkpoints:
         number = checkpoints.resolve(step)
         params, batch_stats = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
     for one in run.network.additions:
@@ -92,6 +92,8 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
 
 def _copy_tokenizer(weights: Path, folder: Path) -> None:
     beside = weights if weights.is_dir() else weights.parent
+    if (weights / "tokenizer").is_dir():  # of a run
+        beside = weights / "tokenizer"
     for name in TOKENIZER_FILES:
         if (beside / name).is_file():
             shutil.copyfile(beside / name, folder / name)

@@ -9,55 +9,60 @@ import numpy as np
 
 from tljax import console, metrics, sharding
 from tljax.config import Experiment
-from tljax.data import tasks
-from tljax.data.pipeline import Examples, evaluation_batches
+from tljax.data.examples import Split
+from tljax.data.pipeline import evaluation_batches, length_of
+from tljax.data.readers import Reader
+from tljax.data.splits import cut
 from tljax.errors import InputError
 from tljax.flags import parse_experiment
-from tljax.run import Run, resolve
+from tljax.run import Run, prepare
 from tljax.step import State
 from tljax.workdir import Workdir
 
 SPLITS = ("train", "validation", "test")
 
 
-def evaluate_split(run: Run, state: State, examples: Examples, label: str, batch_size: int = 0) -> dict[str, Any]:
+def evaluate_split(
+    run: Run, state: State, split: Split, label: str, batch_size: int = 0, read: Reader | None = None
+) -> dict[str, Any]:
     """The metrics (`metrics.summarise`) of a whole split; `train` and `evaluate` both come here.
 
     Args:
-        examples: the split.
         label: its name, for the progress bar.
         batch_size: examples at a time; the config's by default. Rounded up to the devices, padded and masked.
+        read: reads its examples; made here by default.
     """
-    size = min(batch_size or run.experiment.task.eval_batch_size, len(examples))
+    size = min(batch_size or run.experiment.task.eval_batch_size, len(split))
     size = -(-size // run.mesh.size) * run.mesh.size
-    step = run.eval_step(size)
+    read = read or run.inputs.reader(split)
     params, batch_stats = run.evaluated(state)
     logits, labels, masks = [], [], []
-    with console.progress(label, 0, -(-len(examples) // size)) as report:
-        for i, batch in enumerate(evaluation_batches(examples, run.resolved.preprocessing, size)):
-            image = sharding.put_batch({"image": batch["image"]}, run.mesh)["image"]
-            logits.append(step(params, batch_stats, image))
+    batches = evaluation_batches(split, read, size, run.experiment.input.workers)
+    with console.progress(label, 0, -(-len(split) // size)) as report:
+        for i, batch in enumerate(batches):
+            step = run.eval_step(size, length_of(batch))
+            logits.append(step(params, batch_stats, sharding.put_batch(batch["input"], run.mesh)))
             if i > 1:  # two batches in flight keep the device busy; more would only fill its memory
                 logits[i - 2] = np.asarray(logits[i - 2])
             labels.append(batch["label"])
             masks.append(batch["mask"])
             report(i + 1)
     real = np.concatenate(masks) > 0
-    return metrics.summarise(np.concatenate([np.asarray(part) for part in logits])[real], np.concatenate(labels)[real])
+    found = run.inputs.unscaled(np.concatenate([np.asarray(part) for part in logits])[real])
+    return metrics.summarise(run.experiment.task.problem, found, np.concatenate(labels)[real])
 
 
-def slicing_of(run: Run, split: str) -> str:
-    """The config's slicing of `train`, `validation` or `test`, or `split` itself in TFDS notation.
+def split_of(run: Run, split: str) -> Split:
+    """The config's `train`, `validation` or `test`, or what `split` itself says in TFDS notation.
 
     Raises:
         InputError: the config has none for that name.
     """
     if split not in SPLITS:
-        return split
-    slicing = getattr(run.experiment.task, split)
-    if not slicing:
+        return cut(run.inputs.task, split)
+    if split not in run.inputs.splits:
         raise InputError(f"this run has no {split} split (config.task.{split} is empty)")
-    return slicing
+    return run.inputs.splits[split]
 
 
 def evaluate(workdir: Path, step: str = "latest", split: str = "test", batch_size: int = 0) -> dict[str, Any]:
@@ -68,13 +73,9 @@ def evaluate(workdir: Path, step: str = "latest", split: str = "test", batch_siz
     """
     folder = Workdir(workdir)
     experiment, resolved = folder.load()
-    run = Run(experiment, resolved)
-    slicing = slicing_of(run, split)
-    task = tasks.load(experiment.task.dataset)
-    if task.fingerprint != resolved.data:
-        raise InputError(f"{experiment.task.dataset} is not the data that {folder.path} was trained on")
-    examples = task.split(slicing)
-    with folder.checkpoints() as checkpoints:
+    run = Run(experiment, resolved, tokenizer=folder.tokenizer)
+    examples = split_of(run, split)
+    with folder.checkpoints(experiment.task.problem) as checkpoints:
         number = checkpoints.resolve(step)
         state = checkpoints.restore(number, run.abstract_state(number))
     found = {"split": split, "step": number, **evaluate_split(run, state, examples, split, batch_size)}
@@ -88,9 +89,9 @@ def evaluate_untrained(experiment: Experiment, split: str = "test", batch_size: 
     Returns:
         `split`, `step` 0, and the metrics.
     """
-    run = Run(experiment, resolve(experiment))
-    examples = tasks.load(experiment.task.dataset).split(slicing_of(run, split))
-    return {"split": split, "step": 0, **evaluate_split(run, run.init_state(), examples, split, batch_size)}
+    run = prepare(experiment)
+    found = evaluate_split(run, run.init_state(), split_of(run, split), split, batch_size)
+    return {"split": split, "step": 0, **found}
 
 
 def main(arguments: list[str]) -> None:
@@ -113,13 +114,10 @@ def main(arguments: list[str]) -> None:
     if options.json:
         print(json.dumps(found))
     else:
-        low, high = found["accuracy_95"]
         title = f"{options.workdir}, step {found['step']}" if options.workdir else "not trained"
-        row = (
-            found["split"],
-            found["count"],
-            f"{found['accuracy']:.4f}",
-            f"{low:.4f} … {high:.4f}",
-            f"{found['loss']:.4f}",
-        )
-        console.table(title, ("split", "examples", "accuracy", "95% interval", "loss"), [row])
+        rows = [("examples", found["count"], "")]
+        for name, value in found.items():
+            if isinstance(value, float):
+                low, high = found.get(f"{name}_95", (None, None))
+                rows.append((name, f"{value:.4f}", f"{low:.4f} … {high:.4f}" if low is not None else ""))
+        console.table(title, (found["split"], "value", "95% interval"), rows)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tljax import console, sharding
-from tljax.data import tasks
+from tljax.data.pipeline import length_of
 from tljax.errors import InputError
 from tljax.run import Run
 
@@ -32,11 +32,11 @@ def lr_find(run: Run, picture: Path, lowest: float = 1e-7, highest: float = 10.0
     """
     phase = run.phases[0]
     rising = dataclasses.replace(phase, schedule=lambda step: lowest * (highest / lowest) ** (step / (steps - 1)))
-    state, program = run.init_state(), run.train_step(rising)
-    stream = run.train_input(tasks.load(run.experiment.task.dataset))
+    state, stream = run.init_state(), run.train_input()
     rates, losses, mean = [], [], 0.0
     with console.progress("learning rates", 0, steps) as report:
         for i, batch in enumerate(stream.batches(0, steps)):
+            program = run.train_step(rising, length_of(batch))
             state, found = program(state, sharding.put_batch(batch, run.mesh))
             mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(found["loss"])
             smooth = mean / (1 - _SMOOTHING ** (i + 1))

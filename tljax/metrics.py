@@ -1,6 +1,8 @@
 """What each kind of problem is trained on and judged by. Sums run under a mask: a padded batch counts examples once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,10 @@ class Judgement:
     trained: str
     best: str
     higher: bool
+
+    def quality(self, found: Mapping[str, Any]) -> float:
+        """Of what `summarise` gave: more is better."""
+        return found[self.best] if self.higher else -found[self.best]
 
 
 JUDGED = {

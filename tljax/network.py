@@ -26,6 +26,7 @@ class Network:
     """A classifier, and where its parameters come from; nothing large is allocated before `start`.
 
     Attributes:
+        reads: `image` or `text`.
         backbone: its module, for the task's image size.
         additions: what the run's strategies add.
         abstract: shapes and dtypes of its variables.
@@ -47,9 +48,8 @@ class Network:
         self._experiment, self._row, self._preprocessing, self._classes = experiment, row, preprocessing, classes
         self.additions = additions
         module = backbone.module_of(row)
-        if isinstance(module, Bert):
-            raise InputError(f"{row.backbone} reads text, and {experiment.task.dataset} holds images")
-        self.backbone = module.for_image_size(preprocessing.size)
+        self.reads = "text" if isinstance(module, Bert) else "image"
+        self.backbone = module if self.reads == "text" else module.for_image_size(preprocessing.size)
         head, noise = experiment.head, experiment.regularise
         # A pretrained head is filled in by `start`.
         init = head.init if head.init in HEAD_INITS else "zeros"
@@ -87,20 +87,22 @@ class Network:
     def forward(
         self,
         variables: Variables,
-        image: jax.Array,
+        x: Any,
         key: jax.Array | None = None,
         batch_norm: Mapping[str, str] = {},
         noisy: Collection[str] = (),
     ) -> tuple[jax.Array, Any]:
-        """Logits [batch, classes] in float32 of images [batch, size, size, channels], and batch statistics.
+        """Logits [batch, classes] in float32, and batch statistics.
 
         Args:
+            x: images [batch, size, size, channels] in grey levels, or what `Tokenizer.pad` gives.
             key: of dropout and stochastic depth.
             batch_norm: the groups whose BatchNorm does not rest, and its mode there; none in evaluation.
             noisy: the groups with dropout and stochastic depth; none in evaluation.
         """
         dtype = jnp.dtype(self._experiment.compute_dtype)
-        x = images.normalise(image, self._preprocessing).astype(dtype)
+        if self.reads == "image":
+            x = images.normalise(x, self._preprocessing).astype(dtype)
         batch_stats = variables.get("batch_stats", {})
         variables = {
             "params": jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"]),
@@ -112,9 +114,14 @@ class Network:
         return logits.astype(jnp.float32), updated.get("batch_stats", batch_stats)
 
     def _init(self) -> Variables:
+        return self._model.init(jax.random.key(self._experiment.seed), self._example())
+
+    def _example(self) -> Any:
+        if self.reads == "text":
+            tokens = jnp.ones((1, 2), jnp.int32)
+            return {"input_ids": tokens, "attention_mask": tokens, "token_type_ids": 0 * tokens}
         size = self._preprocessing.size
-        image = jnp.zeros((1, size, size, self._preprocessing.inputs))
-        return self._model.init(jax.random.key(self._experiment.seed), image)
+        return jnp.zeros((1, size, size, self._preprocessing.inputs))
 
     def _init_new(self) -> dict[str, jax.Array]:
         params = flatten_dict(self._init()["params"], sep="/")

@@ -1,8 +1,7 @@
 """Assembles a run: the one place where config, data, model, weights and optimizer meet."""
 
-import dataclasses
 import functools
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,57 +10,23 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tljax import backbone, optim, sharding, tuning
-from tljax.config import Experiment, Preprocessing
+from tljax import optim, sharding, tuning
+from tljax.config import Experiment
 from tljax.data import tasks
+from tljax.data.examples import Task
 from tljax.data.pipeline import TrainInput
 from tljax.errors import InputError
+from tljax.inputs import Inputs
 from tljax.network import Network
 from tljax.phases import Length, Phase, additions, phases
+from tljax.resolve import Resolved, resolve
 from tljax.step import Forward, Rules, State, eval_step, train_step
-from tljax.weights import Pretrained
-from tljax.weights.surgery import with_channels
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """What a config leaves to the data and the weights; stored in the workdir, so that later verbs need neither.
-
-    Attributes:
-        pretrained: where the weights come from, and which network they fill.
-        preprocessing: the weights' own, at the task's image size and number of channels.
-        classes: names, in label order.
-        steps: the run's length.
-        train_examples: in the training split.
-        data: the fingerprint of the data set.
-    """
-
-    pretrained: Pretrained
-    preprocessing: Preprocessing
-    classes: tuple[str, ...]
-    steps: int
-    train_examples: int
-    data: str
-
-
-def resolve(experiment: Experiment) -> Resolved:
-    """Looks at the catalogue and the data set; reads no weights.
-
-    Raises:
-        InputError: anything in the config names a thing that does not exist.
-    """
-    row = backbone.resolve(experiment.backbone)
-    preprocessing = row.preprocessing
-    if experiment.task.image_size:
-        preprocessing = dataclasses.replace(preprocessing, size=experiment.task.image_size)
-    if experiment.task.channels:
-        preprocessing = with_channels(preprocessing, experiment.task.channels)
-    task = tasks.load(experiment.task.dataset)
-    for slicing in (experiment.task.validation, experiment.task.test):
-        if slicing:
-            task.split(slicing)
-    count = len(task.split(experiment.task.train))
-    return Resolved(row, preprocessing, task.classes, experiment.total_steps(count), count, task.fingerprint)
+def prepare(experiment: Experiment) -> "Run":
+    """A run from its beginning; see `resolve`."""
+    task = tasks.load(experiment.task)
+    return Run(experiment, resolve(experiment, task), task)
 
 
 class Run:
@@ -73,10 +38,14 @@ class Run:
         layout: the parameters' names and groups.
         phases: what trains when; one for most runs.
         mesh: the devices.
+        inputs: the data.
     """
 
-    def __init__(self, experiment: Experiment, resolved: Resolved):
+    def __init__(
+        self, experiment: Experiment, resolved: Resolved, task: Task | None = None, tokenizer: Path | None = None
+    ):
         self.experiment, self.resolved = experiment, resolved
+        self.inputs = Inputs(experiment, resolved, task, tokenizer)
         self.mesh = sharding.make_mesh()
         self.network = Network(
             experiment, resolved.pretrained, resolved.preprocessing, resolved.classes, additions(experiment.tuning)
@@ -153,44 +122,40 @@ class Run:
             raise InputError(f"optim.accumulate must be at least 1, not {parts}")
         return sharding.check_batch(self.experiment.task.batch_size, self.mesh, "task.batch_size", parts)
 
-    def train_input(self, task: tasks.Task) -> TrainInput:
+    def train_input(self) -> TrainInput:
         """The training stream of this run.
 
         Raises:
-            InputError: an augmentation does not exist, or the batch cannot be shared by the devices.
+            InputError: the batch cannot be shared by the devices.
         """
-        config = self.experiment.task
-        preprocessing = self.resolved.preprocessing
-        return TrainInput(
-            task.split(config.train), preprocessing, config.augment, self.batch_size, self.experiment.seed
-        )
+        return self.inputs.train_input(self.batch_size)
 
-    def lower_train_step(self, phase: Phase) -> jax.stages.Lowered:
-        """The training step of a phase, traced."""
+    def lower_train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Lowered:
+        """The training step of a phase, traced; for texts of `length` tokens, by default those of the longest."""
         step = functools.partial(train_step, rules=self._rules(phase))
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
         jitted = jax.jit(step, donate_argnums=0, in_shardings=(replicated, split), out_shardings=replicated)
-        return jitted.lower(self.abstract(phase), self._abstract_batch(self.batch_size))
+        return jitted.lower(self.abstract(phase), self._abstract_batch(self.batch_size, length))
 
     @functools.cache  # noqa: B019
-    def train_step(self, phase: Phase) -> jax.stages.Compiled:
+    def train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Compiled:
         """(State, batch) -> State, metrics; compiled, the old State donated."""
         # A CPU's compiler takes away the barriers that hold recomputation back, unless told not to.
         on_cpu = self.experiment.remat and jax.default_backend() == "cpu"
         options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
-        return self.lower_train_step(phase).compile(compiler_options=options)
+        return self.lower_train_step(phase, length).compile(compiler_options=options)
 
     @functools.cache  # noqa: B019
-    def eval_step(self, batch_size: int) -> jax.stages.Compiled:
-        """(params, batch_stats, images [batch_size, …]) -> logits; compiled."""
+    def eval_step(self, batch_size: int, length: int | None = None) -> jax.stages.Compiled:
+        """(params, batch_stats, input of `batch_size` rows) -> logits; compiled."""
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
         jitted = jax.jit(
-            functools.partial(eval_step, forward=self._forward(None)),
+            functools.partial(eval_step, forward=self._forward(None), flip=self.experiment.task.flip_test),
             in_shardings=(replicated, replicated, split),
             out_shardings=split,
         )
-        state, batch = self.abstract_state(), self._abstract_batch(batch_size)
-        return jitted.lower(state.params, state.batch_stats, batch["image"]).compile()
+        state, batch = self.abstract_state(), self._abstract_batch(batch_size, length)
+        return jitted.lower(state.params, state.batch_stats, batch["input"]).compile()
 
     def _forward(self, phase: Phase | None) -> Forward:
         """The network as it computes in training in a phase, or in evaluation."""
@@ -199,9 +164,9 @@ class Run:
             trained = [group for group in self.layout.groups if group not in phase.frozen]
             batch_norm = dict.fromkeys(phase.frozen, modes.frozen_groups) | dict.fromkeys(trained, modes.trained_groups)
 
-        def forward(params, batch_stats, image, key=None):
+        def forward(params, batch_stats, x, key=None):
             variables = {"params": params, "batch_stats": batch_stats}
-            return self.network.forward(variables, image, key, batch_norm, tuple(trained))
+            return self.network.forward(variables, x, key, batch_norm, tuple(trained))
 
         return forward
 
@@ -220,6 +185,7 @@ class Run:
             pull=self._by_origin(experiment.regularise.l2_sp, experiment.regularise.l2_sp_new),
             average_from=round(experiment.optim.average_start * self.resolved.steps),
             seed=experiment.seed,
+            problem=experiment.task.problem,
         )
 
     def _by_origin(self, pretrained: float, new: float) -> tuning.Tree:
@@ -244,15 +210,19 @@ class Run:
         opt_state = self._optimizer(phase).init(trainable)
         return State(zero, params, opt_state, batch_stats, average, anchor, jnp.copy(zero))
 
-    def _abstract_batch(self, batch_size: int):
-        place = functools.partial(_placed, sharding=sharding.split(self.mesh))
-        size = self.resolved.preprocessing.size
-        shapes = {
-            "image": jax.ShapeDtypeStruct((batch_size, size, size, self.resolved.preprocessing.inputs), np.uint8),
-            "label": jax.ShapeDtypeStruct((batch_size,), np.int32),
-            "mask": jax.ShapeDtypeStruct((batch_size,), np.float32),
-        }
-        return jax.tree.map(place, shapes)
+    def _abstract_batch(self, batch_size: int, length: int | None):
+        def place(shape, dtype):
+            return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding.split(self.mesh))
+
+        if self.network.reads == "text":
+            tokens = place((length or self.resolved.length,), np.int32)
+            x = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), tokens)
+        else:
+            size = self.resolved.preprocessing.size
+            x = place((size, size, self.resolved.preprocessing.inputs), np.uint8)
+        single = self.experiment.task.problem == "single_label"
+        label = place((), np.int32) if single else place((len(self.resolved.classes),), np.float32)
+        return {"input": x, "label": label, "mask": place((), np.float32), "weight": place((), np.float32)}
 
 
 def _placed(leaf, sharding) -> jax.ShapeDtypeStruct:

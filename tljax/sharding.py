@@ -1,9 +1,9 @@
 """The mesh of devices, and how batches and state lie on it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tljax.errors import InputError
@@ -42,6 +42,18 @@ def check_batch(size: int, mesh: Mesh, key: str, parts: int = 1) -> int:
     return size
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def put_batch(batch: Any, mesh: Mesh) -> Any:
     """A host batch, laid on the mesh."""
-    return jax.device_put(dict(batch), split(mesh))
+    return jax.device_put(batch, split(mesh))
+
+
+def put_ahead(batches: Iterable[Any], mesh: Mesh) -> Iterator[Any]:
+    """Host batches, each laid on the mesh while the one before it is computed with."""
+    waiting = None
+    for batch in batches:
+        laid = put_batch(batch, mesh)
+        if waiting is not None:
+            yield waiting
+        waiting = laid
+    if waiting is not None:
+        yield waiting

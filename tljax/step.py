@@ -1,5 +1,6 @@
 """One training step and one evaluation step: pure functions of State and batch."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from tljax import metrics, tuning
+from tljax import metrics, mix, tuning
 from tljax.config import OptimConfig, RegulariseConfig
 
-Batch = dict[str, jax.Array]  # image [batch, height, width, channels] uint8, label [batch] int32, mask [batch] float32
-Forward = Callable[..., Any]  # (params, batch_stats, image, key) -> logits [batch, classes], batch_stats
+Batch = dict[str, Any]  # as `data.pipeline.HostBatch`
+Forward = Callable[..., Any]  # (params, batch_stats, input, key) -> logits [batch, classes], batch_stats
 
 
 @struct.dataclass
@@ -50,7 +51,8 @@ class Rules:
         optim, regularise: the config's.
         pull: L2-SP's weight of each leaf.
         average_from: the step at which `swa` starts.
-        seed: of dropout and stochastic depth.
+        seed: of dropout, stochastic depth and the mixing of images.
+        problem: a row of `metrics.JUDGED`.
     """
 
     forward: Forward
@@ -62,6 +64,7 @@ class Rules:
     pull: Any
     average_from: int
     seed: int
+    problem: str = "single_label"
 
 
 def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[str, jax.Array]]:
@@ -70,11 +73,13 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
     Nothing here may read a frozen leaf's gradient: XLA would then compute the whole backward pass again.
 
     Returns:
-        The next state, and `loss`, `accuracy`, `grad_norm` (over trainable leaves, before the clip), `learning_rate`,
-        `skipped_steps` (up to now).
+        The next state, and `loss`, what `metrics.JUDGED` says of the problem, `grad_norm` (over trainable leaves,
+        before the clip), `learning_rate`, `skipped_steps` (up to now).
     """
     trainable = tuning.select(state.params, rules.multipliers)
-    loss, hits, batch_stats, grads = _gradients(trainable, state, batch, rules)
+    key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
+    batch = mix.mixed(batch, jax.random.fold_in(key, mix.KEY), rules.regularise.mixup, rules.regularise.cutmix)
+    loss, scores, batch_stats, grads = _gradients(trainable, state, batch, rules)
     norm = optax.tree.norm(grads)
     if rules.optim.sam_rho:
         climbed = jax.tree.map(lambda w, g: w + g * (rules.optim.sam_rho / (norm + 1e-12)), trainable, grads)
@@ -88,29 +93,30 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
     moved, opt_state, batch_stats, average = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, still)
     params = tuning.merge(moved, state.params, rules.multipliers)
     skipped = state.skipped + jnp.where(finite, 0, 1)
-    found = {"loss": loss, "accuracy": hits / jnp.sum(batch["mask"]), "grad_norm": norm}
+    trained = metrics.JUDGED[rules.problem].trained
+    found = {"loss": loss, trained: scores / jnp.sum(batch["mask"]), "grad_norm": norm}
     found |= {"learning_rate": rate, "skipped_steps": skipped}
     return State(state.step + 1, params, opt_state, batch_stats, average, state.anchor, skipped), found
 
 
 def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, Any]:
-    """Loss, hits, batch statistics and gradients of a batch, computed in `accumulate` parts, one after another."""
-    parts, count = rules.optim.accumulate, jnp.sum(batch["mask"])
+    """Loss, scores, batch statistics and gradients of a batch, computed in `accumulate` parts, one after another."""
+    parts, weight = rules.optim.accumulate, jnp.sum(batch["weight"])
     step_key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
 
     def objective(trainable, batch_stats, part, key):
         params = tuning.merge(trainable, state.params, rules.multipliers)
-        logits, batch_stats = rules.forward(params, batch_stats, part["image"], key)
-        losses = metrics.cross_entropy(logits, part["label"], rules.regularise.label_smoothing)
-        hits = metrics.total(metrics.correct(logits, part["label"]), part["mask"])
-        return metrics.total(losses, part["mask"]) / count, (hits, batch_stats)
+        logits, batch_stats = rules.forward(params, batch_stats, part["input"], key)
+        losses = mix.loss(part, functools.partial(_losses, logits, rules))
+        scores = metrics.total(metrics.score(rules.problem, logits, part["label"]), part["mask"])
+        return metrics.total(losses, part["weight"]) / weight, (scores, batch_stats)
 
     def add(carry, numbered):
-        loss, hits, batch_stats, grads = carry
+        loss, scores, batch_stats, grads = carry
         part, number = numbered
         value = jax.value_and_grad(objective, has_aux=True)
         (more, (found, batch_stats)), new = value(trainable, batch_stats, part, jax.random.fold_in(step_key, number))
-        return (loss + more, hits + found, batch_stats, jax.tree.map(jnp.add, grads, new)), None
+        return (loss + more, scores + found, batch_stats, jax.tree.map(jnp.add, grads, new)), None
 
     penalty, pulls = _pull(trainable, state.anchor, rules)
     carry = penalty, jnp.zeros(()), state.batch_stats, pulls
@@ -119,6 +125,10 @@ def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tupl
     # Strided, so that each part has its share of every device's rows and nothing moves between them.
     split = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), batch)
     return jax.lax.scan(add, carry, (split, jnp.arange(parts)))[0]
+
+
+def _losses(logits: jax.Array, rules: Rules, labels: jax.Array) -> jax.Array:
+    return metrics.loss(rules.problem, logits, labels, rules.regularise.label_smoothing)
 
 
 def _pull(trainable: Any, anchor: Any, rules: Rules) -> tuple[jax.Array, Any]:
@@ -146,7 +156,9 @@ def _averaged(state: State, trainable: Any, batch_stats: Any, rules: Rules) -> A
     return jax.tree.map(lambda mean, leaf: mean + weight * (leaf - mean), state.average, new)
 
 
-def eval_step(params: Any, batch_stats: Any, image: jax.Array, *, forward: Forward) -> jax.Array:
-    """Logits [batch, classes] in float32."""
-    logits, _ = forward(params, batch_stats, image)
+def eval_step(params: Any, batch_stats: Any, x: Any, *, forward: Forward, flip: bool = False) -> jax.Array:
+    """Logits [batch, classes] in float32; with `flip`, the mean of each image's and its mirror image's."""
+    logits, _ = forward(params, batch_stats, x)
+    if flip:
+        logits = (logits + forward(params, batch_stats, x[:, :, ::-1])[0]) / 2
     return logits.astype(jnp.float32)

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ from tensorboardX import SummaryWriter
 from tljax import console, sharding, tuning
 from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment
-from tljax.data import tasks
-from tljax.data.pipeline import Examples, TrainInput
+from tljax.data.pipeline import length_of
 from tljax.errors import InputError
 from tljax.evaluate import evaluate_split
 from tljax.flags import parse_experiment
+from tljax.metrics import JUDGED
 from tljax.phases import Phase
 from tljax.plan import plan, show
-from tljax.run import Run, resolve
+from tljax.run import Run, prepare
 from tljax.step import State
 from tljax.workdir import Workdir
 
@@ -31,31 +32,32 @@ def train(experiment: Experiment, path: Path) -> dict[str, Any]:
             is taken; or a loss that is no longer finite.
     """
     folder = Workdir(path)
-    resolved = resolve(experiment)
-    run = Run(experiment, resolved)
-    task = tasks.load(experiment.task.dataset)
-    stream = run.train_input(task)
-    slicings = {split: getattr(experiment.task, split) for split in ("validation", "test")}
-    held_out = {split: task.split(slicing) for split, slicing in slicings.items() if slicing}
-    folder.start(experiment, resolved)
+    run = prepare(experiment)
+    run.batch_size  # noqa: B018 (which the devices here may not be able to share)
+    held_out = {name: split for name, split in run.inputs.splits.items() if name != "train"}
+    tokenizer = run.inputs.tokenizer if run.network.reads == "text" else None
+    folder.start(experiment, run.resolved, tokenizer)
     if folder.result:
         console.console.print(f"{folder.path} is finished: nothing to do")
         return folder.result
-    with folder.checkpoints(writer=True) as checkpoints:
+    with folder.checkpoints(experiment.task.problem, writer=True) as checkpoints:
         _print_header(run)
-        state, seconds = _begin(run, folder, checkpoints)
-        loop = _Loop(run, folder, checkpoints, stream, held_out.get("validation"), time.monotonic() - seconds)
+        state, seconds, waited = _begin(run, folder, checkpoints)
+        loop = _Loop(run, folder, checkpoints, time.monotonic() - seconds, waited)
         state = loop.to_the_end(state)
     planned, digest = folder.plan, _digest(run, state)
     if digest != planned["frozen_digest"]:
         raise RuntimeError(f"{folder.path}: frozen leaves changed in training, which tljax must never let happen")
     found = {"validation": loop.validated} if loop.validated else {}
     splits = {name: found.get(name) or evaluate_split(run, state, split, name) for name, split in held_out.items()}
+    task = run.inputs.task
     result = {
         "splits": splits,
         "steps": int(state.step),
         "skipped_steps": int(state.skipped),
         "wall_seconds": loop.seconds,
+        "input_seconds": round(loop.waited, 3),
+        "skipped_examples": len(task.skipped),
         "cost": planned["cost"],
         "frozen_digest_before": planned["frozen_digest"],
         "frozen_digest_after": digest,
@@ -69,20 +71,18 @@ class _Loop:
     """The steps of one process, and what happens between them.
 
     Attributes:
+        waited: seconds in which no batch was ready, earlier processes included: at most so long has a device idled.
         validated: the metrics of the latest validation, at the end those of the last step; None if no step was left.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        folder: Workdir,
-        checkpoints: Checkpoints,
-        stream: TrainInput,
-        validation: Examples | None,
-        started: float,
-    ):
+    def __init__(self, run: Run, folder: Workdir, checkpoints: Checkpoints, started: float, waited: float):
         self._run, self._folder, self._checkpoints = run, folder, checkpoints
-        self._stream, self._validation, self._started = stream, validation, started
+        self._started, self.waited = started, waited
+        self._stream = run.train_input()
+        self._validation = run.inputs.splits.get("validation")
+        every = run.experiment.eval_every
+        passes = run.resolved.steps / every if every else 1.0
+        self._validating = run.inputs.reader(self._validation, passes) if self._validation is not None else None
         self._unread: list[tuple[int, dict[str, jax.Array]]] = []
         self.validated: dict[str, Any] | None = None
 
@@ -91,10 +91,14 @@ class _Loop:
         """Wall time of the run, earlier processes included."""
         return round(time.monotonic() - self._started, 3)
 
+    @property
+    def _times(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "input_seconds": round(self.waited, 3)}
+
     def to_the_end(self, state: State) -> State:
         run, config, last = self._run, self._run.experiment, self._run.resolved.steps
         start = int(state.step)
-        batches = self._stream.batches(start, last)
+        batches = self._timed(sharding.put_ahead(self._stream.batches(start, last), run.mesh))
         with (
             SummaryWriter(str(self._folder.path), purge_step=start) as board,
             console.progress("train", start, last) as report,
@@ -104,7 +108,7 @@ class _Loop:
                 if step - 1 == phase.start and step > 1:
                     state = run.enter(state, phase)
                     report(step - 1, _phase_line(phase))
-                state, metrics = run.train_step(phase)(state, sharding.put_batch(batch, run.mesh))
+                state, metrics = run.train_step(phase, length_of(batch))(state, batch)
                 self._unread.append((step, metrics))
                 text = ""
                 if step % config.log_every == 0 or step == last:
@@ -114,10 +118,20 @@ class _Loop:
                     self._validate_and_save(board, step, state)
         return state
 
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            before = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - before
+            if batch is None:
+                return
+            yield batch
+
     def _log(self, board: SummaryWriter) -> str:
         step, values = self._read()
         self._write(board, step, "train", values)
-        shown = ("loss", "accuracy", "grad_norm", *(("skipped_steps",) if values["skipped_steps"] else ()))
+        trained = JUDGED[self._run.experiment.task.problem].trained
+        shown = ("loss", trained, "grad_norm", *(("skipped_steps",) if values["skipped_steps"] else ()))
         return console.plain({name: values[name] for name in shown})
 
     def _read(self) -> tuple[int, dict[str, Any]]:
@@ -149,29 +163,29 @@ class _Loop:
         if self._unread:
             self._read()
         if self._validation is not None:
-            self.validated = evaluate_split(self._run, state, self._validation, "validation")
+            self.validated = evaluate_split(self._run, state, self._validation, "validation", read=self._validating)
             self._write(board, step, "validation", self.validated)
         self._checkpoints.save(state, self.validated)
 
     def _write(self, board: SummaryWriter, step: int, split: str, values: dict[str, Any]) -> None:
-        self._folder.append({"step": step, "split": split, "seconds": self.seconds, **values})
+        self._folder.append({"step": step, "split": split, **self._times, **values})
         for name, value in values.items():
             if isinstance(value, float):
                 board.add_scalar(f"{split}/{name}", value, step)
 
 
-def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[State, float]:
-    """The State to go on from, and the seconds already spent."""
+def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[State, float, float]:
+    """The State to go on from, the seconds already spent, and those of them that were spent waiting for input."""
     if not checkpoints.steps:
         # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
         found = plan(run)
         show(found)
         state = run.init_state()
         folder.save_plan(found | {"frozen_digest": _digest(run, state)})
-        return state, folder.rewind(0)
+        return state, *folder.rewind(0)
     step = checkpoints.resolve("latest")
     console.console.print(f"resuming {folder.path} at step {step} of {run.resolved.steps}")
-    return checkpoints.restore(step, run.abstract_state(step)), folder.rewind(step)
+    return checkpoints.restore(step, run.abstract_state(step)), *folder.rewind(step)
 
 
 def _digest(run: Run, state: State) -> str:
@@ -189,28 +203,44 @@ def _print_header(run: Run) -> None:
     strategy = ", ".join([config.tuning.strategy, *(f"{k}={v}" for k, v in config.tuning.arguments.items())])
     console.console.print(
         f"{resolved.pretrained.backbone} ({weights}) on {config.task.dataset}: {strategy};"
-        f" {resolved.steps} steps of {config.task.batch_size}"
-        f" at {resolved.preprocessing.size} px, on {run.mesh.size} {jax.default_backend()} device(s)"
+        f" {resolved.steps} steps of {config.task.batch_size} {_unit(run)}"
+        f", on {run.mesh.size} {jax.default_backend()} device(s)"
     )
+    cut, lost = resolved.truncated
+    if cut:
+        told = f"{cut} of {resolved.train_examples} training texts are longer than task.max_tokens"
+        console.console.print(f"{told}={config.task.max_tokens} and lose {lost} tokens together")
+
+
+def _unit(run: Run) -> str:
+    if run.network.reads == "text":
+        return f"texts of up to {run.resolved.length} tokens"
+    return f"images at {run.resolved.preprocessing.size} px"
 
 
 def _print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
-    block = result["cost"]
+    block, best = result["cost"], JUDGED[run.experiment.task.problem].best
     rows = []
     for split, found in result["splits"].items():
-        low, high = found["accuracy_95"]
-        rows.append(
-            (f"{split} accuracy", f"{found['accuracy']:.4f}", f"95% {low:.4f} … {high:.4f}, {found['count']} images")
-        )
+        rows.append((f"{split} {best.replace('_', ' ')}", f"{found[best]:.4f}", _beside(found, best)))
     share = block["trainable_params"] / (block["trainable_params"] + block["frozen_params"])
     rows += [
         ("trainable parameters", f"{block['trainable_params']:,}", f"{share:.1%} of all"),
         ("step, GFLOP", f"{block['step_flops'] / 1e9:.2f}", f"{block['step_share_of_full']:.2f} × full fine-tuning"),
-        ("time, s", f"{result['wall_seconds']:.0f}", f"{result['steps']} steps"),
+        (
+            "time, s",
+            f"{result['wall_seconds']:.0f}",
+            f"{result['steps']} steps, {result['input_seconds'] / result['wall_seconds']:.1%} waiting for input",
+        ),
     ]
     console.table(
         f"{run.experiment.tuning.strategy} on {run.experiment.task.dataset}: {folder.path}", ("", "value", ""), rows
     )
+
+
+def _beside(found: dict[str, Any], metric: str) -> str:
+    interval = found.get(f"{metric}_95")
+    return (f"95% {interval[0]:.4f} … {interval[1]:.4f}, " if interval else "") + f"{found['count']} examples"
 
 
 def main(arguments: list[str]) -> None:

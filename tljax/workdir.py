@@ -1,9 +1,10 @@
-"""The files of a run's folder: config.json, plan.json, metrics.jsonl, result.json, checkpoints/."""
+"""The files of a run's folder: config.json, plan.json, metrics.jsonl, result.json, checkpoints/, tokenizer/."""
 
 import importlib.metadata
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,8 +15,10 @@ from flax.traverse_util import flatten_dict
 
 from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment, build, to_dict
+from tljax.data.text import Tokenizer
 from tljax.errors import InputError
-from tljax.run import Resolved
+from tljax.metrics import JUDGED
+from tljax.resolve import Resolved
 
 _PACKAGES = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tensorflow-datasets")
 
@@ -30,10 +33,11 @@ class Workdir:
         self._metrics = self.path / "metrics.jsonl"
         self._result = self.path / "result.json"
 
-    def start(self, experiment: Experiment, resolved: Resolved) -> None:
+    def start(self, experiment: Experiment, resolved: Resolved, tokenizer: Tokenizer | None = None) -> None:
         """Claims the folder for an experiment, or finds that it is this experiment's already.
 
-        A folder in which no step was logged, as a failed start leaves it, is claimed anew.
+        A folder in which no step was logged, as a failed start leaves it, is claimed anew. A text's `tokenizer` is
+        copied there.
 
         Raises:
             InputError: it holds a run of another config or of other data; the differences are shown.
@@ -48,7 +52,15 @@ class Workdir:
             return
         facts = {"versions": _versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
         self.path.mkdir(parents=True, exist_ok=True)
+        for name, file in tokenizer.files.items() if tokenizer else ():
+            self.tokenizer.mkdir(exist_ok=True)
+            shutil.copyfile(file, self.tokenizer / name)
         _write(self._config, mine | facts)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer of a run on texts."""
+        return self.path / "tokenizer"
 
     def load(self) -> tuple[Experiment, Resolved]:
         """What `start` wrote.
@@ -62,8 +74,9 @@ class Workdir:
         resolved = build(Resolved, found["resolved"], "resolved")
         return Experiment.from_config(found["config"]), resolved
 
-    def checkpoints(self, writer: bool = False) -> Checkpoints:
-        return Checkpoints(self.path / "checkpoints", writer)
+    def checkpoints(self, problem: str, writer: bool = False) -> Checkpoints:
+        """The run's checkpoints, of which its kind of problem says which is best."""
+        return Checkpoints(self.path / "checkpoints", JUDGED[problem], writer)
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -87,14 +100,14 @@ class Workdir:
         with self._metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def rewind(self, step: int) -> float:
+    def rewind(self, step: int) -> tuple[float, float]:
         """Drops the metrics after `step`, which a resumed run is going to write again.
 
         Returns:
-            The seconds that the run had taken by then.
+            The seconds that the run had taken by then, and those of them that it had waited for input.
         """
         if not self._metrics.exists():
-            return 0.0
+            return 0.0, 0.0
         lines = []
         for line in self._metrics.read_text().splitlines():
             try:
@@ -105,7 +118,7 @@ class Workdir:
         replacement = self._metrics.with_suffix(".tmp")
         replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
         replacement.replace(self._metrics)
-        return kept[-1]["seconds"] if kept else 0.0
+        return (kept[-1]["seconds"], kept[-1]["input_seconds"]) if kept else (0.0, 0.0)
 
     def save_evaluation(self, name: str, found: Mapping[str, Any]) -> None:
         """Writes `evaluations/NAME.json`."""
@@ -128,7 +141,8 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
     old, new = (flatten_dict(tree, keep_empty_nodes=True, sep=".") for tree in (theirs, mine))
-    keys = [key for key in old | new if old.get(key) != new.get(key)]
+    # How fast examples come does not change what is computed of them.
+    keys = [key for key in old | new if old.get(key) != new.get(key) and not key.startswith("config.input.")]
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 from PIL import Image, ImageOps
 
 from tljax.config import Preprocessing
@@ -89,7 +89,7 @@ AUGMENTATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Imag
 
 
 def normalise(
-    image: UInt8[Array, "batch height width channels"], preprocessing: Preprocessing
+    image: Num[Array, "batch height width channels"], preprocessing: Preprocessing
 ) -> Float[Array, "batch height width channels"]:
     """What the network takes, computed on the device: a quarter of the bytes travel."""
     x = image

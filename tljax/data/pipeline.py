@@ -1,20 +1,20 @@
 """Batches as a pure function of (seed, step): nothing to save, and no worker count or restart changes them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import grain
 import numpy as np
 
-from tljax.config import Preprocessing
-from tljax.data import images
-from tljax.errors import InputError
+from tljax.data.examples import Split
+from tljax.data.readers import Reader
 
-Examples = Sequence[dict[str, Any]]
-# image [batch, size, size, channels] uint8, label [batch] int32, mask [batch] float32
-HostBatch = dict[str, np.ndarray]
+# input: what a `Reader` gives; label [batch] int32, or [batch, classes] float32; mask and weight [batch] float32
+HostBatch = dict[str, Any]
+
+_CLASSES, _TURNS = 1 << 63, 1 << 62  # counters that no example's place reaches
 
 
 @lru_cache(maxsize=4)
@@ -23,83 +23,112 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
     It sorts raw Philox words, which NumPy keeps stable across versions, unlike its own `permutation`.
     """
-    return np.argsort(_words(seed, epoch, 0).random_raw(count), kind="stable")
+    return _permutation(_words(seed, epoch, 0), count)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainInput:
-    """The endless training stream: epoch after epoch, each example once per epoch.
+    """The endless training stream.
 
     Attributes:
-        examples: of the training split.
-        preprocessing, augment: how each becomes a picture.
-        batch_size: over all devices.
+        read: reads examples of the training split.
+        labels: of each example.
+        weights: of each example in the loss, float32 [n].
+        batch_size: over all processes.
         seed: of order and augmentation.
-
-    Raises:
-        InputError: an augmentation that does not exist.
+        balanced: the class of each example, if each class is to come as often as any other: in every round of as many
+            examples as there are classes, each once, and in each class one example as often as another. Without,
+            every epoch has each example once.
+        workers: threads that work ahead; 0 for none.
+        part: (number of this process, of how many): which share of each batch is made here.
     """
 
-    examples: Examples
-    preprocessing: Preprocessing
-    augment: tuple[str, ...]
+    read: Reader
+    labels: np.ndarray
+    weights: np.ndarray
     batch_size: int
     seed: int
-
-    def __post_init__(self):
-        for name in self.augment:
-            if name not in images.AUGMENTATIONS:
-                known = ", ".join(images.AUGMENTATIONS)
-                raise InputError(f"no augmentation {name!r} in task.augment; there are: {known}")
+    balanced: np.ndarray | None = None
+    workers: int = 2
+    part: tuple[int, int] = (0, 1)
 
     def indices(self, step: int) -> list[tuple[int, int]]:
-        """(epoch, example) of each row of the batch that step `step` (from 0) trains on."""
-        count = len(self.examples)
-        places = (divmod(step * self.batch_size + row, count) for row in range(self.batch_size))
-        return [(epoch, int(epoch_order(self.seed, epoch, count)[place])) for epoch, place in places]
+        """(epoch, example) of each row of the batch that step `step` (from 0) trains on, over all processes."""
+        draw = self._draw if self.balanced is None else self._draw_balanced
+        return [draw(step * self.batch_size + row) for row in range(self.batch_size)]
 
     def batch(self, step: int) -> HostBatch:
-        """The batch of step `step`."""
+        """This process's share of the batch of step `step`."""
         rows = self.indices(step)
-        found = self.examples.__getitems__([index for _, index in rows])
-        pictures = []
-        for (epoch, index), example in zip(rows, found, strict=True):
-            rng = np.random.Generator(_words(self.seed, epoch, index + 1))
-            image = images.decode(example["image"], str(example["id"]), self.preprocessing.channels)
-            pictures.append(images.training_view(image, self.preprocessing, self.augment, rng))
-        return _stack(pictures, [example["label"] for example in found], self.batch_size)
+        share = len(rows) // self.part[1]
+        mine = rows[self.part[0] * share : (self.part[0] + 1) * share]
+        # Keyed by the example and its epoch: its place in the batch, and the batch's size, change nothing.
+        rngs = [np.random.Generator(_words(self.seed, epoch, index + 1)) for epoch, index in mine]
+        places = [index for _, index in mine]
+        made = self.read(places, rngs, among=[index for _, index in rows])
+        ones = np.ones(len(mine), np.float32)
+        return {"input": made, "label": self.labels[places], "mask": ones, "weight": self.weights[places]}
 
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
-        """The batches of steps start … stop - 1, made ahead by threads."""
-        return _ahead(self.batch, range(start, stop))
+        """The batches of steps start … stop - 1, made ahead."""
+        return _ahead(self.batch, range(start, stop), self.workers)
+
+    def _draw(self, place: int) -> tuple[int, int]:
+        epoch, place = divmod(place, len(self.labels))
+        return epoch, int(epoch_order(self.seed, epoch, len(self.labels))[place])
+
+    def _draw_balanced(self, place: int) -> tuple[int, int]:
+        turn, place = divmod(place, len(self._members))
+        number = _permutation(_words(self.seed, turn, _TURNS), len(self._members))[place]
+        members = self._members[number]
+        epoch, place = divmod(turn, len(members))
+        return epoch, int(members[_class_order(self.seed, epoch, int(number), len(members))[place]])
+
+    @cached_property
+    def _members(self) -> list[np.ndarray]:
+        """The examples of each class that has any."""
+        return [np.flatnonzero(self.balanced == number) for number in np.unique(self.balanced)]
 
 
-def evaluation_batches(examples: Examples, preprocessing: Preprocessing, batch_size: int) -> Iterator[HostBatch]:
-    """Every example once, in stored order; the last batch is padded and masked."""
+def evaluation_batches(split: Split, read: Reader, batch_size: int, workers: int = 2) -> Iterator[HostBatch]:
+    """Every example once, in stored order; the last batch is padded with its first row, and masked."""
 
     def batch(start: int) -> HostBatch:
-        found = examples.__getitems__(list(range(start, min(start + batch_size, len(examples)))))
-        decoded = (images.decode(example["image"], str(example["id"]), preprocessing.channels) for example in found)
-        pictures = [images.evaluation_view(image, preprocessing) for image in decoded]
-        return _stack(pictures, [example["label"] for example in found], batch_size)
+        places = list(range(start, min(start + batch_size, len(split))))
+        mask = np.arange(batch_size) < len(places)
+        found = {"input": read(places), "label": split.labels[places]}
+        return padded(found, batch_size) | {"mask": mask.astype(np.float32)}
 
-    return _ahead(batch, range(0, len(examples), batch_size))
-
-
-def _stack(pictures: list[np.ndarray], labels: list[int], batch_size: int) -> HostBatch:
-    """Padded with the first example again; the mask leaves the padding out."""
-    padding = batch_size - len(pictures)
-    return {
-        "image": np.stack(pictures + [pictures[0]] * padding),
-        "label": np.array(labels + [labels[0]] * padding, np.int32),
-        "mask": np.array([1] * len(pictures) + [0] * padding, np.float32),
-    }
+    return _ahead(batch, range(0, len(split), batch_size), workers)
 
 
-def _ahead(make: Any, places: range) -> Iterator[HostBatch]:
+def padded(found: Any, size: int) -> Any:
+    """Each array with its first row again, up to `size` rows."""
+    if isinstance(found, dict):
+        return {name: padded(one, size) for name, one in found.items()}
+    return np.concatenate([found, np.repeat(found[:1], size - len(found), axis=0)])
+
+
+def length_of(batch: HostBatch) -> int:
+    """The tokens that each text of a batch is padded to; 0 of images. Each length is a program of its own."""
+    return batch["input"]["input_ids"].shape[1] if isinstance(batch["input"], dict) else 0
+
+
+def _ahead(make: Callable[[int], HostBatch], places: Sequence[int], workers: int) -> Iterator[HostBatch]:
+    if not workers:
+        return map(make, places)
     dataset = grain.MapDataset.source(places).map(make)
     # Threads suffice: decoding releases the interpreter lock. Whole batches are mapped, so order cannot change.
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers + 2)))
+
+
+@lru_cache(maxsize=4096)
+def _class_order(seed: int, epoch: int, number: int, count: int) -> np.ndarray:
+    return _permutation(_words(seed, epoch, _CLASSES + number), count)
+
+
+def _permutation(words: np.random.Philox, count: int) -> np.ndarray:
+    return np.argsort(words.random_raw(count), kind="stable")
 
 
 def _words(seed: int, epoch: int, place: int) -> np.random.Philox:

@@ -83,6 +83,14 @@ class Tokenizer:
             mask[i, :tokens] = 1
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """All that is read of `path`, by the names under which a folder has it."""
+        file = _file(self.path)
+        beside = file.parent / "tokenizer_config.json"
+        name = "vocab.txt" if file.suffix == ".txt" else "tokenizer.json"
+        return {name: file} | ({beside.name: beside} if beside.is_file() else {})
+
     @cached_property
     def sha256(self) -> str:
         """Of the file, and of what says how to read it."""

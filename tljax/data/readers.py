@@ -1,0 +1,145 @@
+"""From examples of a split to what a network takes: a batch of pictures, or of token ids."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+import numpy as np
+
+from tljax import console
+from tljax.config import Preprocessing, TaskConfig
+from tljax.data import images, store
+from tljax.data.examples import Split
+from tljax.data.text import Tokenizer
+
+Generators = Sequence[np.random.Generator]
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Reads examples of one split."""
+
+    def __call__(self, places: Sequence[int], rngs: Generators | None = None, among: Sequence[int] = ()) -> Any:
+        """The examples at `places` as one input.
+
+        Args:
+            rngs: one for each, for training; None for evaluation.
+            among: the places of the whole batch, where `places` are one process's share of it.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Reads uint8 [n, size, size, channels].
+
+    Attributes:
+        split: whose examples.
+        preprocessing: of the weights.
+        config: how training images are decoded, cut and augmented.
+        training: whether these are training images.
+        decoded: what `images.source_view` gives of each, where that is kept.
+    """
+
+    split: Split
+    preprocessing: Preprocessing
+    config: TaskConfig
+    training: bool
+    decoded: store.Store | None = None
+
+    def __call__(self, places: Sequence[int], rngs: Generators | None = None, among: Sequence[int] = ()) -> np.ndarray:
+        del among
+        cut = self._cut()
+        if self.decoded is not None:
+            sources = [self.decoded[place] for place in places]
+            if rngs is None:
+                return np.stack(sources)
+            views = (self._train(source, rng) for source, rng in zip(sources, rngs, strict=True))
+            return np.stack(list(views))
+        examples = self.split.__getitems__(places)
+        if rngs is None:
+            views = [images.source_view(one["image"], one["id"], self.preprocessing, **cut) for one in examples]
+        else:
+            views = [
+                images.training_view_of(
+                    one["image"], one["id"], self.preprocessing, **cut, augment=self.config.augment, rng=rng
+                )
+                for one, rng in zip(examples, rngs, strict=True)
+            ]
+        return np.stack(views)
+
+    def keep(self, budget: float, workers: int) -> "Pictures":
+        """The same reader with each image decoded once, if that takes at most `budget` bytes of disk or is there."""
+        cut = self._cut()
+        if not images.cacheable(**cut):
+            return self
+        folder = store.name("decoded", self.split.key, self.preprocessing, cut)
+        if not folder.exists() and self.bytes_decoded > budget:
+            return self
+
+        def views() -> Iterator[np.ndarray]:
+            def view(place: int) -> np.ndarray:
+                (one,) = self.split.__getitems__([place])
+                return images.source_view(one["image"], one["id"], self.preprocessing, **cut)
+
+            options = grain.ReadOptions(num_threads=max(workers, 1), prefetch_buffer_size=16)
+            with console.progress(f"decoding {self.split.name}, once", 0, len(self.split)) as report:
+                found = grain.MapDataset.source(range(len(self.split))).map(view).to_iter_dataset(options)
+                for number, one in enumerate(found, 1):
+                    yield one
+                    report(number)
+
+        found = store.stored(folder, views(), {})
+        return Pictures(self.split, self.preprocessing, self.config, self.training, found)
+
+    @functools.cached_property
+    def bytes_decoded(self) -> int:
+        """What `keep` takes."""
+        cut = self._cut()
+        size = functools.partial(images.source_size, resize=cut["resize"], crop=cut["crop"])
+        pixels = 0
+        sizes, counts = np.unique(self.split.sizes, axis=0, return_counts=True)
+        for (height, width), count in zip(sizes.tolist(), counts.tolist(), strict=True):
+            rows, columns = size(height, width, self.preprocessing)
+            pixels += rows * columns * count
+        return pixels * self.preprocessing.inputs
+
+    def _train(self, source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return images.training_view(
+            source, self.preprocessing, crop=self.config.crop, augment=self.config.augment, rng=rng
+        )
+
+    def _cut(self) -> dict[str, Any]:
+        if not self.training:
+            return {"decode": self.config.decode, "resize": 0, "crop": "centre"}
+        return {"decode": self.config.decode, "resize": self.config.resize, "crop": self.config.crop}
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Reads `input_ids`, `attention_mask` and `token_type_ids`, each int32 [n, length].
+
+    Attributes:
+        tokens: of each example, as `text.tokenised` or `Tokenizer.encode` gives them.
+        tokenizer: that made them.
+        multiple: `length` is the longest text's of the whole batch, rounded up to a multiple of this.
+        longest: `length` is at most this.
+    """
+
+    tokens: Sequence[np.ndarray]
+    tokenizer: Tokenizer
+    multiple: int
+    longest: int
+
+    def __call__(
+        self, places: Sequence[int], rngs: Generators | None = None, among: Sequence[int] = ()
+    ) -> dict[str, np.ndarray]:
+        del rngs
+        longest = max(self.tokens[place].shape[1] for place in among or places)
+        return self.tokenizer.pad([self.tokens[place] for place in places], self.padded(longest))
+
+    def padded(self, tokens: int) -> int:
+        """The length of a batch whose longest text has that many tokens."""
+        return min(-(-tokens // self.multiple) * self.multiple, self.longest)

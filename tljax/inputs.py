@@ -1,0 +1,103 @@
+"""What a run reads: its data set, splits, tokenizer and streams."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from tljax import backbone
+from tljax.config import Experiment
+from tljax.data import splits, tasks
+from tljax.data.examples import Split, Task
+from tljax.data.pipeline import TrainInput
+from tljax.data.readers import Pictures, Reader, Texts
+from tljax.data.text import Tokenizer, tokenised
+from tljax.errors import InputError
+from tljax.resolve import Resolved
+
+
+class Inputs:
+    """The data of a run; nothing is read before it is asked for."""
+
+    def __init__(
+        self, experiment: Experiment, resolved: Resolved, task: Task | None = None, tokenizer: Path | None = None
+    ):
+        self.experiment, self.resolved = experiment, resolved
+        self._task, self._tokenizer = task, tokenizer
+        self._room = experiment.input.cache_gb * 1e9
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """The data set.
+
+        Raises:
+            InputError: it is not the one that the run was made for.
+        """
+        task = self._task or tasks.load(self.experiment.task)
+        if task.fingerprint != self.resolved.data:
+            raise InputError(f"{self.experiment.task.dataset} is not the data that this run was trained on")
+        return task
+
+    @functools.cached_property
+    def splits(self) -> dict[str, Split]:
+        """`train`, and `validation` and `test` where the config has them."""
+        return splits.resolve(self.task, self.experiment.task)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """That of a text's network.
+
+        Raises:
+            InputError: it is not the one that the run was made with.
+        """
+        path = self._tokenizer or backbone.tokenizer(self.resolved.pretrained, self.experiment.task.tokenizer)
+        found = Tokenizer(path)
+        if found.sha256 != self.resolved.tokenizer:
+            raise InputError(f"{path} is not the tokenizer that this run was trained with")
+        return found
+
+    def reader(self, split: Split, passes: float = 1.0, training: bool = False) -> Reader:
+        """Reads examples of a split.
+
+        Args:
+            passes: how often each example is going to be read; above 1, images are decoded once where disk allows.
+            training: whether images are cut and augmented for training.
+        """
+        config = self.experiment.task
+        if self.resolved.length:
+            tokens = tokenised(split, self.tokenizer, config.max_tokens)
+            return Texts(tokens, self.tokenizer, config.token_multiple, config.max_tokens)
+        reader = Pictures(split, self.resolved.preprocessing, config, training)
+        kept = reader.keep(self._room if passes > 1 else 0, self.experiment.input.workers)
+        self._room -= reader.bytes_decoded if kept.decoded is not None else 0
+        return kept
+
+    def train_input(self, batch_size: int) -> TrainInput:
+        """The training stream, of `batch_size` examples per step."""
+        train, config = self.splits["train"], self.experiment.task
+        weights = np.ones(len(train), np.float32)
+        if self.resolved.class_weights:
+            weights = np.array(self.resolved.class_weights, np.float32)[train.labels]
+        return TrainInput(
+            self.reader(train, self.resolved.steps * batch_size / len(train), training=True),
+            self.scaled(train.labels),
+            weights,
+            batch_size,
+            self.experiment.seed,
+            train.labels if config.balance == "sampling" else None,
+            self.experiment.input.workers,
+        )
+
+    def scaled(self, labels: np.ndarray) -> np.ndarray:
+        """Labels as the network learns them: values of a regression with mean 0 and standard deviation 1."""
+        if not self.resolved.targets:
+            return labels
+        mean, spread = np.array(self.resolved.targets).T
+        return ((labels - mean) / spread).astype(np.float32)
+
+    def unscaled(self, logits: np.ndarray) -> np.ndarray:
+        """What the network says, in the labels' own units."""
+        if not self.resolved.targets:
+            return logits
+        mean, spread = np.array(self.resolved.targets).T
+        return logits * spread + mean

@@ -1,0 +1,55 @@
+"""Mixup (1710.09412) and CutMix (1905.04899), on the device: a batch mixed with itself in reverse, as timm does."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+KEY = 1 << 30  # folded into a step's key: no part of a batch has this number
+
+
+def mixed(batch: dict[str, Any], key: jax.Array, mixup: float, cutmix: float) -> dict[str, Any]:
+    """The batch with images [batch, height, width, channels] mixed by one draw from Beta(alpha, alpha).
+
+    Args:
+        mixup, cutmix: alpha of each; 0 for never. With both, each has every other step, by a coin.
+
+    Returns:
+        The same batch if both are 0; else with float32 images, and besides `other`, the labels of what was mixed in,
+        and `share`, the part of the image that is still its own, float32 [batch].
+    """
+    if not (mixup or cutmix):
+        return batch
+    coin, draw, place = jax.random.split(key, 3)
+    image = batch["input"].astype(jnp.float32)
+    other = image[::-1]
+    cut = jax.random.bernoulli(coin) if mixup and cutmix else bool(cutmix)
+    alpha = jnp.where(cut, cutmix or 1.0, mixup or 1.0)
+    share = jax.random.beta(draw, alpha, alpha)
+    inside = _box(place, share, image.shape[1:3])[None, :, :, None]
+    image = jnp.where(cut, jnp.where(inside, other, image), share * image + (1 - share) * other)
+    share = jnp.where(cut, 1 - jnp.mean(inside.astype(jnp.float32)), share)
+    shares = jnp.full(image.shape[:1], share, jnp.float32)
+    return {**batch, "input": image, "other": batch["label"][::-1], "share": shares}
+
+
+def loss(batch: dict[str, Any], of: Callable[[jax.Array], jax.Array]) -> Float[Array, " batch"]:
+    """The loss of each example: where it is mixed, that of both labels, by their shares of the image."""
+    losses = of(batch["label"])
+    if "share" not in batch:
+        return losses
+    return batch["share"] * losses + (1 - batch["share"]) * of(batch["other"])
+
+
+def _box(key: jax.Array, share: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """A box of 1 - share of the area, of the image's shape, cut off at its edges: true inside, [height, width]."""
+    edges = []
+    for axis, (side, one) in enumerate(zip(size, jax.random.split(key), strict=True)):
+        half = jnp.floor(side * jnp.sqrt(1 - share)) // 2
+        centre = jax.random.randint(one, (), 0, side)
+        places = jnp.arange(side)
+        within = (places >= centre - half) & (places < centre + half)
+        edges.append(within[:, None] if axis == 0 else within[None, :])
+    return edges[0] & edges[1]
