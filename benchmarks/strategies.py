@@ -20,8 +20,7 @@ import jax
 
 from tljax import sharding
 from tljax.config import Experiment
-from tljax.data import tasks
-from tljax.run import Run, resolve
+from tljax.run import prepare
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -46,8 +45,8 @@ def train(name: str, seed: int, workdir: Path) -> dict[str, Any]:
 def seconds(name: str) -> float:
     """Of a step: the median of five after the first, averaged over phases by their lengths."""
     experiment = Experiment.from_config(get_config(name))
-    run = Run(experiment, resolve(experiment))
-    stream, state, total = run.train_input(tasks.load(experiment.task.dataset)), run.init_state(), 0.0
+    run = prepare(experiment)
+    stream, state, total = run.train_input(), run.init_state(), 0.0
     for phase in run.phases:
         state, program, times = run.enter(state, phase), run.train_step(phase), []
         for number in range(6):

@@ -16,7 +16,7 @@ from tljax import backbone, config
 from tljax.models import BACKBONES, attributes
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
-from tljax.run import Run, resolve
+from tljax.run import Run, prepare
 from tljax.weights import Pretrained
 from tljax.weights.sources import cache_dir
 
@@ -84,7 +84,7 @@ def tiny_run(dataset: str, network: str = "tiny_vit", **values: Any) -> Run:
         for name, module in TINY.items():
             patch.setitem(BACKBONES, name, module)
         experiment = config.Experiment.from_config(found)
-        return Run(experiment, resolve(experiment))
+        return prepare(experiment)
 
 
 @pytest.fixture(scope="session")

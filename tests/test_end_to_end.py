@@ -16,6 +16,7 @@ from tbparse import SummaryReader
 from tests.conftest import ROOT, tljax
 from tljax import tuning
 from tljax.checkpoint import Checkpoints
+from tljax.metrics import JUDGED
 from tljax.run import Run
 from tljax.workdir import Workdir
 
@@ -43,7 +44,7 @@ def _leaves(workdir: Path) -> dict[str, bytes]:
     import jax
 
     experiment, resolved = Workdir(workdir).load()
-    with Checkpoints(workdir / "checkpoints") as saved:
+    with Checkpoints(workdir / "checkpoints", JUDGED["single_label"]) as saved:
         step = saved.resolve("latest")
         state = saved.restore(step, Run(experiment, resolved).abstract_state(step))
     return {
@@ -200,7 +201,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, case):
     assert "resuming" in done.stdout
     assert _leaves(killed) == _leaves(tmp_path / "whole")
     histories = [
-        [{k: v for k, v in line.items() if k != "seconds"} for line in _lines(tmp_path / name)]
+        [{k: v for k, v in line.items() if k not in ("seconds", "input_seconds")} for line in _lines(tmp_path / name)]
         for name in ("killed", "whole")
     ]
     assert histories[0] == histories[1]

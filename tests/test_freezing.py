@@ -11,7 +11,6 @@ from flax.traverse_util import flatten_dict
 from tests.conftest import make_folder, tiny_run
 from tljax import metrics, phases, sharding, step, tuning
 from tljax.cost import cost, optimizer_state_bytes
-from tljax.data import tasks
 from tljax.run import Run
 from tljax.strategies import STRATEGIES
 
@@ -71,7 +70,7 @@ def test_frozen_leaves_keep_their_bits_and_every_other_moves(dataset, network, s
     state = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.05, state.params))
     before = jax.tree.map(np.array, (state.params, state.batch_stats))
     digest = tuning.digest(run.frozen_leaves(state))
-    stream = run.train_input(tasks.load(dataset))
+    stream = run.train_input()
     for number in range(6):
         phase = run.phase_at(number)
         if 0 < number == phase.start:
@@ -129,7 +128,7 @@ def test_reading_frozen_gradients_would_cost_the_whole_backward_pass(dataset, mo
 
     def careless(state, batch, rules):
         def loss(params):
-            logits, _ = rules.forward(params, state.batch_stats, batch["image"], jax.random.key(0))
+            logits, _ = rules.forward(params, state.batch_stats, batch["input"], jax.random.key(0))
             return metrics.cross_entropy(logits, batch["label"]).sum()
 
         after, found = step.train_step(state, batch, rules)

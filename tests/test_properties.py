@@ -79,7 +79,8 @@ def _trained(params, multipliers, config: OptimConfig, steps: int, rate: float =
     zero = jnp.zeros((), jnp.int32)
     state = State(zero, params, opt_state, {}, {}, {}, zero)
     image = np.random.default_rng(1).normal(size=(4, 1, 2, 1))
-    batch = {"image": jnp.array(image), "label": jnp.array([0, 1, 1, 0]), "mask": jnp.ones(4)}
+    ones = jnp.ones(4)
+    batch = {"input": jnp.array(image), "label": jnp.array([0, 1, 1, 0]), "mask": ones, "weight": ones}
     for _ in range(steps):
         state, _ = train_step(state, batch, rules)
     return state

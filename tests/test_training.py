@@ -30,7 +30,8 @@ def _batches(count: int = STEPS, size: int = 8, ragged: int | None = None) -> li
         mask = np.arange(size) < (5 if number == ragged else size)
         image = rng.integers(0, 256, (size, 32, 32, 3)).astype(np.uint8)
         label = rng.integers(0, 2, size).astype(np.int32)
-        found.append({"image": image, "label": label, "mask": mask.astype(np.float32)})
+        mask = mask.astype(np.float32)
+        found.append({"input": image, "label": label, "mask": mask, "weight": mask})
     return found
 
 
@@ -67,8 +68,8 @@ def test_a_batch_in_parts_is_the_batch(dataset):
 def test_masked_rows_count_for_nothing(dataset):
     run = tiny_run(dataset)
     (batch,) = _batches(1, ragged=0)
-    other = {**batch, "image": batch["image"].copy(), "label": 1 - batch["label"]}
-    other["image"][5:] = 0
+    other = {**batch, "input": batch["input"].copy(), "label": 1 - batch["label"]}
+    other["input"][5:] = 0
     other["label"][:5] = batch["label"][:5]
     states = [_train(run, [one])[0] for one in (batch, other)]
     jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
@@ -192,10 +193,10 @@ def test_dropout_and_stochastic_depth_are_a_function_of_seed_and_step(dataset):
     )
     # The same picture twice in one batch: each row has a mask of its own; and a later step has others.
     (batch,) = _batches(1)
-    same = {**batch, "image": np.repeat(batch["image"][:1], 8, axis=0)}
+    same = {**batch, "input": np.repeat(batch["input"][:1], 8, axis=0)}
     state = run.init_state()
     state = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.1, state.params))
-    image = jnp.array(same["image"])
+    image = jnp.array(same["input"])
     logits, _ = run.network.forward({"params": state.params}, image, jax.random.key(0), noisy=run.layout.groups)
     assert len({row.tobytes() for row in np.asarray(logits)}) == 8
     quiet, _ = run.network.forward({"params": state.params}, image)
@@ -228,7 +229,7 @@ def test_batch_norm_of_frozen_groups_by_mode(dataset, mode):
 def _frozen_part(run: Run, params, batch_stats) -> np.ndarray:
     """What the frozen groups give, in training, which must be what they give in evaluation."""
     stop = next(i for i, group in enumerate(run.layout.groups) if group not in run.phases[0].frozen)
-    x = jnp.array(_batches(1)[0]["image"], jnp.float32)
+    x = jnp.array(_batches(1)[0]["input"], jnp.float32)
     variables = jax.tree.map(jnp.asarray, {"params": params["backbone"], "batch_stats": batch_stats["backbone"]})
     calm = run.network.backbone.apply(variables, x, stop=stop)
     modes = dict.fromkeys(run.phases[0].frozen, run.experiment.batch_norm.frozen_groups)

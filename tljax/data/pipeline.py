@@ -62,12 +62,14 @@ class TrainInput:
         rows = self.indices(step)
         share = len(rows) // self.part[1]
         mine = rows[self.part[0] * share : (self.part[0] + 1) * share]
-        # Keyed by the example and its epoch: its place in the batch, and the batch's size, change nothing.
-        rngs = [np.random.Generator(_words(self.seed, epoch, index + 1)) for epoch, index in mine]
         places = [index for _, index in mine]
-        made = self.read(places, rngs, among=[index for _, index in rows])
+        made = self.read(places, self.generators(mine), among=[index for _, index in rows])
         ones = np.ones(len(mine), np.float32)
         return {"input": made, "label": self.labels[places], "mask": ones, "weight": self.weights[places]}
+
+    def generators(self, rows: Sequence[tuple[int, int]]) -> list[np.random.Generator]:
+        """What augments each (epoch, example): its place in a batch, and the batch's size, change nothing."""
+        return [np.random.Generator(_words(self.seed, epoch, index + 1)) for epoch, index in rows]
 
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
         """The batches of steps start … stop - 1, made ahead."""
