@@ -51,7 +51,8 @@ def test_the_interval_is_the_percentile_bootstraps():
 def test_order_changes_no_bit():
     rng = np.random.default_rng(2)
     logits, labels = rng.normal(size=(64, 3)).astype(np.float32), rng.integers(0, 3, 64)
-    assert metrics.summarise("single_label", logits, labels) == metrics.summarise("single_label", logits.copy(), labels.copy())
+    found = metrics.summarise("single_label", logits, labels)
+    assert found == metrics.summarise("single_label", logits.copy(), labels.copy())
 
 
 def test_several_labels_are_judged_as_scikit_learn_would():
@@ -91,8 +92,9 @@ def test_values_are_judged_as_scikit_learn_would():
 
 @pytest.mark.parametrize("problem", metrics.JUDGED)
 def test_quality_rises_with_better_predictions(problem):
-    labels = {"single_label": np.array([0, 1]), "multi_label": np.eye(2), "regression": np.array([[0.0], [1.0]])}[problem]
-    good = {"single_label": np.eye(2), "multi_label": np.eye(2) - 0.5, "regression": labels}[problem]
+    values = np.array([[0.0], [1.0]])
+    labels = {"single_label": np.array([0, 1]), "multi_label": np.eye(2), "regression": values}[problem]
+    good = {"single_label": np.eye(2), "multi_label": np.eye(2) - 0.5, "regression": values}[problem]
     bad = good[::-1]
     judged = metrics.JUDGED[problem]
     better, worse = (judged.quality(metrics.summarise(problem, one, labels)) for one in (good, bad))
