@@ -84,9 +84,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="of a run")
     parser.add_argument("--step", default="latest", help="latest, best (by validation) or a number")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print")
-    parser.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="of images, or of a text per line"
-    )
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="of images, or of a text per line")
     options = parser.parse_args(arguments)
     for name, found in predict(options.workdir, options.files, options.step):
         shown = list(found.items())[: options.top]

@@ -227,8 +227,9 @@ def test_images_are_not_kept_beyond_the_budget():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_counts_every_example_once(tokenizer, batch_size, workers):
     for split in (pictures(10), texts(10)):
-        read = _reader("text", split, tokenizer, False)
-        if split.task.kind == "image":
+        if split.task.kind == "text":
+            read = _reader("text", split, tokenizer, False)
+        else:
             read = Pictures(split, PREPROCESSING, RECIPES["inception"], training=False)
         batches = list(evaluation_batches(split, read, batch_size, workers))
         assert all(len(batch["label"]) == len(jax.tree.leaves(batch["input"])[0]) == batch_size for batch in batches)

@@ -1,0 +1,72 @@
+"""MiniLM on film reviews: four strategies, and TF-IDF with logistic regression on the same splits, as Markdown.
+
+    .venv/bin/python benchmarks/sentiment.py [--seeds=3] [--workdirs=runs/sentiment]
+
+Each run is a process of its own; one that is finished in its workdir is not run again. The splits are the config's, and
+the same for all: a seed decides the order of examples, dropout and the start of what is new. TF-IDF has words and pairs
+of words; its C is chosen on the validation split. Needs scikit-learn, which tljax has.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from tljax.config import Experiment
+from tljax.data import splits, tasks
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from configs.sentiment_bert import STRATEGIES, get_config  # noqa: E402
+
+
+def train(strategy: str, seed: int, workdir: Path) -> dict:
+    if not (workdir / "result.json").exists():
+        command = [sys.executable, "-m", "tljax", "train", f"--config=configs/sentiment_bert.py:{strategy}"]
+        subprocess.run(
+            [*command, f"--config.seed={seed}", f"--workdir={workdir}"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+        )
+    return json.loads((workdir / "result.json").read_text())
+
+
+def tfidf() -> tuple[float, float]:
+    """Test accuracy, and the C that was best on the validation split."""
+    config = Experiment.from_config(get_config()).task
+    found = splits.resolve(tasks.load(config), config)
+    texts = {name: [example["text"] for example in split] for name, split in found.items()}
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    x = {"train": vectorizer.fit_transform(texts["train"])}
+    x |= {name: vectorizer.transform(texts[name]) for name in ("validation", "test")}
+    models = [
+        LogisticRegression(C=c, max_iter=1000).fit(x["train"], found["train"].labels) for c in np.logspace(-1, 2, 7)
+    ]
+    best = max(models, key=lambda model: model.score(x["validation"], found["validation"].labels))
+    return best.score(x["test"], found["test"].labels), best.C
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workdirs", type=Path, default=Path("runs/sentiment"))
+    options = parser.parse_args()
+    accuracy, c = tfidf()
+    print("| | test accuracy, % | trainable | step FLOPs ÷ full | time, s |\n|---|---|---|---|---|")
+    print(f"| TF-IDF, logistic regression (C = {c:.3g}) | {100 * accuracy:.1f} | | | |", flush=True)
+    for strategy in STRATEGIES:
+        results = [train(strategy, seed, options.workdirs / f"{strategy}-{seed}") for seed in range(options.seeds)]
+        scores = [100 * result["splits"]["test"]["accuracy"] for result in results]
+        spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+        cost = results[0]["cost"]
+        cells = [f"{statistics.mean(scores):.1f}{spread}", f"{cost['trainable_params']:,}"]
+        cells += [f"{cost['step_share_of_full']:.2f}", f"{statistics.mean(r['wall_seconds'] for r in results):.0f}"]
+        print(f"| `{strategy}` | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
