@@ -110,8 +110,8 @@ def source_view(
         window = _window(target, preprocessing.size) if centre and fast else (0, 0, *target)
         box = [x * side / wanted / factor for x, side, wanted in zip(window, encoded.size * 2, target * 2, strict=True)]
         image = to_image(encoded.pixels(mode, factor))
-        image = image.resize((window[2] - window[0], window[3] - window[1]), _FILTERS[preprocessing.interpolation], box)
-        return to_array(image.crop(_window(target, preprocessing.size)) if centre and not fast else image)
+    image = image.resize((window[2] - window[0], window[3] - window[1]), _FILTERS[preprocessing.interpolation], box)
+    return to_array(image.crop(_window(target, preprocessing.size)) if centre and not fast else image)
 
 
 def training_view(
@@ -155,7 +155,7 @@ def training_view_of(
 ) -> UInt8[np.ndarray, "size size channels"]:
     """`training_view` of `source_view`, except where that would decode more than the crop needs (not `cacheable`).
 
-    There the crop is drawn first, and a JPEG decoded at the lowest scale at which it has enough pixels.
+    There the crop is drawn first, and a JPEG decoded at the lowest of 1/8, 1/4, 1/2 and 1 that gives it enough pixels.
 
     Raises:
         InputError: as in `decode`.
@@ -169,11 +169,11 @@ def training_view_of(
         top, left, height, width = inception_box(encoded.size[1], encoded.size[0], rng)
         factor = encoded.factor(size / min(height, width))
         pixels = encoded.pixels(_MODES[preprocessing.channels], factor)
-        # A box may begin and end within a pixel of the smaller picture.
-        x, y, right, bottom = left / factor, top / factor, (left + width) / factor, (top + height) / factor
-        part = to_image(pixels[int(y) : math.ceil(bottom), int(x) : math.ceil(right)])
-        box = (x - int(x), y - int(y), right - int(x), bottom - int(y))
-        source = to_array(part.resize((size, size), _FILTERS[preprocessing.interpolation], box))
+    # A box may begin and end within a pixel of the smaller picture.
+    x, y, right, bottom = left / factor, top / factor, (left + width) / factor, (top + height) / factor
+    part = to_image(pixels[int(y) : math.ceil(bottom), int(x) : math.ceil(right)])
+    box = (x - int(x), y - int(y), right - int(x), bottom - int(y))
+    source = to_array(part.resize((size, size), _FILTERS[preprocessing.interpolation], box))
     return _augmented(source, augment, rng)
 
 
