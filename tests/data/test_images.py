@@ -230,6 +230,13 @@ def test_what_only_pil_reads_is_left_to_it():
     assert 0 < np.abs(fast.astype(int) - exact).mean() < 4  # of an image that PIL has made smaller
 
 
+def test_of_a_telephones_several_pictures_the_first_is_taken():
+    first, second = (photograph.resize((64, 48)) for photograph in PHOTOGRAPHS)
+    data = _bytes(first, "MPO", save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    np.testing.assert_array_equal(images.decode(data, "x"), Image.open(io.BytesIO(_bytes(first, "JPEG"))))
+
+
 def test_threads_decode_what_one_does():
     encoded = [_bytes(photograph.resize((200 + i, 150)), kind) for photograph in PHOTOGRAPHS for i in range(8)
                for kind in ("JPEG", "PNG")]  # fmt: skip
