@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from tljax.config import Preprocessing
+from tljax.config import Preprocessing, TaskConfig
 from tljax.data import images
 from tljax.errors import InputError
 
@@ -433,19 +433,20 @@ def test_only_what_depends_on_the_random_crop_cannot_be_kept():
                 assert images.cacheable(decode=decode, resize=resize, crop=crop) is not free
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("quick", "centre", ()), "no 'quick' for task.decode; there are: exact, fast"),
-    (("exact", "center", ()), "no 'center' for task.crop; there are: centre, random, inception"),
-    (("exact", "centre", ("flip", "mixup")), "no 'mixup' for task.augment; there are: flip, flip_vertical, shift, "),
-    (("exact", "random", ()), "task.crop=random needs task.resize"),
-    (("exact", "centre", (), 256), "task.crop=centre does not heed task.resize.*set it to 0"),
-    (("exact", "inception", (), -1), "task.resize is -1"),
+@pytest.mark.parametrize(("values", "message"), [
+    ({"decode": "quick"}, "no 'quick' for task.decode; there are: exact, fast"),
+    ({"crop": "center"}, "no 'center' for task.crop; there are: centre, random, inception"),
+    ({"augment": ("flip", "mixup")}, "no 'mixup' for task.augment; there are: flip, flip_vertical, shift, "),
+    ({"crop": "random"}, "task.crop=random needs task.resize"),
+    ({"resize": 256}, "task.crop=centre does not heed task.resize.*set it to 0"),
+    ({"crop": "inception", "resize": -1}, "task.resize is -1"),
 ])  # fmt: skip
-def test_names_and_combinations_are_checked(arguments, message):
+def test_names_and_combinations_are_checked(values, message):
     with pytest.raises(InputError, match=message):
-        images.check(*arguments)
-    images.check("fast", "random", ("flip", "rand_augment"), 256)
-    images.check("exact", "inception", (), 0)
+        images.check(TaskConfig(**values))
+    images.check(TaskConfig(decode="fast", crop="random", augment=("flip", "rand_augment"), resize=256))
+    images.check(TaskConfig(crop="inception"))
+    images.check(TaskConfig())
 
 
 def test_normalise_in_the_weights_own_units_and_channel_order():

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import jax.numpy as jnp
 import numpy as np
 import simplejpeg
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from tljax.config import Preprocessing
+from tljax.config import Preprocessing, TaskConfig
 from tljax.data.augment import AUGMENTATIONS, to_array, to_image
 from tljax.errors import InputError
 
@@ -37,25 +37,25 @@ _TURNS = {
 _QUARTER_TURNS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
 
-def check(decode: str, crop: str, augment: Sequence[str], resize: int = 0) -> None:
-    """Whether these values of `task` go together.
+def check(task: TaskConfig) -> None:
+    """Whether decoder, crop, resizing and augmentations exist and go together.
 
     Raises:
         InputError: an unknown name, or a crop without the resizing that it needs or with one that it does not heed.
     """
     for key, name, known in (
-        ("decode", decode, DECODERS),
-        ("crop", crop, CROPS),
-        *(("augment", name, AUGMENTATIONS) for name in augment),
+        ("decode", task.decode, DECODERS),
+        ("crop", task.crop, CROPS),
+        *(("augment", name, AUGMENTATIONS) for name in task.augment),
     ):
         if name not in known:
             raise InputError(f"no {name!r} for task.{key}; there are: {', '.join(known)}")
-    if crop == "random" and resize <= 0:
+    if task.crop == "random" and task.resize <= 0:
         raise InputError("task.crop=random needs task.resize: the shorter side that the square is cut from, as 256")
-    if crop == "centre" and resize:
+    if task.crop == "centre" and task.resize:
         raise InputError("task.crop=centre does not heed task.resize, but resizes as in evaluation; set it to 0")
-    if resize < 0:
-        raise InputError(f"task.resize is {resize}; give a number of pixels, or 0 to leave images at their own size")
+    if task.resize < 0:
+        raise InputError(f"task.resize is {task.resize}; give a number of pixels, or 0 to leave images as they are")
 
 
 def decode(data: bytes, name: str, channels: str = "rgb") -> Image.Image:
@@ -205,7 +205,7 @@ def inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[in
 
 
 def normalise(
-    image: UInt8[Array, "batch height width channels"], preprocessing: Preprocessing
+    image: Num[Array, "batch height width channels"], preprocessing: Preprocessing
 ) -> Float[Array, "batch height width channels"]:
     """What the network takes, computed on the device: a quarter of the bytes travel."""
     x = image
