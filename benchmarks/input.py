@@ -106,10 +106,10 @@ def tljax(files: Files, crop: str, decode: str) -> Epoch:
     return _batches(files.paths, lambda path, rng: view(path.read_bytes(), path.name, preprocessing, rng=rng))
 
 
-def tljax_cached(files: Files, crop: str) -> Epoch:
+def tljax_cached(files: Files, crop: str, decode: str) -> Epoch:
     """From what was decoded once."""
     preprocessing = Preprocessing(size=SIZE, interpolation=files.interpolation)
-    view = partial(images.training_view, preprocessing=preprocessing, crop=crop, augment=("flip",))
+    view = partial(images.training_view, preprocessing=preprocessing, crop=crop, augment=("flip",), decode=decode)
     return _batches(cache(files, crop, preprocessing), lambda source, rng: view(source, rng=rng))
 
 
@@ -144,7 +144,8 @@ def pipelines(files: Files, crop: str) -> dict[str, Epoch]:
         "Grain and PIL": grain_pil(files, crop),
         "tljax, exact": tljax(files, crop, "exact"),
         "tljax, fast": tljax(files, crop, "fast"),
-        "tljax, decoded cache": tljax_cached(files, crop),
+        "tljax, cache, exact": tljax_cached(files, crop, "exact"),
+        "tljax, cache, fast": tljax_cached(files, crop, "fast"),
     }
 
 
