@@ -1,30 +1,183 @@
 """From encoded bytes to a square uint8 picture on the host, and to normalised float32 on the device."""
 
 import io
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import cykooz_resizer
 import jax.numpy as jnp
 import numpy as np
+import simplejpeg
 from jaxtyping import Array, Float, Num, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
-from tljax.config import Preprocessing
+from tljax.config import Preprocessing, TaskConfig
+from tljax.data.augment import AUGMENTATIONS, to_array, to_image
 from tljax.errors import InputError
+
+DECODERS = ("exact", "fast")
+CROPS = ("centre", "random", "inception")
 
 _MODES = {"rgb": "RGB", "bgr": "RGB", "grey": "L", "rgba": "RGBA", "bgra": "RGBA"}  # PIL's
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_FAST_FILTERS = {"bilinear": cykooz_resizer.FilterType.bilinear, "bicubic": cykooz_resizer.FilterType.catmull_rom}
+_FAST_PIXELS = {1: cykooz_resizer.PixelType.U8, 3: cykooz_resizer.PixelType.U8x3}
+# Those that hold pictures. Of others that PIL knows, some start programs (EPS) and some only link to a picture.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_MOST_PIXELS = 2**27  # of a picture made larger: a strip of 1 × 60,000 would fill the memory
+_ORIENTATION = 0x0112
+# How to turn a picture upright, by its EXIF orientation (1 is upright), as `ImageOps.exif_transpose` does.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUARTER_TURNS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
+
+
+def check(task: TaskConfig) -> None:
+    """Whether decoder, crop, resizing and augmentations exist and go together.
+
+    Raises:
+        InputError: an unknown name, or a crop without the resizing that it needs or with one that it does not heed.
+    """
+    for key, name, known in (
+        ("decode", task.decode, DECODERS),
+        ("crop", task.crop, CROPS),
+        *(("augment", name, AUGMENTATIONS) for name in task.augment),
+    ):
+        if name not in known:
+            raise InputError(f"no {name!r} for task.{key}; there are: {', '.join(known)}")
+    if task.crop == "random" and task.resize <= 0:
+        raise InputError("task.crop=random needs task.resize: the shorter side that the square is cut from, as 256")
+    if task.crop == "centre" and task.resize:
+        raise InputError("task.crop=centre does not heed task.resize, but resizes as in evaluation; set it to 0")
+    if task.resize < 0:
+        raise InputError(f"task.resize is {task.resize}; give a number of pixels, or 0 to leave images as they are")
 
 
 def decode(data: bytes, name: str, channels: str = "rgb") -> Image.Image:
     """An upright picture with the channels that a `Preprocessing` names; their order is left to `normalise`.
 
+    The content decides what format it is, whatever the file is called. As in PIL, and so in timm and torchvision,
+    alpha that is not wanted is dropped and not blended, grey is ITU-R 601-2 luma, and of an animation the first frame
+    is taken. Grey of 16 bits is scaled (65535 becomes 255), where PIL would cut off what is above 255.
+
     Raises:
-        InputError: the bytes are not a whole image; `name` says which.
+        InputError: the bytes are not a whole image of 8 or 16 bits, or one of too many pixels; `name` says which.
     """
-    try:
-        return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert(_MODES[channels])
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: not a readable image ({error}); mend or remove it") from error
+    with _named(name):
+        return to_image(_Encoded(data).pixels(_MODES[channels]))
+
+
+def cacheable(*, decode: str, resize: int, crop: str) -> bool:
+    """Whether `source_view` does not depend on the random crop, so that it can be kept."""
+    return not (decode == "fast" and crop == "inception" and not resize)
+
+
+def source_size(height: int, width: int, preprocessing: Preprocessing, *, resize: int, crop: str) -> tuple[int, int]:
+    """The height and width that `source_view` gives an upright picture of this height and width."""
+    if crop == "centre":
+        return preprocessing.size, preprocessing.size
+    width, height = _resized((width, height), resize, squash=False) if resize else (width, height)
+    return height, width
+
+
+def source_view(
+    data: bytes, name: str, preprocessing: Preprocessing, *, decode: str, resize: int, crop: str
+) -> UInt8[np.ndarray, "height width channels"]:
+    """What is the same in every epoch of a training picture: decoded, and resized where `crop` or `resize` say so.
+
+    With `crop` centre it is `evaluation_view`. With `decode` fast, a JPEG that is resized is decoded at 1/2, 1/4 or 1/8
+    of its size where that is no smaller than what is wanted of it, and resized from there: it is blurred twice, and a
+    photograph is up to 4 grey levels from the exact one on average. Resizing itself then has PIL's filters with
+    coarser weights: 0.2 grey levels.
+
+    Raises:
+        InputError: as in `decode`.
+    """
+    with _named(name):
+        encoded, mode = _Encoded(data), _MODES[preprocessing.channels]
+        centre, fast = crop == "centre", decode == "fast"
+        edge = _edge(preprocessing) if centre else resize
+        if not edge:
+            return encoded.pixels(mode)
+        target = _resized(encoded.size, edge, squash=centre and preprocessing.resize == "squash")
+        scale = max(wanted / side for wanted, side in zip(target, encoded.size, strict=True))
+        factor = encoded.factor(scale) if fast else 1
+        box = (0, 0, *(side / factor for side in encoded.size))
+        pixels = encoded.pixels(mode, factor)
+    picture = _resize(pixels, target, preprocessing, fast, box)
+    if centre:
+        left, top, right, bottom = _window(target, preprocessing.size)
+        picture = picture[top:bottom, left:right]
+    return picture
+
+
+def training_view(
+    source: UInt8[np.ndarray, "height width channels"],
+    preprocessing: Preprocessing,
+    *,
+    crop: str,
+    augment: Sequence[str],
+    rng: np.random.Generator,
+    decode: str = "exact",
+) -> UInt8[np.ndarray, "size size channels"]:
+    """A training picture out of what `source_view` gave: cut as `crop` says, then augmented in order.
+
+    `random` is any square of the wanted size; a picture too small for one is enlarged first. `inception` is
+    torchvision's RandomResizedCrop (`inception_box`).
+    """
+    size, fast = preprocessing.size, decode == "fast"
+    if crop == "random":
+        if min(source.shape[:2]) < size:
+            target = _resized((source.shape[1], source.shape[0]), size, squash=False)
+            source = _resize(source, target, preprocessing, fast)
+        top, left = (int(rng.integers(side - size + 1)) for side in source.shape[:2])
+        source = source[top : top + size, left : left + size]
+    elif crop == "inception":
+        top, left, height, width = inception_box(source.shape[0], source.shape[1], rng)
+        # Cut first, as torchvision: what is resized does not see beyond its box.
+        source = _resize(source[top : top + height, left : left + width], (size, size), preprocessing, fast)
+    return _augmented(source, augment, rng)
+
+
+def training_view_of(
+    data: bytes,
+    name: str,
+    preprocessing: Preprocessing,
+    *,
+    decode: str,
+    resize: int,
+    crop: str,
+    augment: Sequence[str],
+    rng: np.random.Generator,
+) -> UInt8[np.ndarray, "size size channels"]:
+    """`training_view` of `source_view`, except where that would decode more than the crop needs (not `cacheable`).
+
+    There the crop is drawn first, and a JPEG decoded at the lowest of 1/8, 1/4, 1/2 and 1 that gives it enough pixels.
+
+    Raises:
+        InputError: as in `decode`.
+    """
+    if cacheable(decode=decode, resize=resize, crop=crop):
+        source = source_view(data, name, preprocessing, decode=decode, resize=resize, crop=crop)
+        return training_view(source, preprocessing, crop=crop, augment=augment, rng=rng, decode=decode)
+    size = preprocessing.size
+    with _named(name):
+        encoded = _Encoded(data)
+        top, left, height, width = inception_box(encoded.size[1], encoded.size[0], rng)
+        factor = encoded.factor(size / min(height, width))
+        pixels = encoded.pixels(_MODES[preprocessing.channels], factor)
+    # To whole pixels of the smaller picture: a random crop may as well be there.
+    left, top, right, bottom = (round(x / factor) for x in (left, top, left + width, top + height))
+    source = _resize(pixels[top:bottom, left:right], (size, size), preprocessing, fast=True)
+    return _augmented(source, augment, rng)
 
 
 def evaluation_view(image: Image.Image, preprocessing: Preprocessing) -> UInt8[np.ndarray, "size size channels"]:
@@ -33,59 +186,25 @@ def evaluation_view(image: Image.Image, preprocessing: Preprocessing) -> UInt8[n
     Fractions of a pixel are dropped or rounded as in torchvision, which timm uses. (Where half a pixel is left on
     either side of the centre, transformers drops it, and so may see the picture from one pixel beside.)
     """
-    size, shorter = preprocessing.size, min(image.size)
-    edge = int(size / preprocessing.crop_fraction + 1e-6)  # a crop fraction of 224 / 256 means 256
-    squash = preprocessing.resize == "squash"
-    width, height = (edge if squash else edge * side // shorter for side in image.size)
-    image = image.resize((width, height), _FILTERS[preprocessing.interpolation])
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size))).reshape(size, size, -1)
+    target = _resized(image.size, _edge(preprocessing), preprocessing.resize == "squash")
+    image = image.resize(target, _FILTERS[preprocessing.interpolation])
+    return to_array(image.crop(_window(target, preprocessing.size)))
 
 
-def training_view(
-    image: Image.Image, preprocessing: Preprocessing, augment: Sequence[str], rng: np.random.Generator
-) -> UInt8[np.ndarray, "size size channels"]:
-    """The evaluation view, after the named augmentations in order."""
-    for name in augment:
-        image = AUGMENTATIONS[name](image, rng)
-    return evaluation_view(image, preprocessing)
+def inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part of a picture (1409.4842), as torchvision draws it.
 
-
-def _flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Left-right, half of the time."""
-    return ImageOps.mirror(image) if rng.random() < 0.5 else image
-
-
-def _flip_vertical(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Upside down, half of the time."""
-    return ImageOps.flip(image) if rng.random() < 0.5 else image
-
-
-def _inception_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A crop of 8% to 100% of the area with aspect ratio 3/4 to 4/3 (1409.4842), as torchvision draws it."""
-    width, height = image.size
+    It has 8% to 100% of the area and is 3/4 to 4/3 times as wide as high; after 10 draws that do not fit, the largest
+    part in the centre that is.
+    """
     for _ in range(10):
         area = width * height * rng.uniform(0.08, 1.0)
-        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
-            return image.crop((left, top, left + w, top + h))
-    return image
-
-
-def _shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Moved by up to a tenth of each side, black moving in."""
-    dx, dy = (int(rng.integers(-side // 10, side // 10 + 1)) for side in image.size)
-    return image.transform(image.size, Image.Transform.AFFINE, (1, 0, dx, 0, 1, dy))
-
-
-AUGMENTATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
-    "flip": _flip,
-    "flip_vertical": _flip_vertical,
-    "inception_crop": _inception_crop,
-    "shift": _shift,
-}
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def normalise(
@@ -96,3 +215,128 @@ def normalise(
     if preprocessing.channels in ("bgr", "bgra"):
         x = jnp.concatenate([image[..., 2::-1], image[..., 3:]], axis=-1)
     return (x.astype(jnp.float32) - jnp.array(preprocessing.mean)) / jnp.array(preprocessing.std)
+
+
+def _edge(preprocessing: Preprocessing) -> int:
+    return int(preprocessing.size / preprocessing.crop_fraction + 1e-6)  # a crop fraction of 224 / 256 means 256
+
+
+def _resized(size: tuple[int, int], edge: int, squash: bool) -> tuple[int, int]:
+    """Width and height after the shorter side, or both to `squash`, is brought to `edge`."""
+    shorter = min(size)
+    width, height = (edge if squash else edge * side // shorter for side in size)
+    if width * height > _MOST_PIXELS:
+        raise InputError(f"{size[0]} × {size[1]} pixels would become {width} × {height}; cut it, or squash to resize")
+    return width, height
+
+
+def _window(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the square in the centre."""
+    left, top = (round((whole - side) / 2) for whole in size)
+    return left, top, left + side, top + side
+
+
+def _resize(
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    preprocessing: Preprocessing,
+    fast: bool,
+    box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+    """To a width and height, antialiased; of `box` alone (left, top, right, bottom), which may end within a pixel.
+
+    The fast way is fast_image_resize: PIL's algorithm with 16-bit weights and SIMD. It gives the same bits with any
+    instruction set. Alpha, which weighs the colours, is left to PIL, and so are boxes: with some, 6.1.0 reads outside
+    of its memory.
+    """
+    height, width, channels = pixels.shape
+    if not fast or channels not in _FAST_PIXELS or box not in (None, (0, 0, width, height)):
+        return to_array(to_image(pixels).resize(size, _FILTERS[preprocessing.interpolation], box))
+    picture = cykooz_resizer.ImageData(width, height, _FAST_PIXELS[channels], pixels.tobytes())
+    found = cykooz_resizer.ImageData(*size, _FAST_PIXELS[channels])
+    algorithm = cykooz_resizer.ResizeAlg.convolution(_FAST_FILTERS[preprocessing.interpolation])
+    cykooz_resizer.Resizer().resize(picture, found, cykooz_resizer.ResizeOptions(algorithm))
+    return np.frombuffer(found.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
+
+
+def _augmented(picture: np.ndarray, augment: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+    for name in augment:
+        picture = AUGMENTATIONS[name](picture, rng)
+    return picture
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # PIL's plugins raise what they come across: OSError, SyntaxError, struct.error, …
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # whose message is the address of a buffer
+            reason = f"its content is none of {', '.join(_FORMATS)}"
+        raise InputError(f"{name}: not a readable image ({reason}); mend or remove it") from error
+
+
+class _Encoded:
+    """An encoded image of which the header is read: `size` is its width and height when upright.
+
+    JPEGs are decoded by simplejpeg: with the same library as in PIL (libjpeg-turbo) and to the same values, without
+    PIL's copies. Whatever it has a doubt about is left to PIL, and so is JPEG of four colours.
+    """
+
+    def __init__(self, data: bytes):
+        self._data = data
+        self._image = Image.open(io.BytesIO(data), formats=_FORMATS)  # refuses decompression bombs
+        self._jpeg = self._image.format in ("JPEG", "MPO") and self._image.mode in ("L", "RGB")
+        if not self._jpeg:
+            self._image.load()  # before the orientation is asked for: PIL turns a TIFF by itself
+        try:
+            orientation = self._image.getexif().get(_ORIENTATION, 1)
+        except Exception:  # damaged metadata beside a whole picture, which viewers pass over too
+            orientation = 1
+        self._turn = _TURNS.get(orientation)
+        width, height = self._image.size
+        self.size = (height, width) if self._turn in _QUARTER_TURNS else (width, height)
+
+    def factor(self, scale: float) -> int:
+        """The largest of 1, 2, 4, 8 that a JPEG's sides can be divided by and be no less than `scale` times themselves.
+
+        libjpeg-turbo has the other eighths too, but no SIMD code for them: they take longer than full size. A picture
+        to be turned is only divided without remainder: what pads its last pixels would come first.
+        """
+        fits = [f for f in (8, 4, 2) if f * scale <= 1 and not (self._turn and any(side % f for side in self.size))]
+        return fits[0] if self._jpeg and fits else 1
+
+    def pixels(self, mode: str, factor: int = 1) -> np.ndarray:
+        """The upright picture with the channels of a mode of PIL's, uint8 [height, width, channels].
+
+        Its sides are divided by what `factor` gave, and rounded up; the last pixel may be filled in part.
+        """
+        if self._jpeg:
+            found = self._jpeg_pixels(mode, factor)
+            if self._turn is None and found.shape[-1] == len(mode):
+                return found
+            image = to_image(found)
+        else:
+            image = self._image
+        return to_array(_converted(image if self._turn is None else image.transpose(self._turn), mode))
+
+    def _jpeg_pixels(self, mode: str, factor: int) -> np.ndarray:
+        colours = "GRAY" if mode == self._image.mode == "L" else "RGB"  # PIL makes grey from RGB, not from YCbCr
+        width, height = (-(-side // factor) for side in self._image.size)
+        try:
+            return simplejpeg.decode_jpeg(self._data, colours, min_height=height, min_width=width)
+        except ValueError:  # damaged, or of a kind that it cannot read: PIL raises, or knows better
+            return to_array(self._image.convert("L" if colours == "GRAY" else "RGB").reduce(factor))
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, as they are or as integers of 32
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"grey levels from {levels.min()} to {levels.max()}, beyond 16 bits")
+        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("grey levels as fractions, and nothing says which is white; save them with 8 or 16 bits")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours, without PIL's warning
+    return image.convert(mode)
