@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "optim": {"config", "tuning"},
     "phases": {"additions", "config", "optim", "strategies", "tuning"},
     "flags": {"config", "phases"},
-    "data": {"config", "sharding", "weights"},
+    "data": {"config", "console", "sharding", "weights"},
     "step": {"config", "metrics", "tuning"},
     "checkpoint": {"step"},
     "backbone": {"checkpoint", "config", "models", "weights"},

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +50,7 @@ class Source:
     pairs: bool = False
 
 
+@runtime_checkable
 class Records(Protocol):
     """The stored inputs of one split, in any order."""
 
@@ -96,7 +97,7 @@ class Task:
     skipped: tuple[Mapping[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split(Sequence[dict[str, Any]]):
     """Examples of a task in a fixed order: {image | text, text_pair; label; id; place}.
 
