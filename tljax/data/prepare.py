@@ -1,0 +1,268 @@
+"""From a `Source` to a folder that TFDS reads too, in its order; every example is decoded once, and damage met."""
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tljax import console
+from tljax.data import images
+from tljax.data.examples import Base, Item, Label, Records, Source, Task
+from tljax.data.parts import Examined, Part, index_schema, write_parts
+from tljax.data.records import Stored
+from tljax.errors import InputError
+from tljax.weights.sources import made_once
+
+
+def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
+    """Makes `folder`, if it is not there: array_record shards that TFDS reads, an index for each split, `task.json`.
+
+    A split is in TFDS's order, by a hash of its ids. One process makes it and others wait; it goes on where one that
+    was killed stopped, and ends with the same bytes.
+
+    Raises:
+        InputError: an example cannot be used (with `on_error=stop`), or none of a split; two have the same id; the
+            disk is full.
+    """
+    _check(source, name)
+    with made_once(folder, resume=True) as making:
+        if not making:
+            return
+        features = _features(source)
+        schema, parts = index_schema(source.problem), {}
+        with progress(name, sum(map(len, source.splits.values()))) as done:
+            for split, items in source.splits.items():
+                ordered = _in_order(split, items, name)
+                examine = functools.partial(_examine, source, split, ordered, features, on_error)
+                parts[split] = write_parts(making, split, len(items), schema, examine, functools.partial(done, split))
+        finish(making, folder, name, source, parts)
+        _write_for_tfds(making, features, parts)
+
+
+def open_prepared(name: str, folder: Path) -> Task:
+    """The task in a folder that `prepare` made.
+
+    Raises:
+        InputError: files are missing or damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    mend = f"remove {folder}, and it is prepared again"
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # of a parser, on a damaged file
+        raise InputError(f"{folder}: damaged ({' '.join(str(error).split())[:200]}); {mend}") from error
+    kept = {one: one for one in ("image", "text", "text_pair") if one in builder.info.features}
+    return open_task(name, folder, lambda split, index: Stored(builder, split, kept, mend), mend)
+
+
+def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping[str, Sequence[Part]]) -> None:
+    """Writes each split's index and `task.json` into `making`, which becomes `folder`, and says what was skipped.
+
+    Raises:
+        InputError: nothing is left of a split.
+    """
+    indices = {split: pa.concat_tables([part.index for part in found]) for split, found in parts.items()}
+    skipped = [one for found in parts.values() for part in found for one in part.skipped]
+    for split, index in indices.items():
+        if not len(index):
+            first = next(one["reason"] for one in skipped if one["split"] == split)
+            raise InputError(f"{name}: no example of {split} can be used; the first: {first}")
+        pq.write_table(index.replace_schema_metadata(), making / f"index-{split}.parquet")
+    facts = {
+        "kind": source.kind,
+        "problem": source.problem,
+        "classes": source.classes,
+        "pairs": source.pairs,
+        "splits": list(indices),
+        "fingerprint": _fingerprint(source, indices),
+        "skipped": skipped,
+    }
+    (making / "task.json").write_text(json.dumps(facts, indent=1))
+    if skipped:
+        first = ", ".join(one["id"] for one in skipped[:3]) + (" …" if len(skipped) > 3 else "")
+        total = len(skipped) + sum(map(len, indices.values()))
+        console.console.print(f"{name}: {len(skipped)} of {total} examples are left out: {first} ({folder}/task.json)")
+
+
+def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Records], mend: str) -> Task:
+    """The task that `finish` described in `folder`; `records` gives those of a split, told its index.
+
+    Raises:
+        InputError: files are missing, damaged, or of other data.
+    """
+    try:
+        facts = json.loads((folder / "task.json").read_text())
+        indices = {split: pq.read_table(folder / f"index-{split}.parquet") for split in facts["splits"]}
+        bases = {split: Base(records(split, index), index) for split, index in indices.items()}
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's are among them
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder}: damaged ({' '.join(str(error).split())[:200]}); {mend}") from error
+    for split, base in bases.items():
+        if len(base.index) != len(base.records):
+            rows, found = len(base.index), len(base.records)
+            raise InputError(f"{folder}: damaged ({split} has {found} records, and {rows} in its index); {mend}")
+    classes, skipped = tuple(facts["classes"]), tuple(facts["skipped"])
+    return Task(name, facts["kind"], facts["problem"], classes, facts["fingerprint"], bases, facts["pairs"], skipped)
+
+
+def index_row(id: str, label: Label, content: bytes | str | tuple[str, str], size: tuple[int, int]) -> dict[str, Any]:
+    """A row of `Base.index`; `size` is (width, height), as Pillow has it.
+
+    Raises:
+        InputError: a text is none, or no valid Unicode.
+    """
+    if not isinstance(content, bytes):
+        texts = (content,) if isinstance(content, str) else content
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{id}: there is no text; give it one, or remove it")
+        try:
+            encoded = [text.encode() for text in texts]
+        except UnicodeEncodeError as error:
+            raise InputError(f"{id}: the text is not valid UTF-8 ({error.reason}); mend or remove it") from error
+        length = sum(map(len, encoded))
+        content = encoded[0] if len(encoded) == 1 else json.dumps(texts).encode()
+    else:
+        length = len(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return {"id": id, "label": label, "height": size[1], "width": size[0], "bytes": length, "sha256": sha256}
+
+
+@contextmanager
+def progress(name: str, total: int) -> Iterator[Callable[[str, int], None]]:
+    """Yields `done(split, examples)`, which moves a bar, and where there is none prints a line every ten seconds."""
+    with console.progress(f"preparing {name}", 0, total) as report:
+        counts: dict[str, int] = {}
+        last = time.monotonic()
+
+        def done(split: str, examples: int) -> None:
+            nonlocal last
+            counts[split] = examples
+            now = time.monotonic()
+            report(sum(counts.values()), "examples" if now - last > 10 else "")
+            last = now if now - last > 10 else last
+
+        yield done
+
+
+def _check(source: Source, name: str) -> None:
+    if source.problem == "single_label" and len(source.classes) < 2:
+        raise InputError(f"{name}: has classes {list(source.classes)}; there must be at least two to tell apart")
+    for one in source.classes:
+        if not one.strip() or len(one.splitlines()) != 1 or source.classes.count(one) > 1:
+            raise InputError(f"{name}: class name {one!r} is empty, has a line break, or is there twice; rename it")
+    for split, items in source.splits.items():
+        if not re.fullmatch(r"\w+", split):
+            raise InputError(f"{name}: split {split!r}: its name may have letters, digits and _ only; rename it")
+        if not len(items):
+            raise InputError(f"{name}: split {split!r} has no example; fill it or remove it")
+
+
+def _in_order(split: str, items: Sequence[Item], name: str) -> list[Item]:
+    """As TFDS shuffles them: by a hash of the ids, with the split's name for salt."""
+    from tensorflow_datasets.core.hashing import Hasher
+
+    hasher = Hasher(split)
+    ordered = sorted(items, key=lambda item: (hasher.hash_key(item.id), item.id))
+    for one, other in itertools.pairwise(ordered):
+        if one.id == other.id:
+            raise InputError(f"{name}: two examples of {split} have the id {one.id!r}; ids must be unique")
+    return ordered
+
+
+def _examine(source: Source, split: str, ordered: Sequence[Item], features: Any, on_error: str, place: int) -> Examined:
+    """Reads, decodes and checks the example at a place."""
+    item = ordered[place]
+    try:
+        content = _read(item)
+        picture = images.decode(content, item.id) if source.kind == "image" else None
+        size = picture.size if picture else (0, 0)
+        row = index_row(item.id, _checked_label(source, item), content, size)
+    except InputError as error:
+        if on_error != "skip":
+            raise
+        return Examined(skipped={"split": split, "id": item.id, "reason": str(error)})
+    named = [source.kind] if not source.pairs else ["text", "text_pair"]
+    inputs = dict(zip(named, content if source.pairs else [content], strict=True))
+    return Examined(row, features.serialize_example({"id": item.id, "label": row["label"], **inputs}))
+
+
+def _read(item: Item) -> bytes | str | tuple[str, str]:
+    try:
+        return item.read()
+    except OSError as error:
+        raise InputError(f"{item.id}: cannot be read ({error.strerror or error}); mend or remove it") from error
+
+
+def _checked_label(source: Source, item: Item) -> Label:
+    """As it is stored: an int; sorted ones; or values as float32 has them."""
+    label, many = item.label, len(source.classes)
+    if source.problem == "regression":
+        values = np.atleast_1d(np.asarray(label, np.float32)).tolist()
+        if len(values) != many or not all(map(math.isfinite, values)):
+            raise InputError(f"{item.id}: label {label!r} is not {many} finite number(s); mend or remove it")
+        return tuple(values)
+    found = (label,) if source.problem == "single_label" else tuple(sorted(set(label)))
+    if not all(0 <= one < many for one in found):
+        raise InputError(f"{item.id}: label {label!r} is none of the classes 0 to {many - 1}; mend or remove it")
+    return int(found[0]) if source.problem == "single_label" else found
+
+
+def _fingerprint(source: Source, indices: Mapping[str, pa.Table]) -> str:
+    digest = hashlib.sha256(json.dumps([source.problem, source.classes]).encode())
+    for split in sorted(indices):
+        columns = [indices[split].column(name).to_pylist() for name in ("id", "label", "sha256")]
+        for row in zip(*columns, strict=True):
+            digest.update(json.dumps([split, *row]).encode())
+    return digest.hexdigest()
+
+
+def _features(source: Source) -> Any:
+    from tensorflow_datasets import features
+
+    names = list(source.classes)
+    labels = {
+        "single_label": lambda: features.ClassLabel(names=names),
+        "multi_label": lambda: features.Sequence(features.ClassLabel(names=names)),
+        "regression": lambda: features.Tensor(shape=(len(names),), dtype=np.float32),
+    }
+    if source.kind == "image":
+        inputs = {"image": features.Image(shape=(None, None, 3))}
+    else:
+        inputs = {name: features.Text() for name in ("text", "text_pair")[: 1 + source.pairs]}
+    return features.FeaturesDict({**inputs, "label": labels[source.problem](), "id": features.Text()})
+
+
+def _write_for_tfds(folder: Path, features: Any, parts: Mapping[str, Sequence[Part]]) -> None:
+    """Gives the shards the names that TFDS wants, and describes them."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity
+
+    template = tfds.core.ShardedFileTemplate(folder, dataset_name="tljax", filetype_suffix="array_record")
+    splits = []
+    for split, found in parts.items():
+        shards = [part for part in found if part.size]
+        of_split = template.replace(split=split)
+        for number, part in enumerate(shards):
+            part.records.rename(of_split.sharded_filepath(shard_index=number, num_shards=len(shards)))
+        lengths, size = [len(part.index) for part in shards], sum(part.size for part in shards)
+        splits.append(tfds.core.SplitInfo(split, lengths, size, of_split))
+        for sidecar in folder.glob(f"{split}-*.parquet"):
+            sidecar.unlink()
+    identity = DatasetIdentity("tljax", tfds.core.Version("1.0.0"), str(folder), "tljax.data.prepare")
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    info.set_file_format("array_record")
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.write_to_directory(folder)
