@@ -210,7 +210,8 @@ def _checked_label(source: Source, item: Item) -> Label:
     """As it is stored: an int; sorted ones; or values as float32 has them."""
     label, many = item.label, len(source.classes)
     if source.problem == "regression":
-        values = np.atleast_1d(np.asarray(label, np.float32)).tolist()
+        with np.errstate(over="ignore"):
+            values = np.atleast_1d(np.asarray(label, np.float32)).tolist()
         if len(values) != many or not all(map(math.isfinite, values)):
             raise InputError(f"{item.id}: label {label!r} is not {many} finite number(s); mend or remove it")
         return tuple(values)

@@ -71,7 +71,8 @@ def _builder(spec: str, name: str) -> Any:
         except Exception as error:  # of a parser, on a damaged file
             raise InputError(f"{name}: damaged ({_line(error)}); prepare it again with TFDS") from error
     elif spec.startswith(("/", ".", "~")):
-        below = [str(one.parent) for one in sorted(path.glob("**/dataset_info.json"))[:3]]
+        levels = ("*", "*/*", "*/*/*")  # of name, configuration and version
+        below = [str(one.parent) for level in levels for one in sorted(path.glob(f"{level}/dataset_info.json"))][:3]
         raise InputError(f"{name}: no dataset_info.json in it; give {' or '.join(below) or 'a folder of TFDS'}")
     else:
         builder = _by_name(spec, name)
