@@ -196,7 +196,16 @@ def _examine(source: Source, split: str, ordered: Sequence[Item], features: Any,
         return Examined(skipped={"split": split, "id": item.id, "reason": str(error)})
     named = [source.kind] if not source.pairs else ["text", "text_pair"]
     inputs = dict(zip(named, content if source.pairs else [content], strict=True))
-    return Examined(row, features.serialize_example({"id": item.id, "label": row["label"], **inputs}))
+    return Examined(row, _serialised(features, {"id": item.id, "label": row["label"], **inputs}))
+
+
+def _serialised(features: Any, example: Mapping[str, Any]) -> bytes:
+    """As `features.serialize_example` does, but for the order of the fields, which there is another in each process."""
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    encoded = features.encode_example(example)
+    proto = ExampleSerializer(features.get_serialized_info()).get_tf_example(encoded)
+    return proto.SerializeToString(deterministic=True)
 
 
 def _read(item: Item) -> bytes | str | tuple[str, str]:

@@ -59,6 +59,8 @@ class Stored:
             raise InputError(f"{self.split}, {named}: damaged ({reason}); {self.mend}") from error
 
     def _parse(self, record: bytes) -> dict[str, Any]:
+        if not record:  # what array_record gives of a file that was cut at one of its blocks of 64 KB
+            raise ValueError("an empty record")
         parsed = self._features.deserialize_example_np(record, decoders=self._decoders)
         return {
             name: parsed[feature].decode() if feature in self._texts else parsed[feature]

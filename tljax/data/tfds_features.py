@@ -54,12 +54,16 @@ def choose(info: Any, config: TaskConfig, name: str) -> Features:
     """
     from tensorflow_datasets import features as kinds
 
+    known = ", ".join(sorted(info.features))
+
     def of_type(kind: type) -> list[str]:
         return [one for one, feature in info.features.items() if isinstance(feature, kind) and one not in IDS]
 
     def one_of(found: Sequence[str], key: str) -> tuple[str, ...]:
         if len(found) != 1:
-            has = f"could be {' or '.join(found)}" if found else f"is none of {', '.join(info.features)}"
+            has = (
+                f"could be {' or '.join(sorted(found))}" if found else f"is none of {', '.join(sorted(info.features))}"
+            )
             raise InputError(f"{name}: task.{key} {has}; set it")
         return tuple(found)
 
@@ -68,8 +72,8 @@ def choose(info: Any, config: TaskConfig, name: str) -> Features:
     if labels and labels[0].startswith("vtab:"):
         derived = vtab.LABELS.get(labels[0].removeprefix("vtab:"))
         if derived is None:
-            known = ", ".join(f"vtab:{one}" for one in vtab.LABELS)
-            raise InputError(f"{name}: no task.label {labels[0]!r}; there are: {known}")
+            rows = ", ".join(f"vtab:{one}" for one in vtab.LABELS)
+            raise InputError(f"{name}: no task.label {labels[0]!r}; there are: {rows}")
         labels = (derived.feature,)
     elif not labels:
         found = [one for one, feature in info.features.items() if isinstance(_inner(feature), kinds.ClassLabel)]
@@ -80,7 +84,7 @@ def choose(info: Any, config: TaskConfig, name: str) -> Features:
         inputs = one_of(of_type(kinds.Image), "image") if of_type(kinds.Image) else one_of(texts, "text")
     for one in (*inputs, *labels):
         if one not in info.features:
-            raise InputError(f"{name}: no feature {one!r}; it has {', '.join(info.features)}")
+            raise InputError(f"{name}: no feature {one!r}; it has {known}")
     is_image = isinstance(info.features[inputs[0]], kinds.Image)
     if len(inputs) > 2 or not all(
         isinstance(info.features[one], kinds.Image if is_image else kinds.Text) for one in inputs

@@ -114,7 +114,7 @@ def _by_name(spec: str, name: str) -> Any:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}"
 
 
 def _splits(builder: Any, features: Features) -> list[str]:

@@ -144,6 +144,4 @@ def _public(url: str) -> str:
 def _check(data: bytes, link: str, uri: str) -> None:
     wanted = re.search(r"sha256=([0-9a-fA-F]{64})", urllib.parse.urlsplit(link).fragment)
     if wanted and hashlib.sha256(data).hexdigest() != wanted[1].lower():
-        raise InputError(
-            f"{uri}: the index says sha256 {wanted[1]}, and its file has another: cut off, or tampered with"
-        )
+        raise InputError(f"{uri}: its file has not the sha256 {wanted[1]} of the index: cut off, or tampered with")
