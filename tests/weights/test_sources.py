@@ -161,7 +161,7 @@ def test_what_is_wrong_with_a_source_distribution(source_index, monkeypatch):
     cases = {
         "pypi://tiny-weights==2.0.tar.gz": "no tiny-weights-2.0.tar.gz found; no index has one",
         "pypi://other==1.0.tar.gz": f"no other-1.0.tar.gz found; {page.parent.as_uri()}/other/: ",
-        f"{SDIST}/tiny_weights-1.0/model.bin": "no file tiny_weights-1.0/model.bin in it; it has tiny_weights-1.0/data/",
+        f"{SDIST}/tiny_weights-1.0/model.bin": "no file tiny_weights-1.0/model.bin in it; it has tiny_weights-1.0/",
         f"{SDIST}/tiny_weights-1.0/link.bin": "no file tiny_weights-1.0/link.bin in it",
     }
     for uri, message in cases.items():

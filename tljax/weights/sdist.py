@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import gzip
 import hashlib
 import html.parser
 import io
@@ -12,6 +13,7 @@ import sys
 import tarfile
 import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -53,11 +55,12 @@ def member(archive: bytes, name: str, uri: str) -> bytes:
         InputError: the archive is damaged, or has no such file.
     """
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+        # All of it is unpacked first: tarfile does not miss what is cut off at the end, with gzip's checksum.
+        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(archive)), mode="r:") as tar:
             files = {entry.name: entry for entry in tar if entry.isreg()}
             if name in files:
                 return tar.extractfile(files[name]).read()
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise InputError(f"{uri}: a damaged archive ({error}); remove it from the cache and fetch it again") from error
     near = [other for other in files if Path(other).suffix == Path(name).suffix][:4]
     raise InputError(f"{uri}: no file {name} in it; it has {', '.join(near) or 'no such files'}")
