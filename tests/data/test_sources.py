@@ -298,6 +298,17 @@ def test_a_full_disk_keeps_what_is_finished(shapes, tmp_path, monkeypatch):
     assert counted.calls == 24 + 14  # ten were finished
 
 
+def test_damage_leaves_no_half_made_folder(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "MAX_EXAMPLES", 5)
+    root = shutil.copytree(shapes, tmp_path / "shapes")
+    last = column(load(f"folder:{root}"), "id")[-1]
+    (root / last).write_bytes(b"")
+    shutil.rmtree(cache_dir())
+    with pytest.raises(InputError, match=last):
+        load(f"folder:{root}")
+    assert [path.suffix for path in (cache_dir() / "datasets").iterdir()] == [".lock"]
+
+
 class _Counted:
     def __init__(self, function):
         self.function, self.calls = function, 0

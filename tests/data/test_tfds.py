@@ -171,6 +171,23 @@ def test_a_label_of_vtab(tmp_path):
     assert dict(zip(column(distance, "height"), column(distance, "label"), strict=True)) == {4: 0, 5: 2}
 
 
+def test_sprites_are_black_and_white(tmp_path):
+    grey = tfds.features.Image(shape=(2, 2, 1))
+    features = {"image": grey, "label_orientation": tfds.features.ClassLabel(num_classes=40)}
+    rows = [{"image": np.array([[0, 1], [1, i]], np.uint8)[..., None], "label_orientation": 3 + i} for i in range(2)]
+    for row in rows:
+        data = io.BytesIO()
+        Image.fromarray(row["image"][..., 0]).save(data, "PNG")
+        row["image"] = data.getvalue()
+    task = load(
+        f"tfds:{make(tmp_path, features, {'train': rows}, 'dsprites', '2.0.0')}", label=("vtab:dsprites_orientation",)
+    )
+    found = task.bases["train"].records.__getitems__([0, 1])
+    pictures = [np.asarray(Image.open(io.BytesIO(one["image"]))).tolist() for one in found]
+    assert sorted(pictures) == [[[0, 255], [255, 0]], [[0, 255], [255, 255]]]
+    assert column(task, "label") == [1, 1]
+
+
 def test_by_name(tmp_path, monkeypatch):
     rows = [{"image": picture(i), "label": i} for i in range(2)]
     path = make(tmp_path / "tfds", {"image": IMAGE, "label": TWO}, {"train": rows}, "at_home")

@@ -25,11 +25,16 @@ def hf(path: str, config: TaskConfig) -> Source:
     """
     name = f"hf:{path}"
     loaded = _load(path, name)
-    (features,) = {str(one.features): one.features for one in loaded.values()}.values()
+    features = next(iter(loaded.values())).features
+    for split, data in loaded.items():
+        if data.features != features:
+            raise InputError(f"{name}: {split} has other columns than the split before it; make them alike")
     config = dataclasses.replace(config, **_by_type(features, config, name))
     columns = choose(list(features), dataclasses.replace(config, split=""), name)
     columns = dataclasses.replace(columns, split="")
     classes = _classes(features, columns)
+    folder = Path(path).expanduser()
+    folder = folder if folder.is_dir() else Path("/")  # a name on the hub is no place that paths start from
     tables, withheld = [], []
     for split, data in loaded.items():
         values = {one: values_of(data.data.column(one)) for one in columns.all}
@@ -37,7 +42,6 @@ def hf(path: str, config: TaskConfig) -> Source:
             withheld.append(split)
             continue
         where = [f"{name}, {split}, row {row}" for row in range(data.num_rows)]
-        folder = Path(path.partition("@")[0]).expanduser()
         tables.append(Table(name, values, where, folder, split, classes=classes))
     if withheld:
         console.console.print(f"{name}: {', '.join(withheld)} has no labels, and is left out")

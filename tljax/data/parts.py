@@ -24,6 +24,10 @@ _LABEL_TYPES = {"single_label": pa.int32(), "multi_label": pa.list_(pa.int32()),
 Row = dict[str, Any]
 
 
+class DiskFull(InputError):
+    """What is finished is of use to whoever tries again, which it is not after other errors: the data will change."""
+
+
 @dataclass(frozen=True)
 class Examined:
     """One example that was looked at.
@@ -82,7 +86,8 @@ def write_parts(
         done: told how many places are finished.
 
     Raises:
-        InputError: of `examine`, or the disk is full; finished parts stay.
+        InputError: of `examine`.
+        DiskFull: finished parts stay.
     """
     parts: list[Part] = []
     while (part := _finished(folder, split, len(parts))) is not None:
@@ -166,8 +171,8 @@ def _write_records(path: Path, records: list[bytes]) -> None:
     writer.close()
 
 
-def _disk_full(folder: Path, free: int, needed: int) -> InputError:
-    return InputError(
+def _disk_full(folder: Path, free: int, needed: int) -> DiskFull:
+    return DiskFull(
         f"{folder}: the disk is full: {free / 1e6:,.0f} MB are free, and this split needs about {needed / 1e6:,.0f}; "
         "what is finished is kept: make room, or set TLJAX_CACHE to another disk, and run it again"
     )

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tljax import console
 from tljax.data import images
 from tljax.data.examples import Base, Item, Label, Records, Source, Task
-from tljax.data.parts import Examined, Part, index_schema, write_parts
+from tljax.data.parts import DiskFull, Examined, Part, index_schema, write_parts
 from tljax.data.records import Stored
 from tljax.errors import InputError
 from tljax.weights.sources import made_once
@@ -41,12 +41,12 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
             return
         features = _features(source)
         schema, parts = index_schema(source.problem), {}
-        with progress(name, sum(map(len, source.splits.values()))) as done:
+        with kept_if_of_use(making), progress(name, sum(map(len, source.splits.values()))) as done:
             for split, items in source.splits.items():
                 ordered = _in_order(split, items, name)
                 examine = functools.partial(_examine, source, split, ordered, features, on_error)
                 parts[split] = write_parts(making, split, len(items), schema, examine, functools.partial(done, split))
-        finish(making, folder, name, source, parts)
+            finish(making, folder, name, source, parts)
         _write_for_tfds(making, features, parts)
 
 
@@ -138,6 +138,18 @@ def index_row(id: str, label: Label, content: bytes | str | tuple[str, str], siz
         length = len(content)
     sha256 = hashlib.sha256(content).hexdigest()
     return {"id": id, "label": label, "height": size[1], "width": size[0], "bytes": length, "sha256": sha256}
+
+
+@contextmanager
+def kept_if_of_use(making: Path) -> Iterator[None]:
+    """Empties a half-made folder after an error that whoever mends the data will not go on from."""
+    try:
+        yield
+    except InputError as error:
+        if not isinstance(error, DiskFull):
+            for path in making.iterdir():
+                path.unlink()
+        raise
 
 
 @contextmanager

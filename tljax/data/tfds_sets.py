@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from tljax.data import vtab
 from tljax.data.examples import Label, Source, Task
 from tljax.data.labels import Labels, infer, is_missing
 from tljax.data.parts import Examined, Part, index_schema, write_parts
-from tljax.data.prepare import finish, index_row, open_task, progress
+from tljax.data.prepare import finish, index_row, kept_if_of_use, open_task, progress
 from tljax.data.records import Stored
 from tljax.data.tfds_features import Features, choose
 from tljax.errors import InputError
-from tljax.weights.sources import cache_dir, made_once
+from tljax.weights.sources import cache_dir, locked, made_once
 
 _LAYOUT = 1  # of an index; another one is made anew
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's
@@ -52,12 +53,26 @@ def load(spec: str, config: TaskConfig) -> Task:
     folder = cache_dir() / "datasets" / f"tfds-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
     with made_once(folder, resume=True) as making:
         if making:
-            _index(making, folder, stored, features, config, name)
+            with kept_if_of_use(making):
+                _index(making, folder, stored, features, config, name)
+    kind = _Brightened if builder.name == "dsprites" else Stored
 
     def records(split: str, index: pa.Table) -> Stored:
-        return Stored(builder, split, features.inputs, mend, index.column("row").to_numpy())
+        return kind(builder, split, features.inputs, mend, index.column("row").to_numpy())
 
     return open_task(name, folder, records, f"remove {folder}, and it is made again")
+
+
+class _Brightened(Stored):
+    """dSprites' pixels are 0 and 1, which VTAB multiplies by 255."""
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        return [one | {"image": self._brightened(one["image"])} for one in super().__getitems__(rows)]
+
+    def _brightened(self, image: bytes) -> bytes:
+        data = io.BytesIO()
+        Image.open(io.BytesIO(image)).point(lambda level: 255 * level).save(data, "PNG")
+        return data.getvalue()
 
 
 def _builder(spec: str, name: str) -> Any:
@@ -103,7 +118,8 @@ def _by_name(spec: str, name: str) -> Any:
     except Exception as error:  # AssertionError, ValueError and others: a version or a configuration it does not have
         raise InputError(f"{name}: {_line(error)}") from error
     try:
-        builder.download_and_prepare()
+        with locked(cache_dir() / "datasets" / f"tfds-{re.sub(r'[^0-9A-Za-z.]', '-', spec)}"):
+            builder.download_and_prepare()  # nothing, where another process did meanwhile
     except Exception as error:  # whatever a builder and an HTTP client raise
         build = f"tfds build {spec} --file_format=array_record --data_dir={data_dir}"
         raise InputError(
@@ -219,6 +235,6 @@ def _size(data: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, OverflowError, Image.DecompressionBombError) as error:
         raise InputError(f"not a readable image ({error})") from error
     return (height, width) if sideways else (width, height)

@@ -98,8 +98,7 @@ def made_once(target: Path, resume: bool = False) -> Iterator[Path | None]:
         None if it is there; else a folder beside it, to fill, that becomes `target` when the block ends: a new one, or
         with `resume` the one that an earlier process left.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target):
+    with locked(target):
         if target.exists():
             yield None
             return
@@ -125,7 +124,9 @@ def made_once(target: Path, resume: bool = False) -> Iterator[Path | None]:
 
 
 @contextmanager
-def _locked(target: Path) -> Iterator[None]:
+def locked(target: Path) -> Iterator[None]:
+    """Lets one process at a time at what is to be made; one that waits says so."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{target}.lock")
     try:
         lock.acquire(timeout=1)
