@@ -147,7 +147,7 @@ def test_a_folder_of_every_suffix_with_links_and_litter(tmp_path, cache, capsys)
     picture.save(root / "a" / "sideways.jpg", exif=sideways)
     for litter in ("Thumbs.db", ".DS_Store", ".hidden.png"):
         (root / "a" / litter).write_bytes(b"x")
-    for other in ("notes.txt", "labels.csv", "x.npy"):
+    for other in ("notes.txt", "labels.csv", "[red]x.npy"):
         (root / "b" / other).write_text("x")
     (root / "a" / "deep" / "loop").symlink_to(root / "a")
     (tmp_path / "c").mkdir()
@@ -158,7 +158,7 @@ def test_a_folder_of_every_suffix_with_links_and_litter(tmp_path, cache, capsys)
     size = dict(zip(column(task, "id"), zip(column(task, "height"), column(task, "width"), strict=True), strict=True))
     assert size["a/sideways.jpg"] == (9, 6)
     assert size["a/linked/linked.png"] == size["a/deep/x.jpg"] == (6, 9)
-    assert "3 files are no images by their suffix: b/labels.csv, b/notes.txt, b/x.npy" in capsys.readouterr().out
+    assert "3 files are no images by their suffix: b/[red]x.npy, b/labels.csv, b/notes.txt" in capsys.readouterr().out
 
 
 FOLDERS = {

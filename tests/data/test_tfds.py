@@ -79,7 +79,9 @@ def test_images_in_the_order_of_tfds(tmp_path):
     sizes = dict(zip(ids, zip(column(task, "height"), column(task, "width"), strict=True), strict=True))
     assert sizes == {f"{i}.png": (4 + i, 7) for i in range(11)} | {"3.png": (7, 7)}
     assert column(task, "label", "test") == [1]
-    assert not any(file.suffix == ".array_record" for file in cache_dir().rglob("*"))  # nothing was copied
+    (index,) = (path for path in (cache_dir() / "datasets").iterdir() if path.is_dir())
+    names = ["index-test.parquet", "index-train.parquet", "task.json"]  # no record was copied
+    assert sorted(path.name for path in index.iterdir()) == names
     before = {file: file.stat().st_mtime_ns for file in cache_dir().rglob("*.parquet")}
     assert load(f"tfds:{path}").fingerprint == task.fingerprint
     assert {file: file.stat().st_mtime_ns for file in cache_dir().rglob("*.parquet")} == before
@@ -194,6 +196,13 @@ def test_by_name(tmp_path, monkeypatch):
     assert path == tmp_path / "tfds" / "at_home" / "1.0.0"
     for spec in ("at_home", "at_home:1.0.0", str(path)):
         assert load(f"tfds:{spec}").classes == ("cat", "dog")
+    digits = {"image": tfds.features.Image(shape=(28, 28, 1)), "label": tfds.features.ClassLabel(num_classes=10)}
+    data = io.BytesIO()
+    Image.new("L", (28, 28)).save(data, "PNG")
+    make(tmp_path / "tfds", digits, {"train": [{"image": data.getvalue(), "label": 7}]}, "mnist", "3.0.1")
+    mnist = load("tfds:mnist")  # which TFDS has the code of, too
+    assert mnist.classes == tuple("0123456789") and column(mnist, "label") == [7]
+    shutil.rmtree(tmp_path / "tfds" / "mnist")
     for spec, message in {
         "mnits": "tfds:mnits: TFDS has no such set; did you mean mnist,",
         "mnist:9.9.9": "tfds:mnist:9.9.9: AssertionError: .* only: 3.0.1",

@@ -107,6 +107,12 @@ def write_parts(
     return parts
 
 
+def clear(folder: Path) -> None:
+    """Removes what is of use only until all parts are there: each one's index."""
+    for path in folder.glob("part-*.parquet"):
+        path.unlink()
+
+
 def _examined(
     pool: ThreadPoolExecutor, examine: Callable[[int], Examined], start: int, total: int
 ) -> Iterator[Examined]:
@@ -127,7 +133,8 @@ def _finished(folder: Path, split: str, number: int) -> Part | None:
 
 
 def _paths(folder: Path, split: str, number: int) -> tuple[Path, Path]:
-    return folder / f"{split}-{number:05d}.array_record", folder / f"{split}-{number:05d}.parquet"
+    part = folder / f"part-{split}-{number:05d}"
+    return part.with_suffix(".array_record"), part.with_suffix(".parquet")
 
 
 def _write(

@@ -1,25 +1,19 @@
 """From a `Source` to a folder that TFDS reads too, in its order; every example is decoded once, and damage met."""
 
 import functools
-import hashlib
 import itertools
-import json
 import math
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tljax import console
 from tljax.data import images
-from tljax.data.examples import Base, Item, Label, Records, Source, Task
-from tljax.data.parts import DiskFull, Examined, Part, index_schema, write_parts
+from tljax.data.examples import Item, Label, Source, Task
+from tljax.data.index import finish, index_row, kept_if_of_use, open_task, progress
+from tljax.data.parts import Examined, Part, clear, index_schema, write_parts
 from tljax.data.records import Stored
 from tljax.errors import InputError
 from tljax.weights.sources import made_once
@@ -48,6 +42,7 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
                 parts[split] = write_parts(making, split, len(items), schema, examine, functools.partial(done, split))
             finish(making, folder, name, source, parts)
         _write_for_tfds(making, features, parts)
+        clear(making)
 
 
 def open_prepared(name: str, folder: Path) -> Task:
@@ -65,108 +60,6 @@ def open_prepared(name: str, folder: Path) -> Task:
         raise InputError(f"{folder}: damaged ({' '.join(str(error).split())[:200]}); {mend}") from error
     kept = {one: one for one in ("image", "text", "text_pair") if one in builder.info.features}
     return open_task(name, folder, lambda split, index: Stored(builder, split, kept, mend), mend)
-
-
-def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping[str, Sequence[Part]]) -> None:
-    """Writes each split's index and `task.json` into `making`, which becomes `folder`, and says what was skipped.
-
-    Raises:
-        InputError: nothing is left of a split.
-    """
-    indices = {split: pa.concat_tables([part.index for part in found]) for split, found in parts.items()}
-    skipped = [one for found in parts.values() for part in found for one in part.skipped]
-    for split, index in indices.items():
-        if not len(index):
-            first = next(one["reason"] for one in skipped if one["split"] == split)
-            raise InputError(f"{name}: no example of {split} can be used; the first: {first}")
-        pq.write_table(index.replace_schema_metadata(), making / f"index-{split}.parquet")
-    facts = {
-        "kind": source.kind,
-        "problem": source.problem,
-        "classes": source.classes,
-        "pairs": source.pairs,
-        "splits": list(indices),
-        "fingerprint": _fingerprint(source, indices),
-        "skipped": skipped,
-    }
-    (making / "task.json").write_text(json.dumps(facts, indent=1))
-    if skipped:
-        first = ", ".join(one["id"] for one in skipped[:3]) + (" …" if len(skipped) > 3 else "")
-        total = len(skipped) + sum(map(len, indices.values()))
-        console.console.print(f"{name}: {len(skipped)} of {total} examples are left out: {first} ({folder}/task.json)")
-
-
-def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Records], mend: str) -> Task:
-    """The task that `finish` described in `folder`; `records` gives those of a split, told its index.
-
-    Raises:
-        InputError: files are missing, damaged, or of other data.
-    """
-    try:
-        facts = json.loads((folder / "task.json").read_text())
-        indices = {split: pq.read_table(folder / f"index-{split}.parquet") for split in facts["splits"]}
-        bases = {split: Base(records(split, index), index) for split, index in indices.items()}
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's are among them
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{folder}: damaged ({' '.join(str(error).split())[:200]}); {mend}") from error
-    for split, base in bases.items():
-        if len(base.index) != len(base.records):
-            rows, found = len(base.index), len(base.records)
-            raise InputError(f"{folder}: damaged ({split} has {found} records, and {rows} in its index); {mend}")
-    classes, skipped = tuple(facts["classes"]), tuple(facts["skipped"])
-    return Task(name, facts["kind"], facts["problem"], classes, facts["fingerprint"], bases, facts["pairs"], skipped)
-
-
-def index_row(id: str, label: Label, content: bytes | str | tuple[str, str], size: tuple[int, int]) -> dict[str, Any]:
-    """A row of `Base.index`; `size` is (width, height), as Pillow has it.
-
-    Raises:
-        InputError: a text is none, or no valid Unicode.
-    """
-    if not isinstance(content, bytes):
-        texts = (content,) if isinstance(content, str) else content
-        if not all(isinstance(text, str) for text in texts):
-            raise InputError(f"{id}: there is no text; give it one, or remove it")
-        try:
-            encoded = [text.encode() for text in texts]
-        except UnicodeEncodeError as error:
-            raise InputError(f"{id}: the text is not valid UTF-8 ({error.reason}); mend or remove it") from error
-        length = sum(map(len, encoded))
-        content = encoded[0] if len(encoded) == 1 else json.dumps(texts).encode()
-    else:
-        length = len(content)
-    sha256 = hashlib.sha256(content).hexdigest()
-    return {"id": id, "label": label, "height": size[1], "width": size[0], "bytes": length, "sha256": sha256}
-
-
-@contextmanager
-def kept_if_of_use(making: Path) -> Iterator[None]:
-    """Empties a half-made folder after an error that whoever mends the data will not go on from."""
-    try:
-        yield
-    except InputError as error:
-        if not isinstance(error, DiskFull):
-            for path in making.iterdir():
-                path.unlink()
-        raise
-
-
-@contextmanager
-def progress(name: str, total: int) -> Iterator[Callable[[str, int], None]]:
-    """Yields `done(split, examples)`, which moves a bar, and where there is none prints a line every ten seconds."""
-    with console.progress(f"preparing {name}", 0, total) as report:
-        counts: dict[str, int] = {}
-        last = time.monotonic()
-
-        def done(split: str, examples: int) -> None:
-            nonlocal last
-            counts[split] = examples
-            now = time.monotonic()
-            report(sum(counts.values()), "examples" if now - last > 10 else "")
-            last = now if now - last > 10 else last
-
-        yield done
 
 
 def _check(source: Source, name: str) -> None:
@@ -242,15 +135,6 @@ def _checked_label(source: Source, item: Item) -> Label:
     return int(found[0]) if source.problem == "single_label" else found
 
 
-def _fingerprint(source: Source, indices: Mapping[str, pa.Table]) -> str:
-    digest = hashlib.sha256(json.dumps([source.problem, source.classes]).encode())
-    for split in sorted(indices):
-        columns = [indices[split].column(name).to_pylist() for name in ("id", "label", "sha256")]
-        for row in zip(*columns, strict=True):
-            digest.update(json.dumps([split, *row]).encode())
-    return digest.hexdigest()
-
-
 def _features(source: Source) -> Any:
     from tensorflow_datasets import features
 
@@ -281,8 +165,6 @@ def _write_for_tfds(folder: Path, features: Any, parts: Mapping[str, Sequence[Pa
             part.records.rename(of_split.sharded_filepath(shard_index=number, num_shards=len(shards)))
         lengths, size = [len(part.index) for part in shards], sum(part.size for part in shards)
         splits.append(tfds.core.SplitInfo(split, lengths, size, of_split))
-        for sidecar in folder.glob(f"{split}-*.parquet"):
-            sidecar.unlink()
     identity = DatasetIdentity("tljax", tfds.core.Version("1.0.0"), str(folder), "tljax.data.prepare")
     info = tfds.core.DatasetInfo(builder=identity, features=features)
     info.set_file_format("array_record")

@@ -20,9 +20,9 @@ from tljax import console
 from tljax.config import TaskConfig
 from tljax.data import vtab
 from tljax.data.examples import Label, Source, Task
+from tljax.data.index import finish, index_row, kept_if_of_use, open_task, progress
 from tljax.data.labels import Labels, infer, is_missing
-from tljax.data.parts import Examined, Part, index_schema, write_parts
-from tljax.data.prepare import finish, index_row, kept_if_of_use, open_task, progress
+from tljax.data.parts import Examined, Part, clear, index_schema, write_parts
 from tljax.data.records import Stored
 from tljax.data.tfds_features import Features, choose
 from tljax.errors import InputError
@@ -154,7 +154,7 @@ def _index(
     """Reads every example once: labels, ids, sizes from the headers of images, hashes."""
     withheld = [split for split, one in stored.items() if _is_withheld(one, features)]
     if withheld:
-        console.console.print(f"{name}: {', '.join(withheld)} has no labels, and is left out")
+        console.console.print(f"{name}: {', '.join(withheld)} has no labels, and is left out", markup=False)
     stored = {split: one for split, one in stored.items() if split not in withheld}
     if not stored:
         raise InputError(f"{name}: no split has labels in {', '.join(features.labels)}; set task.label")
@@ -168,6 +168,7 @@ def _index(
             found = write_parts(making, split, len(one), schema, examine, functools.partial(done, split))
             parts[split] = _with_unique_ids(found)
     finish(making, folder, name, source, parts)
+    clear(making)
 
 
 def _is_withheld(stored: Stored, features: Features) -> bool:
