@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tljax.config import TaskConfig
 from tljax.data.examples import Source
 from tljax.data.rows import Table, choose, to_source
 from tljax.errors import InputError
+from tljax.weights.sources import sha256_of
 
 _LARGEST_CELL = 2**31 - 1
 
@@ -26,7 +28,8 @@ def csv_file(path: str, config: TaskConfig) -> Source:
             counts it.
     """
     file, name = Path(path).expanduser(), f"csv:{path}"
-    data = _bytes(file, name)
+    with _opened(file, name):
+        data = file.read_bytes()
     header, rows, lines, faults = _parse(data, name, "\t" if file.suffix.lower() in (".tsv", ".tab") else ",")
     columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
     table = Table(name, columns, [f"{name}, line {line}" for line in lines], file.parent, faults=faults)
@@ -36,33 +39,35 @@ def csv_file(path: str, config: TaskConfig) -> Source:
 def parquet_file(path: str, config: TaskConfig) -> Source:
     """A parquet file. Images in it are paths, bytes, or, as Hugging Face stores them, structs {bytes, path}.
 
+    The columns that are used are held in memory; `hf:` maps files into it.
+
     Raises:
         InputError: the file, or with `on_error=stop` one of its rows, cannot be used; rows are counted from 0.
     """
     file, name = Path(path).expanduser(), f"parquet:{path}"
-    data = _bytes(file, name)
-    try:
-        header = pq.read_schema(pa.BufferReader(data)).names
-        columns = choose(header, config, name)
-        found = pq.read_table(pa.BufferReader(data), columns=list(columns.all))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{name}: not a whole parquet file ({' '.join(str(error).split())}); write it again"
-        ) from error
+    with _opened(file, name):
+        sha256 = sha256_of(file)
+        try:
+            columns = choose(pq.read_schema(file).names, config, name)
+            found = pq.read_table(file, columns=list(columns.all), partitioning=None)
+        except pa.ArrowException as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{name}: not a whole parquet file ({reason}); write it again") from error
     if not found.num_rows:
         raise InputError(f"{name}: has no rows")
     values = {one: values_of(found.column(one)) for one in columns.all}
     where = [f"{name}, row {row}" for row in range(found.num_rows)]
-    return to_source([Table(name, values, where, file.parent)], columns, config, hashlib.sha256(data).hexdigest())
+    return to_source([Table(name, values, where, file.parent)], columns, config, sha256)
 
 
-def _bytes(file: Path, name: str) -> bytes:
+@contextmanager
+def _opened(file: Path, name: str) -> Iterator[None]:
     if not file.is_file():
         raise InputError(f"{name}: no such file")
     try:
-        return file.read_bytes()
+        yield
     except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{name}: cannot be read ({' '.join(str(error).split())})") from error
 
 
 def values_of(column: pa.ChunkedArray) -> Sequence[Any]:
