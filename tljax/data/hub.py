@@ -98,6 +98,9 @@ def _by_type(features: Mapping[str, Any], config: TaskConfig, name: str) -> Mapp
 
 
 def _classes(features: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
+    """Of one label; several are flags, or values."""
+    if len(columns.labels) > 1:
+        return ()
     return tuple(getattr(_inner(features[columns.labels[0]]), "names", None) or ())
 
 

@@ -67,6 +67,8 @@ def infer(problem: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -
     names: set[str] = set()
     for values in rows:
         if problem == "single_label":
+            if isinstance(values[0], list | tuple):
+                raise InputError(f"{columns[0]} has lists of labels: set task.problem=multi_label")
             names.add(as_name(values[0]))
         elif values[0] is not None:
             names.update(as_name(value) for value in _several(values[0]))
@@ -101,7 +103,9 @@ def is_missing(values: Sequence[Any]) -> bool:
 def _several(value: Any) -> Sequence[Any]:
     if value is None:
         raise InputError("the label is empty")
-    return [name for name in value.split("|") if name.strip()] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [name for name in value.split("|") if name.strip()]
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _number(value: Any, column: str) -> float:

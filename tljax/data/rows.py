@@ -104,7 +104,7 @@ def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key
         InputError: two rows have one id, a split has no known name, or with `on_error=stop` a row cannot be used.
     """
     first = tables[0]
-    if first.classes:
+    if first.classes and config.problem != "regression":
         labels = Labels(config.problem, first.classes, numbered=True)
     else:
         usable = (

@@ -92,7 +92,8 @@ def choose(info: Any, config: TaskConfig, name: str) -> Features:
         raise InputError(f"{name}: {', '.join(inputs)}: an example is one image, one text or two")
     id = next((one for one in IDS if one in info.features and isinstance(info.features[one], kinds.Text)), "")
     named = dict(zip(inputs, ("image",) if is_image else ("text", "text_pair"), strict=False))
-    classes = derived.classes if derived else tuple(getattr(_inner(info.features[labels[0]]), "names", None) or ())
+    classes = tuple(getattr(_inner(info.features[labels[0]]), "names", None) or ()) if len(labels) == 1 else ()
+    classes = derived.classes if derived else classes
     return Features("image" if is_image else "text", named, labels, id, classes, derived)
 
 
