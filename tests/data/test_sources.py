@@ -297,9 +297,9 @@ def test_a_full_disk_keeps_what_is_finished(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", full)
     with pytest.raises(InputError, match=r"\.partial: the disk is full: 0 MB are free, and this split needs about 0;"):
         load(f"folder:{shapes}")
-    assert len(counted.names) == 24
+    counted.names.clear()
     load(f"folder:{shapes}")
-    assert len(counted.names) == 24 + 14  # ten were finished
+    assert len(counted.names) == 14  # ten were finished
 
 
 def test_damage_leaves_no_half_made_folder(shapes, tmp_path, monkeypatch):
