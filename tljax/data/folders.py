@@ -1,0 +1,134 @@
+"""Images in folders by class."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from tljax import console
+from tljax.config import TaskConfig
+from tljax.data.examples import Item, Source
+from tljax.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_IGNORED = ("thumbs.db", "desktop.ini")  # and whatever starts with a dot
+# As people call splits -> as they are called here.
+SPLITS = {"train": "train", **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"), "test": "test"}
+
+
+def folder(path: str, config: TaskConfig) -> Source:
+    """Images by class: `PATH/CLASS/…/x.jpg` as the one split `train`, or the same in `PATH/train`, `val` and `test`.
+
+    Raises:
+        InputError: there is no such folder; a class has no images, or is not in every split; with `on_error=stop`,
+            something that should be an image by its suffix is no file.
+    """
+    root, name = Path(path).expanduser(), f"folder:{path}"
+    if not root.is_dir():
+        raise InputError(f"{name}: no such folder")
+    places = _splits(root, name)
+    classes = {split: _folders(place) for split, place in places.items()}
+    for split, names in classes.items():
+        if len(names) < 2:
+            where = f"folder:{places[split]}"
+            raise InputError(f"{where}: needs a sub-folder of images for each of at least 2 classes, has {names}")
+        if different := sorted(set(names) ^ set(classes["train"])):
+            has, lacks = (split, "train") if different[0] in names else ("train", split)
+            raise InputError(f"{name}: {has} has the class {different[0]!r}, and {lacks} has not: add or remove it")
+    scan = _Scan(root, config.on_error)
+    items = {
+        split: [item for label, one in enumerate(classes[split]) for item in scan.images(place / one, label)]
+        for split, place in places.items()
+    }
+    if scan.others:
+        shown = ", ".join(scan.others[:3]) + (" …" if len(scan.others) > 3 else "")
+        line = f"{name}: {len(scan.others)} files are no images by their suffix: {shown}"
+        console.console.print(line, markup=False)
+    # Size and time stand for the bytes, as in make: reading a large folder at every start would cost minutes.
+    key = hashlib.sha256(repr((str(root.absolute()), classes, scan.stats)).encode()).hexdigest()
+    return Source(key, "image", "single_label", tuple(classes["train"]), items)
+
+
+def unusable(id: str, reason: str, on_error: str) -> Item:
+    """An example that is known to be of no use: the error, or with `on_error=skip` an item that will be skipped.
+
+    Raises:
+        InputError: with `on_error=stop`.
+    """
+
+    def read() -> bytes:
+        raise InputError(reason)
+
+    return Item(id, 0, read) if on_error == "skip" else read()
+
+
+def _splits(root: Path, name: str) -> dict[str, Path]:
+    """The folder of each split: of what `root` calls train, validation and test, or else itself."""
+    below = _folders(root)
+    named = [one for one in below if one.lower() in SPLITS]
+    if not any(SPLITS[one.lower()] == "train" for one in named) or (len(named) == 1 and len(below) > 1):
+        return {"train": root}
+    if others := [one for one in below if one not in named]:
+        raise InputError(f"{name}: {', '.join(others)} beside {', '.join(named)} is no split; move it elsewhere")
+    found = {SPLITS[one.lower()]: root / one for one in named}
+    if len(found) < len(named):
+        raise InputError(f"{name}: two of {', '.join(named)} are the same split; move one elsewhere")
+    return {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+class _Scan:
+    """Finds images, and notes what stands for their content and what was passed over."""
+
+    def __init__(self, root: Path, on_error: str):
+        self.root, self.on_error = root, on_error
+        self.stats: list[tuple[str, int, int]] = []
+        self.others: list[str] = []
+
+    def images(self, folder: Path, label: int) -> list[Item]:
+        found = [self._item(path, label) for path in sorted(self._files(folder, set()))]
+        if not found:
+            raise InputError(
+                f"folder:{self.root}: class folder {str(folder.relative_to(self.root))!r} has no "
+                f"{'|'.join(SUFFIXES)} in it: remove it or fill it"
+            )
+        return found
+
+    def _files(self, folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+        """All that is an image by its suffix. A folder that links lead to again counts once, so a loop ends."""
+        try:
+            here = folder.stat()
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be read ({error.strerror}); mend or remove it") from error
+        if (here.st_dev, here.st_ino) in seen:
+            return
+        seen.add((here.st_dev, here.st_ino))
+        for path in entries:
+            if path.name.startswith(".") or path.name.lower() in _IGNORED:
+                continue
+            if path.suffix.lower() in SUFFIXES:
+                yield path
+            elif path.is_dir():
+                yield from self._files(path, seen)
+            else:
+                self.others.append(self._id(path))
+
+    def _item(self, path: Path, label: int) -> Item:
+        id = self._id(path)
+        try:
+            found = path.stat()
+        except OSError as error:
+            return unusable(id, f"{id}: cannot be read ({error.strerror}); mend or remove it", self.on_error)
+        if not stat.S_ISREG(found.st_mode):
+            return unusable(id, f"{id}: has the suffix of an image, and is no file; rename it", self.on_error)
+        self.stats.append((id, found.st_size, found.st_mtime_ns))
+        return Item(id, label, path.read_bytes)
+
+    def _id(self, path: Path) -> str:
+        """The path below the root; a name that is no UTF-8 is written with escapes."""
+        return os.fsencode(path.relative_to(self.root)).decode(errors="backslashreplace")

@@ -1,0 +1,109 @@
+"""Data sets of Hugging Face's `datasets`, read as it stores them: no image is decoded, and no code of theirs runs."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tljax import console
+from tljax.config import TaskConfig
+from tljax.data.examples import Source
+from tljax.data.labels import is_missing
+from tljax.data.rows import Columns, Table, choose, to_source
+from tljax.data.tables import values_of
+from tljax.errors import InputError
+
+
+def hf(path: str, config: TaskConfig) -> Source:
+    """`hf:PATH` of a folder that `save_to_disk` or another program wrote, or `hf:NAME` or `hf:ORG/NAME[/CONFIG]`.
+
+    A name may end in `@REVISION`. Splits keep their names. A split whose labels were withheld is left out, and said.
+
+    Raises:
+        InputError: `datasets` is not installed, it cannot load this, or an example cannot be used.
+    """
+    name = f"hf:{path}"
+    loaded = _load(path, name)
+    features = next(iter(loaded.values())).features
+    for split, data in loaded.items():
+        if data.features != features:
+            raise InputError(f"{name}: {split} has other columns than the split before it; make them alike")
+    config = dataclasses.replace(config, **_by_type(features, config, name))
+    columns = choose(list(features), dataclasses.replace(config, split=""), name)
+    columns = dataclasses.replace(columns, split="")
+    classes = _classes(features, columns)
+    folder = Path(path).expanduser()
+    folder = folder if folder.is_dir() else Path("/")  # a name on the hub is no place that paths start from
+    tables, withheld = [], []
+    for split, data in loaded.items():
+        values = {one: values_of(data.data.column(one)) for one in columns.all}
+        if data.num_rows and is_missing([value for one in columns.labels for value in values[one]]):
+            withheld.append(split)
+            continue
+        where = [f"{name}, {split}, row {row}" for row in range(data.num_rows)]
+        tables.append(Table(name, values, where, folder, split, classes=classes))
+    if withheld:
+        console.console.print(f"{name}: {', '.join(withheld)} has no labels, and is left out", markup=False)
+    if not tables:
+        raise InputError(f"{name}: no split has labels in {', '.join(columns.labels)}; set task.label")
+    return to_source(tables, columns, config, repr({split: data._fingerprint for split, data in loaded.items()}))
+
+
+def _load(path: str, name: str) -> Mapping[str, Any]:
+    """Split -> `datasets.Dataset`."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f"{name}: needs Hugging Face's datasets: pip install 'tljax[hf]'") from error
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    repository, _, revision = path.partition("@")
+    local = Path(repository).expanduser()
+    parts = repository.split("/")
+    try:
+        if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
+            found = datasets.load_from_disk(str(local))
+        elif local.is_dir():
+            found = datasets.load_dataset(str(local))
+        elif repository.startswith(("/", ".", "~")):
+            raise InputError(f"{name}: no such folder")
+        else:
+            variant = "/".join(parts[2:]) or None
+            found = datasets.load_dataset("/".join(parts[:2]), variant, revision=revision or None)
+    except InputError:
+        raise
+    except Exception as error:  # whatever its readers and an HTTP client raise
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{name}: cannot be loaded ({type(error).__name__}: {reason})") from error
+    return {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+
+
+def _by_type(features: Mapping[str, Any], config: TaskConfig, name: str) -> Mapping[str, Any]:
+    """The image and the label where there is one of that type, and `config` does not say."""
+    import datasets
+
+    found: dict[str, Any] = {}
+    images = [one for one, feature in features.items() if isinstance(feature, datasets.Image)]
+    if images and not (config.image or config.text):
+        if len(images) > 1:
+            raise InputError(f"{name}: has the images {', '.join(images)}: set task.image to one of them")
+        found["image"] = images[0]
+    labels = [one for one, feature in features.items() if isinstance(_inner(feature), datasets.ClassLabel)]
+    if not config.label and "label" not in features and labels:
+        if len(labels) > 1:
+            raise InputError(f"{name}: has the labels {', '.join(labels)}: set task.label to one of them")
+        found["label"] = (labels[0],)
+    return found
+
+
+def _classes(features: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
+    """Of one label; several are flags, or values."""
+    if len(columns.labels) > 1:
+        return ()
+    return tuple(getattr(_inner(features[columns.labels[0]]), "names", None) or ())
+
+
+def _inner(feature: Any) -> Any:
+    """What a list is of."""
+    return getattr(feature, "feature", feature)

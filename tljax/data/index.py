@@ -1,0 +1,130 @@
+"""What is known of a prepared data set beside its records: an index for each split, and `task.json`."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.markup import escape
+
+from tljax import console
+from tljax.data.examples import Base, Label, Records, Source, Task
+from tljax.data.parts import DiskFull, Part
+from tljax.errors import InputError
+
+
+def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping[str, Sequence[Part]]) -> None:
+    """Writes each split's index and `task.json` into `making`, which becomes `folder`, and says what was skipped.
+
+    Raises:
+        InputError: nothing is left of a split.
+    """
+    indices = {split: pa.concat_tables([part.index for part in found]) for split, found in parts.items()}
+    skipped = [one for found in parts.values() for part in found for one in part.skipped]
+    for split, index in indices.items():
+        if not len(index):
+            first = next(one["reason"] for one in skipped if one["split"] == split)
+            raise InputError(f"{name}: no example of {split} can be used; the first: {first}")
+        pq.write_table(index.replace_schema_metadata(), making / f"index-{split}.parquet")
+    facts = {
+        "kind": source.kind,
+        "problem": source.problem,
+        "classes": source.classes,
+        "pairs": source.pairs,
+        "splits": list(indices),
+        "fingerprint": _fingerprint(source, indices),
+        "skipped": skipped,
+    }
+    (making / "task.json").write_text(json.dumps(facts, indent=1))
+    if skipped:
+        first = ", ".join(one["id"] for one in skipped[:3]) + (" …" if len(skipped) > 3 else "")
+        total = len(skipped) + sum(map(len, indices.values()))
+        line = f"{name}: {len(skipped)} of {total} examples are left out: {first} ({folder}/task.json)"
+        console.console.print(line, markup=False)
+
+
+def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Records], mend: str) -> Task:
+    """The task that `finish` described in `folder`; `records` gives those of a split, told its index.
+
+    Raises:
+        InputError: files are missing, damaged, or of other data.
+    """
+    try:
+        facts = json.loads((folder / "task.json").read_text())
+        indices = {split: pq.read_table(folder / f"index-{split}.parquet") for split in facts["splits"]}
+        bases = {split: Base(records(split, index), index) for split, index in indices.items()}
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's are among them
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder}: damaged ({' '.join(str(error).split())[:200]}); {mend}") from error
+    for split, base in bases.items():
+        if len(base.index) != len(base.records):
+            rows, found = len(base.index), len(base.records)
+            raise InputError(f"{folder}: damaged ({split} has {found} records, and {rows} in its index); {mend}")
+    classes, skipped = tuple(facts["classes"]), tuple(facts["skipped"])
+    return Task(name, facts["kind"], facts["problem"], classes, facts["fingerprint"], bases, facts["pairs"], skipped)
+
+
+def index_row(id: str, label: Label, content: bytes | str | tuple[str, str], size: tuple[int, int]) -> dict[str, Any]:
+    """A row of `Base.index`; `size` is (width, height), as Pillow has it.
+
+    Raises:
+        InputError: a text is none, or no valid Unicode.
+    """
+    if not isinstance(content, bytes):
+        texts = (content,) if isinstance(content, str) else content
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{id}: there is no text; give it one, or remove it")
+        try:
+            encoded = [text.encode() for text in texts]
+        except UnicodeEncodeError as error:
+            raise InputError(f"{id}: the text is not valid UTF-8 ({error.reason}); mend or remove it") from error
+        length = sum(map(len, encoded))
+        content = encoded[0] if len(encoded) == 1 else json.dumps(texts).encode()
+    else:
+        length = len(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return {"id": id, "label": label, "height": size[1], "width": size[0], "bytes": length, "sha256": sha256}
+
+
+@contextmanager
+def kept_if_of_use(making: Path) -> Iterator[None]:
+    """Empties a half-made folder after an error that whoever mends the data will not go on from."""
+    try:
+        yield
+    except InputError as error:
+        if not isinstance(error, DiskFull):
+            for path in making.iterdir():
+                path.unlink()
+        raise
+
+
+@contextmanager
+def progress(name: str, total: int) -> Iterator[Callable[[str, int], None]]:
+    """Yields `done(split, examples)`, which moves a bar, and where there is none prints a line every ten seconds."""
+    with console.progress(escape(f"preparing {name}"), 0, total) as report:
+        counts: dict[str, int] = {}
+        last = time.monotonic()
+
+        def done(split: str, examples: int) -> None:
+            nonlocal last
+            counts[split] = examples
+            now = time.monotonic()
+            report(sum(counts.values()), "examples" if now - last > 10 else "")
+            last = now if now - last > 10 else last
+
+        yield done
+
+
+def _fingerprint(source: Source, indices: Mapping[str, pa.Table]) -> str:
+    digest = hashlib.sha256(json.dumps([source.problem, source.classes]).encode())
+    for split in sorted(indices):
+        columns = [indices[split].column(name).to_pylist() for name in ("id", "label", "sha256")]
+        for row in zip(*columns, strict=True):
+            digest.update(json.dumps([split, *row]).encode())
+    return digest.hexdigest()

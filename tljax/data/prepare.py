@@ -1,0 +1,172 @@
+"""From a `Source` to a folder that TFDS reads too, in its order; every example is decoded once, and damage met."""
+
+import functools
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tljax.data import images
+from tljax.data.examples import Item, Label, Source, Task
+from tljax.data.index import finish, index_row, kept_if_of_use, open_task, progress
+from tljax.data.parts import Examined, Part, clear, index_schema, write_parts
+from tljax.data.records import Stored
+from tljax.errors import InputError
+from tljax.weights.sources import made_once
+
+
+def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
+    """Makes `folder`, if it is not there: array_record shards that TFDS reads, an index for each split, `task.json`.
+
+    A split is in TFDS's order, by a hash of its ids. One process makes it and others wait; it goes on where one that
+    was killed stopped, and ends with the same bytes.
+
+    Raises:
+        InputError: an example cannot be used (with `on_error=stop`), or none of a split; two have the same id; the
+            disk is full.
+    """
+    _check(source, name)
+    with made_once(folder, resume=True) as making:
+        if not making:
+            return
+        features = _features(source)
+        schema, parts = index_schema(source.problem), {}
+        with kept_if_of_use(making), progress(name, sum(map(len, source.splits.values()))) as done:
+            for split, items in source.splits.items():
+                ordered = _in_order(split, items, name)
+                examine = functools.partial(_examine, source, split, ordered, features, on_error)
+                parts[split] = write_parts(making, split, len(items), schema, examine, functools.partial(done, split))
+            finish(making, folder, name, source, parts)
+        _write_for_tfds(making, features, parts)
+        clear(making)
+
+
+def open_prepared(name: str, folder: Path) -> Task:
+    """The task in a folder that `prepare` made.
+
+    Raises:
+        InputError: files are missing or damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    mend = f"remove {folder}, and it is prepared again"
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # of a parser, on a damaged file
+        raise InputError(f"{folder}: damaged ({' '.join(str(error).split())[:200]}); {mend}") from error
+    kept = {one: one for one in ("image", "text", "text_pair") if one in builder.info.features}
+    return open_task(name, folder, lambda split, index: Stored(builder, split, kept, mend), mend)
+
+
+def _check(source: Source, name: str) -> None:
+    if source.problem == "single_label" and len(source.classes) < 2:
+        raise InputError(f"{name}: has classes {list(source.classes)}; there must be at least two to tell apart")
+    for one in source.classes:
+        if not one.strip() or len(one.splitlines()) != 1 or source.classes.count(one) > 1:
+            raise InputError(f"{name}: class name {one!r} is empty, has a line break, or is there twice; rename it")
+    for split, items in source.splits.items():
+        if not re.fullmatch(r"\w+", split):
+            raise InputError(f"{name}: split {split!r}: its name may have letters, digits and _ only; rename it")
+        if not len(items):
+            raise InputError(f"{name}: split {split!r} has no example; fill it or remove it")
+
+
+def _in_order(split: str, items: Sequence[Item], name: str) -> list[Item]:
+    """As TFDS shuffles them: by a hash of the ids, with the split's name for salt."""
+    from tensorflow_datasets.core.hashing import Hasher
+
+    hasher = Hasher(split)
+    ordered = sorted(items, key=lambda item: (hasher.hash_key(item.id), item.id))
+    for one, other in itertools.pairwise(ordered):
+        if one.id == other.id:
+            raise InputError(f"{name}: two examples of {split} have the id {one.id!r}; ids must be unique")
+    return ordered
+
+
+def _examine(source: Source, split: str, ordered: Sequence[Item], features: Any, on_error: str, place: int) -> Examined:
+    """Reads, decodes and checks the example at a place."""
+    item = ordered[place]
+    try:
+        content = _read(item)
+        picture = images.decode(content, item.id) if source.kind == "image" else None
+        size = picture.size if picture else (0, 0)
+        row = index_row(item.id, _checked_label(source, item), content, size)
+    except InputError as error:
+        if on_error != "skip":
+            raise
+        return Examined(skipped={"split": split, "id": item.id, "reason": str(error)})
+    named = [source.kind] if not source.pairs else ["text", "text_pair"]
+    inputs = dict(zip(named, content if source.pairs else [content], strict=True))
+    return Examined(row, _serialised(features, {"id": item.id, "label": row["label"], **inputs}))
+
+
+def _serialised(features: Any, example: Mapping[str, Any]) -> bytes:
+    """As `features.serialize_example` does, but for the order of the fields, which there is another in each process."""
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    encoded = features.encode_example(example)
+    proto = ExampleSerializer(features.get_serialized_info()).get_tf_example(encoded)
+    return proto.SerializeToString(deterministic=True)
+
+
+def _read(item: Item) -> bytes | str | tuple[str, str]:
+    try:
+        return item.read()
+    except OSError as error:
+        raise InputError(f"{item.id}: cannot be read ({error.strerror or error}); mend or remove it") from error
+
+
+def _checked_label(source: Source, item: Item) -> Label:
+    """As it is stored: an int; sorted ones; or values as float32 has them."""
+    label, many = item.label, len(source.classes)
+    if source.problem == "regression":
+        with np.errstate(over="ignore"):
+            values = np.atleast_1d(np.asarray(label, np.float32)).tolist()
+        if len(values) != many or not all(map(math.isfinite, values)):
+            raise InputError(f"{item.id}: label {label!r} is not {many} finite number(s); mend or remove it")
+        return tuple(values)
+    found = (label,) if source.problem == "single_label" else tuple(sorted(set(label)))
+    if not all(0 <= one < many for one in found):
+        raise InputError(f"{item.id}: label {label!r} is none of the classes 0 to {many - 1}; mend or remove it")
+    return int(found[0]) if source.problem == "single_label" else found
+
+
+def _features(source: Source) -> Any:
+    from tensorflow_datasets import features
+
+    names = list(source.classes)
+    labels = {
+        "single_label": lambda: features.ClassLabel(names=names),
+        "multi_label": lambda: features.Sequence(features.ClassLabel(names=names)),
+        "regression": lambda: features.Tensor(shape=(len(names),), dtype=np.float32),
+    }
+    if source.kind == "image":
+        inputs = {"image": features.Image(shape=(None, None, 3))}
+    else:
+        inputs = {name: features.Text() for name in ("text", "text_pair")[: 1 + source.pairs]}
+    return features.FeaturesDict({**inputs, "label": labels[source.problem](), "id": features.Text()})
+
+
+def _write_for_tfds(folder: Path, features: Any, parts: Mapping[str, Sequence[Part]]) -> None:
+    """Gives the shards the names that TFDS wants, and describes them."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity
+
+    template = tfds.core.ShardedFileTemplate(folder, dataset_name="tljax", filetype_suffix="array_record")
+    splits = []
+    for split, found in parts.items():
+        shards = [part for part in found if part.size]
+        of_split = template.replace(split=split)
+        for number, part in enumerate(shards):
+            part.records.rename(of_split.sharded_filepath(shard_index=number, num_shards=len(shards)))
+        lengths, size = [len(part.index) for part in shards], sum(part.size for part in shards)
+        splits.append(tfds.core.SplitInfo(split, lengths, size, of_split))
+    identity = DatasetIdentity("tljax", tfds.core.Version("1.0.0"), str(folder), "tljax.data.prepare")
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    info.set_file_format("array_record")
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.write_to_directory(folder)

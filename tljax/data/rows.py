@@ -1,0 +1,217 @@
+"""From the columns of tables to a `Source`, wherever the tables are from."""
+
+import difflib
+import functools
+import hashlib
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tljax.config import TaskConfig
+from tljax.data.examples import Item, Source
+from tljax.data.folders import SPLITS, unusable
+from tljax.data.labels import Labels, infer
+from tljax.errors import InputError
+
+# What columns are called where `config.task` does not say.
+IMAGES = ("image", "file", "path", "file_name", "img")
+TEXTS = ("text", "sentence")
+PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are what.
+
+    Attributes:
+        kind: `image` or `text`.
+        inputs: of the image, the text, or the two texts.
+        labels: one or more.
+        split, id: empty for none.
+    """
+
+    kind: str
+    inputs: tuple[str, ...]
+    labels: tuple[str, ...]
+    split: str = ""
+    id: str = ""
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for name in (*self.inputs, *self.labels, self.split, self.id) if name))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of examples.
+
+    Attributes:
+        name: in errors.
+        columns: name -> values. Images are a list of paths, or any other sequence of bytes or {bytes, path}, which is
+            looked at when an image is read.
+        where: of each row, in errors.
+        folder: that paths of images start from.
+        split: of all rows, where no column says.
+        faults: row -> why it cannot be used.
+        classes: names, where labels are numbers of them.
+    """
+
+    name: str
+    columns: Mapping[str, Sequence[Any]]
+    where: Sequence[str]
+    folder: Path
+    split: str = "train"
+    faults: Mapping[int, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+
+
+def choose(names: Sequence[str], config: TaskConfig, name: str) -> Columns:
+    """The columns that `config` names, or else those with the usual names.
+
+    Raises:
+        InputError: one is not there, or several could be meant.
+    """
+    inputs = (config.image,) if config.image else config.text
+    if not inputs:
+        pairs = [pair for pair in PAIRS if set(pair) <= set(names)]
+        texts = pairs or [(one,) for one in TEXTS if one in names]
+        found = [(one,) for one in IMAGES if one in names] + texts
+        if len(found) != 1:
+            what = f"could be read from {' or '.join('+'.join(one) for one in found)}" if found else "are in no column"
+            raise InputError(f"{name}: inputs {what}: set task.image or task.text; it has {', '.join(names)}")
+        (inputs,) = found
+    if len(inputs) > 2:
+        raise InputError(f"{name}: task.text={inputs}: an example has one text or two")
+    kind = "image" if config.image or (not config.text and inputs[0] in IMAGES) else "text"
+    split = config.split or ("split" if "split" in names else "")
+    columns = Columns(kind, inputs, config.label or ("label",), split, "id" if "id" in names else "")
+    for one in columns.all:
+        if one not in names:
+            near = difflib.get_close_matches(one, names, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(f"{name}: no column {one!r}; {hint}it has {', '.join(names)}")
+    if len(columns.labels) > 1 and config.problem == "single_label":
+        raise InputError(f"{name}: task.label={columns.labels}: task.problem=single_label takes one column")
+    return columns
+
+
+def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key: str) -> Source:
+    """All rows as items. The key is of the tables' content, to which those of the images' files are added.
+
+    Raises:
+        InputError: two rows have one id, a split has no known name, or with `on_error=stop` a row cannot be used.
+    """
+    first = tables[0]
+    if first.classes and config.problem != "regression":
+        labels = Labels(config.problem, first.classes, numbered=True)
+    else:
+        usable = (
+            values for table in tables for row, values in enumerate(_labels(table, columns)) if row not in table.faults
+        )
+        labels = infer(config.problem, columns.labels, usable)
+    items: dict[str, list[Item]] = {}
+    stats: list[tuple[int, int]] = []
+    for table in tables:
+        splits = _splits(table, columns)
+        ids = _ids(table, columns, splits)
+        for row, values in enumerate(_labels(table, columns)):
+            split, id = splits[row], ids[row]
+            try:
+                if row in table.faults or isinstance(id, InputError):
+                    raise InputError(table.faults.get(row) or str(id))
+                read, found = _input(table, columns, row)
+                item = Item(id, labels.of(values), read)
+                stats.append(found)
+            except InputError as error:
+                where = table.where[row]
+                item = unusable(f"{where}", f"{where}: {error}; mend or remove it", config.on_error)
+            items.setdefault(split, []).append(item)
+    digest = hashlib.sha256(repr((key, str(first.folder.absolute()), stats)).encode()).hexdigest()
+    pairs = len(columns.inputs) == 2
+    return Source(digest, columns.kind, config.problem, labels.classes, items, pairs)
+
+
+def _labels(table: Table, columns: Columns) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table.columns[name] for name in columns.labels), strict=True)
+
+
+def _splits(table: Table, columns: Columns) -> list[str]:
+    """Of each row. One that cannot be used anyway and names none goes with the first."""
+    if not columns.split:
+        return [table.split] * len(table.where)
+    names = [str(one or "").strip() for one in table.columns[columns.split]]
+    for row, one in enumerate(names):
+        if one.lower() not in SPLITS and row not in table.faults:
+            known = ", ".join(SPLITS)
+            raise InputError(f"{table.where[row]}: split {one!r} is none of {known}; mend it, or set task.split")
+    found = [SPLITS.get(one.lower(), "") for one in names]
+    fallback = next(filter(None, found), "train")
+    return [one or fallback for one in found]
+
+
+def _ids(table: Table, columns: Columns, splits: Sequence[str]) -> list[str | InputError]:
+    """The column `id`, or the row's number, of the image's file followed by its path.
+
+    Unlike a row's number alone, eight digits sort as numbers do, and stay what they are when rows are added.
+    """
+    if not columns.id:
+        paths = table.columns[columns.inputs[0]] if columns.kind == "image" else ()
+        named = isinstance(paths, list)
+        return [f"{row:08d}/{paths[row]}" if named else f"{row:08d}" for row in range(len(table.where))]
+    seen: dict[tuple[str, str], int] = {}
+    ids: list[str | InputError] = []
+    for row, value in enumerate(table.columns[columns.id]):
+        id = str(value if value is not None else "").strip()
+        if not id:
+            ids.append(InputError("the id is empty"))
+        elif (before := seen.setdefault((splits[row], id), row)) != row:
+            ids.append(InputError(f"has the id {id!r}, as has {table.where[before]}"))
+        else:
+            ids.append(id)
+    return ids
+
+
+def _input(table: Table, columns: Columns, row: int) -> tuple[Callable[[], Any], tuple[int, int]]:
+    """What reads the example, and the size and time of its file."""
+    values = table.columns[columns.inputs[0]]
+    if columns.kind == "text":
+        texts = tuple(table.columns[name][row] for name in columns.inputs)
+        for name, text in zip(columns.inputs, texts, strict=True):
+            if not isinstance(text, str):
+                raise InputError(f"{name} is {text!r:.40}, which is no text")
+        return functools.partial(_same, texts if len(texts) == 2 else texts[0]), (0, 0)
+    if not isinstance(values, list):
+        return functools.partial(_embedded, values, row, table), (0, 0)
+    path = _path(values[row], table.folder)
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: is no file")
+    return path.read_bytes, (found.st_size, found.st_mtime_ns)
+
+
+def _path(value: Any, folder: Path) -> Path:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError("names no image")
+    return folder / value
+
+
+def _embedded(values: Sequence[Any], row: int, table: Table) -> bytes:
+    """An image that is in the table, or whose path is."""
+    found = values[row]
+    if isinstance(found, dict):
+        found = found.get("bytes") or found.get("path")
+    if isinstance(found, bytes):
+        return found
+    try:
+        return _path(found, table.folder).read_bytes()
+    except InputError as error:
+        raise InputError(f"{table.where[row]}: {error}; mend or remove it") from error
+
+
+def _same(value: Any) -> Any:
+    return value

@@ -1,0 +1,102 @@
+"""Which features of a TFDS data set are the input and the label."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tljax.config import TaskConfig
+from tljax.data import vtab
+from tljax.errors import InputError
+
+IDS = ("id", "file_name")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Which features of a set are what.
+
+    Attributes:
+        kind: `image` or `text`.
+        inputs: feature -> its name here.
+        labels: features.
+        id: a feature; empty for the record's number.
+        classes: names, where the label is a number of them; empty otherwise.
+        derived: how VTAB makes a label of `labels[0]`; None otherwise.
+    """
+
+    kind: str
+    inputs: Mapping[str, str]
+    labels: tuple[str, ...]
+    id: str
+    classes: tuple[str, ...]
+    derived: vtab.Label | None = None
+
+    @property
+    def all(self) -> dict[str, str]:
+        """What an index is made from."""
+        return {one: one for one in (*self.inputs, *self.labels, self.id) if one}
+
+    def values(self, example: Mapping[str, Any]) -> list[Any]:
+        """Of the labels, one by one."""
+        found = [example[name] for name in self.labels]
+        if self.derived:
+            return [self.derived.of(found[0])]
+        return [one.tolist() if isinstance(one, np.ndarray | np.generic) else one for one in found]
+
+
+def choose(info: Any, config: TaskConfig, name: str) -> Features:
+    """The features that `config` names, or else the one there is of each kind; `info` is a `tfds.core.DatasetInfo`.
+
+    Raises:
+        InputError: one is not there, or several could be meant.
+    """
+    from tensorflow_datasets import features as kinds
+
+    known = ", ".join(sorted(info.features))
+
+    def of_type(kind: type) -> list[str]:
+        return [one for one, feature in info.features.items() if isinstance(feature, kind) and one not in IDS]
+
+    def one_of(found: Sequence[str], key: str) -> tuple[str, ...]:
+        if len(found) != 1:
+            has = (
+                f"could be {' or '.join(sorted(found))}" if found else f"is none of {', '.join(sorted(info.features))}"
+            )
+            raise InputError(f"{name}: task.{key} {has}; set it")
+        return tuple(found)
+
+    derived = None
+    labels = config.label
+    if labels and labels[0].startswith("vtab:"):
+        derived = vtab.LABELS.get(labels[0].removeprefix("vtab:"))
+        if derived is None:
+            rows = ", ".join(f"vtab:{one}" for one in vtab.LABELS)
+            raise InputError(f"{name}: no task.label {labels[0]!r}; there are: {rows}")
+        labels = (derived.feature,)
+    elif not labels:
+        found = [one for one, feature in info.features.items() if isinstance(_inner(feature), kinds.ClassLabel)]
+        labels = ("label",) if "label" in info.features else one_of(found, "label")
+    inputs = (config.image,) if config.image else config.text
+    if not inputs:
+        texts = [one for one in of_type(kinds.Text) if one not in labels]
+        inputs = one_of(of_type(kinds.Image), "image") if of_type(kinds.Image) else one_of(texts, "text")
+    for one in (*inputs, *labels):
+        if one not in info.features:
+            raise InputError(f"{name}: no feature {one!r}; it has {known}")
+    is_image = isinstance(info.features[inputs[0]], kinds.Image)
+    if len(inputs) > 2 or not all(
+        isinstance(info.features[one], kinds.Image if is_image else kinds.Text) for one in inputs
+    ):
+        raise InputError(f"{name}: {', '.join(inputs)}: an example is one image, one text or two")
+    id = next((one for one in IDS if one in info.features and isinstance(info.features[one], kinds.Text)), "")
+    named = dict(zip(inputs, ("image",) if is_image else ("text", "text_pair"), strict=False))
+    classes = tuple(getattr(_inner(info.features[labels[0]]), "names", None) or ()) if len(labels) == 1 else ()
+    classes = derived.classes if derived else classes
+    return Features("image" if is_image else "text", named, labels, id, classes, derived)
+
+
+def _inner(feature: Any) -> Any:
+    """What a sequence is of."""
+    return getattr(feature, "feature", feature)

@@ -1,0 +1,241 @@
+"""Data sets of TensorFlow Datasets, read where TFDS prepared them, without TensorFlow; only an index is made here."""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from tljax import console
+from tljax.config import TaskConfig
+from tljax.data import vtab
+from tljax.data.examples import Label, Source, Task
+from tljax.data.index import finish, index_row, kept_if_of_use, open_task, progress
+from tljax.data.labels import Labels, infer, is_missing
+from tljax.data.parts import Examined, Part, clear, index_schema, write_parts
+from tljax.data.records import Stored
+from tljax.data.tfds_features import Features, choose
+from tljax.errors import InputError
+from tljax.weights.sources import cache_dir, locked, made_once
+
+_LAYOUT = 1  # of an index; another one is made anew
+_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's
+
+
+def load(spec: str, config: TaskConfig) -> Task:
+    """`tfds:NAME[/CONFIG][:VERSION]` in `TFDS_DATA_DIR`, or `tfds:PATH` of a folder with a `dataset_info.json`.
+
+    Records keep TFDS's order. A set that is not prepared yet is prepared, where TFDS can without TensorFlow.
+    `task.label` may be `vtab:NAME`, which VTAB derives. A split whose labels were withheld is left out, and said.
+
+    Raises:
+        InputError: there is no such set, it is not in array_record (the command that makes it so is named), shards
+            are missing, several features could be meant, or with `on_error=stop` an example cannot be used.
+    """
+    name = f"tfds:{spec}"
+    if config.split:
+        raise InputError(f"{name}: has splits of its own; leave task.split empty")
+    builder = _builder(spec, name)
+    features = choose(builder.info, config, name)
+    mend = f"prepare {builder.data_path} again with TFDS"
+    stored = {split: Stored(builder, split, features.all, mend) for split in _splits(builder, features)}
+    key = [_LAYOUT, _stamps(builder), features.kind, [*features.inputs], config.label, config.problem, config.on_error]
+    folder = cache_dir() / "datasets" / f"tfds-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
+    with made_once(folder, resume=True) as making:
+        if making:
+            with kept_if_of_use(making):
+                _index(making, folder, stored, features, config, name)
+    kind = _Brightened if builder.name == "dsprites" else Stored
+
+    def records(split: str, index: pa.Table) -> Stored:
+        return kind(builder, split, features.inputs, mend, index.column("row").to_numpy())
+
+    return open_task(name, folder, records, f"remove {folder}, and it is made again")
+
+
+class _Brightened(Stored):
+    """dSprites' pixels are 0 and 1, which VTAB multiplies by 255."""
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        return [one | {"image": self._brightened(one["image"])} for one in super().__getitems__(rows)]
+
+    def _brightened(self, image: bytes) -> bytes:
+        data = io.BytesIO()
+        Image.open(io.BytesIO(image)).point(lambda level: 255 * level).save(data, "PNG")
+        return data.getvalue()
+
+
+def _builder(spec: str, name: str) -> Any:
+    """A builder whose files are there, as array_record."""
+    import tensorflow_datasets as tfds
+
+    path = Path(spec).expanduser()
+    if (path / "dataset_info.json").exists():
+        try:
+            builder = tfds.builder_from_directory(path)
+        except Exception as error:  # of a parser, on a damaged file
+            raise InputError(f"{name}: damaged ({_line(error)}); prepare it again with TFDS") from error
+    elif spec.startswith(("/", ".", "~")):
+        levels = ("*", "*/*", "*/*/*")  # of name, configuration and version
+        below = [str(one.parent) for level in levels for one in sorted(path.glob(f"{level}/dataset_info.json"))][:3]
+        raise InputError(f"{name}: no dataset_info.json in it; give {' or '.join(below) or 'a folder of TFDS'}")
+    else:
+        builder = _by_name(spec, name)
+    formats = {one.value for one in builder.info.available_file_formats()} | {builder.info.file_format.value}
+    if "array_record" not in formats:
+        convert = f"tfds convert_format --dataset_version_dir={builder.data_path} --out_file_format=array_record"
+        raise InputError(
+            f"{name}: is stored as {', '.join(sorted(formats))}, which only TensorFlow reads: where it is "
+            f"(pip install 'tljax[prepare]'), run `{convert}`"
+        )
+    return builder
+
+
+def _by_name(spec: str, name: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    try:
+        builder = tfds.builder(spec, data_dir=data_dir)
+        if builder.is_prepared():
+            return builder
+        builder = tfds.builder(spec, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        known = {one.partition("/")[0] for one in tfds.list_builders(with_community_datasets=False)}
+        near = difflib.get_close_matches(spec.partition("/")[0].partition(":")[0], sorted(known), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "a folder is given as tfds:./PATH"
+        raise InputError(f"{name}: TFDS has no such set; {hint}") from error
+    except Exception as error:  # AssertionError, ValueError and others: a version or a configuration it does not have
+        raise InputError(f"{name}: {_line(error)}") from error
+    try:
+        with locked(cache_dir() / "datasets" / f"tfds-{re.sub(r'[^0-9A-Za-z.]', '-', spec)}"):
+            builder.download_and_prepare()  # nothing, where another process did meanwhile
+    except Exception as error:  # whatever a builder and an HTTP client raise
+        build = f"tfds build {spec} --file_format=array_record --data_dir={data_dir}"
+        raise InputError(
+            f"{name}: TFDS cannot prepare it here ({_line(error)}); where TensorFlow is "
+            f"(pip install 'tljax[prepare]'), run `{build}`"
+        ) from error
+    return builder
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}"
+
+
+def _splits(builder: Any, features: Features) -> list[str]:
+    """Those with examples, and of VTAB's labels those that have the feature."""
+    found = [split for split, info in builder.info.splits.items() if info.num_examples]
+    if features.derived:
+        sizes = vtab.ROWS[features.derived.dataset].sizes
+        return [split for split in found if split in sizes]
+    return found
+
+
+def _stamps(builder: Any) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files, which stand for their content."""
+    files = [path for path in sorted(Path(builder.data_path).iterdir()) if path.is_file()]
+    return [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def _index(
+    making: Path, folder: Path, stored: Mapping[str, Stored], features: Features, config: TaskConfig, name: str
+) -> None:
+    """Reads every example once: labels, ids, sizes from the headers of images, hashes."""
+    withheld = [split for split, one in stored.items() if _is_withheld(one, features)]
+    if withheld:
+        console.console.print(f"{name}: {', '.join(withheld)} has no labels, and is left out", markup=False)
+    stored = {split: one for split, one in stored.items() if split not in withheld}
+    if not stored:
+        raise InputError(f"{name}: no split has labels in {', '.join(features.labels)}; set task.label")
+    labels = _labels(stored, features, config.problem)
+    source = Source(name, features.kind, config.problem, labels.classes, {}, pairs=len(features.inputs) == 2)
+    schema = index_schema(config.problem).append(pa.field("row", pa.int64()))
+    parts = {}
+    with progress(name, sum(map(len, stored.values()))) as done:
+        for split, one in stored.items():
+            examine = functools.partial(_examine, one, features, labels, config.on_error)
+            found = write_parts(making, split, len(one), schema, examine, functools.partial(done, split))
+            parts[split] = _with_unique_ids(found)
+    finish(making, folder, name, source, parts)
+    clear(making)
+
+
+def _is_withheld(stored: Stored, features: Features) -> bool:
+    """Whether no example of a split has a label; a few examples tell where some have."""
+    for rows in (range(min(16, len(stored))), range(len(stored))):
+        try:
+            if not all(is_missing(features.values(stored.__getitems__([row])[0])) for row in rows):
+                return False
+        except InputError:  # damage is met again when the index is made, which knows what to do
+            return False
+    return True
+
+
+def _labels(stored: Mapping[str, Stored], features: Features, problem: str) -> Labels:
+    if features.classes and problem != "regression":
+        return Labels(problem, features.classes, numbered=True)
+    if problem == "regression" and len(features.labels) == 1:
+        first = next(iter(stored.values())).__getitems__([0])[0]
+        many = np.size(first[features.labels[0]])
+        names = features.labels if many == 1 else [f"{features.labels[0]}_{i}" for i in range(many)]
+        return Labels(problem, tuple(names))
+    values = (features.values(one.__getitems__([row])[0]) for one in stored.values() for row in range(len(one)))
+    return infer(problem, features.labels, values)
+
+
+def _examine(stored: Stored, features: Features, labels: Labels, on_error: str, place: int) -> Examined:
+    id = f"{place:08d}"
+    try:
+        (example,) = stored.__getitems__([place])
+        id = example.get(features.id, id)
+        content = [example[name] for name in features.inputs]
+        size = _size(content[0]) if features.kind == "image" else (0, 0)
+        label = _label(features, labels, example)
+        row = index_row(id, label, content[0] if len(content) == 1 else tuple(content), size)
+        return Examined({**row, "row": place})
+    except InputError as error:
+        reason = f"{stored.split}, record {place} ({id}): {error}"
+        if on_error != "skip":
+            raise InputError(f"{reason}; mend it, or set task.on_error=skip") from error
+        return Examined(skipped={"split": stored.split, "id": id, "reason": reason})
+
+
+def _with_unique_ids(parts: Sequence[Part]) -> list[Part]:
+    """As they are, or with record numbers where two are equal: some sets have names of files without their folders."""
+    columns = [(part.index.column("row").to_pylist(), part.index.column("id").to_pylist()) for part in parts]
+    if len({id for _, ids in columns for id in ids}) == sum(len(ids) for _, ids in columns):
+        return list(parts)
+    numbered = [[f"{row:08d}/{id}" for row, id in zip(rows, ids, strict=True)] for rows, ids in columns]
+    return [
+        dataclasses.replace(part, index=part.index.set_column(0, "id", pa.array(ids)))
+        for part, ids in zip(parts, numbered, strict=True)
+    ]
+
+
+def _label(features: Features, labels: Labels, example: Mapping[str, Any]) -> Label:
+    values = features.values(example)
+    if labels.problem == "regression":
+        values = np.ravel(values).tolist()
+    return labels.of(values)
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """Width and height of an image when it is upright, from its header alone."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+    except (OSError, SyntaxError, ValueError, OverflowError, Image.DecompressionBombError) as error:
+        raise InputError(f"not a readable image ({error})") from error
+    return (height, width) if sideways else (width, height)
