@@ -25,7 +25,7 @@ def get_config(arg: str = "full"):
     config.backbone.weights = "minilm_l6.gt_all"
     config.task.update(dataset="movie_sentiment", train="train[:70%]", validation="train[70%:80%]", test="train[80%:]")
     config.task.update(max_tokens=64, token_multiple=16, batch_size=32, eval_batch_size=100)
-    config.epochs = 2.0
+    config.epochs = 1.0
     config.optim.update(learning_rate=rate, warmup_steps=20, clip_norm=1.0, weight_decay=0.01)
     config.regularise.dropout = 0.1
     config.tuning.update(strategy=arg, **arguments)

@@ -95,7 +95,8 @@ class TaskConfig:
         image_size: pixels along each side; 0 takes what the weights expect.
         channels: of each image: 1 (grey), 3 or 4 (with alpha); 0 takes what the weights expect. Their first
             convolution and their normalisation are adapted by `weights.surgery`.
-        decode: `exact`, or `fast`: a JPEG is decoded at the lowest scale that its crop allows, which blurs otherwise.
+        decode: of training images: `exact`, or `fast`: JPEGs at the lowest scale that their crop allows, and resized
+            with coarser weights; a photograph is then up to 4 grey levels from the exact one on average.
         resize: training images are first brought to this shorter side; 0 leaves them at their own.
         crop: what a training image is cut to before `augment`: `centre` as in evaluation, `random` (a square of the
             image size out of `resize`), or `inception` (1409.4842: of random area and aspect ratio).

@@ -13,12 +13,16 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class _Rate(ProgressColumn):
+    def __init__(self, unit: str):
+        super().__init__()
+        self._unit = unit
+
     def render(self, task) -> Text:
-        return Text(f"{task.speed:.2f} steps/s" if task.speed else "… steps/s")
+        return Text(f"{task.speed:.2f} {self._unit}/s" if task.speed else f"… {self._unit}/s")
 
 
 @contextmanager
-def progress(label: str, start: int, total: int) -> Iterator[Any]:
+def progress(label: str, start: int, total: int, unit: str = "steps") -> Iterator[Any]:
     """Yields `report(done, text)`: `text` (metrics) beside the bar, or as a line of its own where there is no bar.
 
     An empty text moves the bar and prints no line.
@@ -31,7 +35,7 @@ def progress(label: str, start: int, total: int) -> Iterator[Any]:
 
         yield report
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[text]}"), console=console, transient=True) as bar:
         task = bar.add_task(label, total=total, completed=start, text="")
         latest = ""

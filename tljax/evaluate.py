@@ -38,7 +38,7 @@ def evaluate_split(
     params, batch_stats = run.evaluated(state)
     logits, labels, masks = [], [], []
     batches = evaluation_batches(split, read, size, run.experiment.input.workers)
-    with console.progress(label, 0, -(-len(split) // size)) as report:
+    with console.progress(label, 0, -(-len(split) // size), "batches") as report:
         for i, batch in enumerate(batches):
             step = run.eval_step(size, length_of(batch))
             logits.append(step(params, batch_stats, sharding.put_batch(batch["input"], run.mesh)))

@@ -22,7 +22,7 @@ def examine(run: Run, sheet: Path | None = None) -> dict[str, Any]:
     Raises:
         InputError: the data cannot be used at all, or a sheet is asked of texts.
     """
-    found = health.examine(run.inputs.task, run.inputs.splits)
+    found = health.examine(run.inputs.task, run.inputs.splits, run.resolved.preprocessing.size)
     if sheet is not None:
         if run.network.reads == "text":
             raise InputError(f"--sheet draws images, and {run.experiment.task.dataset} holds texts")

@@ -1,19 +1,17 @@
-"""From encoded bytes to a square uint8 picture on the host, and to normalised float32 on the device."""
+"""From an encoded image to a square uint8 picture on the host, and to normalised float32 on the device."""
 
-import io
+import importlib.util
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-import cykooz_resizer
 import jax.numpy as jnp
 import numpy as np
-import simplejpeg
 from jaxtyping import Array, Float, Num, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tljax.config import Preprocessing, TaskConfig
 from tljax.data.augment import AUGMENTATIONS, to_array, to_image
+from tljax.data.encoded import Encoded, named
 from tljax.errors import InputError
 
 DECODERS = ("exact", "fast")
@@ -21,23 +19,9 @@ CROPS = ("centre", "random", "inception")
 
 _MODES = {"rgb": "RGB", "bgr": "RGB", "grey": "L", "rgba": "RGBA", "bgra": "RGBA"}  # PIL's
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_FAST_FILTERS = {"bilinear": cykooz_resizer.FilterType.bilinear, "bicubic": cykooz_resizer.FilterType.catmull_rom}
-_FAST_PIXELS = {1: cykooz_resizer.PixelType.U8, 3: cykooz_resizer.PixelType.U8x3}
-# Those that hold pictures. Of others that PIL knows, some start programs (EPS) and some only link to a picture.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_FAST_FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom"}  # fast_image_resize's names
+_FAST_PIXELS = {1: "U8", 3: "U8x3"}
 _MOST_PIXELS = 2**27  # of a picture made larger: a strip of 1 × 60,000 would fill the memory
-_ORIENTATION = 0x0112
-# How to turn a picture upright, by its EXIF orientation (1 is upright), as `ImageOps.exif_transpose` does.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_QUARTER_TURNS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
 
 def check(task: TaskConfig) -> None:
@@ -57,6 +41,8 @@ def check(task: TaskConfig) -> None:
         raise InputError("task.crop=random needs task.resize: the shorter side that the square is cut from, as 256")
     if task.crop == "centre" and task.resize:
         raise InputError("task.crop=centre does not heed task.resize, but resizes as in evaluation; set it to 0")
+    if task.decode == "fast" and importlib.util.find_spec("cykooz_resizer") is None:
+        raise InputError("task.decode=fast needs cykooz-resizer, which is not installed here; use decode=exact")
     if task.resize < 0:
         raise InputError(f"task.resize is {task.resize}; give a number of pixels, or 0 to leave images as they are")
 
@@ -71,8 +57,8 @@ def decode(data: bytes, name: str, channels: str = "rgb") -> Image.Image:
     Raises:
         InputError: the bytes are not a whole image of 8 or 16 bits, or one of too many pixels; `name` says which.
     """
-    with _named(name):
-        return to_image(_Encoded(data).pixels(_MODES[channels]))
+    with named(name):
+        return to_image(Encoded(data).pixels(_MODES[channels]))
 
 
 def cacheable(*, decode: str, resize: int, crop: str) -> bool:
@@ -101,8 +87,8 @@ def source_view(
     Raises:
         InputError: as in `decode`.
     """
-    with _named(name):
-        encoded, mode = _Encoded(data), _MODES[preprocessing.channels]
+    with named(name):
+        encoded, mode = Encoded(data), _MODES[preprocessing.channels]
         centre, fast = crop == "centre", decode == "fast"
         edge = _edge(preprocessing) if centre else resize
         if not edge:
@@ -169,8 +155,8 @@ def training_view_of(
         source = source_view(data, name, preprocessing, decode=decode, resize=resize, crop=crop)
         return training_view(source, preprocessing, crop=crop, augment=augment, rng=rng, decode=decode)
     size = preprocessing.size
-    with _named(name):
-        encoded = _Encoded(data)
+    with named(name):
+        encoded = Encoded(data)
         top, left, height, width = inception_box(encoded.size[1], encoded.size[0], rng)
         factor = encoded.factor(size / min(height, width))
         pixels = encoded.pixels(_MODES[preprocessing.channels], factor)
@@ -252,9 +238,13 @@ def _resize(
     height, width, channels = pixels.shape
     if not fast or channels not in _FAST_PIXELS or box not in (None, (0, 0, width, height)):
         return to_array(to_image(pixels).resize(size, _FILTERS[preprocessing.interpolation], box))
-    picture = cykooz_resizer.ImageData(width, height, _FAST_PIXELS[channels], pixels.tobytes())
-    found = cykooz_resizer.ImageData(*size, _FAST_PIXELS[channels])
-    algorithm = cykooz_resizer.ResizeAlg.convolution(_FAST_FILTERS[preprocessing.interpolation])
+    import cykooz_resizer  # which not every machine can have
+
+    kind = getattr(cykooz_resizer.PixelType, _FAST_PIXELS[channels])
+    picture = cykooz_resizer.ImageData(width, height, kind, pixels.tobytes())
+    found = cykooz_resizer.ImageData(*size, kind)
+    kernel = getattr(cykooz_resizer.FilterType, _FAST_FILTERS[preprocessing.interpolation])
+    algorithm = cykooz_resizer.ResizeAlg.convolution(kernel)
     cykooz_resizer.Resizer().resize(picture, found, cykooz_resizer.ResizeOptions(algorithm))
     return np.frombuffer(found.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
 
@@ -263,80 +253,3 @@ def _augmented(picture: np.ndarray, augment: Sequence[str], rng: np.random.Gener
     for name in augment:
         picture = AUGMENTATIONS[name](picture, rng)
     return picture
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # PIL's plugins raise what they come across: OSError, SyntaxError, struct.error, …
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):  # whose message is the address of a buffer
-            reason = f"its content is none of {', '.join(_FORMATS)}"
-        raise InputError(f"{name}: not a readable image ({reason}); mend or remove it") from error
-
-
-class _Encoded:
-    """An encoded image of which the header is read: `size` is its width and height when upright.
-
-    JPEGs are decoded by simplejpeg: with the same library as in PIL (libjpeg-turbo) and to the same values, without
-    PIL's copies. Whatever it has a doubt about is left to PIL, and so is JPEG of four colours.
-    """
-
-    def __init__(self, data: bytes):
-        self._data = data
-        self._image = Image.open(io.BytesIO(data), formats=_FORMATS)  # refuses decompression bombs
-        self._jpeg = self._image.format in ("JPEG", "MPO") and self._image.mode in ("L", "RGB")
-        if not self._jpeg:
-            self._image.load()  # before the orientation is asked for: PIL turns a TIFF by itself
-        try:
-            orientation = self._image.getexif().get(_ORIENTATION, 1)
-        except Exception:  # damaged metadata beside a whole picture, which viewers pass over too
-            orientation = 1
-        self._turn = _TURNS.get(orientation)
-        width, height = self._image.size
-        self.size = (height, width) if self._turn in _QUARTER_TURNS else (width, height)
-
-    def factor(self, scale: float) -> int:
-        """The largest of 1, 2, 4, 8 that a JPEG's sides can be divided by and be no less than `scale` times themselves.
-
-        libjpeg-turbo has the other eighths too, but no SIMD code for them: they take longer than full size. A picture
-        to be turned is only divided without remainder: what pads its last pixels would come first.
-        """
-        fits = [f for f in (8, 4, 2) if f * scale <= 1 and not (self._turn and any(side % f for side in self.size))]
-        return fits[0] if self._jpeg and fits else 1
-
-    def pixels(self, mode: str, factor: int = 1) -> np.ndarray:
-        """The upright picture with the channels of a mode of PIL's, uint8 [height, width, channels].
-
-        Its sides are divided by what `factor` gave, and rounded up; the last pixel may be filled in part.
-        """
-        if self._jpeg:
-            found = self._jpeg_pixels(mode, factor)
-            if self._turn is None and found.shape[-1] == len(mode):
-                return found
-            image = to_image(found)
-        else:
-            image = self._image
-        return to_array(_converted(image if self._turn is None else image.transpose(self._turn), mode))
-
-    def _jpeg_pixels(self, mode: str, factor: int) -> np.ndarray:
-        colours = "GRAY" if mode == self._image.mode == "L" else "RGB"  # PIL makes grey from RGB, not from YCbCr
-        width, height = (-(-side // factor) for side in self._image.size)
-        try:
-            return simplejpeg.decode_jpeg(self._data, colours, min_height=height, min_width=width)
-        except ValueError:  # damaged, or of a kind that it cannot read: PIL raises, or knows better
-            return to_array(self._image.convert("L" if colours == "GRAY" else "RGB").reduce(factor))
-
-
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, as they are or as integers of 32
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError(f"grey levels from {levels.min()} to {levels.max()}, beyond 16 bits")
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("grey levels as fractions, and nothing says which is white; save them with 8 or 16 bits")
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours, without PIL's warning
-    return image.convert(mode)

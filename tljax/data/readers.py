@@ -85,7 +85,7 @@ class Pictures:
                 return images.source_view(one["image"], one["id"], self.preprocessing, **cut)
 
             options = grain.ReadOptions(num_threads=max(workers, 1), prefetch_buffer_size=16)
-            with console.progress(f"decoding {self.split.name}, once", 0, len(self.split)) as report:
+            with console.progress(f"decoding {self.split.name}, once", 0, len(self.split), "images") as report:
                 found = grain.MapDataset.source(range(len(self.split))).map(view).to_iter_dataset(options)
                 for number, one in enumerate(found, 1):
                     yield one
@@ -108,12 +108,17 @@ class Pictures:
 
     def _train(self, source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return images.training_view(
-            source, self.preprocessing, crop=self.config.crop, augment=self.config.augment, rng=rng
+            source,
+            self.preprocessing,
+            crop=self.config.crop,
+            augment=self.config.augment,
+            rng=rng,
+            decode=self.config.decode,
         )
 
     def _cut(self) -> dict[str, Any]:
         if not self.training:
-            return {"decode": self.config.decode, "resize": 0, "crop": "centre"}
+            return {"decode": "exact", "resize": 0, "crop": "centre"}
         return {"decode": self.config.decode, "resize": self.config.resize, "crop": self.config.crop}
 
 

@@ -1,0 +1,105 @@
+"""Encoded images, opened by their content and decoded upright, to the values that PIL gives."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from tljax.data.augment import to_array, to_image
+from tljax.errors import InputError
+
+# Those that hold pictures. Of others that PIL knows, some start programs (EPS) and some only link to a picture.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_ORIENTATION = 0x0112
+# How to turn a picture upright, by its EXIF orientation (1 is upright), as `ImageOps.exif_transpose` does.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUARTER_TURNS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Turns whatever fails inside into an InputError that names the image."""
+    try:
+        yield
+    except Exception as error:  # PIL's plugins raise what they come across: OSError, SyntaxError, struct.error, …
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # whose message is the address of a buffer
+            reason = f"its content is none of {', '.join(_FORMATS)}"
+        raise InputError(f"{name}: not a readable image ({reason}); mend or remove it") from error
+
+
+class Encoded:
+    """An encoded image of which the header is read: `size` is its width and height when upright.
+
+    JPEGs are decoded by simplejpeg: with the same library as in PIL (libjpeg-turbo) and to the same values, without
+    PIL's copies. Whatever it has a doubt about is left to PIL, and so is JPEG of four colours.
+    """
+
+    def __init__(self, data: bytes):
+        self._data = data
+        self._image = Image.open(io.BytesIO(data), formats=_FORMATS)  # refuses decompression bombs
+        self._jpeg = self._image.format in ("JPEG", "MPO") and self._image.mode in ("L", "RGB")
+        if not self._jpeg:
+            self._image.load()  # before the orientation is asked for: PIL turns a TIFF by itself
+        try:
+            orientation = self._image.getexif().get(_ORIENTATION, 1)
+        except Exception:  # damaged metadata beside a whole picture, which viewers pass over too
+            orientation = 1
+        self._turn = _TURNS.get(orientation)
+        width, height = self._image.size
+        self.size = (height, width) if self._turn in _QUARTER_TURNS else (width, height)
+
+    def factor(self, scale: float) -> int:
+        """The largest of 1, 2, 4, 8 that a JPEG's sides can be divided by and be no less than `scale` times themselves.
+
+        libjpeg-turbo has the other eighths too, but no SIMD code for them: they take longer than full size. A picture
+        to be turned is only divided without remainder: what pads its last pixels would come first.
+        """
+        fits = [f for f in (8, 4, 2) if f * scale <= 1 and not (self._turn and any(side % f for side in self.size))]
+        return fits[0] if self._jpeg and fits else 1
+
+    def pixels(self, mode: str, factor: int = 1) -> np.ndarray:
+        """The upright picture with the channels of a mode of PIL's, uint8 [height, width, channels].
+
+        Its sides are divided by what `factor` gave, and rounded up; the last pixel may be filled in part.
+        """
+        if self._jpeg:
+            found = self._jpeg_pixels(mode, factor)
+            if self._turn is None and found.shape[-1] == len(mode):
+                return found
+            image = to_image(found)
+        else:
+            image = self._image
+        return to_array(_converted(image if self._turn is None else image.transpose(self._turn), mode))
+
+    def _jpeg_pixels(self, mode: str, factor: int) -> np.ndarray:
+        colours = "GRAY" if mode == self._image.mode == "L" else "RGB"  # PIL makes grey from RGB, not from YCbCr
+        width, height = (-(-side // factor) for side in self._image.size)
+        try:
+            return simplejpeg.decode_jpeg(self._data, colours, min_height=height, min_width=width)
+        except ValueError:  # damaged, or of a kind that it cannot read: PIL raises, or knows better
+            return to_array(self._image.convert("L" if colours == "GRAY" else "RGB").reduce(factor))
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, as they are or as integers of 32
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"grey levels from {levels.min()} to {levels.max()}, beyond 16 bits")
+        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("grey levels as fractions, and nothing says which is white; save them with 8 or 16 bits")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours, without PIL's warning
+    return image.convert(mode)
