@@ -3,7 +3,8 @@
     python -m tljax train --config=configs/sentiment_bert.py:lora --workdir=runs/sentiment_lora
     python benchmarks/sentiment.py      # all four strategies, three seeds each, and TF-IDF with logistic regression
 
-9,173 sentences with at least a point on either side of neutral (Hutto & Gilbert 2014), of which 20% are the test set.
+9,173 sentences with at least a point on either side of neutral (Hutto & Gilbert 2014), of which 20% are the test set,
+and 500 of each class train: the case of few labels.
 """
 
 from tljax.config import default
@@ -24,8 +25,8 @@ def get_config(arg: str = "full"):
     config = default()
     config.backbone.weights = "minilm_l6.gt_all"
     config.task.update(dataset="movie_sentiment", train="train[:70%]", validation="train[70%:80%]", test="train[80%:]")
-    config.task.update(max_tokens=64, token_multiple=16, batch_size=32, eval_batch_size=100)
-    config.epochs = 1.0
+    config.task.update(max_tokens=64, token_multiple=16, batch_size=32, shots=500)
+    config.epochs = 4.0
     config.optim.update(learning_rate=rate, warmup_steps=20, clip_norm=1.0, weight_decay=0.01)
     config.regularise.dropout = 0.1
     config.tuning.update(strategy=arg, **arguments)
