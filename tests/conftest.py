@@ -14,6 +14,7 @@ from PIL import Image
 
 from tljax import backbone, config
 from tljax.models import BACKBONES, attributes
+from tljax.models.bert import Bert
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
 from tljax.run import Run, prepare
@@ -99,6 +100,52 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     backbone.write(folder, row, arrays)
     return folder
+
+
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "the",
+    "film",
+    "plot",
+    "good",
+    "fine",
+    "bad",
+    "dull",
+    "very",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_text_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `tljax convert` makes it, of a text encoder of random weights and a vocabulary of 14 words."""
+    module, rng = Bert(width=16, depth=2, heads=2, vocabulary=len(WORDS), positions=32), np.random.default_rng(0)
+    shapes = {path: shape for path, shape in backbone.shapes(module).items() if path not in backbone.optional(module)}
+    arrays = {path: 0.3 * rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
+    row = Pretrained("tiny", "", "bert_base", "", config.Preprocessing(), "MIT", architecture=attributes(module))
+    folder = tmp_path_factory.mktemp("weights") / "tiny_text"
+    folder.mkdir()
+    backbone.write(folder, row, arrays)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    return folder
+
+
+def make_table(path: Path, rows: int = 32) -> Path:
+    """Sentences of 3 to 25 words, of which one decides the label; with a second sentence, and with numbers."""
+    rng, lines = np.random.default_rng(0), ["text,second,label,both,length"]
+    for i in range(rows):
+        word = WORDS[9 + i % 4]
+        words = list(rng.choice(["a", "the", "film", "plot", "very"], rng.integers(2, 25)))
+        words.insert(int(rng.integers(len(words))), word)
+        label = "positive" if i % 4 < 2 else "negative"
+        both = "|".join(name for name, on in (("praise", i % 4 < 2), ("strong", i % 2)) if on)
+        lines.append(f"{' '.join(words)},{word} film,{label},{both},{len(words)}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
 @pytest.fixture(scope="session", autouse=True)

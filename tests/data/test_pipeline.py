@@ -218,7 +218,7 @@ def test_what_is_decoded_once_is_not_decoded_again(monkeypatch):
 
 
 def test_images_are_not_kept_beyond_the_budget():
-    read = Pictures(pictures(12), PREPROCESSING, TaskConfig(crop="inception"), True)
+    read = Pictures(pictures(12), PREPROCESSING, TaskConfig(crop="inception", resize=9), True)
     assert read.keep(read.bytes_decoded - 1, 2).decoded is None
     assert read.keep(read.bytes_decoded, 2).decoded is not None
 
