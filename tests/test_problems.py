@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -173,7 +175,7 @@ def test_other_workers_and_caches_go_on_with_a_run(tmp_path, table):
     values["input"] = {"workers": 0, "cache_gb": 0.0}
     assert train(Experiment.from_config(values), tmp_path / "run")["steps"] == 8
     values["seed"] = 1
-    with pytest.raises(InputError, match="config.seed: 0 there, 1 now"):
+    with pytest.raises(InputError, match=r"config\.seed: 0 there, 1 now"):
         train(Experiment.from_config(values), tmp_path / "run")
 
 
@@ -183,7 +185,7 @@ CASES = {
     "mixed texts": ({"regularise__mixup": 0.2}, "regularise.mixup mixes images"),
     "mirrored texts": ({"task__flip_test": True}, "task.flip_test mirrors images"),
     "unknown balance": ({"task__balance": "los"}, "there are: loss, sampling"),
-    "weights of other classes": ({"task__class_weights": (1.0, 2.0, 3.0)}, "class_weights are 3"),
+    "weights of other classes": ({"task__class_weights": (1.0, 2.0, 3.0)}, "task.class_weights has 3, "),
     "weights twice": ({"task__class_weights": (1.0, 2.0), "task__balance": "loss"}, "keep one"),
     "balanced values": (
         {"task__problem": "regression", "task__label": ("length",), "task__balance": "loss"},
@@ -233,7 +235,9 @@ def test_the_loss_is_the_mean_by_weight(shapes):
 
 
 def test_evaluation_may_average_the_mirror_image(shapes):
-    plain, flipped = (tiny_run(f"folder:{shapes}", head__init="truncated_normal", task__flip_test=on) for on in (0, 1))
+    plain, flipped = (
+        tiny_run(f"folder:{shapes}", head__init="truncated_normal", task__flip_test=on) for on in (False, True)
+    )
     image = plain.train_input().batch(0)["input"]
     state = plain.init_state()
 
@@ -270,14 +274,13 @@ def test_inspect_looks_at_the_data_and_draws_what_the_network_sees(shapes, tmp_p
 
 def test_a_run_on_images_or_texts_imports_neither_tensorflow_nor_torch(shapes, tmp_path):
     os.environ["TLJAX_TEST_FOLDER"] = str(shapes)
+    alone = "import sys, tljax.train; assert not {'tensorflow', 'torch'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", alone], cwd=ROOT, check=True)
     # Modules of these names that refuse to be imported stand before any that may be installed.
     for name in ("tensorflow", "torch"):
         (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported')")
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
-    for kind in ("pretrained", "text"):
-        os.environ.setdefault("TLJAX_TEST_WEIGHTS", os.environ["TLJAX_TEST_TEXT_WEIGHTS"])
+    for kind in ("vit", "text"):
         arguments = [f"--config=tests/configs_tiny.py:{kind}", f"--workdir={tmp_path / kind}", "--config.steps=3"]
-        if kind == "pretrained":
-            arguments[0] = "--config=tests/configs_tiny.py:vit"
         tljax("train", *arguments, PYTHONPATH=paths)
         tljax("evaluate", f"--workdir={tmp_path / kind}", PYTHONPATH=paths)

@@ -1,13 +1,13 @@
 """`train`: fine-tunes, validates, saves and resumes; ends with result.json."""
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from tljax import console, sharding, tuning
 from tljax.checkpoint import Checkpoints
@@ -100,7 +100,7 @@ class _Loop:
         start = int(state.step)
         batches = self._timed(sharding.put_ahead(self._stream.batches(start, last), run.mesh))
         with (
-            SummaryWriter(str(self._folder.path), purge_step=start) as board,
+            _board(self._folder.path, start) as board,
             console.progress("train", start, last) as report,
         ):
             for step, batch in enumerate(batches, start + 1):
@@ -127,7 +127,7 @@ class _Loop:
                 return
             yield batch
 
-    def _log(self, board: SummaryWriter) -> str:
+    def _log(self, board: Any) -> str:
         step, values = self._read()
         self._write(board, step, "train", values)
         trained = JUDGED[self._run.experiment.task.problem].trained
@@ -159,7 +159,7 @@ class _Loop:
             f" optim.on_nonfinite=skip (last checkpoint: {f'step {kept[-1]}' if kept else 'none'})"
         )
 
-    def _validate_and_save(self, board: SummaryWriter, step: int, state: State) -> None:
+    def _validate_and_save(self, board: Any, step: int, state: State) -> None:
         if self._unread:
             self._read()
         if self._validation is not None:
@@ -167,11 +167,25 @@ class _Loop:
             self._write(board, step, "validation", self.validated)
         self._checkpoints.save(state, self.validated)
 
-    def _write(self, board: SummaryWriter, step: int, split: str, values: dict[str, Any]) -> None:
+    def _write(self, board: Any, step: int, split: str, values: dict[str, Any]) -> None:
         self._folder.append({"step": step, "split": split, **self._times, **values})
         for name, value in values.items():
             if isinstance(value, float):
                 board.add_scalar(f"{split}/{name}", value, step)
+
+
+def _board(path: Path, start: int) -> Any:
+    """TensorBoard's events in a folder, those after step `start` to be written anew."""
+    # Where torch is installed, tensorboardX would import it for tensors that no run has: seconds, and its own CUDA.
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    return SummaryWriter(str(path), purge_step=start)
 
 
 def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[State, float, float]:
