@@ -151,5 +151,6 @@ def _check(experiment: Experiment, additions: tuple[Addition, ...]) -> None:
     if experiment.compute_dtype not in ("float32", "bfloat16"):
         raise InputError(f"no compute_dtype {experiment.compute_dtype!r}; there are: float32, bfloat16")
     for key, value in vars(experiment.regularise).items():
-        if value < 0 or (value >= 1 and not key.startswith("l2_sp")):
-            raise InputError(f"regularise.{key} must be at least 0{'' if 'l2' in key else ' and below 1'}, not {value}")
+        rate = key in ("label_smoothing", "dropout", "drop_path")
+        if value < 0 or (value >= 1 and rate):
+            raise InputError(f"regularise.{key} must be at least 0{' and below 1' if rate else ''}, not {value}")
