@@ -35,7 +35,7 @@ from torchvision.transforms import InterpolationMode
 
 from tljax import console
 from tljax.config import Preprocessing
-from tljax.data import images
+from tljax.data import images, store
 
 SIZE, RESIZE, BATCH = 224, 256, 64
 SIZES = ((500, 375), (1024, 768))
@@ -113,18 +113,13 @@ def tljax_cached(files: Files, crop: str, decode: str) -> Epoch:
     return _batches(cache(files, crop, preprocessing), lambda source, rng: view(source, rng=rng))
 
 
-def cache(files: Files, crop: str, preprocessing: Preprocessing) -> list[np.ndarray]:
-    """`source_view` of each file, out of one file that is mapped into memory."""
-    paths = files.paths
+def cache(files: Files, crop: str, preprocessing: Preprocessing) -> store.Store:
+    """`source_view` of each file, as a run keeps it."""
     sources = (
         images.source_view(path.read_bytes(), path.name, preprocessing, decode="exact", resize=CROPS[crop], crop=crop)
-        for path in paths
+        for path in files.paths
     )
-    kept = files.root / f"{crop}.raw"
-    with kept.open("wb") as file:
-        shapes = [(source.shape, file.write(np.ascontiguousarray(source))) for source in sources]
-    data, ends = np.memmap(kept, np.uint8, "r"), np.cumsum([size for _, size in shapes])
-    return [data[end - size : end].reshape(shape) for (shape, size), end in zip(shapes, ends, strict=True)]
+    return store.stored(files.root.parent / f"{files.root.name}-{crop}", sources, {})
 
 
 def _batches(sources: list, view: Callable[[object, np.random.Generator], np.ndarray]) -> Epoch:
