@@ -8,6 +8,7 @@ of words; its C is chosen on the validation split. Needs scikit-learn, which tlj
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -35,9 +36,9 @@ def train(strategy: str, seed: int, workdir: Path) -> dict:
     return json.loads((workdir / "result.json").read_text())
 
 
-def tfidf() -> tuple[float, float]:
-    """Test accuracy, and the C that was best on the validation split."""
-    config = Experiment.from_config(get_config()).task
+def tfidf(shots: int) -> tuple[int, float, float]:
+    """Training examples, test accuracy, and the C that was best on the validation split."""
+    config = dataclasses.replace(Experiment.from_config(get_config()).task, shots=shots)
     found = splits.resolve(tasks.load(config), config)
     texts = {name: [example["text"] for example in split] for name, split in found.items()}
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
@@ -47,7 +48,7 @@ def tfidf() -> tuple[float, float]:
         LogisticRegression(C=c, max_iter=1000).fit(x["train"], found["train"].labels) for c in np.logspace(-1, 2, 7)
     ]
     best = max(models, key=lambda model: model.score(x["validation"], found["validation"].labels))
-    return best.score(x["test"], found["test"].labels), best.C
+    return len(labels), best.score(x["test"], found["test"].labels), best.C
 
 
 def main() -> None:
@@ -55,9 +56,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workdirs", type=Path, default=Path("runs/sentiment"))
     options = parser.parse_args()
-    accuracy, c = tfidf()
     print("| | test accuracy, % | trainable | step FLOPs ÷ full | time, s |\n|---|---|---|---|---|")
-    print(f"| TF-IDF, logistic regression (C = {c:.3g}) | {100 * accuracy:.1f} | | | |", flush=True)
+    for shots in (get_config().task.shots, 0):
+        count, accuracy, c = tfidf(shots)
+        print(f"| TF-IDF of {count:,}, logistic regression (C = {c:.3g}) | {100 * accuracy:.1f} | | | |", flush=True)
     for strategy in STRATEGIES:
         results = [train(strategy, seed, options.workdirs / f"{strategy}-{seed}") for seed in range(options.seeds)]
         scores = [100 * result["splits"]["test"]["accuracy"] for result in results]
