@@ -44,9 +44,8 @@ def tfidf(shots: int) -> tuple[int, float, float]:
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     x = {"train": vectorizer.fit_transform(texts["train"])}
     x |= {name: vectorizer.transform(texts[name]) for name in ("validation", "test")}
-    models = [
-        LogisticRegression(C=c, max_iter=1000).fit(x["train"], found["train"].labels) for c in np.logspace(-1, 2, 7)
-    ]
+    labels = found["train"].labels
+    models = [LogisticRegression(C=c, max_iter=1000).fit(x["train"], labels) for c in np.logspace(-1, 2, 7)]
     best = max(models, key=lambda model: model.score(x["validation"], found["validation"].labels))
     return len(labels), best.score(x["test"], found["test"].labels), best.C
 

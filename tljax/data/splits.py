@@ -109,6 +109,8 @@ def resolve(task: Task, config: TaskConfig) -> dict[str, Split]:
         InputError: a split cannot be had; two share examples (before `shots` and `fraction`, so that no seed hides it);
             or validation is cut from the test set.
     """
+    if not config.train:
+        raise InputError("task.train is empty: name a split to train on")
     if config.shots and config.fraction != 1:
         raise InputError(f"task.shots={config.shots} and task.fraction={config.fraction:g}: set one of them")
     named = {"train": config.train, "validation": config.validation, "test": config.test}
@@ -120,9 +122,9 @@ def resolve(task: Task, config: TaskConfig) -> dict[str, Split]:
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         if one in found and other in found:
             _check_apart(one, found[one], other, found[other])
-    if "train" in found and config.shots:
+    if config.shots:
         found["train"] = shots(found["train"], config.shots, config.subset_seed)
-    elif "train" in found and config.fraction != 1:
+    elif config.fraction != 1:
         found["train"] = fraction(found["train"], config.fraction, config.subset_seed)
     return found
 
