@@ -13,7 +13,9 @@ from sklearn.metrics import average_precision_score
 
 from tests.conftest import ROOT, make_table, tiny_run, tljax
 from tljax import config
-from tljax.config import Experiment
+from tljax.backbone import resolve, restore
+from tljax.config import BackboneConfig, Experiment
+from tljax.convert import convert
 from tljax.errors import InputError
 from tljax.evaluate import evaluate, evaluate_untrained
 from tljax.predict import predict
@@ -166,6 +168,13 @@ def test_values_are_scaled_for_the_network_and_judged_in_their_own_units(tmp_pat
     (tmp_path / "x.txt").write_text("".join(example["text"] + "\n" for example in run.inputs.splits["test"]))
     said = [row["length"] for _, row in predict(tmp_path / "run", [tmp_path / "x.txt"])]
     assert np.abs(np.array(said) - lengths["test"]).mean() == pytest.approx(result["splits"]["test"]["mae"], rel=1e-5)
+    convert(BackboneConfig(weights=str(tmp_path / "run")), tmp_path / "converted")
+    assert (tmp_path / "converted" / "vocab.txt").is_file()
+    found = restore(resolve(BackboneConfig(weights=str(tmp_path / "converted"))), run.network.backbone)
+    features = run.network.backbone.apply(
+        {"params": found["params"]}, run.inputs.reader(run.inputs.splits["test"])(range(8))
+    )
+    np.testing.assert_allclose((features @ found["head"]["kernel"] + found["head"]["bias"])[:, 0], said, rtol=1e-4)
 
 
 def test_other_workers_and_caches_go_on_with_a_run(tmp_path, table):
@@ -190,6 +199,10 @@ CASES = {
     "balanced values": (
         {"task__problem": "regression", "task__label": ("length",), "task__balance": "loss"},
         "of problem=single_label",
+    ),
+    "a value's pretrained head": (
+        {"task__problem": "regression", "task__label": ("length",), "head__init": "pretrained"},
+        "rows of classes by name",
     ),
     "too short": ({"task__max_tokens": 2}, "no room beside"),
     "too long": ({"task__max_tokens": 64, "task__token_multiple": 64}, "positions for 32"),

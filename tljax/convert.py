@@ -4,8 +4,9 @@ import argparse
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -78,7 +79,8 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
         if not isinstance(one, Lora):
             raise InputError(f"{path}: a plain network has no place for {one}; only LoRA can be merged into it")
     params = merge_lora(params, run.network.additions)
-    tree = {"params": params["backbone"], "head": params["head"]}
+    head = _in_own_units(params["head"], resolved.targets) if resolved.targets else params["head"]
+    tree = {"params": params["backbone"], "head": head}
     if batch_stats:
         tree["batch_stats"] = batch_stats["backbone"]
     row = resolved.pretrained
@@ -88,6 +90,12 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
     facts = {"architecture": architecture, "preprocessing": resolved.preprocessing, "classes": resolved.classes}
     row = Pretrained(**{**vars(row), "uri": str(path), "sha256": "", **facts})
     return row, {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}, []
+
+
+def _in_own_units(head: Mapping[str, Any], targets: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """The head of a regression, which was trained on scaled values, for the labels' own units."""
+    mean, spread = np.array(targets, np.float32).T
+    return {"kernel": head["kernel"] * spread, "bias": head.get("bias", 0) * spread + mean}
 
 
 def _copy_tokenizer(weights: Path, folder: Path) -> None:

@@ -102,6 +102,8 @@ def _check(experiment: Experiment, task: Task, reads: str) -> None:
         raise InputError(
             f"task.class_weights has {len(config.class_weights)}, {config.dataset} {len(task.classes)} classes"
         )
+    if config.problem == "regression" and experiment.head.init == "pretrained":
+        raise InputError("head.init=pretrained takes rows of classes by name, and a regression has none: use zeros")
     for key in ("mixup", "cutmix"):
         if getattr(experiment.regularise, key) and task.kind == "text":
             raise InputError(f"regularise.{key} mixes images, and {config.dataset} holds texts")

@@ -76,7 +76,7 @@ class Pictures:
         if not images.cacheable(**cut):
             return self
         folder = store.name("decoded", self.split.key, self.preprocessing, cut)
-        if not folder.exists() and self.bytes_decoded > budget:
+        if not folder.exists() and self.bytes_decoded > min(budget, 0.9 * store.free()):
             return self
 
         def views() -> Iterator[np.ndarray]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,13 @@ def name(kind: str, *parts: object) -> Path:
     """Where what is made of `parts` is kept; the same for every run that makes it."""
     key = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
     return cache_dir() / kind / key[:24]
+
+
+def free() -> int:
+    """Bytes that the disk of the cache still has."""
+    folder = cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(folder).free
 
 
 def stored(folder: Path, arrays: Iterable[np.ndarray], facts: dict[str, Any]) -> Store:
