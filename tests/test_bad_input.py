@@ -55,7 +55,7 @@ CASES = {
     ),
     "mistyped weights": (["--config.backbone.weights=resnet50.a1_in1"], "did you mean resnet50.a1_in1k"),
     "unknown start of the head": (["--config.head.init=ones"], "there are: zeros, truncated_normal, pretrained"),
-    "text network": (["--config.backbone.name=bert_base"], "bert_base reads text, and folder:"),
+    "text network": (["--config.backbone.name=bert_base"], "bert_base reads texts, and folder:"),
     "channels of no file": (["--config.task.channels=2"], "there is no such file yet, only of 1 (grey), 3, or 4"),
     "unknown backbone": (["--config.backbone.name=resnet5"], "there are: resnet18"),
     "no weights and no name": (["--config.backbone.name="], "random weights need a backbone.name"),

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
@@ -171,9 +172,8 @@ def test_values_are_scaled_for_the_network_and_judged_in_their_own_units(tmp_pat
     convert(BackboneConfig(weights=str(tmp_path / "run")), tmp_path / "converted")
     assert (tmp_path / "converted" / "vocab.txt").is_file()
     found = restore(resolve(BackboneConfig(weights=str(tmp_path / "converted"))), run.network.backbone)
-    features = run.network.backbone.apply(
-        {"params": found["params"]}, run.inputs.reader(run.inputs.splits["test"])(range(8))
-    )
+    x = jax.tree.map(jnp.asarray, run.inputs.reader(run.inputs.splits["test"])(range(8)))
+    features = run.network.backbone.apply({"params": found["params"]}, x)
     np.testing.assert_allclose((features @ found["head"]["kernel"] + found["head"]["bias"])[:, 0], said, rtol=1e-4)
 
 
