@@ -172,7 +172,7 @@ def test_values_are_scaled_for_the_network_and_judged_in_their_own_units(tmp_pat
     convert(BackboneConfig(weights=str(tmp_path / "run")), tmp_path / "converted")
     assert (tmp_path / "converted" / "vocab.txt").is_file()
     found = restore(resolve(BackboneConfig(weights=str(tmp_path / "converted"))), run.network.backbone)
-    x = jax.tree.map(jnp.asarray, run.inputs.reader(run.inputs.splits["test"])(range(8)))
+    x, found = jax.tree.map(jnp.asarray, (run.inputs.reader(run.inputs.splits["test"])(range(8)), found))
     features = run.network.backbone.apply({"params": found["params"]}, x)
     np.testing.assert_allclose((features @ found["head"]["kernel"] + found["head"]["bias"])[:, 0], said, rtol=1e-4)
 
