@@ -1,7 +1,9 @@
 """Texts, several labels and values: from a table to a result, by the verbs and by value."""
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,13 +93,15 @@ def test_padding_changes_no_logit_and_each_length_is_a_program(table):
 def test_a_killed_and_resumed_run_on_texts_has_the_same_bits(tmp_path, table):
     experiment = _experiment(regularise__dropout=0.1, tuning__strategy="full")
     train(experiment, tmp_path / "whole")
-    half = Experiment.from_config(config.to_dict(experiment) | {"steps": 8})
-    folder = tmp_path / "half"
+    folder, weights = tmp_path / "half", tmp_path / "weights"
+    shutil.copytree(experiment.backbone.weights, weights)
+    half = dataclasses.replace(experiment, backbone=BackboneConfig(weights=str(weights)))
     run = prepare(half)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tljax.train._Loop._validate_and_save", _stop_after(4))
         with pytest.raises(KeyboardInterrupt):
             train(half, folder)
+    (weights / "vocab.txt").unlink()  # what a run needs to go on is in its workdir
     train(half, folder)
     states = []
     for path in (tmp_path / "whole", folder):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -50,8 +51,8 @@ class Resolved:
     truncated: tuple[int, int] = (0, 0)
 
 
-def resolve(experiment: Experiment, task: Task) -> Resolved:
-    """Looks at the catalogue and the data set; of weights, reads only a text's tokenizer.
+def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -> Resolved:
+    """Looks at the catalogue and the data set; of weights, reads only a text's `tokenizer`, if that is not given.
 
     Raises:
         InputError: anything in the config names a thing that does not exist, or does not fit another.
@@ -78,11 +79,11 @@ def resolve(experiment: Experiment, task: Task) -> Resolved:
     )
     if task.kind == "image":
         return found
-    tokenizer = Tokenizer(backbone.tokenizer(row, config.tokenizer))
-    tokens = tokenised(train, tokenizer, config.max_tokens)
-    longest = Texts(tokens, tokenizer, config.token_multiple, config.max_tokens).padded(int(tokens.shapes[:, 1].max()))
+    words = Tokenizer(tokenizer or backbone.tokenizer(row, config.tokenizer))
+    tokens = tokenised(train, words, config.max_tokens)
+    longest = Texts(tokens, words, config.token_multiple, config.max_tokens).padded(int(tokens.shapes[:, 1].max()))
     cut = tokens.facts["truncated"], tokens.facts["lost"]
-    return dataclasses.replace(found, tokenizer=tokenizer.sha256, length=longest, truncated=cut)
+    return dataclasses.replace(found, tokenizer=words.sha256, length=longest, truncated=cut)
 
 
 def _check(experiment: Experiment, task: Task, reads: str) -> None:

@@ -23,10 +23,10 @@ from tljax.resolve import Resolved, resolve
 from tljax.step import Forward, Rules, State, eval_step, train_step
 
 
-def prepare(experiment: Experiment) -> "Run":
-    """A run from its beginning; see `resolve`."""
+def prepare(experiment: Experiment, tokenizer: Path | None = None) -> "Run":
+    """A run that is about to begin, or with the `tokenizer` in its workdir to go on; see `resolve`."""
     task = tasks.load(experiment.task)
-    return Run(experiment, resolve(experiment, task), task)
+    return Run(experiment, resolve(experiment, task, tokenizer), task, tokenizer)
 
 
 class Run:

@@ -32,7 +32,7 @@ def train(experiment: Experiment, path: Path) -> dict[str, Any]:
             is taken; or a loss that is no longer finite.
     """
     folder = Workdir(path)
-    run = prepare(experiment)
+    run = prepare(experiment, folder.tokenizer)
     run.batch_size  # noqa: B018 (which the devices here may not be able to share)
     held_out = {name: split for name, split in run.inputs.splits.items() if name != "train"}
     tokenizer = run.inputs.tokenizer if run.network.reads == "text" else None

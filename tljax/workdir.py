@@ -53,14 +53,15 @@ class Workdir:
         facts = {"versions": _versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
         self.path.mkdir(parents=True, exist_ok=True)
         for name, file in tokenizer.files.items() if tokenizer else ():
-            self.tokenizer.mkdir(exist_ok=True)
-            shutil.copyfile(file, self.tokenizer / name)
+            (self.path / "tokenizer").mkdir(exist_ok=True)
+            shutil.copyfile(file, self.path / "tokenizer" / name)
         _write(self._config, mine | facts)
 
     @property
-    def tokenizer(self) -> Path:
-        """The folder of the tokenizer of a run on texts."""
-        return self.path / "tokenizer"
+    def tokenizer(self) -> Path | None:
+        """The folder of the tokenizer of a run on texts that has begun; else None."""
+        folder = self.path / "tokenizer"
+        return folder if folder.is_dir() and self._metrics.exists() else None
 
     def load(self) -> tuple[Experiment, Resolved]:
         """What `start` wrote.
