@@ -65,7 +65,7 @@ def test_train_leaves_what_the_contract_says(finished):
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 13))
     assert [line["step"] for line in lines if line["split"] == "validation"] == [4, 8, 12]
     result = json.loads((workdir / "result.json").read_text())
-    assert result["splits"]["test"]["count"] == 7
+    assert result["splits"]["test"]["count"] == 4
     assert result["splits"]["validation"]["count"] == 4
     assert result["steps"] == 12
     assert result["cost"]["frozen_params"] == 0
