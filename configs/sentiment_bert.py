@@ -4,7 +4,14 @@
     python benchmarks/sentiment.py      # all four strategies, three seeds each, and TF-IDF with logistic regression
 
 9,173 sentences with at least a point on either side of neutral (Hutto & Gilbert 2014), of which 20% are the test set,
-and 500 of each class train: the case of few labels.
+and 500 of each class train: the case of few labels. 125 steps each; test accuracy, mean and standard deviation of three
+seeds on a CPU with 2 cores, jax 0.10.2:
+
+    full           .833 ± .008   22,566,146 parameters train
+    lora, rank 8   .839 ± .001       74,498
+    last_k, k=2    .820 ± .004    3,549,698
+    linear_probe   .780 ± .006          770
+    TF-IDF with logistic regression, on the same splits   .712
 """
 
 from tljax.config import default
