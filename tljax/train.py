@@ -132,7 +132,7 @@ class _Loop:
         self._write(board, step, "train", values)
         trained = JUDGED[self._run.experiment.task.problem].trained
         shown = ("loss", trained, "grad_norm", *(("skipped_steps",) if values["skipped_steps"] else ()))
-        return console.plain({name: values[name] for name in shown})
+        return console.plain({name: values[name] for name in shown} | {"input_seconds": self.waited})
 
     def _read(self) -> tuple[int, dict[str, Any]]:
         """The last step's number and metrics, after a look at those of all steps since the last look.
