@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "workdir": {"checkpoint", "config", "data", "metrics", "resolve"},
     "evaluate": {"config", "console", "data", "flags", "metrics", "run", "sharding", "step", "workdir"},
     "predict": {"data", "run", "sharding", "workdir"},
-    "inspect": {"data", "flags", "lr_find", "plan", "run"},
+    "inspect": {"config", "data", "flags", "inputs", "lr_find", "plan", "resolve", "run"},
     "convert": {"additions", "backbone", "checkpoint", "config", "models", "run", "weights", "workdir"},
     "train": {
         *("checkpoint", "config", "console", "data", "evaluate", "flags", "metrics", "phases", "plan"),

@@ -289,6 +289,18 @@ def test_inspect_looks_at_the_data_and_draws_what_the_network_sees(shapes, tmp_p
     assert "--sheet draws images" in done.stderr
 
 
+def test_train_warns_of_a_picture_that_two_splits_share(shapes, tmp_path):
+    for split in ("train", "test"):
+        shutil.copytree(shapes, tmp_path / "data" / split)
+        for path in (tmp_path / "data" / split).rglob("*1*.png"):
+            path.write_bytes(path.read_bytes() + split.encode())  # which decodes to the same, but is another file
+    command = ("--config=tests/configs_tiny.py", "--config.task.train=train", "--config.task.validation=")
+    folder = {"TLJAX_TEST_FOLDER": str(tmp_path / "data")}
+    options = ("--config.task.test=test", "--config.steps=3", f"--workdir={tmp_path / 'run'}")
+    done = tljax("train", *command, *options, **folder)
+    assert "WARNING: examples of test that train has too, by content: 18 (train/disc/" in done.stdout
+
+
 def test_a_run_on_images_or_texts_imports_neither_tensorflow_nor_torch(shapes, tmp_path):
     os.environ["TLJAX_TEST_FOLDER"] = str(shapes)
     alone = "import sys, tljax.train; assert not {'tensorflow', 'torch'} & sys.modules.keys()"

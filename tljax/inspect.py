@@ -7,41 +7,51 @@ from typing import Any
 
 import numpy as np
 
-from tljax.data import health
+from tljax.config import Experiment
+from tljax.data import health, splits, tasks
+from tljax.data.pipeline import generators
 from tljax.errors import InputError
 from tljax.flags import parse_experiment
+from tljax.inputs import Inputs
 from tljax.plan import plan, show
-from tljax.run import Run, prepare
+from tljax.resolve import resolve
+from tljax.run import prepare
 
 _SHEET = (12, 8)  # classes, pictures of each
 
 
-def examine(run: Run, sheet: Path | None = None) -> dict[str, Any]:
-    """The state of a run's data (`health.examine`); with `sheet`, draws training images there as the network sees them.
+def examine(experiment: Experiment, sheet: Path | None = None) -> dict[str, Any]:
+    """The state of an experiment's data (`health.examine`), whatever is to be trained on them.
+
+    Args:
+        sheet: a PNG to draw training images in, as the network sees them.
 
     Raises:
         InputError: the data cannot be used at all, or a sheet is asked of texts.
     """
-    found = health.examine(run.inputs.task, run.inputs.splits, run.resolved.preprocessing.size)
-    if sheet is not None:
-        if run.network.reads == "text":
-            raise InputError(f"--sheet draws images, and {run.experiment.task.dataset} holds texts")
-        health.contact_sheet(pictures(run), sheet, f"{run.experiment.task.dataset}, as the network sees it in training")
-        found["contact_sheet"] = str(sheet)
-    return found
+    task = tasks.load(experiment.task)
+    if sheet is None:
+        return health.examine(task, splits.resolve(task, experiment.task), experiment.task.image_size)
+    if task.kind == "text":
+        raise InputError(f"--sheet draws images, and {experiment.task.dataset} holds texts")
+    inputs = Inputs(experiment, resolve(experiment, task), task)
+    found = health.examine(task, inputs.splits, inputs.resolved.preprocessing.size)
+    health.contact_sheet(pictures(inputs), sheet, f"{task.name}, as the network sees it in training")
+    return found | {"contact_sheet": str(sheet)}
 
 
-def pictures(run: Run) -> dict[str, list[np.ndarray]]:
+def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
     """Class name -> training images of it, cut and augmented as in the first epoch; of values, all are together."""
-    labels, stream, classes = run.inputs.splits["train"].labels, run.train_input(), run.resolved.classes
+    train, classes = inputs.splits["train"], inputs.resolved.classes
+    labels, read, seed = train.labels, inputs.reader(train, training=True), inputs.experiment.seed
     most, each = _SHEET
-    if run.experiment.task.problem == "regression":
-        places = {", ".join(classes): np.arange(min(len(labels), most * each))}
+    if inputs.experiment.task.problem == "regression":
+        places = {", ".join(classes): np.arange(min(len(labels), each))}
     else:
         has = labels > 0 if labels.ndim == 2 else labels[:, None] == np.arange(len(classes))
         places = {name: np.flatnonzero(has[:, number])[:each] for number, name in enumerate(classes)}
     return {
-        name: list(stream.read(found.tolist(), stream.generators([(0, place) for place in found.tolist()])))
+        name: list(read(found.tolist(), generators(seed, [(0, place) for place in found.tolist()])))
         for name, found in list(places.items())[:most]
         if len(found)
     }
@@ -54,11 +64,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", action="store_true", help="look at the data alone: counts, sizes, duplicates, labels")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw training images as the network sees them")
     experiment, options = parse_experiment(parser, arguments)
-    run = prepare(experiment)
     if options.data or options.sheet:
-        found = examine(run, options.sheet)
+        found = examine(experiment, options.sheet)
         print(json.dumps(found)) if options.json else health.show(found)
         return
+    run = prepare(experiment)
     found = plan(run)
     if options.lr_find:
         from tljax.lr_find import lr_find

@@ -12,6 +12,7 @@ import jax
 from tljax import console, sharding, tuning
 from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment
+from tljax.data import health
 from tljax.data.pipeline import length_of
 from tljax.errors import InputError
 from tljax.evaluate import evaluate_split
@@ -220,6 +221,7 @@ def _print_header(run: Run) -> None:
         f" {resolved.steps} steps of {config.task.batch_size} {_unit(run)}"
         f", on {run.mesh.size} {jax.default_backend()} device(s)"
     )
+    health.warn(health.examine(run.inputs.task, run.inputs.splits))
     cut, lost = resolved.truncated
     if cut:
         told = f"{cut} of {resolved.train_examples} training texts are longer than task.max_tokens"

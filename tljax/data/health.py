@@ -176,6 +176,11 @@ def show(report: Mapping[str, Any]) -> None:
             console.console.print(
                 f"examples of {one} that are another's copy: {copies['count']} ({named})", markup=False
             )
+    warn(report)
+
+
+def warn(report: Mapping[str, Any]) -> None:
+    """Prints a line for each warning."""
     for warning in report["warnings"]:
         console.console.print(f"WARNING: {warning}", markup=False)
 

@@ -63,13 +63,9 @@ class TrainInput:
         share = len(rows) // self.part[1]
         mine = rows[self.part[0] * share : (self.part[0] + 1) * share]
         places = [index for _, index in mine]
-        made = self.read(places, self.generators(mine), among=[index for _, index in rows])
+        made = self.read(places, generators(self.seed, mine), among=[index for _, index in rows])
         ones = np.ones(len(mine), np.float32)
         return {"input": made, "label": self.labels[places], "mask": ones, "weight": self.weights[places]}
-
-    def generators(self, rows: Sequence[tuple[int, int]]) -> list[np.random.Generator]:
-        """What augments each (epoch, example): its place in a batch, and the batch's size, change nothing."""
-        return [np.random.Generator(_words(self.seed, epoch, index + 1)) for epoch, index in rows]
 
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
         """The batches of steps start … stop - 1, made ahead."""
@@ -90,6 +86,11 @@ class TrainInput:
     def _members(self) -> list[np.ndarray]:
         """The examples of each class that has any."""
         return [np.flatnonzero(self.balanced == number) for number in np.unique(self.balanced)]
+
+
+def generators(seed: int, rows: Sequence[tuple[int, int]]) -> list[np.random.Generator]:
+    """What augments each (epoch, example): its place in a batch, and the batch's size, change nothing."""
+    return [np.random.Generator(_words(seed, epoch, index + 1)) for epoch, index in rows]
 
 
 def evaluation_batches(split: Split, read: Reader, batch_size: int, workers: int = 2) -> Iterator[HostBatch]:
