@@ -10,8 +10,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Num
 
-RESAMPLES = 10_000  # of the bootstrap
-
 
 @dataclass(frozen=True)
 class Judgement:
@@ -103,31 +101,26 @@ def summarise(problem: str, logits: np.ndarray, labels: np.ndarray) -> dict[str,
 
 
 def _single_label(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | list[float]]:
-    from scipy import stats
     from scipy.special import log_softmax
 
     hits = (logits.argmax(-1) == labels).astype(np.float64)
     losses = -log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
-    # Resampling n hits with replacement draws a binomial count: the same bootstrap, without n × 10,000 numbers.
-    draws = stats.binom.rvs(len(hits), hits.mean(), size=RESAMPLES, random_state=0) / len(hits)
-    return {"accuracy": float(hits.mean()), "accuracy_95": _interval(draws), "loss": float(losses.mean())}
+    return {"accuracy": float(hits.mean()), "accuracy_95": _interval_of_hits(hits), "loss": float(losses.mean())}
 
 
 def _multi_label(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | list[float]]:
-    from scipy import stats
     from sklearn.metrics import average_precision_score, f1_score
 
     there = labels.any(axis=0)
     said = logits > 0
     exact = (said == (labels > 0)).all(axis=-1).astype(np.float64)
-    draws = stats.binom.rvs(len(exact), exact.mean(), size=RESAMPLES, random_state=0) / len(exact)
     losses = np.logaddexp(0, logits) - labels * logits
     precision = average_precision_score(labels[:, there], logits[:, there], average="macro") if there.any() else 0.0
     return {
         "mean_average_precision": float(precision),
         "f1": float(f1_score(labels > 0, said, average="macro", zero_division=0)),
         "exact_match": float(exact.mean()),
-        "exact_match_95": _interval(draws),
+        "exact_match_95": _interval_of_hits(exact),
         "loss": float(losses.mean()),
     }
 
@@ -147,6 +140,13 @@ def _regression(values: np.ndarray, labels: np.ndarray) -> dict[str, float | lis
         "r2": float(r2_score(labels, values)) if count > 1 else float("nan"),
         "loss": squared,
     }
+
+
+def _interval_of_hits(hits: np.ndarray) -> list[float]:
+    from scipy import stats
+
+    # Resampling n hits with replacement draws a binomial count: the same bootstrap, without n × 10,000 numbers.
+    return _interval(stats.binom.rvs(len(hits), hits.mean(), size=10_000, random_state=0) / len(hits))
 
 
 def _interval(draws: np.ndarray) -> list[float]:
