@@ -39,6 +39,17 @@ def named(name: str) -> Iterator[None]:
         raise InputError(f"{name}: not a readable image ({reason}); mend or remove it") from error
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of an image when it is upright, from its header alone."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            sideways = _TURNS.get(image.getexif().get(_ORIENTATION)) in _QUARTER_TURNS
+    except (OSError, SyntaxError, ValueError, OverflowError, Image.DecompressionBombError) as error:
+        raise InputError(f"not a readable image ({error})") from error
+    return (height, width) if sideways else (width, height)
+
+
 class Encoded:
     """An encoded image of which the header is read: `size` is its width and height when upright.
 

@@ -19,6 +19,7 @@ from PIL import Image
 from tljax import console
 from tljax.config import TaskConfig
 from tljax.data import vtab
+from tljax.data.encoded import size_of
 from tljax.data.examples import Label, Source, Task
 from tljax.data.index import finish, index_row, kept_if_of_use, open_task, progress
 from tljax.data.labels import Labels, infer, is_missing
@@ -29,7 +30,6 @@ from tljax.errors import InputError
 from tljax.weights.sources import cache_dir, locked, made_once
 
 _LAYOUT = 1  # of an index; another one is made anew
-_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's
 
 
 def load(spec: str, config: TaskConfig) -> Task:
@@ -200,7 +200,7 @@ def _examine(stored: Stored, features: Features, labels: Labels, on_error: str, 
         (example,) = stored.__getitems__([place])
         id = example.get(features.id, id)
         content = [example[name] for name in features.inputs]
-        size = _size(content[0]) if features.kind == "image" else (0, 0)
+        size = size_of(content[0]) if features.kind == "image" else (0, 0)
         label = _label(features, labels, example)
         row = index_row(id, label, content[0] if len(content) == 1 else tuple(content), size)
         return Examined({**row, "row": place})
@@ -228,14 +228,3 @@ def _label(features: Features, labels: Labels, example: Mapping[str, Any]) -> La
     if labels.problem == "regression":
         values = np.ravel(values).tolist()
     return labels.of(values)
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    """Width and height of an image when it is upright, from its header alone."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-    except (OSError, SyntaxError, ValueError, OverflowError, Image.DecompressionBombError) as error:
-        raise InputError(f"not a readable image ({error})") from error
-    return (height, width) if sideways else (width, height)
