@@ -13,7 +13,6 @@ from tljax.config import Experiment, Preprocessing
 from tljax.data import images
 from tljax.errors import InputError
 from tljax.models import BATCH_NORM_MODES
-from tljax.models.bert import Bert
 from tljax.models.classifier import HEAD_INITS, Classifier
 from tljax.strategies import HEAD, Layout
 from tljax.weights import Pretrained
@@ -48,7 +47,7 @@ class Network:
         self._experiment, self._row, self._preprocessing, self._classes = experiment, row, preprocessing, classes
         self.additions = additions
         module = backbone.module_of(row)
-        self.reads = "text" if isinstance(module, Bert) else "image"
+        self.reads = backbone.reads(row)
         self.backbone = module if self.reads == "text" else module.for_image_size(preprocessing.size)
         head, noise = experiment.head, experiment.regularise
         # A pretrained head is filled in by `start`.
