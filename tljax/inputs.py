@@ -17,13 +17,22 @@ from tljax.resolve import Resolved
 
 
 class Inputs:
-    """The data of a run; nothing is read before it is asked for."""
+    """The data of a run; nothing is read before it is asked for.
+
+    Args:
+        found: the splits, where `resolve` has just cut them.
+        tokenizer: the folder in the workdir; by default what lies beside the weights.
+    """
 
     def __init__(
-        self, experiment: Experiment, resolved: Resolved, task: Task | None = None, tokenizer: Path | None = None
+        self,
+        experiment: Experiment,
+        resolved: Resolved,
+        found: dict[str, Split] | None = None,
+        tokenizer: Path | None = None,
     ):
         self.experiment, self.resolved = experiment, resolved
-        self._task, self._tokenizer = task, tokenizer
+        self._found, self._tokenizer = found, tokenizer
         self._room = experiment.input.cache_gb * 1e9
 
     @functools.cached_property
@@ -33,7 +42,9 @@ class Inputs:
         Raises:
             InputError: it is not the one that the run was made for.
         """
-        task = self._task or tasks.load(self.experiment.task)
+        if self._found:
+            return self._found["train"].task
+        task = tasks.load(self.experiment.task)
         if task.fingerprint != self.resolved.data:
             raise InputError(f"{self.experiment.task.dataset} is not the data that this run was trained on")
         return task
@@ -41,7 +52,7 @@ class Inputs:
     @functools.cached_property
     def splits(self) -> dict[str, Split]:
         """`train`, and `validation` and `test` where the config has them."""
-        return splits.resolve(self.task, self.experiment.task)
+        return self._found or splits.resolve(self.task, self.experiment.task)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

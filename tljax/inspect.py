@@ -34,7 +34,7 @@ def examine(experiment: Experiment, sheet: Path | None = None) -> dict[str, Any]
         return health.examine(task, splits.resolve(task, experiment.task), experiment.task.image_size)
     if task.kind == "text":
         raise InputError(f"--sheet draws images, and {experiment.task.dataset} holds texts")
-    inputs = Inputs(experiment, resolve(experiment, task), task)
+    inputs = Inputs(experiment, *resolve(experiment, task))
     found = health.examine(task, inputs.splits, inputs.resolved.preprocessing.size)
     health.contact_sheet(pictures(inputs), sheet, f"{task.name}, as the network sees it in training")
     return found | {"contact_sheet": str(sheet)}

@@ -51,8 +51,11 @@ class Resolved:
     truncated: tuple[int, int] = (0, 0)
 
 
-def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -> Resolved:
+def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -> tuple[Resolved, dict[str, Split]]:
     """Looks at the catalogue and the data set; of weights, reads only a text's `tokenizer`, if that is not given.
+
+    Returns:
+        What was left open, and the splits of the task that the config names (`splits.resolve`).
 
     Raises:
         InputError: anything in the config names a thing that does not exist, or does not fit another.
@@ -65,7 +68,8 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
     if config.channels:
         preprocessing = with_channels(preprocessing, config.channels)
     _check(experiment, task, backbone.reads(row))
-    train = splits.resolve(task, config)["train"]
+    cut = splits.resolve(task, config)
+    train = cut["train"]
     found = Resolved(
         row,
         preprocessing,
@@ -78,12 +82,12 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
         _targets(train) if config.problem == "regression" else (),
     )
     if task.kind == "image":
-        return found
+        return found, cut
     words = Tokenizer(tokenizer or backbone.tokenizer(row, config.tokenizer))
     tokens = tokenised(train, words, config.max_tokens)
     longest = Texts(tokens, words, config.token_multiple, config.max_tokens).padded(int(tokens.shapes[:, 1].max()))
-    cut = tokens.facts["truncated"], tokens.facts["lost"]
-    return dataclasses.replace(found, tokenizer=words.sha256, length=longest, truncated=cut)
+    truncated = tokens.facts["truncated"], tokens.facts["lost"]
+    return dataclasses.replace(found, tokenizer=words.sha256, length=longest, truncated=truncated), cut
 
 
 def _check(experiment: Experiment, task: Task, reads: str) -> None:

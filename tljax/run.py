@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tljax import optim, sharding, tuning
 from tljax.config import Experiment
 from tljax.data import tasks
-from tljax.data.examples import Task
+from tljax.data.examples import Split
 from tljax.data.pipeline import TrainInput
 from tljax.errors import InputError
 from tljax.inputs import Inputs
@@ -26,7 +26,7 @@ from tljax.step import Forward, Rules, State, eval_step, train_step
 def prepare(experiment: Experiment, tokenizer: Path | None = None) -> "Run":
     """A run that is about to begin, or with the `tokenizer` in its workdir to go on; see `resolve`."""
     task = tasks.load(experiment.task)
-    return Run(experiment, resolve(experiment, task, tokenizer), task, tokenizer)
+    return Run(experiment, *resolve(experiment, task, tokenizer), tokenizer)
 
 
 class Run:
@@ -42,10 +42,14 @@ class Run:
     """
 
     def __init__(
-        self, experiment: Experiment, resolved: Resolved, task: Task | None = None, tokenizer: Path | None = None
+        self,
+        experiment: Experiment,
+        resolved: Resolved,
+        splits: dict[str, Split] | None = None,
+        tokenizer: Path | None = None,
     ):
         self.experiment, self.resolved = experiment, resolved
-        self.inputs = Inputs(experiment, resolved, task, tokenizer)
+        self.inputs = Inputs(experiment, resolved, splits, tokenizer)
         self.mesh = sharding.make_mesh()
         self.network = Network(
             experiment, resolved.pretrained, resolved.preprocessing, resolved.classes, additions(experiment.tuning)
