@@ -36,20 +36,17 @@ def evaluate_split(
     size = -(-size // run.mesh.size) * run.mesh.size
     read = read or run.inputs.reader(split)
     params, batch_stats = run.evaluated(state)
-    logits, labels, masks = [], [], []
-    batches = evaluation_batches(split, read, size, run.experiment.input.workers)
+    logits = []
+    batches = evaluation_batches(split, read, size, run.experiment.input.workers, sharding.part())
     with console.progress(label, 0, -(-len(split) // size), "batches") as report:
         for i, batch in enumerate(batches):
             step = run.eval_step(size, length_of(batch))
             logits.append(step(params, batch_stats, sharding.put_batch(batch["input"], run.mesh)))
             if i > 1:  # two batches in flight keep the device busy; more would only fill its memory
                 logits[i - 2] = np.asarray(logits[i - 2])
-            labels.append(batch["label"])
-            masks.append(batch["mask"])
             report(i + 1)
-    real = np.concatenate(masks) > 0
-    found = run.inputs.unscaled(np.concatenate([np.asarray(part) for part in logits])[real])
-    return metrics.summarise(run.experiment.task.problem, found, np.concatenate(labels)[real])
+    found = run.inputs.unscaled(np.concatenate([np.asarray(part) for part in logits])[: len(split)])
+    return metrics.summarise(run.experiment.task.problem, found, split.labels)
 
 
 def split_of(run: Run, split: str) -> Split:
@@ -75,7 +72,7 @@ def evaluate(workdir: Path, step: str = "latest", split: str = "test", batch_siz
     experiment, resolved = folder.load()
     run = Run(experiment, resolved, tokenizer=folder.tokenizer)
     examples = split_of(run, split)
-    with folder.checkpoints(experiment.task.problem) as checkpoints:
+    with folder.checkpoints(experiment) as checkpoints:
         number = checkpoints.resolve(step)
         state = checkpoints.restore(number, run.abstract_state(number))
     found = {"split": split, "step": number, **evaluate_split(run, state, examples, split, batch_size)}

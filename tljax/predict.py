@@ -32,7 +32,7 @@ def predict(workdir: Path, files: Sequence[Path], step: str = "latest") -> Itera
     experiment, resolved = folder.load()
     run = Run(experiment, resolved, tokenizer=folder.tokenizer)
     names, rows = (_texts if run.network.reads == "text" else _images)(run, files)
-    with folder.checkpoints(experiment.task.problem) as checkpoints:
+    with folder.checkpoints(experiment) as checkpoints:
         number = checkpoints.resolve(step)
         params, batch_stats = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
     size = -(-min(len(names), experiment.task.eval_batch_size) // run.mesh.size) * run.mesh.size
