@@ -206,10 +206,11 @@ class Life:
         if self._touched([self.workdir / "evaluations"]):
             return "evaluate"
         whole, broken = checkpoints(self.workdir)
-        if steps := self._touched(broken):
-            return "clean-up" if whole and min(map(_step, steps)) < max(map(_step, whole)) else "save"
+        if folders := self._touched(broken):
+            older = any(int(path.name) < max(whole, default=0) for path in folders if path.name.isdigit())
+            return "clean-up" if older else "save"
         log = self.log
-        if STEPS in map(_step, whole) and (self.logged or "resuming" in log):
+        if STEPS in whole and (self.logged or "resuming" in log):
             return "evaluation"
         if self.logged:
             return "step"
@@ -240,35 +241,31 @@ class Life:
             *(f"compiled {name} damaged" for name in damaged),
         ]
 
-    def outcome(self) -> dict[str, Any]:
-        """All that a run leaves but times, by what it is."""
-        folder = Workdir(self.workdir)
-        experiment, resolved = folder.load()
-        run = Run(experiment, resolved, tokenizer=folder.tokenizer)
-        found: dict[str, Any] = {"plan": folder.plan}
-        with folder.checkpoints(experiment.task.problem) as saved:
-            for step in saved.steps:
-                state = saved.restore(step, run.abstract_state(step))
-                for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-                    found[f"step {step}: {jax.tree_util.keystr(path)}"] = np.asarray(leaf).tobytes()
-        lines = map(json.loads, (self.workdir / "metrics.jsonl").read_text().splitlines())
-        found["metrics"] = [_timeless(line) for line in lines]
-        found |= {f"result: {key}": value for key, value in _timeless(folder.result).items()}
-        for path in (self.workdir / "evaluations").glob("*"):
-            found[path.name] = json.loads(path.read_text())
-        return found
+
+def outcome(workdir: Path) -> dict[str, Any]:
+    """All that a run leaves but times, by what it is."""
+    folder = Workdir(workdir)
+    experiment, resolved = folder.load()
+    run = Run(experiment, resolved, tokenizer=folder.tokenizer)
+    found: dict[str, Any] = {"plan": folder.plan}
+    with folder.checkpoints(experiment) as saved:
+        for step in saved.steps:
+            state = saved.restore(step, run.abstract_state(step))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+                found[f"step {step}: {jax.tree_util.keystr(path)}"] = np.asarray(leaf).tobytes()
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    found["metrics"] = [_timeless(line) for line in lines]
+    found |= {f"result: {key}": value for key, value in _timeless(folder.result).items()}
+    for path in (workdir / "evaluations").glob("*"):
+        found[path.name] = json.loads(path.read_text())
+    return found
 
 
-def checkpoints(workdir: Path) -> tuple[list[Path], list[Path]]:
-    """The folders of checkpoints that are whole, and of those that are not yet, or not any more."""
-    folders = [path for path in (workdir / "checkpoints").glob("[0-9]*") if "orbax-checkpoint-tmp" not in path.name]
-    whole = [path for path in folders if (path / "_CHECKPOINT_METADATA").exists()]
-    broken = [path for path in folders if path not in whole]
-    return whole, broken + list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.split(".")[0])
+def checkpoints(workdir: Path) -> tuple[list[int], list[Path]]:
+    """The steps whose checkpoints are whole, and the folders that are not yet, or not any more."""
+    folders = [path for path in (workdir / "checkpoints").glob("*") if path.name.isdigit() or "base" in path.name]
+    broken = [path for path in folders if not (path / "manifest.json").exists()]
+    return [int(path.name) for path in folders if path not in broken and path.name.isdigit()], broken
 
 
 def _timeless(values: dict[str, Any]) -> dict[str, Any]:
@@ -331,9 +328,9 @@ def _stopped(life: Life, process: subprocess.Popen, number: int) -> str:
     phase = life.phase()
     status = life.ended(process, (0, 75, -number, 128 + number))
     steps = life.logged
-    if phase in ("step", "save", "clean-up") and steps[-1] < STEPS:
+    if steps and steps[-1] < STEPS:
         whole, broken = checkpoints(life.workdir)
-        latest = max(map(_step, whole), default=0)
+        latest = max(whole, default=0)
         if status != 75 or latest != steps[-1] or broken:
             raise SystemExit(
                 f"{life.recipe}: stopped at step {steps[-1]} with status {status}, its latest checkpoint is of step"
@@ -350,8 +347,9 @@ def kill(
     make(folder / "data")
     rng, rows = random.Random(seed), []
     moments = itertools.cycle([moment for aim in aims for moment in ("random", aim)])
-    # Asked to stop, a run shall do so between two checkpoints, too.
-    flags = (f"--config.eval_every={2 if number == signal.SIGKILL else 5}",)
+    flags = ("--config.eval_every=2",)
+    if number != signal.SIGKILL:  # it shall stop between two checkpoints, too, and not keep what it saves there
+        flags = ("--config.eval_every=5", "--config.checkpoint.keep=1")
 
     def life(recipe: str, name: str) -> Life:
         return Life(recipe, folder / f"{recipe}-{name}", folder / "data", folder / "compiled", flags)
@@ -362,14 +360,14 @@ def kill(
         verbs = ("train", "evaluate") if "evaluate" in left else ("train",)
         one = life(recipe, "whole")
         seconds = [one.end(verb) for verb in verbs]
-        whole = Whole(one.outcome(), one.names(), seconds[0])
+        whole = Whole(outcome(one.workdir), one.names(), seconds[0])
         _tell(f"{recipe}: {seconds[0]:.1f} s without a kill")
         row = Row(recipe)
         while left:
             one = life(recipe, str(row.runs))
             for verb in verbs:
                 _live(one, verb, left, whole, row, number, rng)
-            found = one.outcome()
+            found = outcome(one.workdir)
             wrong = [key for key in found | whole.outcome if found.get(key) != whole.outcome.get(key)]
             strays = one.strays(whole.names)
             row.different += [f"{one.folder.name}: {key}" for key in wrong]
@@ -388,13 +386,15 @@ def _live(life: Life, verb: str, left: list[str], whole: Whole, row: Row, number
     while not ended:
         aims = [aim for aim in left if (aim == "evaluate") == (verb == "evaluate")]
         aim = aims[0] if aims and len(left) > limit else ""
-        process = life.start(verb, aim)
+        process, began = life.start(verb, aim), time.monotonic()
         row.starts += 1
         phase = strike(life, process, aim, whole.seconds, number, rng) if aim else ""
         ended = not phase
         if ended:
             life.ended(process)
             row.missed[aim] += 1
+            if verb == "train" and "resuming" not in life.log:  # sooner than the first, which had to compile
+                whole.seconds = min(whole.seconds, time.monotonic() - began)
         else:
             left.remove(aim)
             row.kills[phase] += 1
