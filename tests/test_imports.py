@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "tuning": {"additions", "strategies"},
     "metrics": set(),
     "scores": set(),
+    "figures": {"scores"},
     "console": set(),
     "sharding": set(),
     "weights": {"config"},
