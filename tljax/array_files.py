@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as orbax
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
-from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint import v1
 
 from tljax import storage
 from tljax.errors import InputError
@@ -34,8 +35,7 @@ def write(folder: epath.Path, arrays: Mapping[str, np.ndarray], facts: Mapping[s
     """
     remove(folder)
     with _here(folder, writing=True) as local:
-        with _frugal():
-            ocp.save(Path(local / "arrays"), unflatten_dict(dict(arrays), sep="/"))
+        _save(Path(local / "arrays"), unflatten_dict(dict(arrays), sep="/"))
         content = {**facts, "files": storage.files_of(local)}
     sealed = {"content": content, "sha256": _seal(content)}
     storage.write_whole(folder / MANIFEST, json.dumps(sealed).encode())
@@ -87,8 +87,7 @@ def remove(folder: epath.Path) -> None:
 
 def save_tree(folder: Path, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes a nested dict of arrays, and `facts` about it as `tljax.json`, into a new folder."""
-    with _frugal():
-        ocp.save(folder / "arrays", tree)
+    _save(folder / "arrays", tree)
     (folder / "tljax.json").write_text(json.dumps(facts, indent=1))
 
 
@@ -115,27 +114,26 @@ def load_tree(folder: Path) -> dict[str, Any]:
 
 def _load(folder: Path) -> dict[str, Any]:
     try:
-        with _alone():
-            found = ocp.metadata(folder).metadata
-            return ocp.load(folder, jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), found))
+        found = v1.metadata(folder).metadata
+        return v1.load(folder, jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), found))
     except Exception as error:  # whatever Orbax or TensorStore met in the files
         raise Damaged(f"{folder}: cannot be restored ({storage.reason(error)})") from error
 
 
-def _frugal() -> ocp.Context:
-    """Saves without a copy of the arrays, which nobody changes, and without compression, which is another."""
-    context = _alone()
-    context.memory.deepcopy_host_arrays = False
-    context.array.saving.use_compression = False
-    return context
+def _save(folder: Path, tree: Mapping[str, Any]) -> None:
+    """Without a copy of the arrays, which nobody changes, and without compression, which takes another.
 
-
-def _alone() -> ocp.Context:
-    """In a run of several processes: this one does not wait for the others."""
-    context, me = ocp.Context(), jax.process_index()
-    context.multiprocessing.primary_host = me
-    context.multiprocessing.active_processes = {me}
-    return context
+    By Orbax's first interface: where a run has several processes, the second lets none of them save alone.
+    """
+    me = jax.process_index()
+    alone = orbax.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    as_they_are = orbax.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = orbax.type_handlers.create_type_handler_registry((np.ndarray, as_they_are))
+    handler = orbax.PyTreeCheckpointHandler(
+        use_compression=False, multiprocessing_options=alone, type_handler_registry=registry
+    )
+    with orbax.Checkpointer(handler, multiprocessing_options=alone) as saver:
+        saver.save(folder, args=orbax.args.PyTreeSave(tree))
 
 
 def _seal(content: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax import console, metrics, sharding
+from tljax import console, scores, sharding
 from tljax.config import Experiment
 from tljax.data.examples import Split
 from tljax.data.pipeline import evaluation_batches, length_of
@@ -25,7 +25,7 @@ SPLITS = ("train", "validation", "test")
 def evaluate_split(
     run: Run, state: State, split: Split, label: str, batch_size: int = 0, read: Reader | None = None
 ) -> dict[str, Any]:
-    """The metrics (`metrics.summarise`) of a whole split; `train` and `evaluate` both come here.
+    """The metrics (`scores.summarise`) of a whole split; `train` and `evaluate` both come here.
 
     Args:
         label: its name, for the progress bar.
@@ -46,7 +46,7 @@ def evaluate_split(
                 logits[i - 2] = np.asarray(logits[i - 2])
             report(i + 1)
     found = run.inputs.unscaled(np.concatenate([np.asarray(part) for part in logits])[: len(split)])
-    return metrics.summarise(run.experiment.task.problem, found, split.labels)
+    return scores.summarise(run.experiment.task.problem, found, split.labels, full=False)
 
 
 def split_of(run: Run, split: str) -> Split:
