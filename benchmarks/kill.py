@@ -232,12 +232,12 @@ class Life:
         return {re.sub(r"events\.out\..*", "events", str(path.relative_to(self.folder))) for path in found}
 
     def strays(self, names: set[str]) -> list[str]:
-        """What is there beside `names`, or not done; what is lacking; and programs that cannot be read."""
+        """What is there beside `names`, or not done; what the workdir lacks; and programs that cannot be read."""
         files = (str(path.relative_to(self.folder)) for path in self.folder.rglob("*"))
         damaged = re.findall(r"Error reading persistent compilation cache entry for '(\w+)'", self.log)
         return [
             *sorted((self.names() - names) | set(filter(LEFTOVER.search, files))),
-            *(f"no {name}" for name in sorted(names - self.names())),
+            *(f"no {name}" for name in sorted(names - self.names()) if name.startswith("run/")),
             *(f"compiled {name} damaged" for name in damaged),
         ]
 
