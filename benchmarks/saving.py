@@ -4,7 +4,9 @@
 
 Stretches of so many steps with a save at their start, and without one, take turns in one process; a round is one of
 each, and which comes first changes. A stretch ends when its last step is computed and its save is on disk, as if the
-next save came then. The share is the ratio of the two, less 1: the median of the rounds, the least and the most.
+next save came then. The share is the ratio of the two, less 1: the median of the rounds, the least and the most; of the
+time on the clock, and of the process's time on the processors, which others on the machine disturb less. The loop is
+held up while `save` copies the leaves; they are written while it goes on.
 
 Networks of random weights at a small image size, AdamW, float32. A checkpoint is held against the bytes of what trains
 and of the optimizer's state; 20 of them, with the base that they share, against 20 whole states.
@@ -12,7 +14,6 @@ and of the optimizer's state; 20 of them, with the base that they share, against
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from tljax.workdir import Workdir
 # Name -> network, strategy, pixels along a side, batch: a step takes 0.1 to 0.3 s on two cores.
 CASES = {
     "vit_probe": ("vit_small_patch16", "linear_probe", 48, 32),
-    "vit_full": ("vit_small_patch16", "full", 32, 16),
+    "vit_full": ("vit_small_patch16", "full", 32, 8),
     "resnet_full": ("resnet50", "full", 64, 8),
 }
 
@@ -45,12 +46,15 @@ class Found:
 
     Attributes:
         seconds: of a step, the median of stretches without a save.
-        shares: of the time, by round.
+        shares: of the time, by round; `processor_shares` likewise.
+        held: seconds that `save` took, the median.
         bytes_of: of a `step`'s checkpoint, the `base`, what is `trained` with the optimizer's state, a whole `state`.
     """
 
     seconds: float
     shares: list[float]
+    processor_shares: list[float]
+    held: float
     bytes_of: dict[str, int]
 
 
@@ -69,41 +73,51 @@ def measure(run: Run, folder: Path, every: int, rounds: int) -> Found:
     (phase,) = run.phases
     stream, state = run.train_input(), run.init_state()
 
-    def stretch(state: State, saved: Checkpoints | None) -> tuple[State, float]:
-        first, began = int(state.step), time.perf_counter()
+    def stretch(state: State, saved: Checkpoints | None) -> tuple[State, np.ndarray]:
+        """The state after it; its seconds, those on the processors, and those in `save`."""
+        first, began, held = int(state.step), _clocks(), 0.0
         if saved:
             saved.save(state, run.unmoved(first))
+            held = time.perf_counter() - began[0]
         for batch in sharding.put_ahead(stream.batches(first, first + every), run.mesh):
             state, _ = run.train_step(phase, length_of(batch))(state, batch)
         jax.block_until_ready(state)
         if saved:
             saved.wait()
-        return state, time.perf_counter() - began
+        return state, np.array([*(_clocks() - began), held])
 
-    without, shares = [], []
+    turns: dict[bool, list[np.ndarray]] = {True: [], False: []}
     with Workdir(folder).checkpoints(run.experiment, writer=True) as checkpoints:
         checkpoints.keep_base({name: leaf for name, leaf in named(state).items() if name in run.unmoved()})
         state, _ = stretch(state, checkpoints)
         for number in range(rounds):
-            times = {}
             for saving in (True, False) if number % 2 else (False, True):
-                state, times[saving] = stretch(state, checkpoints if saving else None)
-            without.append(times[False] / every)
-            shares.append(times[True] / times[False] - 1)
+                state, times = stretch(state, checkpoints if saving else None)
+                turns[saving].append(times)
         (step,) = checkpoints.steps
+    saving, without = np.array(turns[True]), np.array(turns[False])
+    shares = saving / np.where(without, without, 1) - 1
     base = sum(_size(path) for path in (folder / "checkpoints").glob("base-*"))
     trained = _bytes(state.params) - _bytes(run.frozen_leaves(state)) + _bytes(state.opt_state)
     found = {"step": _size(folder / "checkpoints" / str(step)), "base": base, "trained": trained}
-    return Found(statistics.median(without), shares, found | {"state": _bytes(state)})
+    found["state"] = _bytes(state)
+    seconds = float(np.median(without[:, 0])) / every
+    return Found(seconds, list(shares[:, 0]), list(shares[:, 1]), float(np.median(saving[:, 2])), found)
+
+
+def _clocks() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def row(name: str, found: Found) -> str:
     """A line of the table."""
-    share, sizes = statistics.median(found.shares), {key: size / 1e6 for key, size in found.bytes_of.items()}
+    sizes = {key: size / 1e6 for key, size in found.bytes_of.items()}
     cells = (
         f"`{name}`",
         f"{found.seconds:.2f}",
-        f"{share:.1%} ({min(found.shares):.1%} … {max(found.shares):.1%})",
+        _spread(found.shares),
+        _spread(found.processor_shares),
+        f"{found.held:.3f}",
         f"{sizes['step']:.2f}",
         f"{sizes['trained']:.2f}",
         f"{sizes['base']:.1f}",
@@ -111,6 +125,10 @@ def row(name: str, found: Found) -> str:
         f"{20 * sizes['state']:.1f}",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _spread(shares: list[float]) -> str:
+    return f"{statistics.median(shares):.1%} ({min(shares):.1%} … {max(shares):.1%})"
 
 
 def _bytes(tree: Any) -> int:
@@ -137,15 +155,15 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; else a temporary one")
     options = parser.parse_args()
-    print(f"| a save every {options.every} steps | s / step | share of the time | a checkpoint, MB |"
-          " what trains and its state, MB | base, MB | 20 checkpoints, MB | 20 whole states, MB |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    columns = ("s / step", "share of the time", "of processors' time", "held up, s", "a checkpoint, MB")
+    columns += ("what trains and its state, MB", "base, MB", "20 checkpoints, MB", "20 whole states, MB")
+    print(f"| a save every {options.every} steps | {' | '.join(columns)} |")
+    print("|" + "---|" * (len(columns) + 1), flush=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         pictures = _pictures(Path(temporary))
         for name in options.cases.split(","):
             found = measure(make_run(pictures, *CASES[name]), Path(temporary) / name, options.every, options.rounds)
             print(row(name, found), flush=True)
-            print(f"{name}: {', '.join(f'{share:.2%}' for share in found.shares)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
