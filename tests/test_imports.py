@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "storage": {"console"},
     "array_files": {"storage"},
     "lock": {"console", "storage"},
+    "events": {"console", "storage"},
     "stopping": set(),
     "sharding": {"console"},
     "weights": {"config"},
@@ -50,7 +51,7 @@ MAY_IMPORT = {
     "convert": {"additions", "array_files", "backbone", "config", "models", "run", "weights", "workdir"},
     "train": {
         *("checkpoint", "config", "console", "data", "evaluate", "flags", "metrics", "phases", "plan"),
-        *("run", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
+        *("events", "run", "sharding", "step", "stopping", "tuning", "workdir"),
     },
     "__main__": {"stopping", "weights"},
 }

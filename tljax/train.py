@@ -3,21 +3,20 @@
 import argparse
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-from etils import epath
 
-from tljax import console, sharding, storage, tuning
+from tljax import console, sharding, tuning
 from tljax.checkpoint import Checkpoints, named
 from tljax.config import Experiment
 from tljax.data import health
 from tljax.data.pipeline import length_of
 from tljax.errors import InputError
 from tljax.evaluate import evaluate_split
+from tljax.events import Events
 from tljax.flags import parse_experiment
 from tljax.metrics import JUDGED
 from tljax.phases import Phase
@@ -125,7 +124,7 @@ class _Loop:
         start = int(state.step)
         batches = self._timed(sharding.put_ahead(self._stream.batches(start, last), run.mesh))
         with (
-            _board(self._folder.path, start) as board,
+            Events(self._folder.path, start) if sharding.is_first() else contextlib.nullcontext() as board,
             console.progress("train", start, last) as report,
         ):
             for step, batch in enumerate(batches, start + 1):
@@ -161,7 +160,7 @@ class _Loop:
                 return
             yield batch
 
-    def _log(self, board: Any) -> str:
+    def _log(self, board: Events | None) -> str:
         step, values = self._read()
         self._write(board, step, "train", values)
         trained = JUDGED[self._run.experiment.task.problem].trained
@@ -193,7 +192,7 @@ class _Loop:
             f" optim.on_nonfinite=skip (last checkpoint: {f'step {kept[-1]}' if kept else 'none'})"
         )
 
-    def _validate(self, board: Any, step: int, state: State) -> None:
+    def _validate(self, board: Events | None, step: int, state: State) -> None:
         if self._validation is not None:
             self.validated = evaluate_split(self._run, state, self._validation, "validation", read=self._validating)
             self._validated_at = step
@@ -207,32 +206,14 @@ class _Loop:
         validated = self.validated if step == self._validated_at else None
         self._checkpoints.save(state, self._run.unmoved(step), validated)
 
-    def _write(self, board: Any, step: int, split: str, values: dict[str, Any]) -> None:
+    def _write(self, board: Events | None, step: int, split: str, values: dict[str, Any]) -> None:
         if not sharding.is_first():
             return
         self._folder.append({"step": step, "split": split, **self._times, **values})
         for name, value in values.items():
-            if board and isinstance(value, float):
-                board.add_scalar(f"{split}/{name}", value, step)
-
-
-@contextlib.contextmanager
-def _board(path: epath.Path, start: int) -> Iterator[Any]:
-    """TensorBoard's events in a folder on a disk, those after step `start` to be written anew; else None."""
-    if storage.is_remote(path) or not sharding.is_first():
-        yield None
-        return
-    # Where torch is installed, tensorboardX would import it for tensors that no run has: seconds, and its own CUDA.
-    absent = "torch" not in sys.modules
-    if absent:
-        sys.modules["torch"] = None
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if absent:
-            del sys.modules["torch"]
-    with SummaryWriter(str(path), purge_step=start) as board:
-        yield board
+            if isinstance(value, float):
+                board.scalar(f"{split}/{name}", value, step)
+        board.flush()
 
 
 def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[State, float, float]:
