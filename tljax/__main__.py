@@ -7,14 +7,14 @@ import sys
 VERBS = {
     "train": "fine-tune, validate, save; resume where a workdir stands",
     "evaluate": "a split's metrics from a run's checkpoint",
-    "predict": "class names and probabilities for image files",
+    "predict": "class names and probabilities for images or texts",
     "inspect": "what a config would train, freeze and cost; trains nothing",
     "convert": "a pretrained checkpoint to an Orbax folder",
 }
 
 
 def main(arguments: list[str]) -> int:
-    """Runs a verb; returns the exit status: 0, or 2 for input that cannot be used."""
+    """Runs a verb; returns the exit status: 0, 1 if it went through with some of it undone, 2 for unusable input."""
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
         print("usage: python -m tljax VERB [options]\n")
@@ -33,11 +33,12 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled"))
     try:
         # Imported only now, so that --help need not wait for jax.
-        importlib.import_module(f"tljax.{verb}").main(arguments[1:])
+        return importlib.import_module(f"tljax.{verb}").main(arguments[1:]) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        return 130  # as the shell has it
 
 
 if __name__ == "__main__":
