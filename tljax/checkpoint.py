@@ -1,5 +1,6 @@
 """Checkpoints on disk; the only module that imports Orbax."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -27,7 +28,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, judged: Judgement, writer: bool = False):
         """Opens `folder`; `judged` says which is best. A `writer` also removes what a killed run left half written."""
-        self._judged = judged
+        self._judged, self._writer = judged, writer
         if writer:
             # Not left to Orbax, which does it in a thread that a process ending early tears down with a traceback.
             for stale in folder.glob("*.orbax-checkpoint-tmp*"):
@@ -53,6 +54,8 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
+        if not self._writer:
+            self._orbax.reload()
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
     def save(self, state: State, validation: Mapping[str, Any] | None = None) -> None:
@@ -85,6 +88,13 @@ class Checkpoints:
         if which.isdigit() and int(which) in steps:
             return int(which)
         raise InputError(f"no checkpoint {which!r}; there are: latest, best, {', '.join(map(str, steps))}")
+
+    def identity(self, step: int) -> str:
+        """A hash of the names and sizes of a step's files."""
+        folder = Path(self._orbax.directory) / str(step)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        facts = [(str(path.relative_to(folder)), path.stat().st_size) for path in files]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def restore(self, step: int, abstract: State) -> State:
         """The State saved at `step`, laid out as `abstract` (shapes, dtypes and shardings) says.
