@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "flags": {"config", "phases"},
     "data": {"config", "console", "weights"},
     "mix": set(),
+    "scores": {"metrics"},
+    "figures": set(),
     "step": {"config", "metrics", "mix", "tuning"},
     "checkpoint": {"metrics", "step"},
     "backbone": {"checkpoint", "config", "models", "weights"},
@@ -36,8 +38,16 @@ MAY_IMPORT = {
     "plan": {"backbone", "config", "console", "cost", "phases", "run"},
     "lr_find": {"console", "data", "run", "sharding"},
     "workdir": {"checkpoint", "config", "data", "metrics", "resolve"},
-    "evaluate": {"config", "console", "data", "flags", "metrics", "run", "sharding", "step", "workdir"},
-    "predict": {"data", "run", "sharding", "workdir"},
+    "predictions": {"console", "data", "run", "scores", "sharding", "step"},
+    "overrides": {"config", "data", "inputs", "resolve"},
+    "evaluation": {
+        *("checkpoint", "config", "data", "figures", "overrides", "predictions", "run", "step", "workdir"),
+    },
+    "evaluate": {
+        *("checkpoint", "config", "console", "data", "evaluation", "flags", "metrics", "overrides", "predictions"),
+        *("run", "step", "workdir"),
+    },
+    "predict": {"console", "data", "run", "sharding", "workdir"},
     "inspect": {"config", "data", "flags", "inputs", "lr_find", "plan", "resolve", "run"},
     "convert": {"additions", "backbone", "checkpoint", "config", "models", "run", "weights", "workdir"},
     "train": {
