@@ -16,8 +16,6 @@ from tbparse import SummaryReader
 
 from tests.conftest import ROOT, tljax
 from tljax import tuning
-from tljax.checkpoint import Checkpoints
-from tljax.metrics import JUDGED
 from tljax.run import Run
 from tljax.workdir import Workdir
 
@@ -45,7 +43,7 @@ def _leaves(workdir: Path) -> dict[str, bytes]:
     import jax
 
     experiment, resolved = Workdir(workdir).load()
-    with Checkpoints(workdir / "checkpoints", JUDGED["single_label"]) as saved:
+    with Workdir(workdir).checkpoints(experiment) as saved:
         step = saved.resolve("latest")
         state = saved.restore(step, Run(experiment, resolved).abstract_state(step))
     return {

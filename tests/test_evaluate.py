@@ -278,7 +278,7 @@ def test_a_larger_image_is_seen_through_a_resampled_grid(run, data):
     kept, _ = predictions.load(file)
     experiment, resolved = Workdir(run).load()
     trained = Run(experiment, resolved)
-    with Workdir(run).checkpoints("single_label") as checkpoints:
+    with Workdir(run).checkpoints(experiment) as checkpoints:
         params = checkpoints.restore(12, trained.abstract_state(12)).params
     stem = params["backbone"]["stem"]
     table = resample_pos_embed(np.asarray(stem["pos_embed"]), (4, 4), (8, 8), "bicubic_antialias")
@@ -301,9 +301,10 @@ def test_an_average_is_resampled_too(tmp_path):
     evaluate(workdir, others={"task.image_size": 64})
     (file,) = (workdir / "evaluations").glob("4-test-*.parquet")
     kept, _ = predictions.load(file)
-    trained = Run(*Workdir(workdir).load())
-    larger = Run(*evaluation.overrides.changed(*Workdir(workdir).load(), {"task.image_size": 64})[:2])
-    with Workdir(workdir).checkpoints("single_label") as checkpoints:
+    experiment, resolved = Workdir(workdir).load()
+    trained = Run(experiment, resolved)
+    larger = Run(*evaluation.overrides.changed(experiment, resolved, {"task.image_size": 64})[:2])
+    with Workdir(workdir).checkpoints(experiment) as checkpoints:
         state = checkpoints.restore(4, trained.abstract_state(4))
     averaged, _ = trained.evaluated(state)
     assert not np.array_equal(averaged["head"]["kernel"], state.params["head"]["kernel"])

@@ -15,7 +15,11 @@ MAY_IMPORT = {
     "tuning": {"additions", "strategies"},
     "metrics": set(),
     "console": set(),
-    "sharding": set(),
+    "storage": {"console"},
+    "array_files": {"storage"},
+    "lock": {"console", "storage"},
+    "stopping": set(),
+    "sharding": {"console"},
     "weights": {"config"},
     "models": {"additions", "weights"},
     "optim": {"config", "tuning"},
@@ -24,10 +28,11 @@ MAY_IMPORT = {
     "data": {"config", "console", "weights"},
     "mix": set(),
     "scores": {"metrics"},
-    "figures": set(),
     "step": {"config", "metrics", "mix", "tuning"},
-    "checkpoint": {"metrics", "step"},
-    "backbone": {"checkpoint", "config", "models", "weights"},
+    "checkpoint": {
+        *("array_files", "config", "console", "metrics", "sharding", "step", "storage", "tuning"),
+    },
+    "backbone": {"array_files", "config", "models", "weights"},
     "network": {"additions", "backbone", "config", "data", "models", "strategies", "weights"},
     "resolve": {"backbone", "config", "data", "weights"},
     "inputs": {"backbone", "config", "data", "resolve"},
@@ -37,24 +42,24 @@ MAY_IMPORT = {
     "cost": {"phases", "run", "tuning"},
     "plan": {"backbone", "config", "console", "cost", "phases", "run"},
     "lr_find": {"console", "data", "run", "sharding"},
-    "workdir": {"checkpoint", "config", "data", "metrics", "resolve"},
-    "predictions": {"console", "data", "run", "scores", "sharding", "step"},
+    "workdir": {"checkpoint", "config", "data", "lock", "metrics", "resolve", "storage"},
+    "predictions": {"console", "data", "run", "scores", "sharding", "step", "storage"},
     "overrides": {"config", "data", "inputs", "resolve"},
     "evaluation": {
-        *("checkpoint", "config", "data", "figures", "overrides", "predictions", "run", "step", "workdir"),
+        *("checkpoint", "config", "data", "figures", "overrides", "predictions", "run", "step", "storage", "workdir"),
     },
     "evaluate": {
         *("checkpoint", "config", "console", "data", "evaluation", "flags", "metrics", "overrides", "predictions"),
-        *("run", "step", "workdir"),
+        *("run", "step", "storage", "workdir"),
     },
-    "predict": {"console", "data", "run", "sharding", "workdir"},
+    "predict": {"config", "console", "data", "run", "sharding", "workdir"},
     "inspect": {"config", "data", "flags", "inputs", "lr_find", "plan", "resolve", "run"},
-    "convert": {"additions", "backbone", "checkpoint", "config", "models", "run", "weights", "workdir"},
+    "convert": {"additions", "array_files", "backbone", "config", "models", "run", "weights", "workdir"},
     "train": {
         *("checkpoint", "config", "console", "data", "evaluate", "flags", "metrics", "phases", "plan"),
-        *("run", "sharding", "step", "tuning", "workdir"),
+        *("run", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
-    "__main__": {"weights"},
+    "__main__": {"stopping", "weights"},
 }
 
 
@@ -86,8 +91,8 @@ def test_the_order_has_no_circle():
         rank |= dict.fromkeys(free, len(rank))
 
 
-def test_only_checkpoint_imports_orbax_and_only_models_use_linen():
+def test_only_array_files_imports_orbax_and_only_models_use_linen():
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
-        assert "orbax.checkpoint" not in text or path.name == "checkpoint.py", path
+        assert "orbax.checkpoint" not in text or path.name == "array_files.py", path
         assert "flax.linen" not in text or path.parent.name == "models", path

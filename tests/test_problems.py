@@ -89,7 +89,7 @@ def test_a_killed_and_resumed_run_on_texts_has_the_same_bits(tmp_path, table):
     half = dataclasses.replace(experiment, backbone=BackboneConfig(weights=str(weights)))
     run = prepare(half)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tljax.train._Loop._validate_and_save", _stop_after(4))
+        patch.setattr("tljax.train._Loop._save", _stop_after(4))
         with pytest.raises(KeyboardInterrupt):
             train(half, folder)
     (weights / "vocab.txt").unlink()  # what a run needs to go on is in its workdir
@@ -98,7 +98,7 @@ def test_a_killed_and_resumed_run_on_texts_has_the_same_bits(tmp_path, table):
     for path in (tmp_path / "whole", folder):
         from tljax.workdir import Workdir
 
-        with Workdir(path).checkpoints("single_label") as checkpoints:
+        with Workdir(path).checkpoints(experiment) as checkpoints:
             states.append(checkpoints.restore(8, run.abstract_state(8)))
     jax.tree.map(np.testing.assert_array_equal, *states)
 
@@ -106,14 +106,14 @@ def test_a_killed_and_resumed_run_on_texts_has_the_same_bits(tmp_path, table):
 def _stop_after(last: int):
     from tljax.train import _Loop
 
-    original = _Loop._validate_and_save
+    original = _Loop._save
 
-    def validate_and_save(self, board, step, state):
-        original(self, board, step, state)
+    def save(self, step, state):
+        original(self, step, state)
         if step == last:
             raise KeyboardInterrupt
 
-    return validate_and_save
+    return save
 
 
 def test_pairs_are_read_as_two_and_told_apart(tmp_path, table):

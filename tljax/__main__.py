@@ -14,7 +14,11 @@ VERBS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Runs a verb; returns the exit status: 0, 1 if it went through with some of it undone, 2 for unusable input."""
+    """Runs a verb; returns the exit status.
+
+    0: done. 1: some of the inputs could not be read, and were named. 2: input that cannot be used. 75: told to stop
+    before the end, with all saved, so that the same command goes on. 128 + a signal's number: stopped at once.
+    """
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
         print("usage: python -m tljax VERB [options]\n")
@@ -22,6 +26,7 @@ def main(arguments: list[str]) -> int:
         print("\npython -m tljax VERB --help says more.")
         return 0
     from tljax.errors import InputError
+    from tljax.stopping import SAVED, Stopped
     from tljax.weights.sources import cache_dir
 
     if verb not in VERBS:
@@ -37,8 +42,11 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"{stopped}: the same command goes on", file=sys.stderr)
+        return SAVED
     except KeyboardInterrupt:
-        return 130  # as the shell has it
+        return 130
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tljax import checkpoint
+from tljax import array_files
 from tljax.config import BackboneConfig, Experiment, Preprocessing, build, to_dict
 from tljax.errors import InputError
 from tljax.models import BACKBONES, Backbone
@@ -94,7 +94,7 @@ def _described(weights: str) -> Pretrained | None:
         hint = f"did you mean {', '.join(near)}?" if near else "the names are in tljax/weights/catalog.csv"
         raise InputError(f"no backbone.weights {weights!r}, neither a path nor a name in the catalogue: {hint}")
     if (folder / "tljax.json").is_file():
-        facts = checkpoint.load_facts(folder)
+        facts = array_files.load_facts(folder)
         return build(Pretrained, {**facts["pretrained"], "uri": weights, "sha256": ""}, "tljax.json")
     return configs.read(folder, weights) if folder.is_dir() else None
 
@@ -138,7 +138,7 @@ def restore(row: Pretrained, module: Backbone, channels: int = 3) -> dict[str, A
     Raises:
         InputError: the weights cannot be had, are not the ones pinned, or do not fit.
     """
-    arrays = flatten_dict(checkpoint.load_tree(converted(row)), sep="/")
+    arrays = flatten_dict(array_files.load_tree(converted(row)), sep="/")
     if isinstance(module, ViT):
         arrays[POS_EMBED] = resample_pos_embed(arrays[POS_EMBED], module_of(row).grid, module.grid, row.pos_embed)
     if type(module) in FIRST_KERNEL:
@@ -166,7 +166,7 @@ def provenance(experiment: Experiment, row: Pretrained, module: Backbone, new: S
         return {"kept": 0, "resampled": [], "adapted": [], "initialised": list(new), "ignored": []}
     heads = ("kernel", "bias")[: 1 + experiment.head.bias]
     own = shapes(module).keys() - optional(module)
-    facts = checkpoint.load_facts(converted(row))
+    facts = array_files.load_facts(converted(row))
     resampled = [POS_EMBED] if isinstance(module, ViT) and module.grid != module_of(row).grid else []
     channels = experiment.task.channels or row.preprocessing.inputs
     adapted = [FIRST_KERNEL[type(module)]] if channels != row.preprocessing.inputs else []
@@ -222,7 +222,7 @@ def write(folder: Path, row: Pretrained, arrays: Mapping[str, np.ndarray], ignor
     """Orbax arrays, and `tljax.json` saying what they are."""
     heads = sorted(path for path in arrays if path.startswith("head"))
     facts = {"pretrained": to_dict(row), "ignored": list(ignored), "head": heads}
-    checkpoint.save_tree(folder, unflatten_dict(dict(arrays), sep="/"), facts)
+    array_files.save_tree(folder, unflatten_dict(dict(arrays), sep="/"), facts)
 
 
 def _tables(row: Pretrained) -> Mapping[str, Table]:

@@ -1,168 +1,269 @@
-"""Checkpoints on disk; the only module that imports Orbax."""
+"""A run's checkpoints: what moves at each step, and once what does not."""
 
+import contextlib
 import hashlib
-import json
-import logging
-import shutil
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import os
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import serialization
-from orbax.checkpoint import v1 as ocp
 
+from tljax import array_files, console, sharding, storage, tuning
+from tljax.array_files import MANIFEST, Damaged
+from tljax.config import CheckpointConfig
 from tljax.errors import InputError
 from tljax.metrics import Judgement
 from tljax.step import State
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file that it writes
+_BASE = "base-"
 
 
 class Checkpoints:
-    """A run's checkpoints: the latest and the best by a validation metric are kept.
+    """`STEP/` holds the leaves of a State that have moved since the start, `base-DIGEST/`, for all steps, the others.
 
-    Saving is asynchronous and atomic: a step's folder appears whole, or not at all.
+    Saving is asynchronous; of a State as it is at the call.
     """
 
-    def __init__(self, folder: Path, judged: Judgement, writer: bool = False):
-        """Opens `folder`; `judged` says which is best. A `writer` also removes what a killed run left half written."""
-        self._judged, self._writer = judged, writer
+    def __init__(self, folder: epath.Path, judged: Judgement, config: CheckpointConfig, writer: bool = False):
+        """Opens `folder`; `judged` says which is best. A `writer` also removes what a killed run left half done."""
+        self._folder, self._judged, self._config, self._writer = folder, judged, config, writer
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._saving: Future | None = None
+        self._base = ""
+        self._base_leaves: dict[str, np.ndarray] = {}
         if writer:
-            # Not left to Orbax, which does it in a thread that a process ending early tears down with a traceback.
-            for stale in folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(stale)
-        policies = ocp.training.preservation_policies
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(1),
-                policies.BestN(get_metric_fn=judged.quality, n=1, keep_checkpoints_without_metrics=False),
-            ]
-        )
-        self._orbax = ocp.training.Checkpointer(
-            folder,
-            preservation_policy=keep,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-        )
+            folder.mkdir(parents=True, exist_ok=True)
+            self._clean()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._orbax.close()
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        # What ended the block is the thing to say, not what a disk did to the last save besides.
+        with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
+            self.wait()
+        self._thread.shutdown()
 
     @property
     def steps(self) -> list[int]:
-        if not self._writer:
-            self._orbax.reload()
-        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        """Of the checkpoints that are there now, from the first to the latest."""
+        if not self._folder.exists():
+            return []
+        numbered = [path for path in self._folder.iterdir() if path.name.isdigit()]
+        return sorted(int(path.name) for path in numbered if (path / MANIFEST).exists())
 
-    def save(self, state: State, validation: Mapping[str, Any] | None = None) -> None:
-        """Starts saving `state` under its step; `validation` decides which is best."""
+    def keep_base(self, leaves: Mapping[str, Any]) -> None:
+        """Stores leaves that do not move, unless they are there; every step that is saved from now on refers to them.
+
+        Args:
+            leaves: some of a State, as `named` names them.
+
+        Raises:
+            InputError: the disk does not take them, or the steps that there are have another base.
+        """
+        found = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+        self._base, steps = tuning.digest(found) if found else "", self.steps
+        if steps and self._base_of(steps[-1]) != self._base:
+            raise InputError(f"{self._folder}: what does not train is not what it was: are these the same weights?")
+        folder = self._base_folder(self._base)
+        if self._base and array_files.wrong(folder) and not self._link(folder):
+            self._write(folder, found, {})
+
+    def base_is_whole(self) -> bool:
+        """Whether what the latest step refers to is there, undamaged; steps that are saved from now on refer to it."""
+        self._base = self._base_of(self.steps[-1])
+        return not self._base or not array_files.wrong(self._base_folder(self._base))
+
+    def save(self, state: State, unmoved: Collection[str] = (), validation: Mapping[str, Any] | None = None) -> None:
+        """Starts saving `state` under its step, when the save before it is done.
+
+        Args:
+            unmoved: names of leaves that still are as in the base.
+            validation: metrics, which decide which step is best.
+
+        Raises:
+            InputError: the save before this one failed for good.
+        """
+        self.wait()
         step = int(state.step)
-        if step in self.steps:
+        if not self._writer or step in self.steps:
             return
+        leaves = {name: leaf for name, leaf in named(state).items() if name not in unmoved}
+        for leaf in leaves.values():
+            leaf.copy_to_host_async()
         # Copied, not viewed: on a CPU the step that follows may write into donated buffers that are still being read.
-        tree = jax.tree.map(lambda leaf: np.array(leaf), serialization.to_state_dict(state))
-        self._orbax.save_async(step, tree, metrics=dict(validation) if validation else None)
+        copied = {name: np.array(leaf) for name, leaf in leaves.items()}
+        facts = {"step": step, "base": self._base, "metrics": dict(validation or {})}
+        self._saving = self._thread.submit(self._save, step, copied, facts)
+
+    def wait(self) -> None:
+        """Until the last save is whole.
+
+        Raises:
+            InputError: it failed for good.
+        """
+        saving, self._saving = self._saving, None
+        if saving:
+            saving.result()
 
     def resolve(self, which: str) -> int:
-        """The step meant by `latest`, `best` or a number.
+        """The step meant by `latest` (the last that is undamaged), `best` or a number.
 
         Raises:
             InputError: there is no such checkpoint; those that there are are named.
         """
         steps = self.steps
         if not steps:
-            raise InputError(f"{self._orbax.directory}: no checkpoint yet; train first")
+            raise InputError(f"{self._folder}: no checkpoint yet; train first")
         if which == "latest":
-            return steps[-1]
+            return self.newest()
         if which == "best":
-            scored = [found for found in self._orbax.checkpoints if found.metrics]
-            if not scored:
+            best = self._best(steps)
+            if best is None:
                 raise InputError(
                     "no checkpoint has a validation metric: set config.task.validation, or use --step=latest"
                 )
-            return max(scored, key=lambda found: self._judged.quality(found.metrics)).step
+            return best
         if which.isdigit() and int(which) in steps:
             return int(which)
         raise InputError(f"no checkpoint {which!r}; there are: latest, best, {', '.join(map(str, steps))}")
 
     def identity(self, step: int) -> str:
-        """A hash of the names and sizes of a step's files."""
-        folder = Path(self._orbax.directory) / str(step)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        facts = [(str(path.relative_to(folder)), path.stat().st_size) for path in files]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        """A hash of all that the checkpoint holds."""
+        return hashlib.sha256((self._folder / str(step) / MANIFEST).read_bytes()).hexdigest()
 
     def restore(self, step: int, abstract: State) -> State:
         """The State saved at `step`, laid out as `abstract` (shapes, dtypes and shardings) says.
 
         Raises:
-            InputError: the checkpoint is damaged or was made for another model.
+            Damaged: its files are not the ones that were written.
+            InputError: it was made for another model.
         """
+        folder, base = self._folder / str(step), self._base_of(step)
+        leaves = array_files.read(folder)
+        if base:
+            stored = self._base_leaves or array_files.read(self._base_folder(base))
+            leaves = stored | leaves
+            if not self._writer:  # who evaluates restores one step after another
+                self._base_leaves = stored
+        wanted = named(abstract)
+        _check_fit(_shapes(leaves), _shapes(wanted), str(folder))
+        placed = {name: sharding.place(leaves[name], leaf.sharding) for name, leaf in wanted.items()}
         tree = serialization.to_state_dict(abstract)
-        where = f"{self._orbax.directory}/{step}"
-        _check_fit(_shapes(_read(lambda: self._orbax.metadata(step).metadata, where)), _shapes(tree), where)
-        return serialization.from_state_dict(abstract, _read(lambda: self._orbax.load(step, tree), where))
+        filled = jax.tree_util.tree_map_with_path(lambda path, _: placed[_name(path)], tree, is_leaf=_is_leaf)
+        return serialization.from_state_dict(abstract, filled)
+
+    def newest(self) -> int:
+        """The latest step that is undamaged; 0 if there is none at all. A writer sets aside those that are damaged.
+
+        Raises:
+            InputError: all are damaged.
+        """
+        steps = self.steps
+        for step in reversed(steps):
+            folder = self._folder / str(step)
+            wrong = array_files.wrong(folder)
+            if not wrong:
+                return step
+            aside = f", and lies in {self._set_aside(step)} now" if self._writer else ""
+            console.console.print(f"{folder} is damaged ({wrong}){aside}: the step before it is used")
+        if steps:
+            raise InputError(f"{self._folder}: no step is undamaged; begin anew with another --workdir")
+        return 0
+
+    def _save(self, step: int, leaves: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+        self._write(self._folder / str(step), leaves, facts)
+        self._prune()
+
+    def _write(self, folder: epath.Path, leaves: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        try:
+            storage.persistently(lambda: array_files.write(folder, leaves, facts), str(folder))
+        except InputError as error:
+            good = f"step {self.steps[-1]}" if self.steps else "none"
+            raise InputError(
+                f"{error}; last step saved: {good}. Mend the disk, then the same command goes on"
+            ) from error
+
+    def _prune(self) -> None:
+        """Removes the steps that the config does not keep."""
+        steps, config = self.steps, self._config
+        kept = {*steps[-config.keep :], self._best(steps)}
+        for step in steps:
+            if step not in kept and not (config.keep_every and step % config.keep_every == 0):
+                array_files.remove(self._folder / str(step))
+
+    def _clean(self) -> None:
+        """Removes what was being written or removed when a process died, and a base that no step refers to."""
+        begun = [path for path in self._folder.iterdir() if path.name.isdigit() or path.name.startswith(_BASE)]
+        steps = self.steps
+        for path in begun:
+            if not (path / MANIFEST).exists() or (not steps and path.name.startswith(_BASE)):
+                array_files.remove(path)
+
+    def _set_aside(self, step: int) -> epath.Path:
+        aside = self._folder / f"{step}.damaged"
+        array_files.remove(aside)
+        return (self._folder / str(step)).rename(aside)
+
+    def _link(self, folder: epath.Path) -> bool:
+        """Takes a base from a run beside this one that has the same: one set of files for a whole sweep.
+
+        Each workdir has it whole, as links: copied elsewhere it is complete, and removing one harms no other.
+        """
+        if storage.is_remote(folder):
+            return False
+        for twin in self._folder.parent.parent.glob(f"*/{self._folder.name}/{folder.name}"):
+            if twin == folder or array_files.wrong(twin):
+                continue
+            try:
+                for name in array_files.manifest(twin)["files"]:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    os.link(twin / name, folder / name)
+                storage.write_whole(folder / MANIFEST, (twin / MANIFEST).read_bytes())
+                return True
+            except OSError:  # another disk, or one that knows no links
+                array_files.remove(folder)
+        return False
+
+    def _base_of(self, step: int) -> str:
+        return array_files.manifest(self._folder / str(step))["base"]
+
+    def _base_folder(self, digest: str) -> epath.Path:
+        return self._folder / f"{_BASE}{digest[:16]}"
+
+    def _best(self, steps: list[int]) -> int | None:
+        scored = {}
+        for step in steps:
+            with contextlib.suppress(Damaged):
+                metrics = array_files.manifest(self._folder / str(step))["metrics"]
+                if metrics:
+                    scored[step] = self._judged.quality(metrics)
+        return max(scored, key=scored.get) if scored else None
 
 
-def save_tree(folder: Path, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes a nested dict of arrays, and `facts` about it as JSON, into a new folder."""
-    with _frugal():
-        ocp.save(folder / "arrays", tree)
-    (folder / "tljax.json").write_text(json.dumps(facts, indent=1))
+def named(state: State) -> dict[str, Any]:
+    """The leaves of a State by name: `params/backbone/…`, `opt_state/…`, …"""
+    leaves = jax.tree_util.tree_leaves_with_path(serialization.to_state_dict(state), is_leaf=_is_leaf)
+    return {_name(path): leaf for path, leaf in leaves}
 
 
-def _frugal() -> ocp.Context:
-    """Saves without a copy of the arrays, which nobody changes, and without compression, which is another."""
-    context = ocp.Context()
-    context.memory.deepcopy_host_arrays = False
-    context.array.saving.use_compression = False
-    return context
+def _is_leaf(node: Any) -> bool:
+    return hasattr(node, "shape")
 
 
-def load_facts(folder: Path) -> dict[str, Any]:
-    """The facts that `save_tree` wrote.
-
-    Raises:
-        InputError: `folder` is not one that it made.
-    """
-    try:
-        return json.loads((folder / "tljax.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: not a folder made by `tljax convert` ({error})") from error
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def load_tree(folder: Path) -> dict[str, Any]:
-    """The arrays that `save_tree` wrote, on the host."""
-    where = str(folder / "arrays")
-    found = _read(lambda: ocp.metadata(folder / "arrays").metadata, where)
-    abstract = jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), found)
-    return _read(lambda: ocp.load(folder / "arrays", abstract), where)
-
-
-def _read(read: Callable[[], Any], where: str) -> Any:
-    try:
-        return read()
-    except Exception as error:  # whatever Orbax or TensorStore met in the files
-        root = error
-        while root.__cause__ or root.__context__:
-            root = root.__cause__ or root.__context__
-        reason = " ".join(f"{type(root).__name__}: {root}".split())[:300]
-        raise InputError(f"{where}: cannot be restored ({reason})") from error
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
 def _check_fit(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Asked before the load, which would leave what is missing abstract, and other shapes padded, without a word."""
-    if not found:  # what Orbax says of files that it cannot read
-        raise InputError(f"{where}: cannot be restored (its files are damaged)")
     wrong = [path for path in wanted | found if found.get(path) != wanted.get(path)]
     if wrong:
         some = "; ".join(f"{path} is {found.get(path)} there, {wanted.get(path)} here" for path in wrong[:3])

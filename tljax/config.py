@@ -155,6 +155,23 @@ class InputConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """What is saved, and what of it is kept; no number depends on it, and a run may go on with other values.
+
+    Attributes:
+        every: steps between two saves; 0 for one at each validation. The end is always saved.
+        keep: how many of the latest are kept; with 2, a damaged newest one costs little.
+        keep_every: those at its multiples are kept for good; 0 for none.
+        best: the validation metric by which the best is kept as well; empty for the one that the problem is judged by.
+    """
+
+    every: int = 0
+    keep: int = 2
+    keep_every: int = 0
+    best: str = ""
+
+
+@dataclass(frozen=True)
 class TuningConfig:
     """A row of `strategies.STRATEGIES` or `phases.RECIPES` and its arguments; those of other strategies stay unset.
 
@@ -297,7 +314,7 @@ class Experiment:
     Attributes:
         seed: of everything random.
         steps, epochs: the length, in one of the two units; the other stays 0.
-        eval_every: steps between validations (each also saves a checkpoint); 0 for the end only.
+        eval_every: steps between validations; 0 for the end only.
         log_every: steps between lines of training metrics.
         compute_dtype: `float32` or `bfloat16`, of activations and products; parameters stay float32.
         remat: whether the backward pass computes each group's inside again instead of keeping it.
@@ -314,6 +331,7 @@ class Experiment:
     head: HeadConfig = field(default_factory=HeadConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     input: InputConfig = field(default_factory=InputConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)

@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from tljax import backbone, checkpoint
+from tljax import array_files, backbone
 from tljax.additions import Lora
 from tljax.config import BackboneConfig
 from tljax.errors import InputError
@@ -64,7 +64,7 @@ def _from_weights(config: BackboneConfig) -> tuple[Pretrained, dict[str, np.ndar
     row = backbone.resolve(config)
     path = fetch(row.uri, row.sha256)
     if (path / "tljax.json").is_file():
-        return row, flatten_dict(checkpoint.load_tree(path), sep="/"), checkpoint.load_facts(path)["ignored"]
+        return row, flatten_dict(array_files.load_tree(path), sep="/"), array_files.load_facts(path)["ignored"]
     return row, *backbone.read(row, path)  # not by way of the cache, which would be a second copy
 
 
@@ -72,7 +72,7 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
     folder = Workdir(path)
     experiment, resolved = folder.load()
     run = Run(experiment, resolved)
-    with folder.checkpoints(experiment.task.problem) as checkpoints:
+    with folder.checkpoints(experiment) as checkpoints:
         number = checkpoints.resolve(step)
         params, batch_stats = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
     for one in run.network.additions:

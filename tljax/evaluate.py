@@ -2,17 +2,16 @@
 
 import argparse
 import functools
-import glob
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tljax import console, overrides
+from tljax import console, overrides, storage
 from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment
 from tljax.data.examples import Split
@@ -25,6 +24,8 @@ from tljax.predictions import predictions_of
 from tljax.run import Run, prepare
 from tljax.step import State
 from tljax.workdir import Workdir
+
+_SIGNS = set("*?[")  # of a glob
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def evaluate_split(
 
 
 def evaluate(
-    workdir: Path,
+    workdir: str | os.PathLike,
     step: str = "latest",
     split: str = "test",
     batch_size: int = 0,
@@ -76,7 +77,7 @@ def evaluate_untrained(experiment: Experiment, split: str = "test", batch_size: 
 
 
 def evaluate_all(
-    workdirs: Sequence[Path], step: str, evaluation_of: Callable[[Path], Evaluation], say: Callable[[str], None]
+    workdirs: Sequence[str], step: str, evaluation_of: Callable[[str], Evaluation], say: Callable[[str], None]
 ) -> Iterator[Result | Failed]:
     """The result of each run, by the checkpoint that `step` means of it, or by `all`; one that fails stops no other."""
     evaluation_of = functools.cache(evaluation_of)
@@ -87,17 +88,16 @@ def evaluate_all(
                 if step != "all":
                     yield evaluation.of(checkpoints, step)
                     continue
-                checkpoints.resolve("latest")  # which there must be
-                for one in checkpoints.steps:
+                for one in checkpoints.steps or [checkpoints.resolve("latest")]:  # which says what to do
                     yield from _tried(evaluation_of, workdir, checkpoints, one, say)
         except Exception as error:  # another run may well have enough memory, or whatever it was
-            yield _failed(str(workdir), error)
+            yield _failed(workdir, error)
 
 
 def watch(
-    find: Callable[[], list[Path]],
+    find: Callable[[], list[str]],
     interval: float,
-    evaluation_of: Callable[[Path], Evaluation],
+    evaluation_of: Callable[[str], Evaluation],
     say: Callable[[str], None],
 ) -> Iterator[Result | Failed]:
     """The result of every checkpoint of runs that train meanwhile, until all have ended.
@@ -108,7 +108,7 @@ def watch(
         evaluation_of: of a workdir.
         say: tells a person a line, once.
     """
-    seen: set[tuple[Path, int]] = set()
+    seen: set[tuple[str, int]] = set()
     evaluation_of = functools.cache(evaluation_of)
     while True:
         workdirs = find()
@@ -120,7 +120,7 @@ def watch(
                 ended = False
                 continue
             ended &= folder.result is not None  # asked first, so that all that was saved by then is looked at
-            with folder.checkpoints(folder.load()[0].task.problem) as checkpoints:
+            with folder.checkpoints(folder.load()[0]) as checkpoints:
                 for step in checkpoints.steps:
                     if (workdir, step) not in seen:
                         seen.add((workdir, step))
@@ -131,8 +131,8 @@ def watch(
 
 
 def _tried(
-    evaluation_of: Callable[[Path], Evaluation],
-    workdir: Path,
+    evaluation_of: Callable[[str], Evaluation],
+    workdir: str,
     checkpoints: Checkpoints,
     step: int,
     say: Callable[[str], None],
@@ -153,28 +153,33 @@ def _failed(what: str, error: Exception) -> Failed:
     return Failed(what, reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}")
 
 
-def _holds_run(workdir: Path) -> bool:
-    return (workdir.expanduser() / "config.json").exists()
+def _holds_run(workdir: str) -> bool:
+    return (storage.locate(workdir) / "config.json").exists()
 
 
-def _find(patterns: Sequence[str], say: Callable[[str], None]) -> list[Path]:
+def _find(patterns: Sequence[str], say: Callable[[str], None]) -> list[str]:
     """The workdirs that paths and globs mean; what a glob matches beside is named."""
-    found: dict[Path, None] = {}
+    found: dict[str, None] = {}
     for pattern in patterns:
-        if not _is_glob(pattern):
-            found[Path(pattern)] = None
-            continue
-        matches = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207 (Path's must be relative)
-        for match in sorted(matches):
-            if _holds_run(Path(match)):
-                found[Path(match)] = None
-            else:
+        for match in _matches(pattern) if _is_glob(pattern) else [pattern]:
+            if match != pattern and not _holds_run(match):
                 say(f"{match}: no run here, skipped")
+            else:
+                found[match] = None
     return list(found)
 
 
+def _matches(pattern: str) -> list[str]:
+    """What a glob matches on a disk or in a bucket, in order, by the names that it gives."""
+    parts = pattern.split("/")
+    fixed = next(i for i, part in enumerate(parts) if _SIGNS & set(part))
+    root = storage.locate("/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else "."))
+    found = sorted(match.relative_to(root).as_posix() for match in root.glob("/".join(parts[fixed:])))
+    return ["/".join([*parts[:fixed], match]) for match in found]
+
+
 def _is_glob(pattern: str) -> bool:
-    return any(sign in pattern for sign in "*?[") and not Path(pattern).expanduser().exists()
+    return bool(_SIGNS & set(pattern)) and not storage.locate(pattern).exists()
 
 
 def _line(result: Result) -> str:
@@ -232,7 +237,7 @@ def _one(options: argparse.Namespace, evaluation: Evaluation, others: Mapping[st
     if options.json:
         print(json.dumps(result.found))
     else:
-        _show_one(_title([str(result.workdir), f"step {result.found['step']}"], others), result.found)
+        _show_one(_title([result.workdir, f"step {result.found['step']}"], others), result.found)
 
 
 def _several(options: argparse.Namespace, found: Iterator[Result | Failed], others: Mapping[str, Any]) -> int:
@@ -246,7 +251,7 @@ def _several(options: argparse.Namespace, found: Iterator[Result | Failed], othe
         results.append(one)
         console.console.print(_line(one), markup=False)
         if options.json:
-            print(json.dumps({"workdir": str(one.workdir), **one.found}), flush=True)
+            print(json.dumps({"workdir": one.workdir, **one.found}), flush=True)
     if results and not options.json:
         _show_several(results, others)
     if failed:
@@ -285,7 +290,7 @@ def main(arguments: list[str]) -> int | None:
     if options.interval < 0:
         raise InputError(f"--interval={options.interval:g} is before now: give seconds, 0 or more")
 
-    def evaluation_of(workdir: Path) -> Evaluation:
+    def evaluation_of(workdir: str) -> Evaluation:
         return Evaluation(workdir, options.split, options.batch_size, others, options.figures)
 
     with console.on_stderr() if options.json else nullcontext():

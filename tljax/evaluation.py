@@ -2,15 +2,15 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from tljax import overrides, predictions
+from tljax import overrides, predictions, storage
 from tljax.checkpoint import Checkpoints
 from tljax.config import to_dict
 from tljax.data.readers import Reader
@@ -28,13 +28,13 @@ class Result:
     """What was found of a checkpoint.
 
     Attributes:
-        workdir: of the run.
+        workdir: of the run, as it was called.
         problem: a row of `metrics.JUDGED`.
         found: `split`, `step`, the metrics, and `overrides` and `slicing` where there are any; what the JSON holds.
         stored: whether the predictions were there already.
     """
 
-    workdir: Path
+    workdir: str
     problem: str
     found: Mapping[str, Any]
     stored: bool
@@ -59,14 +59,14 @@ class Evaluation:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: str | os.PathLike,
         split: str = "test",
         batch_size: int = 0,
         others: Mapping[str, Any] = {},
         draw: bool = False,
     ):
         self._folder = Workdir(workdir)
-        self._workdir, self._split, self._batch_size, self._draw = workdir, split, batch_size, draw
+        self._workdir, self._split, self._batch_size, self._draw = os.fspath(workdir), split, batch_size, draw
         self._own = self._folder.load()
         self._experiment, self._resolved, self._told = overrides.changed(*self._own, others)
         self._problem = self._experiment.task.problem
@@ -77,7 +77,7 @@ class Evaluation:
 
     def checkpoints(self) -> Checkpoints:
         """The run's."""
-        return self._folder.checkpoints(self._problem)
+        return self._folder.checkpoints(self._experiment)
 
     def of(self, checkpoints: Checkpoints, which: str) -> Result:
         """The result of the checkpoint meant by `latest`, `best` or a number.
@@ -180,10 +180,12 @@ class Evaluation:
     def _clean(self) -> None:
         """Makes the folder of results, or takes away what a process that was killed left half written in it."""
         self._files.mkdir(exist_ok=True)
-        for path in self._files.glob("*.tmp"):
+        if storage.is_remote(self._files):  # where nothing is ever half written
+            return
+        for path in self._files.glob(f"*{storage.TEMPORARY}"):
             with suppress(FileNotFoundError):
                 # Who is alive has written to its own just now.
-                if time.time() - path.stat().st_mtime > _STALE:
+                if time.time() - path.stat().mtime > _STALE:
                     path.unlink()
 
     def _figures(self, name: str, found: Predictions) -> None:

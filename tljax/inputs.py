@@ -83,8 +83,8 @@ class Inputs:
         self._room -= reader.bytes_decoded if kept.decoded is not None else 0
         return kept
 
-    def train_input(self, batch_size: int) -> TrainInput:
-        """The training stream, of `batch_size` examples per step."""
+    def train_input(self, batch_size: int, part: tuple[int, int] = (0, 1)) -> TrainInput:
+        """The training stream, of `batch_size` examples per step, of which this is one process's `part`."""
         train, config = self.splits["train"], self.experiment.task
         weights = np.ones(len(train), np.float32)
         if self.resolved.class_weights:
@@ -97,6 +97,7 @@ class Inputs:
             self.experiment.seed,
             train.labels if config.balance == "sampling" else None,
             self.experiment.input.workers,
+            part,
         )
 
     def scaled(self, labels: np.ndarray) -> np.ndarray:

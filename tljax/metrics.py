@@ -10,6 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Num
 
+LESS_IS_BETTER = frozenset({"loss", "brier", "ece", "mae", "rmse"})
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -17,23 +19,21 @@ class Judgement:
 
     Attributes:
         trained: what the log says of a training batch, beside its loss.
-        best: the metric of `summarise` that chooses among checkpoints, and that a result is reported by.
-        higher: whether more of it is better.
+        best: the metric of `scores.summarise` that chooses among checkpoints, and that a result is reported by.
     """
 
     trained: str
     best: str
-    higher: bool
 
     def quality(self, found: Mapping[str, Any]) -> float:
-        """Of what `summarise` gave: more is better."""
-        return found[self.best] if self.higher else -found[self.best]
+        """Of what `scores.summarise` gave: more is better."""
+        return -found[self.best] if self.best in LESS_IS_BETTER else found[self.best]
 
 
 JUDGED = {
-    "single_label": Judgement("accuracy", "accuracy", True),
-    "multi_label": Judgement("label_accuracy", "mean_average_precision", True),
-    "regression": Judgement("mae", "mae", False),
+    "single_label": Judgement("accuracy", "accuracy"),
+    "multi_label": Judgement("label_accuracy", "mean_average_precision"),
+    "regression": Judgement("mae", "mae"),
 }
 
 

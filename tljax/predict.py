@@ -36,7 +36,7 @@ Write = Callable[[str, Mapping[str, float]], None]  # one line of output
 
 
 def predict(
-    workdir: Path, files: Sequence[Path], step: str = "latest", batch_size: int = 0
+    workdir: str | os.PathLike, files: Sequence[Path], step: str = "latest", batch_size: int = 0
 ) -> Iterator[tuple[str, dict[str, float] | InputError]]:
     """The name of each image, or each text, with its probability per class name, most probable first.
 
@@ -54,7 +54,7 @@ def predict(
     folder = Workdir(workdir)
     experiment, resolved = folder.load()
     run = Run(experiment, resolved, tokenizer=folder.tokenizer)
-    with folder.checkpoints(experiment.task.problem) as checkpoints:
+    with folder.checkpoints(experiment) as checkpoints:
         number = checkpoints.resolve(step)
         variables = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
     items = _lines(files, resolved.pairs) if run.network.reads == "text" else _images(files, resolved.preprocessing)
@@ -273,7 +273,7 @@ def _listed(paths: Sequence[Path], reads: str) -> list[Path]:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tljax predict", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="of a run")
+    parser.add_argument("--workdir", required=True, help="of a run")
     parser.add_argument("--step", default="latest", help="latest, best (by validation) or a number")
     parser.add_argument("--format", choices=FORMATS, default="text", help="csv and jsonl have every class, in full")
     parser.add_argument("--top", type=int, help="how many classes a line of text has (5)")

@@ -3,18 +3,17 @@
 import hashlib
 import io
 import json
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from etils import epath
 from rich.markup import escape
 
-from tljax import console, scores, sharding
+from tljax import console, scores, sharding, storage
 from tljax.data.examples import Split, labels_of
 from tljax.data.parts import index_schema
 from tljax.data.pipeline import evaluation_batches, length_of
@@ -45,7 +44,7 @@ class Predictions:
         """What `scores.summarise` says of them."""
         return scores.summarise(self.problem, self.logits, self.labels, full=full)
 
-    def save(self, path: Path, facts: Mapping[str, Any]) -> None:
+    def save(self, path: epath.PathLike, facts: Mapping[str, Any]) -> None:
         """Writes a Parquet file, whole or not at all.
 
         Its columns are `id`; `label`, a class, for `multi_label` the list of those that it has, for `regression` its
@@ -62,10 +61,7 @@ class Predictions:
         table = pa.table(columns).replace_schema_metadata({"tljax": json.dumps(told)})
         content = io.BytesIO()
         pq.write_table(table, content)
-        # A name of its own: two who evaluate the same at once do not write into one file.
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(path)
+        storage.write_whole(epath.Path(path), content.getvalue())
 
     @property
     def _digest(self) -> str:
@@ -90,29 +86,27 @@ def predictions_of(
     size = -(-size // run.mesh.size) * run.mesh.size
     read = read or run.inputs.reader(split)
     params, batch_stats = run.evaluated(state)
-    logits, masks = [], []
-    batches = evaluation_batches(split, read, size, run.experiment.input.workers)
+    logits = []
+    batches = evaluation_batches(split, read, size, run.experiment.input.workers, sharding.part())
     with console.progress(escape(label), 0, -(-len(split) // size), "batches") as report:
         for i, batch in enumerate(batches):
             step = run.eval_step(size, length_of(batch))
             logits.append(step(params, batch_stats, sharding.put_batch(batch["input"], run.mesh)))
             if i > 1:  # two batches in flight keep the device busy; more would only fill its memory
                 logits[i - 2] = np.asarray(logits[i - 2])
-            masks.append(batch["mask"])
             report(i + 1)
-    real = np.concatenate(masks) > 0
-    found = run.inputs.unscaled(np.concatenate([np.asarray(part) for part in logits])[real])
+    found = run.inputs.unscaled(np.concatenate([np.asarray(part) for part in logits])[: len(split)])
     return Predictions(split.task.problem, split.task.classes, split.ids, split.labels, found.astype(np.float32))
 
 
-def load(path: Path) -> tuple[Predictions, dict[str, Any]]:
+def load(path: epath.PathLike) -> tuple[Predictions, dict[str, Any]]:
     """What `Predictions.save` wrote, and the facts that it was given.
 
     Raises:
         InputError: there is no such file, or it is damaged.
     """
     try:
-        table = pq.read_table(io.BytesIO(path.read_bytes()))
+        table = pq.read_table(io.BytesIO(epath.Path(path).read_bytes()))
         facts = json.loads(table.schema.metadata[b"tljax"])
         problem, classes, digest = facts.pop("problem"), tuple(facts.pop("classes")), facts.pop("sha256")
         labels = labels_of(table["label"], problem, len(classes))

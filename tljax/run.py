@@ -1,6 +1,7 @@
 """Assembles a run: the one place where config, data, model, weights and optimizer meet."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +85,38 @@ class Run:
 
     def frozen_leaves(self, state: State) -> dict[str, jax.Array]:
         """Parameters that never train, and stored statistics that the run's modes never move, by path."""
-        multipliers = flatten_dict(self.multipliers, sep="/")
-        found = {path: leaf for path, leaf in flatten_dict(state.params, sep="/").items() if not multipliers[path]}
-        modes, never = self.experiment.batch_norm, frozenset.intersection(*(phase.frozen for phase in self.phases))
-        for path, leaf in flatten_dict(state.batch_stats, sep="/").items():
-            mode = modes.frozen_groups if path.split("/")[1] in never else modes.trained_groups
-            if mode != "update_stats":
-                found[f"batch_stats/{path}"] = leaf
-        return found
+        params, batch_stats = (flatten_dict(tree, sep="/") for tree in (state.params, state.batch_stats))
+        frozen, resting = self._resting(self.phases)
+        return {path: params[path] for path in frozen} | {f"batch_stats/{path}": batch_stats[path] for path in resting}
+
+    def unmoved(self, step: int = 0) -> frozenset[str]:
+        """Names (as `checkpoint.named`) of the leaves of a State that after `step` steps are still what they were.
+
+        A leaf that is among them after 0 steps is not yet moved in the first phase, and may move later.
+        """
+        begun = [phase for phase in self.phases if phase.start < max(step, 1)]
+        frozen, resting = self._resting(begun)
+        state = self.abstract_state()
+        found = {f"params/{path}" for path in frozen} | {f"batch_stats/{path}" for path in resting}
+        if state.average:  # whose steps towards a value that rests are 0
+            found |= {f"average/batch_stats/{path}" for path in resting}
+        return frozenset(found | {f"anchor/{path}" for path in _paths(state.anchor)})
+
+    def _resting(self, phases: Sequence[Phase]) -> tuple[list[str], list[str]]:
+        """Paths of the parameters that train in none of these phases, and of the statistics that none moves."""
+        trained = [flatten_dict(phase.multipliers, sep="/") for phase in phases]
+        frozen = [path for path in self.layout.group_of if not any(found[path] for found in trained)]
+        modes, never = self.experiment.batch_norm, frozenset.intersection(*(phase.frozen for phase in phases))
+        moving = {
+            True: modes.frozen_groups == "update_stats",
+            False: modes.trained_groups == "update_stats",
+        }
+        stats = self.network.abstract.get("batch_stats", {})
+        return frozen, [path for path in _paths(stats) if not moving[path.split("/")[1] in never]]
 
     def init_state(self) -> State:
         """The State at step 0."""
-        return jax.device_put(self._state(self.network.start(), self.phases[0]), sharding.replicated(self.mesh))
+        return sharding.place(self._state(self.network.start(), self.phases[0]), sharding.replicated(self.mesh))
 
     def enter(self, state: State, phase: Phase) -> State:
         """The State with which a phase begins; see `phases` for what is carried over."""
@@ -105,7 +126,7 @@ class Run:
             for old, new in ((state.opt_state, fresh.opt_state), (state.average, fresh.average))
         )
         entered = state.replace(opt_state=opt_state, average=average)
-        return jax.device_put(entered, sharding.replicated(self.mesh))
+        return sharding.place(entered, sharding.replicated(self.mesh))
 
     def evaluated(self, state: State) -> tuple[Any, Any]:
         """The parameters and batch statistics to evaluate and export: an average's, where the config asks for one."""
@@ -132,7 +153,7 @@ class Run:
         Raises:
             InputError: the batch cannot be shared by the devices.
         """
-        return self.inputs.train_input(self.batch_size)
+        return self.inputs.train_input(self.batch_size, sharding.part())
 
     def lower_train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Lowered:
         """The training step of a phase, traced; for texts of `length` tokens, by default those of the longest."""
@@ -156,7 +177,8 @@ class Run:
         jitted = jax.jit(
             functools.partial(eval_step, forward=self._forward(None), flip=self.experiment.task.flip_test),
             in_shardings=(replicated, replicated, split),
-            out_shardings=split,
+            # What one process computes, all of them count.
+            out_shardings=split if sharding.part()[1] == 1 else replicated,
         )
         state, batch = self.abstract_state(), self._abstract_batch(batch_size, length)
         return jitted.lower(state.params, state.batch_stats, batch["input"]).compile()
@@ -227,6 +249,12 @@ class Run:
         single = self.experiment.task.problem == "single_label"
         label = place((), np.int32) if single else place((len(self.resolved.classes),), np.float32)
         return {"input": x, "label": label, "mask": place((), np.float32), "weight": place((), np.float32)}
+
+
+def _paths(tree: Any) -> list[str]:
+    """Of the leaves below nested dicts."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
 def _placed(leaf, sharding) -> jax.ShapeDtypeStruct:

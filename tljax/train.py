@@ -1,16 +1,18 @@
 """`train`: fine-tunes, validates, saves and resumes; ends with result.json."""
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
-from tljax import console, sharding, tuning
-from tljax.checkpoint import Checkpoints
+from tljax import console, sharding, storage, tuning
+from tljax.checkpoint import Checkpoints, named
 from tljax.config import Experiment
 from tljax.data import health
 from tljax.data.pipeline import length_of
@@ -22,30 +24,49 @@ from tljax.phases import Phase
 from tljax.plan import plan, show
 from tljax.run import Run, prepare
 from tljax.step import State
+from tljax.stopping import Notice, Stopped
 from tljax.workdir import Workdir
 
 
-def train(experiment: Experiment, path: Path) -> dict[str, Any]:
+def train(experiment: Experiment, path: str | os.PathLike, notice: Notice | None = None) -> dict[str, Any]:
     """Runs an experiment in a workdir to its end, from where it stands; returns `result.json`.
+
+    Args:
+        notice: says when to stop before the end.
 
     Raises:
         InputError: anything about the config, data, weights or workdir that keeps it from running, before a step
-            is taken; or a loss that is no longer finite.
+            is taken; or a loss that is no longer finite, or a disk that takes nothing any more.
+        Stopped: it was told to, and has saved.
     """
     folder = Workdir(path)
     run = prepare(experiment, folder.tokenizer)
     run.batch_size  # noqa: B018 (which the devices here may not be able to share)
+    with contextlib.ExitStack() as stack:
+        if not sharding.on_first(lambda: bool(folder.result)):
+            sharding.on_first(lambda: stack.enter_context(folder.locked()))
+        tokenizer = run.inputs.tokenizer if run.network.reads == "text" else None
+        sharding.on_first(lambda: folder.start(experiment, run.resolved, tokenizer))
+        result = sharding.on_first(lambda: folder.result)
+        if result:
+            console.console.print(f"{folder.path} is finished: nothing to do")
+            return result
+        return _train(run, folder, notice or Notice())
+
+
+def _train(run: Run, folder: Workdir, notice: Notice) -> dict[str, Any]:
+    """In a workdir that is this process's own."""
     held_out = {name: split for name, split in run.inputs.splits.items() if name != "train"}
-    tokenizer = run.inputs.tokenizer if run.network.reads == "text" else None
-    folder.start(experiment, run.resolved, tokenizer)
-    if folder.result:
-        console.console.print(f"{folder.path} is finished: nothing to do")
-        return folder.result
-    with folder.checkpoints(experiment.task.problem, writer=True) as checkpoints:
+    with folder.checkpoints(run.experiment, writer=sharding.is_first()) as checkpoints:
         _print_header(run)
         state, seconds, waited = _begin(run, folder, checkpoints)
         loop = _Loop(run, folder, checkpoints, time.monotonic() - seconds, waited)
-        state = loop.to_the_end(state)
+        with notice.held():
+            state = loop.to_the_end(state, notice)
+            checkpoints.wait()
+            told = sharding.anyone(bool(notice.reason()))
+    if told:
+        raise Stopped(f"stopped at step {state.step} of {run.resolved.steps} by {notice.reason() or 'another process'}")
     planned, digest = folder.plan, _digest(run, state)
     if digest != planned["frozen_digest"]:
         raise RuntimeError(f"{folder.path}: frozen leaves changed in training, which tljax must never let happen")
@@ -63,7 +84,7 @@ def train(experiment: Experiment, path: Path) -> dict[str, Any]:
         "frozen_digest_before": planned["frozen_digest"],
         "frozen_digest_after": digest,
     }
-    folder.finish(result)
+    sharding.on_first(lambda: folder.finish(result))
     _print_result(run, result, folder)
     return result
 
@@ -85,6 +106,8 @@ class _Loop:
         passes = run.resolved.steps / every if every else 1.0
         self._validating = run.inputs.reader(self._validation, passes) if self._validation is not None else None
         self._unread: list[tuple[int, dict[str, jax.Array]]] = []
+        self._all = sharding.Agreement(run.mesh)
+        self._validated_at = 0
         self.validated: dict[str, Any] | None = None
 
     @property
@@ -96,7 +119,8 @@ class _Loop:
     def _times(self) -> dict[str, float]:
         return {"seconds": self.seconds, "input_seconds": round(self.waited, 3)}
 
-    def to_the_end(self, state: State) -> State:
+    def to_the_end(self, state: State, notice: Notice) -> State:
+        """The State after the last step, or after the one at which it was told to stop; saved either way."""
         run, config, last = self._run, self._run.experiment, self._run.resolved.steps
         start = int(state.step)
         batches = self._timed(sharding.put_ahead(self._stream.batches(start, last), run.mesh))
@@ -115,9 +139,18 @@ class _Loop:
                 if step % config.log_every == 0 or step == last:
                     text = self._log(board)
                 report(step, text)
+                stops = self._all(bool(notice.reason()))
                 if step == last or (config.eval_every and step % config.eval_every == 0):
-                    self._validate_and_save(board, step, state)
+                    self._validate(board, step, state)
+                if stops or step == last or self._saves_at(step):
+                    self._save(step, state)
+                if stops:
+                    break
         return state
+
+    def _saves_at(self, step: int) -> bool:
+        every = self._run.experiment.checkpoint.every or self._run.experiment.eval_every
+        return bool(every) and step % every == 0
 
     def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
@@ -160,23 +193,35 @@ class _Loop:
             f" optim.on_nonfinite=skip (last checkpoint: {f'step {kept[-1]}' if kept else 'none'})"
         )
 
-    def _validate_and_save(self, board: Any, step: int, state: State) -> None:
-        if self._unread:
-            self._read()
+    def _validate(self, board: Any, step: int, state: State) -> None:
         if self._validation is not None:
             self.validated = evaluate_split(self._run, state, self._validation, "validation", read=self._validating)
+            self._validated_at = step
             self._write(board, step, "validation", self.validated)
-        self._checkpoints.save(state, self.validated)
+
+    def _save(self, step: int, state: State) -> None:
+        if self._unread:  # a step that is not finite must not be saved
+            self._read()
+        if sharding.is_first():
+            self._folder.flush()
+        validated = self.validated if step == self._validated_at else None
+        self._checkpoints.save(state, self._run.unmoved(step), validated)
 
     def _write(self, board: Any, step: int, split: str, values: dict[str, Any]) -> None:
+        if not sharding.is_first():
+            return
         self._folder.append({"step": step, "split": split, **self._times, **values})
         for name, value in values.items():
-            if isinstance(value, float):
+            if board and isinstance(value, float):
                 board.add_scalar(f"{split}/{name}", value, step)
 
 
-def _board(path: Path, start: int) -> Any:
-    """TensorBoard's events in a folder, those after step `start` to be written anew."""
+@contextlib.contextmanager
+def _board(path: epath.Path, start: int) -> Iterator[Any]:
+    """TensorBoard's events in a folder on a disk, those after step `start` to be written anew; else None."""
+    if storage.is_remote(path) or not sharding.is_first():
+        yield None
+        return
     # Where torch is installed, tensorboardX would import it for tensors that no run has: seconds, and its own CUDA.
     absent = "torch" not in sys.modules
     if absent:
@@ -186,21 +231,39 @@ def _board(path: Path, start: int) -> Any:
     finally:
         if absent:
             del sys.modules["torch"]
-    return SummaryWriter(str(path), purge_step=start)
+    with SummaryWriter(str(path), purge_step=start) as board:
+        yield board
 
 
 def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[State, float, float]:
     """The State to go on from, the seconds already spent, and those of them that were spent waiting for input."""
-    if not checkpoints.steps:
-        # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
-        found = plan(run)
-        show(found)
-        state = run.init_state()
-        folder.save_plan(found | {"frozen_digest": _digest(run, state)})
-        return state, *folder.rewind(0)
-    step = checkpoints.resolve("latest")
-    console.console.print(f"resuming {folder.path} at step {step} of {run.resolved.steps}")
-    return checkpoints.restore(step, run.abstract_state(step)), *folder.rewind(step)
+    step, seconds, waited = sharding.on_first(lambda: _find(run, folder, checkpoints))
+    if step:
+        console.console.print(f"resuming {folder.path} at step {step} of {run.resolved.steps}")
+        return checkpoints.restore(step, run.abstract_state(step)), seconds, waited
+    # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
+    found = plan(run)
+    show(found)
+    state = run.init_state()
+    frozen = _digest(run, state)
+    if sharding.is_first():
+        folder.save_plan(found | {"frozen_digest": frozen})
+        checkpoints.keep_base(_unmoved(run, state))
+    return state, seconds, waited
+
+
+def _find(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[int, float, float]:
+    """The step to go on from, 0 for none, and `Workdir.rewind` to it."""
+    step = checkpoints.newest()
+    if step and not checkpoints.base_is_whole():
+        console.console.print(f"{folder.path}: what does not train is damaged there, and comes from the weights anew")
+        checkpoints.keep_base(_unmoved(run, run.init_state()))
+    return step, *folder.rewind(step)
+
+
+def _unmoved(run: Run, state: State) -> dict[str, jax.Array]:
+    names = run.unmoved()
+    return {name: leaf for name, leaf in named(state).items() if name in names}
 
 
 def _digest(run: Run, state: State) -> str:
@@ -261,6 +324,11 @@ def _beside(found: dict[str, Any], metric: str) -> str:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("python -m tljax train", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="required: a new folder, or one to resume")
+    parser.add_argument("--workdir", required=True, help="required: a new folder or bucket, or one to resume")
+    told = "stop with all saved before so many seconds are over, with exit status 75; the same command goes on"
+    parser.add_argument("--max-seconds", type=float, default=0, metavar="S", help=told)
+    sharding.add_arguments(parser)
     experiment, options = parse_experiment(parser, arguments)
-    train(experiment, options.workdir)
+    with Notice(options.max_seconds).listening() as notice:
+        sharding.join(options)
+        train(experiment, options.workdir, notice)

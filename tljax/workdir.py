@@ -1,22 +1,27 @@
-"""The files of a run's folder: config.json, plan.json, metrics.jsonl, result.json, checkpoints/, tokenizer/."""
+"""The files of a run's folder: config.json, plan.json, metrics.jsonl, result.json, checkpoints/, tokenizer/, …"""
 
+import contextlib
+import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from flax.traverse_util import flatten_dict
 
+from tljax import storage
 from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment, build, to_dict
 from tljax.data.text import Tokenizer
 from tljax.errors import InputError
+from tljax.lock import Lock
 from tljax.metrics import JUDGED
 from tljax.resolve import Resolved
 
@@ -24,14 +29,37 @@ _PACKAGES = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 
 
 class Workdir:
-    """A run's folder. `config.json` is written first and never changes; `result.json` last, when all is done."""
+    """A run's folder. `config.json` is written first and never changes; `result.json` last, when all is done.
 
-    def __init__(self, path: Path):
-        self.path = path.expanduser().absolute()
+    Args:
+        path: of a disk, or `gs://…`, `s3://…`, `az://…`.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = storage.locate(path)
         self._config = self.path / "config.json"
         self._plan = self.path / "plan.json"
         self._metrics = self.path / "metrics.jsonl"
         self._result = self.path / "result.json"
+        self._unwritten: list[str] = []
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder, and this process its only writer.
+
+        Raises:
+            InputError: another process writes to it, or it cannot be written to.
+        """
+        lock = Lock(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def start(self, experiment: Experiment, resolved: Resolved, tokenizer: Tokenizer | None = None) -> None:
         """Claims the folder for an experiment, or finds that it is this experiment's already.
@@ -51,17 +79,16 @@ class Workdir:
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
             return
         facts = {"versions": _versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
-        self.path.mkdir(parents=True, exist_ok=True)
         for name, file in tokenizer.files.items() if tokenizer else ():
             (self.path / "tokenizer").mkdir(exist_ok=True)
-            shutil.copyfile(file, self.path / "tokenizer" / name)
+            storage.write_whole(self.path / "tokenizer" / name, file.read_bytes())
         _write(self._config, mine | facts)
 
     @property
     def tokenizer(self) -> Path | None:
-        """The folder of the tokenizer of a run on texts that has begun; else None."""
+        """The folder of the tokenizer of a run on texts that has begun, on this machine; else None."""
         folder = self.path / "tokenizer"
-        return folder if folder.is_dir() and self._metrics.exists() else None
+        return storage.local(folder) if folder.is_dir() and self._metrics.exists() else None
 
     def load(self) -> tuple[Experiment, Resolved]:
         """What `start` wrote.
@@ -75,9 +102,14 @@ class Workdir:
         resolved = build(Resolved, found["resolved"], "resolved")
         return Experiment.from_config(found["config"]), resolved
 
-    def checkpoints(self, problem: str, writer: bool = False) -> Checkpoints:
-        """The run's checkpoints, of which its kind of problem says which is best."""
-        return Checkpoints(self.path / "checkpoints", JUDGED[problem], writer)
+    def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
+        """The run's checkpoints, of which its config says which are kept and which is best."""
+        config, judged = experiment.checkpoint, JUDGED[experiment.task.problem]
+        if config.keep < 1:
+            raise InputError(f"checkpoint.keep must be at least 1, not {config.keep}")
+        if config.best:
+            judged = dataclasses.replace(judged, best=config.best)
+        return Checkpoints(self.path / "checkpoints", judged, config, writer)
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -85,7 +117,12 @@ class Workdir:
         return self._read(self._result) if self._result.exists() else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        _write(self._result, result)
+        """Writes `result.json`.
+
+        Raises:
+            InputError: the disk does not take it.
+        """
+        storage.persistently(lambda: _write(self._result, result), str(self._result))
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -97,9 +134,20 @@ class Workdir:
         _write(self._plan, found)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """One more line of metrics."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """One more line of metrics. Where the disk does not take it now, or it is a bucket, `flush` writes it."""
+        self._unwritten.append(json.dumps(line) + "\n")
+        if not storage.is_remote(self.path):
+            with contextlib.suppress(OSError):
+                self._append()
+
+    def flush(self) -> None:
+        """Writes the lines that are not there yet.
+
+        Raises:
+            InputError: the disk does not take them.
+        """
+        if self._unwritten:
+            storage.persistently(self._append, str(self._metrics))
 
     def rewind(self, step: int) -> tuple[float, float]:
         """Drops the metrics after `step`, which a resumed run is going to write again.
@@ -116,9 +164,7 @@ class Workdir:
             except ValueError:  # the line that a killed process was writing
                 break
         kept = [line for line in lines if line["step"] <= step]
-        replacement = self._metrics.with_suffix(".tmp")
-        replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        replacement.replace(self._metrics)
+        storage.write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
         return (kept[-1]["seconds"], kept[-1]["input_seconds"]) if kept else (0.0, 0.0)
 
     def save_evaluation(self, name: str, found: Mapping[str, Any]) -> None:
@@ -126,24 +172,46 @@ class Workdir:
         (self.path / "evaluations").mkdir(exist_ok=True)
         _write(self.path / "evaluations" / f"{name}.json", found)
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _append(self) -> None:
+        text = "".join(self._unwritten)
+        if storage.is_remote(self.path):  # which can only replace
+            before = self._metrics.read_text() if self._metrics.exists() else ""
+            self._metrics.write_text(before + text)
+        else:
+            with open(self._metrics, "ab") as file:  # noqa: PTH123
+                end = file.tell()
+                try:
+                    file.write(text.encode())
+                    file.flush()
+                except OSError:
+                    os.truncate(self._metrics, end)  # a part of a line, on a disk that is full
+                    raise
+        self._unwritten = []
+
+    def _read(self, path: epath.Path) -> dict[str, Any]:
         try:
             return json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: damaged ({error}); move the folder away") from error
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def _write(path: epath.Path, content: Mapping[str, Any]) -> None:
     """Whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    try:
+        storage.write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: epath.Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be written ({storage.reason(error)}): mend the disk, or give another --workdir")
 
 
 def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
     old, new = (flatten_dict(tree, keep_empty_nodes=True, sep=".") for tree in (theirs, mine))
-    # How fast examples come does not change what is computed of them.
-    keys = [key for key in old | new if old.get(key) != new.get(key) and not key.startswith("config.input.")]
+    # How fast examples come, and what is kept, does not change what is computed.
+    free = ("config.input.", "config.checkpoint.")
+    keys = [key for key in old | new if old.get(key) != new.get(key) and not key.startswith(free)]
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]
 
 

@@ -223,21 +223,27 @@ def test_images_are_not_kept_beyond_the_budget():
     assert read.keep(read.bytes_decoded, 2).decoded is not None
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 10, 64])
+@pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (3, 1), (3, 3), (4, 2), (10, 1), (12, 3), (64, 4)])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_counts_every_example_once(tokenizer, batch_size, workers):
+def test_evaluation_counts_every_example_once(tokenizer, batch_size, processes, workers):
     for split in (pictures(10), texts(10)):
         if split.task.kind == "text":
             read = _reader("text", split, tokenizer, False)
         else:
             read = Pictures(split, PREPROCESSING, RECIPES["inception"], training=False)
-        batches = list(evaluation_batches(split, read, batch_size, workers))
-        assert all(len(batch["label"]) == len(jax.tree.leaves(batch["input"])[0]) == batch_size for batch in batches)
-        labels, masks = (np.concatenate([batch[key] for batch in batches]) for key in ("label", "mask"))
-        assert labels[masks > 0].tolist() == split.labels.tolist()
-        if split.task.kind == "image":
-            images = np.concatenate([batch["input"] for batch in batches])[masks > 0]
-            assert images[::2, 0, 0, 0].tolist() == [0, 2, 4, 6, 8]
+        whole = [read([place]) for place in range(len(split))]
+        parts = [evaluation_batches(split, read, batch_size, workers, (i, processes)) for i in range(processes)]
+        place = 0
+        for shares in zip(*parts, strict=True):
+            batch = jax.tree.map(lambda *share: np.concatenate(share), *(share["input"] for share in shares))
+            assert {len(leaf) for leaf in jax.tree.leaves(batch)} == {batch_size}
+            for row in range(min(batch_size, len(split) - place)):
+                for leaf, wanted in zip(jax.tree.leaves(batch), jax.tree.leaves(whole[place]), strict=True):
+                    # A text is padded to the longest of its whole batch, so that all shares are of one length.
+                    found = leaf[row][: len(wanted[0])]
+                    np.testing.assert_array_equal(found, wanted[0])
+                place += 1
+        assert place == len(split)
 
 
 def test_texts_are_padded_to_multiples_of_the_whole_batch(tokenizer):

@@ -93,14 +93,20 @@ def generators(seed: int, rows: Sequence[tuple[int, int]]) -> list[np.random.Gen
     return [np.random.Generator(_words(seed, epoch, index + 1)) for epoch, index in rows]
 
 
-def evaluation_batches(split: Split, read: Reader, batch_size: int, workers: int = 2) -> Iterator[HostBatch]:
-    """Every example once, in stored order; the last batch is padded with its first row, and masked."""
+def evaluation_batches(
+    split: Split, read: Reader, batch_size: int, workers: int = 2, part: tuple[int, int] = (0, 1)
+) -> Iterator[HostBatch]:
+    """The `input` of every example once, in stored order: of each batch this process's `part`.
+
+    The last batch, or what a process has of it, is padded; what is said of rows past the split's end is to be dropped.
+    """
+    share = batch_size // part[1]
 
     def batch(start: int) -> HostBatch:
-        places = list(range(start, min(start + batch_size, len(split))))
-        mask = np.arange(batch_size) < len(places)
-        found = {"input": read(places), "label": split.labels[places]}
-        return padded(found, batch_size) | {"mask": mask.astype(np.float32)}
+        every = range(start, min(start + batch_size, len(split)))
+        # A process whose share lies past the end reads one row all the same: the others compute with it.
+        mine = every[part[0] * share : (part[0] + 1) * share] or every[:1]
+        return {"input": padded(read(list(mine), among=list(every)), share)}
 
     return _ahead(batch, range(0, len(split), batch_size), workers)
 

@@ -1,0 +1,89 @@
+"""When a run is told to stop before its end: by a signal, or by its own time limit."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SAVED = 75  # the exit status, sysexits.h's EX_TEMPFAIL: all is saved, the same command goes on
+# A person, a scheduler before it takes the machine away, and what Slurm's --signal=USR1@60 sends.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stopped(BaseException):
+    """The run was told to stop, and did; the message says by what and where it stands."""
+
+
+class Notice:
+    """Whether a run was told to stop. Until a loop says that it looks itself (`held`), a signal raises `Stopped`.
+
+    Args:
+        max_seconds: from now; 0 for no limit.
+    """
+
+    def __init__(self, max_seconds: float = 0.0):
+        self._reason, self._held = "", False
+        self._began, self._limit = time.monotonic(), max_seconds
+        self._last, self._longest = 0.0, 0.0
+
+    @contextmanager
+    def listening(self) -> Iterator["Notice"]:
+        """Hears the signals; a second one ends the process at once, whatever it is doing, with status 128 + its number.
+
+        Only in the main thread.
+        """
+        heard, wakes = socket.socketpair()
+        wakes.setblocking(False)
+        # Python's own handlers wait while the main thread compiles; this thread does not.
+        threading.Thread(target=_count, args=(heard,), daemon=True).start()
+        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        wakeup = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+        try:
+            yield self
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            wakes.close()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, signals are only noted: the loop inside asks for `reason` between its steps."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def reason(self) -> str:
+        """Why to stop now; empty if not. To be asked once between two steps.
+
+        A time limit counts as reached when what took longest between two steps would no longer fit.
+        """
+        now = time.monotonic()
+        if self._last:
+            self._longest = max(self._longest, now - self._last)
+        self._last = now
+        if self._limit and not self._reason and now - self._began + self._longest > self._limit:
+            self._reason = f"--max-seconds={self._limit:g}"
+        return self._reason
+
+    def _hear(self, number: int, frame: object) -> None:
+        self._reason = self._reason or signal.Signals(number).name
+        if not self._held:
+            raise Stopped(f"stopped by {self._reason}")
+
+
+def _count(heard: socket.socket) -> None:
+    count = 0
+    while found := heard.recv(1):
+        if found[0] in SIGNALS:
+            count += 1
+            name = signal.Signals(found[0]).name
+            if count > 1:
+                os._exit(128 + found[0])
+            print(f"{name}: stopping at the next step, with all saved; once more stops at once", file=sys.stderr)
