@@ -14,6 +14,8 @@ MAY_IMPORT = {
     "strategies": {"additions"},
     "tuning": {"additions", "strategies"},
     "metrics": set(),
+    "scores": set(),
+    "figures": {"scores"},
     "console": set(),
     "storage": {"console"},
     "array_files": {"storage"},
@@ -27,7 +29,6 @@ MAY_IMPORT = {
     "flags": {"config", "phases"},
     "data": {"config", "console", "weights"},
     "mix": set(),
-    "scores": {"metrics"},
     "step": {"config", "metrics", "mix", "tuning"},
     "checkpoint": {
         *("array_files", "config", "console", "metrics", "sharding", "step", "storage", "tuning"),
