@@ -1,3 +1,8 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +10,9 @@ import optax
 import pytest
 from etils import epath
 
-from tljax import array_files
-from tljax.checkpoint import Checkpoints
+from tljax import array_files, checkpoint, storage
+from tljax.array_files import Damaged
+from tljax.checkpoint import Checkpoints, named
 from tljax.config import CheckpointConfig
 from tljax.errors import InputError
 from tljax.metrics import JUDGED
@@ -15,7 +21,7 @@ from tljax.step import State
 ACCURACY = JUDGED["single_label"]
 
 
-def _open(folder, judged=ACCURACY, writer=False, **config) -> Checkpoints:
+def _open(folder: Path, judged=ACCURACY, writer=False, **config) -> Checkpoints:
     return Checkpoints(epath.Path(folder), judged, CheckpointConfig(**config), writer)
 
 
@@ -24,29 +30,46 @@ def _state(step: int) -> State:
     return State(jnp.int32(step), params, optax.adam(1e-3).init(params), {}, {}, {}, jnp.int32(0))
 
 
+def _probe(step: int, rows: int = 1000) -> State:
+    """A large leaf that does not move, and a small one that does."""
+    params = {"frozen": jnp.arange(rows, dtype=jnp.float32), "head": jnp.full(4, float(step))}
+    return State(jnp.int32(step), params, (), {}, {}, {}, jnp.int32(0))
+
+
+UNMOVED = frozenset({"params/frozen"})
+
+
+def _base(state: State) -> dict:
+    return {name: leaf for name, leaf in named(state).items() if name in UNMOVED}
+
+
 def _abstract(state: State) -> State:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def test_the_latest_and_the_best_are_kept_and_come_back_whole(tmp_path):
-    with _open(tmp_path, writer=True) as saved:
-        for step, accuracy in ((1, 0.2), (2, 0.9), (3, 0.5), (4, 0.9), (5, 0.1)):
-            saved.save(_state(step), {"accuracy": accuracy})
+def _same(found: State, wanted: State) -> None:
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_the_latest_the_best_and_every_nth_are_kept_and_come_back_whole(tmp_path):
+    scores = {1: 0.2, 2: 0.9, 3: 0.5, 4: 0.1, 5: 0.3, 6: 0.1, 7: 0.0}
+    with _open(tmp_path, writer=True, keep=2, keep_every=3) as saved:
+        for step, accuracy in scores.items():
+            saved.save(_state(step), validation={"accuracy": accuracy})
     with _open(tmp_path) as saved:
-        assert saved.resolve("latest") == 5
-        assert saved.resolve("best") in (2, 4)
-        assert len(saved.steps) == 2
-        found = saved.restore(5, _abstract(_state(0)))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(_state(5)), strict=True):
-        np.testing.assert_array_equal(a, b)
+        assert saved.steps == [2, 3, 6, 7]
+        assert (saved.resolve("latest"), saved.resolve("best"), saved.resolve("3")) == (7, 2, 3)
+        for step in saved.steps:
+            _same(saved.restore(step, _abstract(_state(0))), _state(step))
+    assert len({saved.identity(step) for step in saved.steps}) == 4
 
 
 def test_where_less_is_better_the_least_is_best(tmp_path):
-    with _open(tmp_path, JUDGED["regression"], writer=True) as saved:
+    with _open(tmp_path, JUDGED["regression"], writer=True, keep=1) as saved:
         for step, error in ((1, 0.9), (2, 0.1), (3, 0.5)):
-            saved.save(_state(step), {"mae": error})
-        assert saved.resolve("best") == 2
+            saved.save(_state(step), validation={"mae": error})
     with _open(tmp_path, JUDGED["regression"]) as saved:
+        assert saved.resolve("best") == 2
         assert saved.steps == [2, 3]
 
 
@@ -63,15 +86,191 @@ def test_saving_is_of_the_state_at_the_call_even_if_it_is_donated_at_once(tmp_pa
         assert not np.any(saved.restore(1, abstract).params["w"])
 
 
-def test_what_a_killed_save_left_is_cleaned_by_the_next_writer(tmp_path):
+def test_what_does_not_move_is_stored_once_and_comes_back_from_wherever_the_folder_is_copied(tmp_path):
+    with _open(tmp_path / "run" / "checkpoints", writer=True, keep=20) as saved:
+        saved.keep_base(_base(_probe(0, 1_000_000)))
+        for step in range(1, 21):
+            saved.save(_probe(step, 1_000_000), UNMOVED)
+    size = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert size < 1.05 * 4_000_000
+    step = tmp_path / "run" / "checkpoints" / "20"
+    assert set(array_files.read(epath.Path(step))) == {"step", "skipped", "params/head"}
+    shutil.copytree(tmp_path / "run", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "run")
+    with _open(tmp_path / "elsewhere" / "checkpoints") as saved:
+        for step in (1, 20):
+            _same(saved.restore(step, _abstract(_probe(0, 1_000_000))), _probe(step, 1_000_000))
+
+
+def test_what_moves_later_is_in_the_steps_from_then_on(tmp_path):
+    moved = _probe(2).replace(params={"frozen": jnp.zeros(1000), "head": jnp.ones(4)})
+    with _open(tmp_path, writer=True) as saved:
+        saved.keep_base(_base(_probe(0)))
+        saved.save(_probe(1), UNMOVED)
+        saved.save(moved)
+    with _open(tmp_path) as saved:
+        _same(saved.restore(1, _abstract(moved)), _probe(1))
+        _same(saved.restore(2, _abstract(moved)), moved)
+
+
+def test_runs_side_by_side_share_the_files_of_what_does_not_move(tmp_path):
+    runs = [tmp_path / name / "checkpoints" for name in ("a", "b", "c")]
+    for run in runs[:2]:
+        with _open(run, writer=True) as saved:
+            saved.keep_base(_base(_probe(0)))
+            saved.save(_probe(1), UNMOVED)
+    files = [{path.stat().st_ino for path in run.glob("base-*/arrays/**/*") if path.is_file()} for run in runs[:2]]
+    assert files[0] == files[1] and len(files[0]) > 3
+    (tmp_path / "a" / "checkpoints" / "1").rename(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "a")
+    with _open(runs[1]) as saved:
+        _same(saved.restore(1, _abstract(_probe(0))), _probe(1))
+    _flip(runs[1])  # a damaged one is not taken over
+    with _open(runs[2], writer=True) as saved:
+        saved.keep_base(_base(_probe(0)))
+        assert not array_files.wrong(epath.Path(next(runs[2].glob("base-*"))))
+
+
+def test_another_base_than_that_of_the_steps_is_refused(tmp_path):
+    with _open(tmp_path, writer=True) as saved:
+        saved.keep_base(_base(_probe(0)))
+        saved.save(_probe(1), UNMOVED)
+    with _open(tmp_path, writer=True) as saved, pytest.raises(InputError, match="are these the same weights"):
+        saved.keep_base({"params/frozen": jnp.zeros(1000)})
+
+
+def _largest(folder: Path) -> Path:
+    """The largest file of arrays."""
+    return max((path for path in folder.rglob("*") if path.parent.name == "d"), key=lambda path: path.stat().st_size)
+
+
+def _flip(folder: Path, file: Path | None = None) -> None:
+    file = file or _largest(folder)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink()  # it may be linked
+    file.write_bytes(content)
+
+
+def _truncate(folder: Path, file: Path | None = None) -> None:
+    file = file or _largest(folder)
+    os.truncate(file, file.stat().st_size - 7)
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def _other_numbers(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["content"]["metrics"]["accuracy"] = 0.99
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+DAMAGE = {
+    "a file is cut off": (_truncate, "bytes, not"),
+    "a byte is flipped": (_flip, "has other bytes than were written"),
+    "a file is missing": (lambda folder: _largest(folder).unlink(), "is missing"),
+    "the manifest is cut off": (lambda folder: _truncate(folder, folder / "manifest.json"), "manifest.json"),
+    "the manifest says other numbers": (_other_numbers, "has other content than was written"),
+    "the manifest is another's": (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json"),
+    "half written": (lambda folder: (folder / "manifest.json").unlink(), ""),
+    "half removed": (lambda folder: ((folder / "manifest.json").unlink(), _largest(folder).unlink()), ""),
+    "an empty folder": (_empty, ""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_of_a_damaged_newest_step_no_number_is_used(tmp_path, capsys, damage):
+    do, told = DAMAGE[damage]
+    with _open(tmp_path, writer=True) as saved:
+        saved.keep_base(_base(_probe(0)))
+        for step in (1, 2):
+            saved.save(_probe(step), UNMOVED, {"accuracy": step / 10})
+    do(tmp_path / "2")
+    with _open(tmp_path) as saved:  # who evaluates reads the one before, and leaves all as it is
+        assert saved.resolve("latest") == 1
+        assert saved.resolve("best") == 1 or damage in ("a file is cut off", "a byte is flipped", "a file is missing")
+        assert told in capsys.readouterr().out.replace("\n", "")
+        if told:
+            with pytest.raises(Damaged, match="2 is damaged"):
+                saved.restore(2, _abstract(_probe(0)))
+    assert (tmp_path / "2").exists()
+    with _open(tmp_path, writer=True) as saved:
+        assert saved.newest() == 1
+        _same(saved.restore(1, _abstract(_probe(0))), _probe(1))
+        saved.save(_probe(2), UNMOVED, {"accuracy": 0.2})
+    with _open(tmp_path) as saved:
+        assert (saved.steps, saved.resolve("best")) == ([1, 2], 2)
+        _same(saved.restore(2, _abstract(_probe(0))), _probe(2))
+    assert (tmp_path / "2.damaged").exists() == bool(told)
+
+
+def test_if_all_are_damaged_nothing_begins_anew_unasked(tmp_path):
     with _open(tmp_path, writer=True) as saved:
         saved.save(_state(1))
-    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
-    with _open(tmp_path) as saved:
-        assert saved.steps == [1]
+    _flip(tmp_path / "1")
+    with _open(tmp_path, writer=True) as saved, pytest.raises(InputError, match="no step is undamaged"):
+        saved.newest()
+
+
+def test_a_damaged_base_is_seen_and_made_anew(tmp_path):
     with _open(tmp_path, writer=True) as saved:
-        assert saved.steps == [1]
-    assert not list(tmp_path.glob("*tmp*"))
+        saved.keep_base(_base(_probe(0)))
+        saved.save(_probe(1), UNMOVED)
+    base = next(tmp_path.glob("base-*"))
+    _flip(base)
+    with _open(tmp_path) as saved, pytest.raises(Damaged, match=f"{base.name} is damaged"):
+        saved.restore(1, _abstract(_probe(0)))
+    with _open(tmp_path, writer=True) as saved:
+        assert saved.newest() == 1
+        assert not saved.base_is_whole()
+        saved.keep_base(_base(_probe(0)))
+        assert saved.base_is_whole()
+        _same(saved.restore(1, _abstract(_probe(0))), _probe(1))
+
+
+def _failing(monkeypatch, times: int) -> list[int]:
+    """The disk is full for so many tries of a save."""
+    monkeypatch.setattr(storage, "PAUSES", (0.01, 0.01, 0.01))
+    tries, save = [], array_files._save
+
+    def _save(folder, tree):
+        tries.append(1)
+        save(folder, tree)
+        if len(tries) <= times:
+            _truncate(folder)
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(array_files, "_save", _save)
+    return tries
+
+
+def test_a_disk_that_is_full_for_a_moment_costs_nothing(tmp_path, monkeypatch, capsys):
+    with _open(tmp_path, writer=True) as saved:
+        tries = _failing(monkeypatch, 3)
+        saved.save(_state(1))
+        saved.wait()
+        assert len(tries) == 4
+        _same(saved.restore(1, _abstract(_state(0))), _state(1))
+    assert "No space left on device); again in" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_step_named(tmp_path, monkeypatch):
+    with pytest.raises(InputError) as error, _open(tmp_path, writer=True) as saved:
+        saved.save(_state(1))
+        saved.wait()
+        _failing(monkeypatch, 100)
+        saved.save(_state(2))
+        saved.save(_state(3))  # where the failure comes out
+    assert f"{tmp_path}/2: cannot be written (No space left on device), tried 4 times" in str(error.value)
+    assert "last step saved: step 1" in str(error.value)
+    monkeypatch.undo()
+    with _open(tmp_path, writer=True) as saved:
+        assert saved.newest() == 1
+        _same(saved.restore(1, _abstract(_state(0))), _state(1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +280,7 @@ def test_what_a_killed_save_left_is_cleaned_by_the_next_writer(tmp_path):
 def test_a_step_that_is_not_there(tmp_path, which, message):
     with _open(tmp_path, writer=True) as saved:
         saved.save(_state(1))
+        saved.wait()
         with pytest.raises(InputError) as error:
             saved.resolve(which)
     assert message in str(error.value)
@@ -111,14 +311,8 @@ def test_a_missing_leaf_is_named(tmp_path):
         saved.restore(1, other)
 
 
-def test_a_damaged_file_is_an_error_not_a_number(tmp_path):
-    with _open(tmp_path, writer=True) as saved:
-        saved.save(_state(1))
-    for file in (tmp_path / "1" / "state").rglob("*"):
-        if file.is_file() and "/d/" in str(file):
-            file.write_bytes(file.read_bytes()[:-7])
-    with _open(tmp_path) as saved, pytest.raises(InputError, match="cannot be restored"):
-        saved.restore(1, _abstract(_state(1)))
+def test_names_are_those_of_the_state(tmp_path):
+    assert {"step", "skipped", "params/a/w", "opt_state/0/mu/a/w"} <= set(checkpoint.named(_state(1)))
 
 
 def test_a_tree_and_its_facts(tmp_path):

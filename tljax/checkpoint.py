@@ -74,8 +74,7 @@ class Checkpoints:
             self._write(folder, found, {})
 
     def base_is_whole(self) -> bool:
-        """Whether what the latest step refers to is there, undamaged; steps that are saved from now on refer to it."""
-        self._base = self._base_of(self.steps[-1])
+        """Whether what the step that `newest` found refers to, and those that are saved from now on, is undamaged."""
         return not self._base or not array_files.wrong(self._base_folder(self._base))
 
     def save(self, state: State, unmoved: Collection[str] = (), validation: Mapping[str, Any] | None = None) -> None:
@@ -92,7 +91,7 @@ class Checkpoints:
         step = int(state.step)
         if not self._writer or step in self.steps:
             return
-        leaves = {name: leaf for name, leaf in named(state).items() if name not in unmoved}
+        leaves = {name: leaf for name, leaf in named(state).items() if not (self._base and name in unmoved)}
         for leaf in leaves.values():
             leaf.copy_to_host_async()
         # Copied, not viewed: on a CPU the step that follows may write into donated buffers that are still being read.
@@ -168,6 +167,7 @@ class Checkpoints:
             folder = self._folder / str(step)
             wrong = array_files.wrong(folder)
             if not wrong:
+                self._base = self._base_of(step)
                 return step
             aside = f", and lies in {self._set_aside(step)} now" if self._writer else ""
             console.console.print(f"{folder} is damaged ({wrong}){aside}: the step before it is used")

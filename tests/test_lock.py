@@ -1,0 +1,113 @@
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import fsspec
+import pytest
+from etils import epath
+
+from tests.test_storage import bucket  # noqa: F401
+from tljax import lock
+from tljax.errors import InputError
+from tljax.lock import Lock
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+
+
+def _write(folder: epath.Path, host: str, beats: int) -> None:
+    found = {"host": host, "pid": 7, "started": "2026-01-02T03:04:05+00:00", "beats": beats}
+    (folder / "writer.json").write_text(json.dumps(found))
+
+
+def test_a_second_writer_is_refused_with_who_has_it_and_let_in_when_he_is_done(tmp_path):
+    folder = epath.Path(tmp_path)
+    first, second = Lock(folder), Lock(folder)
+    first.acquire()
+    with pytest.raises(InputError) as error:
+        second.acquire()
+    held = json.loads((tmp_path / "writer.json").read_text())
+    assert f"written by process {held['pid']} on {held['host']}, which began at {held['started']}" in str(error.value)
+    assert held["host"] == socket.gethostname()
+    first.release()
+    assert not (tmp_path / "writer.json").exists()
+    third = Lock(folder)
+    third.acquire()
+    third.release()
+
+
+def test_a_dead_writers_lock_is_taken_over_at_once(tmp_path):
+    code = (
+        "import sys, os; from etils import epath; from tljax.lock import Lock; Lock(epath.Path(sys.argv[1])).acquire()"
+    )
+    subprocess.run([sys.executable, "-c", f"{code}; os._exit(9)", str(tmp_path)], check=False)
+    assert (tmp_path / "writer.json").exists()
+    began = time.monotonic()
+    mine = Lock(epath.Path(tmp_path))
+    mine.acquire()
+    assert time.monotonic() - began < 0.05  # without waiting to see whether he lives
+    mine.release()
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_on_another_machine_a_writer_that_shows_no_sign_of_life_is_taken_over(tmp_path, bucket, where):  # noqa: F811
+    folder = epath.Path(tmp_path) if where == "disk" else bucket
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, "elsewhere", 3)
+    mine = Lock(folder)
+    mine.acquire()
+    assert json.loads((folder / "writer.json").read_text())["host"] == socket.gethostname()
+    mine.release()
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_on_another_machine_a_writer_that_lives_is_left_alone(tmp_path, bucket, where):  # noqa: F811
+    folder = epath.Path(tmp_path) if where == "disk" else bucket
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, "elsewhere", 0)
+    done = threading.Event()
+
+    def live():
+        beats = 0
+        while not done.wait(0.02):
+            beats += 1
+            _write(folder, "elsewhere", beats)
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        with pytest.raises(InputError, match="process 7 on elsewhere, which began at 2026-01-02"):
+            Lock(folder).acquire()
+    finally:
+        done.set()
+        thread.join()
+    _write(folder, "elsewhere", 1000)
+    mine = Lock(folder)  # the refused one holds nothing back
+    mine.acquire()
+    mine.release()
+
+
+def test_in_a_bucket_this_machines_live_writer_is_left_alone_too(bucket):  # noqa: F811
+    bucket.mkdir(parents=True, exist_ok=True)
+    first = Lock(bucket)
+    first.acquire()
+    with pytest.raises(InputError, match="is being written by process"):
+        Lock(bucket).acquire()
+    first.release()
+    assert not fsspec.filesystem("s3").find(str(bucket))
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    first = Lock(epath.Path(tmp_path))
+    first.acquire()
+    for jump in (-1e8, 1e8):
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda jump=jump, now=now: now + jump)
+        with pytest.raises(InputError):
+            Lock(epath.Path(tmp_path)).acquire()
+    first.release()
