@@ -45,8 +45,16 @@ MAY_IMPORT = {
     "plan": {"backbone", "config", "console", "cost", "phases", "run"},
     "lr_find": {"console", "data", "run", "sharding"},
     "workdir": {"checkpoint", "config", "data", "lock", "metrics", "resolve", "storage"},
-    "evaluate": {"config", "console", "data", "flags", "run", "scores", "sharding", "step", "workdir"},
-    "predict": {"data", "run", "sharding", "workdir"},
+    "predictions": {"console", "data", "run", "scores", "sharding", "step", "storage"},
+    "overrides": {"config", "data", "inputs", "resolve"},
+    "evaluation": {
+        *("checkpoint", "config", "data", "figures", "overrides", "predictions", "run", "step", "storage", "workdir"),
+    },
+    "evaluate": {
+        *("checkpoint", "config", "console", "data", "evaluation", "flags", "metrics", "overrides", "predictions"),
+        *("run", "step", "storage", "workdir"),
+    },
+    "predict": {"config", "console", "data", "run", "sharding", "workdir"},
     "inspect": {"config", "data", "flags", "inputs", "lr_find", "plan", "resolve", "run"},
     "convert": {"additions", "array_files", "backbone", "config", "models", "run", "weights", "workdir"},
     "train": {
