@@ -1,0 +1,116 @@
+"""`launch/slurm.sbatch` on a real Slurm, of one node or more; `launch/README.md` says how to have one."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kill import outcome
+from tests.conftest import ROOT, tljax
+
+CONFIG = ("--config=tests/configs_tiny.py:pretrained", "--config.eval_every=500", "--config.log_every=10")
+
+
+def _answers() -> bool:
+    if not (shutil.which("sbatch") and shutil.which("scontrol")):
+        return False
+    return "is UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True).stdout
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not _answers(), reason="no Slurm here")]
+
+
+@pytest.fixture
+def _environment(shapes, tiny_weights, monkeypatch):
+    monkeypatch.setenv("TLJAX_TEST_FOLDER", str(shapes))
+    monkeypatch.setenv("TLJAX_TEST_WEIGHTS", str(tiny_weights))
+    monkeypatch.setenv("PYTHON", sys.executable)
+
+
+class Job:
+    """A job of the script, and what it wrote."""
+
+    def __init__(self, folder: Path, steps: int, *options: str):
+        self.workdir, self._log = folder / "run", folder / "log"
+        command = ["sbatch", "--parsable", "--cpus-per-task=1", f"--output={self._log}", *options]
+        command += ["launch/slurm.sbatch", *CONFIG, f"--config.steps={steps}", f"--workdir={self.workdir}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        self._number = done.stdout.strip()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""
+
+    @property
+    def logged(self) -> int:
+        """The last step in metrics.jsonl."""
+        metrics = self.workdir / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        return json.loads(lines[-1])["step"] if lines else 0
+
+    @property
+    def state(self) -> str:
+        facts = self._scontrol("show", "job", "--oneliner", self._number)
+        return facts.split("JobState=")[1].split()[0]
+
+    def requeue(self) -> None:
+        self._scontrol("requeue", self._number)
+
+    def wait_for(self, moment: Callable[[], bool], seconds: float = 300) -> None:
+        """A job that waits to be tried again need not wait for as long as Slurm would have it."""
+        deadline = time.monotonic() + seconds
+        while not moment():
+            state = self.state
+            if state == "PENDING":
+                self._scontrol("update", f"JobId={self._number}", "StartTime=now")
+            lost = state in ("FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL") or time.monotonic() > deadline
+            assert not lost, f"{state}\n{self.log[-3000:]}"
+            time.sleep(0.2)
+
+    def _scontrol(self, *arguments: str) -> str:
+        return subprocess.run(["scontrol", *arguments], capture_output=True, text=True).stdout
+
+    def cancel(self) -> None:
+        subprocess.run(["scancel", self._number])
+
+
+@pytest.fixture
+def submit(tmp_path, _environment):
+    jobs = []
+
+    def start(steps: int, *options: str) -> Job:
+        jobs.append(Job(tmp_path, steps, *options))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.cancel()
+
+
+def _whole(folder: Path, steps: int) -> Path:
+    tljax("train", *CONFIG, f"--config.steps={steps}", f"--workdir={folder / 'whole'}")
+    return folder / "whole"
+
+
+def test_a_job_that_is_requeued_twice_ends_with_the_bits_of_one_that_was_not(tmp_path, submit):
+    job = submit(4000)
+    for times, step in ((1, 300), (2, 2000)):
+        job.wait_for(lambda step=step: job.logged > step)
+        job.requeue()
+        job.wait_for(lambda times=times: job.log.count("by SIGTERM: the same command goes on") == times)
+    job.wait_for(lambda: job.state == "COMPLETED")
+    assert job.log.count("resuming") == 2
+    assert outcome(job.workdir) == outcome(_whole(tmp_path, 4000))
+
+
+def test_a_job_whose_time_is_over_requeues_itself(tmp_path, submit):
+    # Slurm looks every half a minute, and gives notice 10 to 40 s after the start: that may be before the first step.
+    job = submit(16000, "--time=1", "--signal=USR1@20")
+    job.wait_for(lambda: job.state == "COMPLETED", 600)
+    assert job.log.count("by SIGUSR1: the same command goes on") >= job.log.count("resuming") > 0
+    assert outcome(job.workdir) == outcome(_whole(tmp_path, 16000))
