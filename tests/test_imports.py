@@ -51,15 +51,15 @@ MAY_IMPORT = {
         *("checkpoint", "config", "data", "figures", "overrides", "predictions", "run", "step", "storage", "workdir"),
     },
     "evaluate": {
-        *("checkpoint", "config", "console", "data", "evaluation", "flags", "metrics", "overrides", "predictions"),
-        *("run", "step", "storage", "workdir"),
+        *("checkpoint", "config", "console", "evaluation", "flags", "metrics", "overrides", "predictions"),
+        *("run", "storage", "workdir"),
     },
     "predict": {"config", "console", "data", "run", "sharding", "workdir"},
     "inspect": {"config", "data", "flags", "inputs", "lr_find", "plan", "resolve", "run"},
     "convert": {"additions", "array_files", "backbone", "config", "models", "run", "weights", "workdir"},
     "train": {
-        *("checkpoint", "config", "console", "data", "evaluate", "flags", "metrics", "phases", "plan"),
-        *("events", "run", "sharding", "step", "stopping", "tuning", "workdir"),
+        *("checkpoint", "config", "console", "data", "evaluation", "events", "flags", "metrics", "phases", "plan"),
+        *("predictions", "run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
     "__main__": {"stopping", "weights"},
 }

@@ -14,15 +14,12 @@ from typing import Any
 from tljax import console, overrides, storage
 from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment
-from tljax.data.examples import Split
-from tljax.data.readers import Reader
 from tljax.errors import InputError
 from tljax.evaluation import Evaluation, Result
 from tljax.flags import parse_experiment, parse_overrides
 from tljax.metrics import JUDGED
 from tljax.predictions import predictions_of
-from tljax.run import Run, prepare
-from tljax.step import State
+from tljax.run import prepare
 from tljax.workdir import Workdir
 
 _SIGNS = set("*?[")  # of a glob
@@ -39,13 +36,6 @@ class Failed:
 
     what: str
     reason: str
-
-
-def evaluate_split(
-    run: Run, state: State, split: Split, label: str, batch_size: int = 0, read: Reader | None = None
-) -> dict[str, Any]:
-    """The metrics of `predictions_of` that cost little, as `train` wants them."""
-    return predictions_of(run, state, split, label, batch_size, read).metrics(full=False)
 
 
 def evaluate(

@@ -13,6 +13,7 @@ from typing import Any
 from tljax import overrides, predictions, storage
 from tljax.checkpoint import Checkpoints
 from tljax.config import to_dict
+from tljax.data.examples import Split
 from tljax.data.readers import Reader
 from tljax.errors import InputError
 from tljax.predictions import Predictions, predictions_of
@@ -38,6 +39,22 @@ class Result:
     problem: str
     found: Mapping[str, Any]
     stored: bool
+
+
+def facts_of(
+    folder: Workdir, checkpoints: Checkpoints, step: int, name: str, split: Split, told: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """All that predictions of a split, called `name`, depend on, as JSON gives it back; `told` as of `overrides`."""
+    run = json.dumps([to_dict(part) for part in folder.load()], sort_keys=True)
+    facts = {
+        "run": hashlib.sha256(run.encode()).hexdigest(),
+        "step": step,
+        "checkpoint": checkpoints.identity(step),
+        "split": name,
+        "data": split.key,
+        "overrides": told,
+    }
+    return json.loads(json.dumps(facts))
 
 
 class Evaluation:
@@ -98,7 +115,7 @@ class Evaluation:
         """
         name = self._name(step)
         try:
-            facts = self._facts(checkpoints, step)
+            facts = facts_of(self._folder, checkpoints, step, self._split, self._examples, self._told)
             found = self._stored(name, facts)
             state = self._restored(checkpoints, step) if found is None else None
         except (InputError, OSError):
@@ -119,19 +136,6 @@ class Evaluation:
         if self._draw:
             self._figures(name, found)
         return Result(self._workdir, self._problem, result, state is None)
-
-    def _facts(self, checkpoints: Checkpoints, step: int) -> dict[str, Any]:
-        """All that predictions depend on, as JSON gives it back."""
-        run = json.dumps([to_dict(part) for part in self._own], sort_keys=True)
-        facts = {
-            "run": hashlib.sha256(run.encode()).hexdigest(),
-            "step": step,
-            "checkpoint": checkpoints.identity(step),
-            "split": self._split,
-            "data": self._examples.key,
-            "overrides": self._told,
-        }
-        return json.loads(json.dumps(facts))
 
     def _stored(self, name: str, facts: Mapping[str, Any]) -> Predictions | None:
         """The predictions that are kept, if they are whole and of the same."""
