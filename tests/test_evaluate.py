@@ -264,6 +264,14 @@ def test_columns_of_labels_in_another_order_are_the_same_labels(tmp_path, proble
     wanted, found = evaluate(workdir), evaluate(workdir, others={"task.label": ("second", "first")})
     assert found.pop("overrides") == {"task.label": ("second", "first")} and found.pop("slicing") == "train[20:]"
     assert found == wanted
+    if problem == "regression":
+        with pytest.raises(InputError, match="figures are of classes"):
+            evaluation.Evaluation(workdir, draw=True)
+    else:
+        drawing = evaluation.Evaluation(workdir, draw=True)
+        with drawing.checkpoints() as checkpoints:
+            assert drawing.of(checkpoints, "latest").stored
+        assert [path.name for path in (workdir / "evaluations").glob("*.png")] == ["12-test.reliability.png"]
     short = evaluate(workdir, others={"task.max_tokens": 4})
     assert short["loss"] != wanted["loss"]
     with pytest.raises(InputError, match=r"config\.task\.flip_test has no effect on this run, which reads texts"):

@@ -68,7 +68,7 @@ class Evaluation:
         split: `train`, `validation` or `test`, or a slice in TFDS notation.
         batch_size: examples at a time; the config's by default.
         others: values for keys of the run's config, as `overrides.changed` takes them.
-        draw: whether figures are drawn beside.
+        draw: whether figures are drawn beside, of several labels the reliability alone.
 
     Raises:
         InputError: there is no such run, split or data set, or a key that no evaluation may change.
@@ -87,8 +87,8 @@ class Evaluation:
         self._own = self._folder.load()
         self._experiment, self._resolved, self._told = overrides.changed(*self._own, others)
         self._problem = self._experiment.task.problem
-        if draw and self._problem != "single_label":
-            raise InputError(f"{workdir}: figures are of one class per example, and this run is {self._problem}")
+        if draw and self._problem == "regression":
+            raise InputError(f"{workdir}: figures are of classes, and this run is a regression; leave --figures out")
         self._examples = overrides.examples(self._experiment, self._resolved, self._told, split)
         self._files = self._folder.path / "evaluations"
 
@@ -196,4 +196,5 @@ class Evaluation:
         from tljax import figures  # and with it matplotlib, which takes a second
 
         figures.reliability(self._files / f"{name}.reliability.png", found.logits, found.labels)
-        figures.confusion(self._files / f"{name}.confusion.png", found.logits, found.labels, found.classes)
+        if self._problem == "single_label":
+            figures.confusion(self._files / f"{name}.confusion.png", found.logits, found.labels, found.classes)
