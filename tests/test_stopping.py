@@ -1,8 +1,10 @@
 """Runs that are told to stop, and go on: by signals, by their time limit, in several processes, on other devices."""
 
+import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,11 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, log_loss
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY, tiny_run
 from tests.test_end_to_end import _leaves
-from tljax import stopping
+from tljax import predictions, stopping
+from tljax.evaluate import evaluate
+from tljax.models import BACKBONES
+from tljax.run import Run
 from tljax.stopping import SAVED, Notice, Stopped
+from tljax.train import train
 from tljax.workdir import Workdir
 
 CONFIG = "--config=tests/configs_tiny.py:pretrained"
@@ -108,16 +115,20 @@ def whole(tmp_path_factory, _folder) -> Path:
 
 
 def test_signals_and_the_limit_stop_between_steps_with_that_step_saved(tmp_path, whole):
-    run, stopped = tmp_path / "run", []
+    run, stopped, cache = tmp_path / "run", [], tmp_path / "cache"
     for number, step in ((signal.SIGTERM, 20), (signal.SIGINT, 90), (signal.SIGUSR1, 230)):
-        process = _start(run, *LONG)
+        process = _start(run, *LONG, TLJAX_CACHE=str(cache))
         _at(run, step, process)
+        if not stopped:
+            refused = _end(_start(run, *LONG), 2)
+            assert f"is being written by process {process.pid} on {socket.gethostname()}, which began at" in refused
         process.send_signal(number)
         told = _end(process, SAVED)
         stopped.append(_steps(run)[-1])
         assert stopped[-1] >= step
         assert f"stopped at step {stopped[-1]} of 400 by {number.name}: the same command goes on" in told
         assert not list((run / "checkpoints").glob("*/*tmp*"))
+        shutil.rmtree(cache)  # it is a cache: nothing of the run is lost with it
     told = _end(_start(run, *LONG, "--max-seconds=0.001"), SAVED)  # a limit too short for anything still saves a step
     assert _steps(run)[-1] == stopped[-1] + 1
     assert "by --max-seconds=0.001" in told
@@ -155,6 +166,43 @@ def test_two_processes_stop_at_the_same_step_and_end_as_two_devices_of_one(tmp_p
         _end(process)
     assert _leaves(run) == _leaves(tmp_path / "one")
     assert _history(run) == _history(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_three_processes_count_every_example_of_a_ragged_split_once(tmp_path):
+    flags = ("--config.steps=2", "--config.task.batch_size=6", "--config.task.test=train[17:]")
+    flags += ("--config.task.eval_batch_size=4",)  # made 6, of which the last batch has one: for two, nothing is left
+    address = f"--coordinator=127.0.0.1:{_free_port()}"
+    run = tmp_path / "run"
+    for process in [_start(run, *flags, address, "--num-processes=3", f"--process-id={i}") for i in range(3)]:
+        _end(process)
+    kept, _ = predictions.load(run / "evaluations" / "2-test.parquet")
+    experiment, resolved = Workdir(run).load()
+    split = Run(experiment, resolved).inputs.splits["test"]
+    assert kept.ids == split.ids and len(set(kept.ids)) == 7
+    found = json.loads((run / "result.json").read_text())["splits"]["test"]
+    assert found["count"] == 7
+    assert found["accuracy"] == accuracy_score(kept.labels, kept.logits.argmax(-1))
+    odds = np.exp(kept.logits.astype(np.float64))
+    assert found["loss"] == pytest.approx(log_loss(kept.labels, odds / odds.sum(-1, keepdims=True)), abs=1e-15)
+    shutil.rmtree(run / "evaluations")
+    alone = evaluate(run)
+    assert (alone["count"], alone["accuracy"]) == (7, found["accuracy"])
+    assert alone["loss"] == pytest.approx(found["loss"], rel=1e-6)
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, shapes, monkeypatch):
+    with monkeypatch.context() as patch:
+        for name, module in TINY.items():
+            patch.setitem(BACKBONES, name, module)
+        run = tiny_run(f"folder:{shapes}", task__train="train[:16]", task__test="train[16:]", log_every=1)
+        wanted = train(run.experiment, tmp_path / "wanted")
+        now, jumps = time.time, itertools.cycle((0, -1e7, 1e7, 3e7))
+        patch.setattr(time, "time", lambda: now() + next(jumps))
+        found = train(run.experiment, tmp_path / "found", Notice(max_seconds=1000))
+    assert found["splits"] == wanted["splits"]
+    assert 0 < found["wall_seconds"] < 1000
+    assert _history(tmp_path / "found") == _history(tmp_path / "wanted")
 
 
 @pytest.mark.slow
