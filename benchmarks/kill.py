@@ -40,7 +40,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tljax import backbone
+from tljax import backbone, predictions
 from tljax.config import Preprocessing, default
 from tljax.models import attributes
 from tljax.models.bert import Bert
@@ -256,8 +256,11 @@ def outcome(workdir: Path) -> dict[str, Any]:
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     found["metrics"] = [_timeless(line) for line in lines]
     found |= {f"result: {key}": value for key, value in _timeless(folder.result).items()}
-    for path in (workdir / "evaluations").glob("*"):
+    for path in (workdir / "evaluations").glob("*.json"):
         found[path.name] = json.loads(path.read_text())
+    for path in (workdir / "evaluations").glob("*.parquet"):
+        kept, _ = predictions.load(path)
+        found[path.name] = kept.ids, kept.labels.tobytes(), kept.logits.tobytes()
     return found
 
 

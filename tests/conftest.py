@@ -91,12 +91,21 @@ def tiny_run(dataset: str, network: str = "tiny_vit", **values: Any) -> Run:
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `tljax convert` makes it, of `tiny_vit` with random weights."""
+    return make_weights(tmp_path_factory.mktemp("weights") / "tiny", 0.1)
+
+
+@pytest.fixture(scope="session")
+def lively_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, but larger ones: what the network says of one picture is far from what it says of another."""
+    return make_weights(tmp_path_factory.mktemp("weights") / "lively", 1.0)
+
+
+def make_weights(folder: Path, scale: float) -> Path:
     module, rng = TINY["tiny_vit"], np.random.default_rng(0)
     shapes = {path: shape for path, shape in backbone.shapes(module).items() if path not in backbone.optional(module)}
-    arrays = {path: 0.1 * rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
+    arrays = {path: scale * rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
     size = config.Preprocessing(size=32)
     row = Pretrained("tiny", "", "vit_tiny_patch16", "", size, "MIT", architecture=attributes(module))
-    folder = tmp_path_factory.mktemp("weights") / "tiny"
     folder.mkdir()
     backbone.write(folder, row, arrays)
     return folder

@@ -10,6 +10,7 @@ import optax
 import pytest
 from etils import epath
 
+from tests.conftest import tiny_run
 from tljax import array_files, checkpoint, storage
 from tljax.array_files import Damaged
 from tljax.checkpoint import Checkpoints, named
@@ -324,3 +325,21 @@ def test_a_tree_and_its_facts(tmp_path):
     assert isinstance(found["c"], np.ndarray)
     with pytest.raises(InputError, match="not a folder made by `tljax convert`"):
         array_files.load_facts(tmp_path)
+
+
+def test_a_linear_probes_checkpoints_are_as_small_as_what_trains(tmp_path, shapes):
+    run = tiny_run(f"folder:{shapes}", "vit_small_patch16", tuning__strategy="linear_probe", optim__name="adamw")
+    state = run.init_state()
+    leaves = named(state)
+    trained = sum(leaf.nbytes for name, leaf in leaves.items() if name not in run.unmoved())
+    whole = sum(leaf.nbytes for name, leaf in leaves.items() if name.startswith("params/"))
+    with _open(tmp_path, writer=True, keep=20) as saved:
+        saved.keep_base({name: leaves[name] for name in run.unmoved()})
+        for step in range(1, 21):
+            saved.save(state.replace(step=jnp.int32(step)), run.unmoved())
+    sizes = [
+        sum(path.stat().st_size for path in (tmp_path / str(step)).rglob("*") if path.is_file()) for step in saved.steps
+    ]
+    assert max(sizes) <= 3 * trained + 65536
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 1.05 * whole
+    assert whole > 80e6

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "storage": {"console"},
     "array_files": {"storage"},
     "lock": {"console", "storage"},
+    "events": {"console", "storage"},
     "stopping": set(),
     "sharding": {"console"},
     "weights": {"config"},
@@ -44,13 +45,21 @@ MAY_IMPORT = {
     "plan": {"backbone", "config", "console", "cost", "phases", "run"},
     "lr_find": {"console", "data", "run", "sharding"},
     "workdir": {"checkpoint", "config", "data", "lock", "metrics", "resolve", "storage"},
-    "evaluate": {"config", "console", "data", "flags", "run", "scores", "sharding", "step", "workdir"},
-    "predict": {"data", "run", "sharding", "workdir"},
+    "predictions": {"console", "data", "run", "scores", "sharding", "step", "storage"},
+    "overrides": {"config", "data", "inputs", "resolve"},
+    "evaluation": {
+        *("checkpoint", "config", "data", "figures", "overrides", "predictions", "run", "step", "storage", "workdir"),
+    },
+    "evaluate": {
+        *("checkpoint", "config", "console", "evaluation", "flags", "metrics", "overrides", "predictions"),
+        *("run", "storage", "workdir"),
+    },
+    "predict": {"config", "console", "data", "run", "sharding", "workdir"},
     "inspect": {"config", "data", "flags", "inputs", "lr_find", "plan", "resolve", "run"},
     "convert": {"additions", "array_files", "backbone", "config", "models", "run", "weights", "workdir"},
     "train": {
-        *("checkpoint", "config", "console", "data", "evaluate", "flags", "metrics", "phases", "plan"),
-        *("run", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
+        *("checkpoint", "config", "console", "data", "evaluation", "events", "flags", "metrics", "phases", "plan"),
+        *("predictions", "run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
     "__main__": {"stopping", "weights"},
 }

@@ -60,21 +60,12 @@ def _experiment(**values) -> Experiment:
 def test_evaluate_repeats_train_s_digits_from_the_workdir_alone(finished, tmp_path, table, tiny_text_weights):
     wanted = json.loads((finished / "result.json").read_text())["splits"]["test"]
     for batch in (3, 64):
+        shutil.rmtree(finished / "evaluations", ignore_errors=True)  # which are read, where they are
         found = json.loads(tljax("evaluate", f"--workdir={finished}", f"--batch-size={batch}", "--json").stdout)
         assert found["count"] == wanted["count"] == 12
         assert found["accuracy"] == wanted["accuracy"]
         assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
     assert (finished / "tokenizer" / "vocab.txt").read_bytes() == (tiny_text_weights / "vocab.txt").read_bytes()
-
-
-def test_predict_takes_a_text_per_line(finished, tmp_path):
-    (tmp_path / "x.txt").write_text("a good film\nthe plot the plot the plot bad\n")
-    lines = tljax("predict", f"--workdir={finished}", tmp_path / "x.txt").stdout.splitlines()
-    assert [line.split("\t")[0] for line in lines] == ["a good film", "the plot the plot the plot bad"]
-    for line in lines:
-        found = [part.rsplit(" ", 1) for part in line.split("\t")[1:]]
-        assert {name for name, _ in found} == {"negative", "positive"}
-        assert sum(float(value) for _, value in found) == pytest.approx(1, abs=2e-4)
 
 
 def test_padding_changes_no_logit_and_each_length_is_a_program(table):
@@ -136,8 +127,8 @@ def test_pairs_are_read_as_two_and_told_apart(tmp_path, table):
     ((name, found),) = predict(tmp_path / "run", [tmp_path / "pairs.txt"])
     assert name == "a film\tgood film" and sum(found.values()) == pytest.approx(1)
     (tmp_path / "one.txt").write_text("a film\n")
-    with pytest.raises(InputError, match=r"one\.txt, line 1: needs two texts with a tab between"):
-        list(predict(tmp_path / "run", [tmp_path / "one.txt"]))
+    ((_, error),) = predict(tmp_path / "run", [tmp_path / "one.txt"])
+    assert str(error).endswith("one.txt, line 1: needs two texts with a tab between")
 
 
 def test_several_labels_from_table_to_result(tmp_path, table):

@@ -7,7 +7,7 @@ import sys
 VERBS = {
     "train": "fine-tune, validate, save; resume where a workdir stands",
     "evaluate": "a split's metrics from a run's checkpoint",
-    "predict": "class names and probabilities for image files",
+    "predict": "class names and probabilities for images or texts",
     "inspect": "what a config would train, freeze and cost; trains nothing",
     "convert": "a pretrained checkpoint to an Orbax folder",
 }

@@ -169,6 +169,8 @@ class Checkpoints:
             if not wrong:
                 self._base = self._base_of(step)
                 return step
+            if step not in self.steps:  # its run has just removed it
+                return self.newest()
             aside = f", and lies in {self._set_aside(step)} now" if self._writer else ""
             console.console.print(f"{folder} is damaged ({wrong}){aside}: the step before it is used")
         if steps:

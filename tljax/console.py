@@ -5,11 +5,22 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def on_stderr() -> Iterator[None]:
+    """Inside, a person is told on stderr: stdout has the results, for another program or a file."""
+    before, console.stderr = console.stderr, True
+    try:
+        yield
+    finally:
+        console.stderr = before
 
 
 class _Rate(ProgressColumn):
@@ -22,10 +33,10 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(label: str, start: int, total: int, unit: str = "steps") -> Iterator[Any]:
+def progress(label: str, start: int, total: int | None, unit: str = "steps") -> Iterator[Any]:
     """Yields `report(done, text)`: `text` (metrics) beside the bar, or as a line of its own where there is no bar.
 
-    An empty text moves the bar and prints no line.
+    An empty text moves the bar and prints no line. A `total` of None is one that nobody knows yet.
     """
     if not console.is_terminal:
 
@@ -50,11 +61,11 @@ def progress(label: str, start: int, total: int, unit: str = "steps") -> Iterato
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """Prints a table; the first column is left-aligned, the others right."""
-    made = Table(title=title, title_justify="left", title_style="bold")
+    made = Table(title=escape(title), title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        made.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        made.add_row(*(str(cell) for cell in row))
+        made.add_row(*(escape(str(cell)) for cell in row))
     console.print(made, soft_wrap=False)
 
 

@@ -1,13 +1,15 @@
 """`--config=FILE[:arg] --config.key=value …` on the command line, read by ml_collections."""
 
 import argparse
+import functools
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tljax import phases
-from tljax.config import Experiment, unknown_key
+from tljax.config import Experiment, default, unknown_key
 from tljax.errors import InputError
 
 
@@ -43,11 +45,32 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
     return Experiment.from_config(config), options
 
 
-def _read(arguments: list[str]) -> ConfigDict:
+def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[dict[str, Any], argparse.Namespace]:
+    """The value of each `--config.KEY=VALUE` by its dotted key, for a config that is elsewhere; and the verb's options.
+
+    Raises:
+        InputError: there is no such key (the nearest is named), or its value is of another type.
+    """
+    options, rest = parser.parse_known_args(arguments)
+    keys = []
+    for argument in rest:
+        if not argument.startswith("--config."):
+            raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
+        keys.append(argument.removeprefix("--config.").split("=")[0])
+        _check_key(default(), keys[-1])
+    config = _read(rest, default()).to_dict()
+    return {key: functools.reduce(lambda tree, part: tree[part], key.split("."), config) for key in keys}, options
+
+
+def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
+    """Of the file that the arguments name, or of `config`, with the values that they give."""
     # A registry of our own: absl's global one would keep the first config of the process.
     values = flags.FlagValues()
     argv = ["tljax", *arguments]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    if config is None:
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    else:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         values(argv)
         return values["config"].value

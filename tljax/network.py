@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax import backbone
@@ -14,9 +15,10 @@ from tljax.data import images
 from tljax.errors import InputError
 from tljax.models import BATCH_NORM_MODES
 from tljax.models.classifier import HEAD_INITS, Classifier
+from tljax.models.vit import ViT
 from tljax.strategies import HEAD, Layout
 from tljax.weights import Pretrained
-from tljax.weights.surgery import class_subset
+from tljax.weights.surgery import class_subset, resample_pos_embed
 
 Variables = dict[str, Any]  # params and, with BatchNorm, batch_stats: nested dicts of arrays
 
@@ -82,6 +84,20 @@ class Network:
         made = jax.jit(self._init_new)()
         variables = {"params": unflatten_dict(flatten_dict(params, sep="/") | made, sep="/")}
         return variables | ({"batch_stats": {"backbone": found["batch_stats"]}} if "batch_stats" in found else {})
+
+    def resized(self, params: Mapping[str, Any], source: "Network") -> Mapping[str, Any]:
+        """Parameters of `source`, the same network at another image size, at this one's: as pretrained ones become it.
+
+        Raises:
+            InputError: the rule of the weights' row is not known.
+        """
+        if not isinstance(self.backbone, ViT) or self.backbone.grid == source.backbone.grid:
+            return params
+        leaves, path = flatten_dict(params, sep="/"), backbone.POS_EMBED.replace("params", "backbone", 1)
+        grids = source.backbone.grid, self.backbone.grid
+        table = resample_pos_embed(np.asarray(leaves[path]), *grids, self._row.pos_embed)
+        leaves[path] = jax.device_put(table, leaves[path].sharding)
+        return unflatten_dict(leaves, sep="/")
 
     def forward(
         self,

@@ -1,6 +1,7 @@
 """Files of a run, on a disk or in a bucket: written whole or not at all, checked, tried again where a disk fails."""
 
 import atexit
+import contextlib
 import hashlib
 import os
 import shutil
@@ -38,12 +39,13 @@ def write_whole(path: epath.Path, content: bytes) -> None:
     if is_remote(path):
         path.write_bytes(content)
         return
-    temporary = f"{path}{TEMPORARY}"
+    temporary = f"{path}{TEMPORARY}"  # always the same name, so that what a killed process left is taken up
     with open(temporary, "wb") as file:  # noqa: PTH123
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)  # noqa: PTH105
+    with contextlib.suppress(FileNotFoundError):  # another process that writes the same has just done so
+        os.replace(temporary, path)  # noqa: PTH105
 
 
 def files_of(folder: epath.Path) -> Files:

@@ -3,25 +3,27 @@
 import argparse
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-from etils import epath
+import numpy as np
 
-from tljax import console, sharding, storage, tuning
+from tljax import console, scores, sharding, storage, tuning
 from tljax.checkpoint import Checkpoints, named
 from tljax.config import Experiment
 from tljax.data import health
+from tljax.data.examples import Split
 from tljax.data.pipeline import length_of
 from tljax.errors import InputError
-from tljax.evaluate import evaluate_split
+from tljax.evaluation import facts_of
+from tljax.events import Events
 from tljax.flags import parse_experiment
 from tljax.metrics import JUDGED
 from tljax.phases import Phase
 from tljax.plan import plan, show
+from tljax.predictions import Predictions, predictions_of
 from tljax.run import Run, prepare
 from tljax.step import State
 from tljax.stopping import Notice, Stopped
@@ -57,6 +59,7 @@ def train(experiment: Experiment, path: str | os.PathLike, notice: Notice | None
 def _train(run: Run, folder: Workdir, notice: Notice) -> dict[str, Any]:
     """In a workdir that is this process's own."""
     held_out = {name: split for name, split in run.inputs.splits.items() if name != "train"}
+    _check_best(run)
     with folder.checkpoints(run.experiment, writer=sharding.is_first()) as checkpoints:
         _print_header(run)
         state, seconds, waited = _begin(run, folder, checkpoints)
@@ -70,8 +73,14 @@ def _train(run: Run, folder: Workdir, notice: Notice) -> dict[str, Any]:
     planned, digest = folder.plan, _digest(run, state)
     if digest != planned["frozen_digest"]:
         raise RuntimeError(f"{folder.path}: frozen leaves changed in training, which tljax must never let happen")
-    found = {"validation": loop.validated} if loop.validated else {}
-    splits = {name: found.get(name) or evaluate_split(run, state, split, name) for name, split in held_out.items()}
+    splits = {}
+    for name, split in held_out.items():
+        # A run whose last step was taken by another process has validated nothing here.
+        validated = loop.validated if name == "validation" else None
+        found = validated or predictions_of(run, state, split, name)
+        if sharding.is_first():
+            _keep(found, folder, checkpoints, int(state.step), name, split)
+        splits[name] = found.metrics()
     task = run.inputs.task
     result = {
         "splits": splits,
@@ -94,7 +103,7 @@ class _Loop:
 
     Attributes:
         waited: seconds in which no batch was ready, earlier processes included: at most so long has a device idled.
-        validated: the metrics of the latest validation, at the end those of the last step; None if no step was left.
+        validated: of the latest validation, at the end that of the last step; None if no step was left.
     """
 
     def __init__(self, run: Run, folder: Workdir, checkpoints: Checkpoints, started: float, waited: float):
@@ -107,8 +116,8 @@ class _Loop:
         self._validating = run.inputs.reader(self._validation, passes) if self._validation is not None else None
         self._unread: list[tuple[int, dict[str, jax.Array]]] = []
         self._all = sharding.Agreement(run.mesh)
-        self._validated_at = 0
-        self.validated: dict[str, Any] | None = None
+        self._found: tuple[int, dict[str, Any]] = 0, {}
+        self.validated: Predictions | None = None
 
     @property
     def seconds(self) -> float:
@@ -125,7 +134,7 @@ class _Loop:
         start = int(state.step)
         batches = self._timed(sharding.put_ahead(self._stream.batches(start, last), run.mesh))
         with (
-            _board(self._folder.path, start) as board,
+            Events(self._folder.path, start) if sharding.is_first() else contextlib.nullcontext() as board,
             console.progress("train", start, last) as report,
         ):
             for step, batch in enumerate(batches, start + 1):
@@ -161,7 +170,7 @@ class _Loop:
                 return
             yield batch
 
-    def _log(self, board: Any) -> str:
+    def _log(self, board: Events | None) -> str:
         step, values = self._read()
         self._write(board, step, "train", values)
         trained = JUDGED[self._run.experiment.task.problem].trained
@@ -193,46 +202,28 @@ class _Loop:
             f" optim.on_nonfinite=skip (last checkpoint: {f'step {kept[-1]}' if kept else 'none'})"
         )
 
-    def _validate(self, board: Any, step: int, state: State) -> None:
+    def _validate(self, board: Events | None, step: int, state: State) -> None:
         if self._validation is not None:
-            self.validated = evaluate_split(self._run, state, self._validation, "validation", read=self._validating)
-            self._validated_at = step
-            self._write(board, step, "validation", self.validated)
+            self.validated = predictions_of(self._run, state, self._validation, "validation", read=self._validating)
+            self._found = step, self.validated.metrics(full=False)
+            self._write(board, step, "validation", self._found[1])
 
     def _save(self, step: int, state: State) -> None:
         if self._unread:  # a step that is not finite must not be saved
             self._read()
         if sharding.is_first():
             self._folder.flush()
-        validated = self.validated if step == self._validated_at else None
-        self._checkpoints.save(state, self._run.unmoved(step), validated)
+        at, metrics = self._found
+        self._checkpoints.save(state, self._run.unmoved(step), metrics if at == step else None)
 
-    def _write(self, board: Any, step: int, split: str, values: dict[str, Any]) -> None:
+    def _write(self, board: Events | None, step: int, split: str, values: dict[str, Any]) -> None:
         if not sharding.is_first():
             return
         self._folder.append({"step": step, "split": split, **self._times, **values})
         for name, value in values.items():
-            if board and isinstance(value, float):
-                board.add_scalar(f"{split}/{name}", value, step)
-
-
-@contextlib.contextmanager
-def _board(path: epath.Path, start: int) -> Iterator[Any]:
-    """TensorBoard's events in a folder on a disk, those after step `start` to be written anew; else None."""
-    if storage.is_remote(path) or not sharding.is_first():
-        yield None
-        return
-    # Where torch is installed, tensorboardX would import it for tensors that no run has: seconds, and its own CUDA.
-    absent = "torch" not in sys.modules
-    if absent:
-        sys.modules["torch"] = None
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if absent:
-            del sys.modules["torch"]
-    with SummaryWriter(str(path), purge_step=start) as board:
-        yield board
+            if isinstance(value, float):
+                board.scalar(f"{split}/{name}", value, step)
+        board.flush()
 
 
 def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[State, float, float]:
@@ -264,6 +255,26 @@ def _find(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[int, flo
 def _unmoved(run: Run, state: State) -> dict[str, jax.Array]:
     names = run.unmoved()
     return {name: leaf for name, leaf in named(state).items() if name in names}
+
+
+def _check_best(run: Run) -> None:
+    """Raises InputError where no metric has the name by which a checkpoint is to be the best."""
+    best, classes = run.experiment.checkpoint.best, len(run.resolved.classes)
+    if best:
+        problem = run.experiment.task.problem
+        labels = np.arange(2) % classes if problem == "single_label" else np.eye(2, classes)
+        found = scores.summarise(problem, np.zeros((2, classes)), labels, full=False)
+        known = [name for name, value in found.items() if isinstance(value, float)]
+        if best not in known:
+            raise InputError(f"no metric checkpoint.best={best!r}; there are: {', '.join(known)}")
+
+
+def _keep(found: Predictions, folder: Workdir, checkpoints: Checkpoints, step: int, name: str, split: Split) -> None:
+    """Stores predictions of the last step as `evaluate` would, which then need not compute them."""
+    path = folder.path / "evaluations" / f"{step}-{name}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    facts = facts_of(folder, checkpoints, step, name, split)
+    storage.persistently(lambda: found.save(path, facts), str(path))
 
 
 def _digest(run: Run, state: State) -> str:

@@ -1,13 +1,16 @@
 """What a data set is: `Source` before it is prepared, `Task` after, and `Split`, the rows of it that a run reads."""
 
+import difflib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
+
+from tljax.errors import InputError
 
 Label = int | float | tuple[int, ...] | tuple[float, ...]
 
@@ -97,6 +100,43 @@ class Task:
     skipped: tuple[Mapping[str, str], ...] = ()
 
 
+def among(task: Task, classes: Sequence[str]) -> Task:
+    """The same examples, their labels among `classes` by name: those of another task in another order, or more.
+
+    Of a regression, `classes` are the names of its values, and must be the same.
+
+    Raises:
+        InputError: the task has a class that is not among them (the nearest is named), or lacks a value.
+    """
+    for name in task.classes:
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"{task.name} has {name!r}, which is not among {_some(classes)}{hint}")
+    if task.problem == "regression" and len(task.classes) < len(classes):
+        lacking = next(name for name in classes if name not in task.classes)
+        raise InputError(f"{task.name} has no values of {lacking!r}")
+    numbers = [list(classes).index(name) for name in task.classes]
+
+    def renamed(label: Any) -> Label:
+        if task.problem == "single_label":
+            return numbers[label]
+        if task.problem == "multi_label":
+            return tuple(numbers[one] for one in label)
+        return tuple(label[numbers.index(place)] for place in range(len(classes)))
+
+    bases = {}
+    for name, base in task.bases.items():
+        place, column = base.index.schema.get_field_index("label"), base.index.column("label")
+        labels = pa.array([renamed(label) for label in column.to_pylist()], column.type)
+        bases[name] = Base(base.records, base.index.set_column(place, base.index.schema.field(place), labels))
+    return replace(task, classes=tuple(classes), bases=bases)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+
+
 @dataclass(frozen=True, eq=False)
 class Split(Sequence[dict[str, Any]]):
     """Examples of a task in a fixed order: {image | text, text_pair; label; id; place}.
@@ -147,17 +187,8 @@ class Split(Sequence[dict[str, Any]]):
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int32 [n]; for `multi_label` float32 [n, classes] of 0 and 1; for `regression` float32 [n, values]."""
-        column = self.column("label")
-        if self.task.problem == "single_label":
-            return column.to_numpy().astype(np.int32)
-        rows = column.to_pylist()
-        if self.task.problem == "regression":
-            return np.array(rows, np.float32).reshape(len(rows), len(self.task.classes))
-        found = np.zeros((len(rows), len(self.task.classes)), np.float32)
-        for i, classes in enumerate(rows):
-            found[i, classes] = 1
-        return found
+        """As `labels_of` gives them."""
+        return labels_of(self.column("label"), self.task.problem, len(self.task.classes))
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -182,3 +213,20 @@ class Split(Sequence[dict[str, Any]]):
         """Which part each place is in, and where each part starts."""
         lengths = [len(rows) for _, rows in self.rows]
         return np.repeat(np.arange(len(lengths)), lengths), np.cumsum([0, *lengths])
+
+
+def labels_of(column: pa.ChunkedArray, problem: str, classes: int) -> np.ndarray:
+    """An index's labels as arrays.
+
+    Returns:
+        int32 [n]; for `multi_label` float32 [n, classes] of 0 and 1; for `regression` float32 [n, values].
+    """
+    if problem == "single_label":
+        return column.to_numpy().astype(np.int32)
+    rows = column.to_pylist()
+    if problem == "regression":
+        return np.array(rows, np.float32).reshape(len(rows), classes)
+    found = np.zeros((len(rows), classes), np.float32)
+    for i, numbers in enumerate(rows):
+        found[i, numbers] = 1
+    return found

@@ -50,6 +50,11 @@ def folder(path: str, config: TaskConfig) -> Source:
     return Source(key, "image", "single_label", tuple(classes["train"]), items)
 
 
+def images_below(root: Path) -> list[Path]:
+    """Every image by its suffix below a folder, sorted, as those of a class are found."""
+    return sorted(_Scan(root, "stop").files(root, set()))
+
+
 def unusable(id: str, reason: str, on_error: str) -> Item:
     """An example that is known to be of no use: the error, or with `on_error=skip` an item that will be skipped.
 
@@ -90,7 +95,7 @@ class _Scan:
         self.others: list[str] = []
 
     def images(self, folder: Path, label: int) -> list[Item]:
-        found = [self._item(path, label) for path in sorted(self._files(folder, set()))]
+        found = [self._item(path, label) for path in sorted(self.files(folder, set()))]
         if not found:
             raise InputError(
                 f"folder:{self.root}: class folder {str(folder.relative_to(self.root))!r} has no "
@@ -98,7 +103,7 @@ class _Scan:
             )
         return found
 
-    def _files(self, folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    def files(self, folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         """All that is an image by its suffix. A folder that links lead to again counts once, so a loop ends."""
         try:
             here = folder.stat()
@@ -114,7 +119,7 @@ class _Scan:
             if path.suffix.lower() in SUFFIXES:
                 yield path
             elif path.is_dir():
-                yield from self._files(path, seen)
+                yield from self.files(path, seen)
             else:
                 self.others.append(self._id(path))
 

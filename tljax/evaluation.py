@@ -1,0 +1,200 @@
+"""A split of a run, evaluated by one checkpoint after another; each once, whoever asks again."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tljax import overrides, predictions, storage
+from tljax.checkpoint import Checkpoints
+from tljax.config import to_dict
+from tljax.data.examples import Split
+from tljax.data.readers import Reader
+from tljax.errors import InputError
+from tljax.predictions import Predictions, predictions_of
+from tljax.run import Run
+from tljax.step import State
+from tljax.workdir import Workdir
+
+_STALE = 60.0  # seconds after which a temporary file that nobody has written to is a dead process's
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found of a checkpoint.
+
+    Attributes:
+        workdir: of the run, as it was called.
+        problem: a row of `metrics.JUDGED`.
+        found: `split`, `step`, the metrics, and `overrides` and `slicing` where there are any; what the JSON holds.
+        stored: whether the predictions were there already.
+    """
+
+    workdir: str
+    problem: str
+    found: Mapping[str, Any]
+    stored: bool
+
+
+def facts_of(
+    folder: Workdir, checkpoints: Checkpoints, step: int, name: str, split: Split, told: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """All that predictions of a split, called `name`, depend on, as JSON gives it back; `told` as of `overrides`."""
+    run = json.dumps([to_dict(part) for part in folder.load()], sort_keys=True)
+    facts = {
+        "run": hashlib.sha256(run.encode()).hexdigest(),
+        "step": step,
+        "checkpoint": checkpoints.identity(step),
+        "split": name,
+        "data": split.key,
+        "overrides": told,
+    }
+    return json.loads(json.dumps(facts))
+
+
+class Evaluation:
+    """A split of a run. Nothing of the network is made before a checkpoint comes that has no predictions yet.
+
+    What is found is kept in the workdir as `evaluations/STEP-SPLIT.parquet`, the predictions, and `.json`, the metrics;
+    with a hash in the name where anything is evaluated otherwise than the run says.
+
+    Args:
+        workdir: of the run.
+        split: `train`, `validation` or `test`, or a slice in TFDS notation.
+        batch_size: examples at a time; the config's by default.
+        others: values for keys of the run's config, as `overrides.changed` takes them.
+        draw: whether figures are drawn beside, of several labels the reliability alone.
+
+    Raises:
+        InputError: there is no such run, split or data set, or a key that no evaluation may change.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        split: str = "test",
+        batch_size: int = 0,
+        others: Mapping[str, Any] = {},
+        draw: bool = False,
+    ):
+        self._folder = Workdir(workdir)
+        self._workdir, self._split, self._batch_size, self._draw = os.fspath(workdir), split, batch_size, draw
+        self._own = self._folder.load()
+        self._experiment, self._resolved, self._told = overrides.changed(*self._own, others)
+        self._problem = self._experiment.task.problem
+        if draw and self._problem == "regression":
+            raise InputError(f"{workdir}: figures are of classes, and this run is a regression; leave --figures out")
+        self._examples = overrides.examples(self._experiment, self._resolved, self._told, split)
+        self._files = self._folder.path / "evaluations"
+
+    def checkpoints(self) -> Checkpoints:
+        """The run's."""
+        return self._folder.checkpoints(self._experiment)
+
+    def of(self, checkpoints: Checkpoints, which: str) -> Result:
+        """The result of the checkpoint meant by `latest`, `best` or a number.
+
+        Raises:
+            InputError: there is none, or it cannot be restored.
+        """
+        while True:
+            found = self.at(checkpoints, checkpoints.resolve(which))
+            if found is not None:  # else the run has just put another in its place
+                return found
+
+    def at(self, checkpoints: Checkpoints, step: int) -> Result | None:
+        """The result of the checkpoint of a step; None if the run has removed it meanwhile.
+
+        Raises:
+            InputError: it cannot be restored.
+        """
+        name = self._name(step)
+        try:
+            facts = facts_of(self._folder, checkpoints, step, self._split, self._examples, self._told)
+            found = self._stored(name, facts)
+            state = self._restored(checkpoints, step) if found is None else None
+        except (InputError, OSError):
+            if step in checkpoints.steps:
+                raise
+            return None
+        if state is not None:
+            label = f"{self._workdir} step {step} {self._split}"
+            found = predictions_of(self._run, state, self._examples, label, self._batch_size, self._reader)
+            self._clean()
+            found.save(self._files / f"{name}.parquet", facts)
+        result = {"split": self._split, "step": step, **found.metrics()}
+        if self._told:
+            result |= {"slicing": self._examples.name, "overrides": self._told}
+        # A file that says so already keeps its date.
+        if not self._says(name, result):
+            self._folder.save_evaluation(name, result)
+        if self._draw:
+            self._figures(name, found)
+        return Result(self._workdir, self._problem, result, state is None)
+
+    def _stored(self, name: str, facts: Mapping[str, Any]) -> Predictions | None:
+        """The predictions that are kept, if they are whole and of the same."""
+        try:
+            found, theirs = predictions.load(self._files / f"{name}.parquet")
+        except InputError:
+            return None
+        return found if theirs == facts else None
+
+    def _restored(self, checkpoints: Checkpoints, step: int) -> State:
+        """The state to evaluate, at the size at which it is evaluated."""
+        state = checkpoints.restore(step, self._trained.abstract_state(step))
+        params, batch_stats = self._trained.evaluated(state)
+        params = self._run.network.resized(params, self._trained.network)
+        return state.replace(params=params, batch_stats=batch_stats, average={})
+
+    @cached_property
+    def _trained(self) -> Run:
+        """The run as it was trained, which its checkpoints fit."""
+        return Run(*self._own, tokenizer=self._folder.tokenizer)
+
+    @cached_property
+    def _run(self) -> Run:
+        """The run as it is evaluated."""
+        if self._own == (self._experiment, self._resolved):
+            return self._trained
+        return Run(self._experiment, self._resolved, tokenizer=self._folder.tokenizer)
+
+    @cached_property
+    def _reader(self) -> Reader:
+        return self._run.inputs.reader(self._examples)
+
+    def _name(self, step: int) -> str:
+        name = f"{step}-{self._split.replace('/', '_')}"
+        if not self._told:
+            return name
+        return f"{name}-{hashlib.sha256(json.dumps(self._told, sort_keys=True).encode()).hexdigest()[:8]}"
+
+    def _says(self, name: str, result: Mapping[str, Any]) -> bool:
+        """Whether the JSON is there, and of this result."""
+        try:
+            return json.dumps(json.loads((self._files / f"{name}.json").read_text())) == json.dumps(result)
+        except (OSError, ValueError):
+            return False
+
+    def _clean(self) -> None:
+        """Makes the folder of results, or takes away what a process that was killed left half written in it."""
+        self._files.mkdir(exist_ok=True)
+        if storage.is_remote(self._files):  # where nothing is ever half written
+            return
+        for path in self._files.glob(f"*{storage.TEMPORARY}"):
+            with suppress(FileNotFoundError):
+                # Who is alive has written to its own just now.
+                if time.time() - path.stat().mtime > _STALE:
+                    path.unlink()
+
+    def _figures(self, name: str, found: Predictions) -> None:
+        from tljax import figures  # and with it matplotlib, which takes a second
+
+        figures.reliability(self._files / f"{name}.reliability.png", found.logits, found.labels)
+        if self._problem == "single_label":
+            figures.confusion(self._files / f"{name}.confusion.png", found.logits, found.labels, found.classes)
