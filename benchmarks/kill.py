@@ -130,7 +130,7 @@ class Life:
         data: what `make` made.
         compiled: programs that were compiled before.
         flags: more of the config.
-        started: when its latest process was.
+        verb, started: of its latest process.
     """
 
     recipe: str
@@ -138,6 +138,7 @@ class Life:
     data: Path
     compiled: Path
     flags: tuple[str, ...] = ()
+    verb: str = ""
     started: float = 0.0
 
     def __post_init__(self) -> None:
@@ -161,6 +162,8 @@ class Life:
             dataset = f"csv:{self.data}/table.csv" if network == "text" else f"folder:{self.data}/pictures"
             command += [f"--config={Path(__file__)}:{self.recipe}", *self.flags]
             command += [f"--config.task.dataset={dataset}", f"--config.backbone.weights={self.data / network}"]
+        else:
+            command.append("--split=train")  # the others are there already
         if aim == "data":
             shutil.rmtree(self.cache, ignore_errors=True)
         if aim == "compile":
@@ -169,7 +172,7 @@ class Life:
         # Written to disk however soon it was compiled, so that a later process only reads it.
         environment = {"JAX_COMPILATION_CACHE_DIR": self.compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0}
         environment = {"TLJAX_CACHE": self.cache, **environment}
-        self.started = time.time()
+        self.verb, self.started = verb, time.time()
         with self._log.open("w") as log:
             return subprocess.Popen(
                 command,
@@ -203,8 +206,8 @@ class Life:
         """Of the latest process, running or dead: a row of `PHASES`, or `start`."""
         if self._touched(self.cache.glob("*/*.partial")) or self._touched(self.cache.glob("*/*.making-*")):
             return "data"
-        if self._touched([self.workdir / "evaluations"]):
-            return "evaluate"
+        if self.verb == "evaluate":
+            return "evaluate" if self._touched([self.workdir / "evaluations"]) else "start"
         whole, broken = checkpoints(self.workdir)
         if folders := self._touched(broken):
             older = any(int(path.name) < max(whole, default=0) for path in folders if path.name.isdigit())
