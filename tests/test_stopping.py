@@ -183,7 +183,7 @@ def test_three_processes_count_every_example_of_a_ragged_split_once(tmp_path):
     run = tmp_path / "run"
     for process in [_start(run, *flags, address, "--num-processes=3", f"--process-id={i}") for i in range(3)]:
         _end(process)
-    kept, _ = predictions.load(run / "evaluations" / "2-test.parquet")
+    kept, _ = predictions.load(run / "evaluations" / "3-test.parquet")
     experiment, resolved = Workdir(run).load()
     split = Run(experiment, resolved).inputs.splits["test"]
     assert kept.ids == split.ids and len(set(kept.ids)) == 7
