@@ -173,7 +173,7 @@ def test_two_processes_stop_at_the_same_step_and_end_as_two_devices_of_one(tmp_p
 @pytest.mark.slow
 def test_three_processes_count_every_example_of_a_ragged_split_once(tmp_path):
     flags = (
-        "--config.steps=2",
+        "--config.steps=3",
         "--config.task.batch_size=6",
         "--config.task.validation=",
         "--config.task.test=train[17:]",
