@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "strategies": {"additions"},
     "tuning": {"additions", "strategies"},
     "metrics": set(),
-    "scores": set(),
+    "bootstrap": set(),
+    "scores": {"bootstrap"},
     "figures": {"scores"},
     "console": set(),
     "storage": {"console"},
@@ -57,9 +58,13 @@ MAY_IMPORT = {
     "predict": {"config", "console", "data", "run", "sharding", "workdir"},
     "inspect": {"config", "data", "flags", "inputs", "lr_find", "plan", "resolve", "run"},
     "convert": {"additions", "array_files", "backbone", "config", "models", "run", "weights", "workdir"},
+    "loop": {
+        *("checkpoint", "console", "data", "events", "metrics", "phases", "predictions", "run", "sharding"),
+        *("step", "stopping", "workdir"),
+    },
     "train": {
-        *("checkpoint", "config", "console", "data", "evaluation", "events", "flags", "metrics", "phases", "plan"),
-        *("predictions", "run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
+        *("checkpoint", "config", "console", "data", "evaluation", "flags", "loop", "metrics", "plan", "predictions"),
+        *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
     "__main__": {"stopping", "weights"},
 }

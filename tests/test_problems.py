@@ -89,7 +89,7 @@ def test_a_killed_and_resumed_run_on_texts_has_the_same_bits(tmp_path, table):
     half = dataclasses.replace(experiment, backbone=BackboneConfig(weights=str(weights)))
     run = prepare(half)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tljax.train._Loop._save", _stop_after(4))
+        patch.setattr("tljax.loop.Loop._save", _stop_after(4))
         with pytest.raises(KeyboardInterrupt):
             train(half, folder)
     (weights / "vocab.txt").unlink()  # what a run needs to go on is in its workdir
@@ -104,9 +104,9 @@ def test_a_killed_and_resumed_run_on_texts_has_the_same_bits(tmp_path, table):
 
 
 def _stop_after(last: int):
-    from tljax.train import _Loop
+    from tljax.loop import Loop
 
-    original = _Loop._save
+    original = Loop._save
 
     def save(self, step, state):
         original(self, step, state)

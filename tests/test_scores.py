@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.special import expit, softmax
 from sklearn import metrics as theirs
 
-from tljax import scores
+from tljax import bootstrap, scores
 from tljax.errors import InputError
 from tljax.metrics import JUDGED
 
@@ -120,8 +120,8 @@ CASES = [
 
 @pytest.mark.parametrize(("problem", "n", "classes"), CASES)
 def test_intervals_are_those_of_the_metrics_of_each_resample(monkeypatch, problem, n, classes):
-    monkeypatch.setattr(scores, "_DRAWS", 80)
-    monkeypatch.setattr(scores, "_BLOCK", 25 * n)  # of 25, 25, 25 and 5 resamples
+    monkeypatch.setattr(bootstrap, "_DRAWS", 80)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 25 * n)  # of 25, 25, 25 and 5 resamples
     logits, labels = _case(problem, n, classes, seed=5)
     found = scores.summarise(problem, logits, labels)
     draws: dict[str, list[float]] = {}
@@ -142,7 +142,7 @@ def test_the_size_of_a_block_changes_no_interval(monkeypatch, problem):
     case = _case(problem, 50, 4)
     found = scores.summarise(problem, *case)
     assert found == scores.summarise(problem, *case)
-    monkeypatch.setattr(scores, "_BLOCK", 1)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 1)
     again = scores.summarise(problem, *case)
     assert again.keys() == found.keys()
     for name, value in found.items():
@@ -177,7 +177,7 @@ def test_the_interval_of_the_mean_error_is_scipys():
     ],
 )
 def test_19_of_20_intervals_hold_the_truth(monkeypatch, problem, names):
-    monkeypatch.setattr(scores, "_DRAWS", 200)
+    monkeypatch.setattr(bootstrap, "_DRAWS", 200)
     truth = scores.summarise(problem, *_case(problem, 100_000, 3, seed=1_000), full=problem != "regression")
     held = dict.fromkeys(names, 0)
     for seed in range(100):
@@ -214,7 +214,7 @@ def test_a_large_split_has_no_intervals_of_rankings_and_the_same_points(monkeypa
         case = _case(problem, 100, 3)
         full = scores.summarise(problem, *case)
         with monkeypatch.context() as patch:
-            patch.setattr(scores, "_LARGE", 299)
+            patch.setattr(bootstrap, "LARGE", 299)
             assert scores.summarise(problem, *case) == {name: full[name] for name in full if name not in names}
 
 

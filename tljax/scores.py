@@ -1,7 +1,7 @@
 """The metrics of a whole split, on the host: points as scikit-learn has them, and bootstrap intervals."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -10,15 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+from tljax import bootstrap
+from tljax.bootstrap import Statistic
 from tljax.errors import InputError
-
-_DRAWS = 1000  # resamples of an interval
-_BLOCK = 2**21  # numbers of a block of resamples: 16 MiB, whatever the split
-_LARGE = 1_000_000  # scores, examples × classes, up to which the metrics of a ranking get an interval (some 10 s)
-_BINS = 15
-
-# From how often each example is in each resample [n, draws]: metrics of each resample [draws], NaN where undefined.
-_Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ def summarise(
         )
     judged = {"single_label": _single_label, "multi_label": _multi_label, "regression": _regression}[problem]
     points, statistics = judged(logits.astype(np.float64), labels, full)
-    intervals = _intervals(statistics, len(labels))
+    intervals = bootstrap.intervals(statistics, len(labels))
     found: dict[str, float | int | list[float]] = {}
     for name, value in points.items():
         found[name] = value if isinstance(value, list) else float(value)
@@ -112,7 +106,7 @@ def calibration(logits: Float[np.ndarray, "n classes"], labels: Num[np.ndarray, 
     return _bins(expit(logits.astype(np.float64)), labels)
 
 
-def _single_label(logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[dict[str, Any], list[_Statistic]]:
+def _single_label(logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[dict[str, Any], list[Statistic]]:
     from scipy.special import softmax
     from sklearn.metrics import balanced_accuracy_score, f1_score
 
@@ -122,7 +116,7 @@ def _single_label(logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[d
     means = {"loss": _nats(logits, chances, labels), "brier": _squared(chances, labels)}
     if classes > 5:
         means["top_5"] = _place(logits, labels) < 5
-    points = {"accuracy": hits.mean(), "accuracy_95": _interval_of_hits(hits)}
+    points = {"accuracy": hits.mean(), "accuracy_95": bootstrap.interval_of_hits(hits)}
     points |= {name: values.mean() for name, values in means.items()}
     points["ece"] = _bins(confidence, hits).ece
     with warnings.catch_warnings():  # that a class is predicted and does not occur, or that there are many for few
@@ -131,17 +125,21 @@ def _single_label(logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[d
         points["macro_f1"] = f1_score(labels, said, average="macro", zero_division=0)
     if not full:
         return points, []
-    statistics = [_means(means), _by_class(labels, said, classes), _error(confidence[:, None], hits[:, None])]
+    statistics = [
+        bootstrap.means_of(means),
+        bootstrap.by_class(labels, said, classes),
+        bootstrap.calibration_error(confidence[:, None], hits[:, None]),
+    ]
     columns = [1] if classes == 2 else range(classes)  # of two, the first's ranking is the second's reversed
     columns = [k for k in columns if 0 < (labels == k).sum() < len(labels)]
     if columns:
         has, scores = labels[:, None] == np.array(columns), chances[:, columns]
         points["auroc"], points["average_precision"] = np.mean(_aurocs(has, scores)), np.mean(_precisions(has, scores))
-        statistics += _rankings(has, scores, "average_precision", both=True)
+        statistics += bootstrap.rankings(has, scores, "average_precision", both=True)
     return points, statistics
 
 
-def _multi_label(logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[dict[str, Any], list[_Statistic]]:
+def _multi_label(logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[dict[str, Any], list[Statistic]]:
     from scipy.special import expit
     from sklearn.metrics import brier_score_loss
 
@@ -150,9 +148,9 @@ def _multi_label(logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[di
     losses = (np.logaddexp(0, logits) - labels * logits).mean(axis=-1)
     points = {
         "mean_average_precision": np.mean(_precisions(has, logits) or 0.0),
-        **_f1((has & said).sum(axis=0), has.sum(axis=0) + said.sum(axis=0)),
+        **bootstrap.f1((has & said).sum(axis=0), has.sum(axis=0) + said.sum(axis=0)),
         "exact_match": exact.mean(),
-        "exact_match_95": _interval_of_hits(exact),
+        "exact_match_95": bootstrap.interval_of_hits(exact),
         "loss": losses.mean(),
         "brier": np.mean(_of_columns(partial(brier_score_loss, pos_label=True), has, chances)),
         "ece": _bins(chances, has).ece,
@@ -160,13 +158,13 @@ def _multi_label(logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[di
     if not full:
         return points, []
     means = {"loss": losses, "brier": np.square(has - chances).mean(axis=-1)}
-    statistics = [_means(means), _by_label(has, said), _error(chances, has)]
+    statistics = [bootstrap.means_of(means), bootstrap.by_label(has, said), bootstrap.calibration_error(chances, has)]
     if areas := _aurocs(has, logits):
         points["auroc"] = np.mean(areas)
-    return points, statistics + _rankings(has, logits, "mean_average_precision", both=False)
+    return points, statistics + bootstrap.rankings(has, logits, "mean_average_precision", both=False)
 
 
-def _regression(values: np.ndarray, labels: np.ndarray, full: bool) -> tuple[dict[str, Any], list[_Statistic]]:
+def _regression(values: np.ndarray, labels: np.ndarray, full: bool) -> tuple[dict[str, Any], list[Statistic]]:
     from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
     labels = labels.astype(np.float64)
@@ -177,8 +175,8 @@ def _regression(values: np.ndarray, labels: np.ndarray, full: bool) -> tuple[dic
         "r2": r2_score(labels, values) if (labels.max(axis=0) > labels.min(axis=0)).all() else np.nan,
         "loss": squared,
     }
-    statistics = [_means({"mae": np.abs(values - labels).mean(axis=-1)})]
-    return points, [*statistics, _by_target(values, labels)] if full else statistics
+    statistics = [bootstrap.means_of({"mae": np.abs(values - labels).mean(axis=-1)})]
+    return points, [*statistics, bootstrap.by_target(values, labels)] if full else statistics
 
 
 def _nats(logits: np.ndarray, chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -206,15 +204,11 @@ def _place(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return ((logits > own) | ((logits == own) & later)).sum(axis=-1)
 
 
-def _bin_of(confidence: np.ndarray) -> np.ndarray:
-    return np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
-
-
 def _bins(confidence: np.ndarray, right: np.ndarray) -> Bins:
-    places = _bin_of(confidence).ravel()
-    count = np.bincount(places, minlength=_BINS)
-    sums = (np.bincount(places, of.ravel(), minlength=_BINS) for of in (confidence, right))
-    return Bins(count, *(np.divide(of, count, out=np.full(_BINS, np.nan), where=count > 0) for of in sums))
+    places = bootstrap.bin_of(confidence).ravel()
+    count = np.bincount(places, minlength=bootstrap.BINS)
+    sums = (np.bincount(places, of.ravel(), minlength=bootstrap.BINS) for of in (confidence, right))
+    return Bins(count, *(np.divide(of, count, out=np.full(bootstrap.BINS, np.nan), where=count > 0) for of in sums))
 
 
 def _aurocs(has: np.ndarray, scores: np.ndarray) -> list[float]:
@@ -236,159 +230,5 @@ def _precisions(has: np.ndarray, scores: np.ndarray) -> list[float]:
 def _of_columns(metric: Callable[..., float], has: np.ndarray, scores: np.ndarray) -> list[float]:
     # Most of the time is NumPy sorting, during which another thread can sort, too.
     with ThreadPoolExecutor() as pool:
-        each = pool.map if has.size > _LARGE else map  # to start threads takes longer than a few short sorts
+        each = pool.map if has.size > bootstrap.LARGE else map  # to start threads takes longer than a few short sorts
         return list(each(metric, has.T, scores.T))
-
-
-def _interval_of_hits(hits: np.ndarray) -> list[float]:
-    from scipy import stats
-
-    # Resampling n hits with replacement draws a binomial count: the same bootstrap, without n × 10,000 numbers.
-    draws = stats.binom.rvs(len(hits), hits.mean(), size=10_000, random_state=0) / len(hits)
-    return np.quantile(draws, (0.025, 0.975)).tolist()
-
-
-def _intervals(statistics: list[_Statistic], count: int) -> dict[str, list[float]]:
-    """The 95% percentile interval of each metric over the resamples in which it is defined."""
-    drawn: dict[str, list[np.ndarray]] = {}
-    for times in _resamples(count) if statistics else ():
-        for statistic in statistics:
-            for name, values in statistic(times).items():
-                drawn.setdefault(name, []).append(values[~np.isnan(values)])
-    whole = {name: np.concatenate(parts) for name, parts in drawn.items()}
-    return {name: np.quantile(draws, (0.025, 0.975)).tolist() for name, draws in whole.items() if len(draws)}
-
-
-def _resamples(count: int) -> Iterator[np.ndarray]:
-    """How often each example is in each of 1000 resamples, [count, draws] in blocks of draws."""
-    rng = np.random.Generator(np.random.PCG64(0))
-    step = max(1, _BLOCK // count)
-    for start in range(0, _DRAWS, step):
-        draws = min(step, _DRAWS - start)
-        places = rng.integers(0, count, (draws, count)) + count * np.arange(draws)[:, None]
-        times = np.bincount(places.ravel(), minlength=draws * count).reshape(draws, count)
-        yield np.ascontiguousarray(times.T, dtype=np.float64)
-
-
-def _means(of: Mapping[str, np.ndarray]) -> _Statistic:
-    values = np.stack([one.astype(np.float64) for one in of.values()])
-    return lambda times: dict(zip(of, values @ times / values.shape[1], strict=True))
-
-
-def _error(confidence: np.ndarray, right: np.ndarray) -> _Statistic:
-    """`Bins.ece` of confidences [n, k]."""
-    count = len(confidence)
-    places = _bin_of(confidence) * count + np.arange(count)[:, None]
-    gaps = np.bincount(places.ravel(), (confidence - right).ravel(), minlength=_BINS * count).reshape(_BINS, count)
-    return lambda times: {"ece": np.abs(gaps @ times).sum(axis=0) / confidence.size}
-
-
-def _by_class(labels: np.ndarray, said: np.ndarray, classes: int) -> _Statistic:
-    """`balanced_accuracy` and `macro_f1` from how many of each class occur, are predicted, and both."""
-    from scipy.sparse import csr_array
-
-    def members(of: np.ndarray, weights: np.ndarray) -> csr_array:
-        return csr_array((weights.astype(np.float64), (of, np.arange(len(of)))), shape=(classes, len(of)))
-
-    ones = np.ones(len(labels))
-    there, called, both = members(labels, ones), members(said, ones), members(labels, said == labels)
-
-    def statistic(times: np.ndarray) -> dict[str, np.ndarray]:
-        occur, right = there @ times, both @ times
-        with np.errstate(invalid="ignore"):
-            recall, f1 = right / occur, 2 * right / (occur + called @ times)
-        return {"balanced_accuracy": _mean_of_defined(recall), "macro_f1": _mean_of_defined(f1)}
-
-    return statistic
-
-
-def _by_label(has: np.ndarray, said: np.ndarray) -> _Statistic:
-    # Whole numbers below 2**24 are exact in float32, which takes half the time.
-    both, sizes = (has & said).T.astype(np.float32), has.T.astype(np.float32) + said.T.astype(np.float32)
-
-    def statistic(times: np.ndarray) -> dict[str, np.ndarray]:
-        times = times.astype(np.float32)
-        return _f1((both @ times).astype(np.float64), (sizes @ times).astype(np.float64))
-
-    return statistic
-
-
-def _f1(both: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
-    """`f1` and `micro_f1` from how many of each class [classes, ...] occur and are predicted, and the sum of each."""
-    each = np.divide(2 * both, sizes, out=np.zeros(sizes.shape), where=sizes > 0)
-    return {"f1": each.mean(axis=0), "micro_f1": 2 * both.sum(axis=0) / np.maximum(sizes.sum(axis=0), 1)}
-
-
-def _by_target(values: np.ndarray, labels: np.ndarray) -> _Statistic:
-    """`rmse`, `loss` and `r2`."""
-    count = len(labels)
-    squares, centred = np.square(values - labels).T, (labels - labels.mean(axis=0)).T
-
-    def statistic(times: np.ndarray) -> dict[str, np.ndarray]:
-        errors, spread = squares @ times, np.square(centred) @ times
-        around = spread - np.square(centred @ times) / count
-        # Of a target that is constant in a resample, rounding leaves some 1e-16 of its squared distance to the mean.
-        around[around <= 1e-12 * spread] = np.nan
-        loss = errors.mean(axis=0) / count
-        return {"rmse": np.sqrt(loss), "loss": loss, "r2": (1 - errors / around).mean(axis=0)}
-
-    return statistic
-
-
-def _rankings(has: np.ndarray, scores: np.ndarray, name: str, both: bool) -> list[_Statistic]:
-    """`auroc` and the mean average precision under its name, [n, classes]; none for more than a million scores.
-
-    Args:
-        both: whether a class counts for the precision only where some examples do not have it.
-    """
-    there = np.flatnonzero(has.any(axis=0))
-    if not len(there) or scores.size > _LARGE:
-        return []
-    ranked = [_ranking(has[:, k], scores[:, k]) for k in there]
-
-    def statistic(times: np.ndarray) -> dict[str, np.ndarray]:
-        areas, precisions = np.stack([one(times) for one in ranked], axis=1)
-        if both:
-            precisions[np.isnan(areas)] = np.nan
-        return {"auroc": _mean_of_defined(areas), name: _mean_of_defined(precisions)}
-
-    return [statistic]
-
-
-def _ranking(has: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """AUROC and average precision of one class in each resample, from the examples [n] sorted once.
-
-    With weights, both are sums over the positive examples: AUROC of the negative ones below (those of an equal score
-    count half), average precision of the part of positive ones among all that score at least as high.
-    """
-    order = np.argsort(-scores, kind="stable")
-    fallen, places = -scores[order], np.flatnonzero(has[order])
-    above = np.searchsorted(fallen, fallen[places], "left")  # examples of a higher score than each positive one's
-    least = np.searchsorted(fallen, fallen[places], "right")  # and of at least that
-    true_above, true_least = (np.searchsorted(places, of) for of in (above, least))
-
-    def statistic(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        times = times[order]
-        own, every = times[places], _running(times)
-        true = _running(own)
-        false = every[-1] - true[-1]
-        below = false - (every[above] - true[true_above] + every[least] - true[true_least]) / 2
-        precision = true[true_least] / np.maximum(every[least], 1)  # where none is drawn, `own` is 0
-        with np.errstate(invalid="ignore"):
-            return (own * below).sum(axis=0) / (true[-1] * false), (own * precision).sum(axis=0) / true[-1]
-
-    return statistic
-
-
-def _running(times: np.ndarray) -> np.ndarray:
-    """The sum of the first 0, 1, … n rows."""
-    sums = np.zeros((len(times) + 1, times.shape[1]))
-    np.cumsum(times, axis=0, out=sums[1:])
-    return sums
-
-
-def _mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Over classes [classes, draws]; NaN where none is."""
-    defined = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)

@@ -1,0 +1,173 @@
+"""95% percentile bootstrap intervals over examples, the same resamples for every metric of a split."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+BINS = 15  # of a calibration
+LARGE = 1_000_000  # scores, examples × classes, up to which the metrics of a ranking get an interval (some 10 s)
+_DRAWS = 1000  # resamples of an interval
+_BLOCK = 2**21  # numbers of a block of resamples: 16 MiB, whatever the split
+
+# From how often each example is in each resample [n, draws]: metrics of each resample [draws], NaN where undefined.
+Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+def bin_of(confidence: np.ndarray) -> np.ndarray:
+    """The bin of each confidence: `BINS` of equal width, each open below and closed above."""
+    return np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+
+
+def interval_of_hits(hits: np.ndarray) -> list[float]:
+    from scipy import stats
+
+    # Resampling n hits with replacement draws a binomial count: the same bootstrap, without n × 10,000 numbers.
+    draws = stats.binom.rvs(len(hits), hits.mean(), size=10_000, random_state=0) / len(hits)
+    return np.quantile(draws, (0.025, 0.975)).tolist()
+
+
+def intervals(statistics: list[Statistic], count: int) -> dict[str, list[float]]:
+    """The 95% percentile interval of each metric over the resamples in which it is defined."""
+    drawn: dict[str, list[np.ndarray]] = {}
+    for times in _resamples(count) if statistics else ():
+        for statistic in statistics:
+            for name, values in statistic(times).items():
+                drawn.setdefault(name, []).append(values[~np.isnan(values)])
+    whole = {name: np.concatenate(parts) for name, parts in drawn.items()}
+    return {name: np.quantile(draws, (0.025, 0.975)).tolist() for name, draws in whole.items() if len(draws)}
+
+
+def _resamples(count: int) -> Iterator[np.ndarray]:
+    """How often each example is in each of 1000 resamples, [count, draws] in blocks of draws."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    step = max(1, _BLOCK // count)
+    for start in range(0, _DRAWS, step):
+        draws = min(step, _DRAWS - start)
+        places = rng.integers(0, count, (draws, count)) + count * np.arange(draws)[:, None]
+        times = np.bincount(places.ravel(), minlength=draws * count).reshape(draws, count)
+        yield np.ascontiguousarray(times.T, dtype=np.float64)
+
+
+def means_of(of: Mapping[str, np.ndarray]) -> Statistic:
+    values = np.stack([one.astype(np.float64) for one in of.values()])
+    return lambda times: dict(zip(of, values @ times / values.shape[1], strict=True))
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> Statistic:
+    """`Bins.ece` of confidences [n, k]."""
+    count = len(confidence)
+    places = bin_of(confidence) * count + np.arange(count)[:, None]
+    gaps = np.bincount(places.ravel(), (confidence - right).ravel(), minlength=BINS * count).reshape(BINS, count)
+    return lambda times: {"ece": np.abs(gaps @ times).sum(axis=0) / confidence.size}
+
+
+def by_class(labels: np.ndarray, said: np.ndarray, classes: int) -> Statistic:
+    """`balanced_accuracy` and `macro_f1` from how many of each class occur, are predicted, and both."""
+    from scipy.sparse import csr_array
+
+    def members(of: np.ndarray, weights: np.ndarray) -> csr_array:
+        return csr_array((weights.astype(np.float64), (of, np.arange(len(of)))), shape=(classes, len(of)))
+
+    ones = np.ones(len(labels))
+    there, called, both = members(labels, ones), members(said, ones), members(labels, said == labels)
+
+    def statistic(times: np.ndarray) -> dict[str, np.ndarray]:
+        occur, right = there @ times, both @ times
+        with np.errstate(invalid="ignore"):
+            recall, f1 = right / occur, 2 * right / (occur + called @ times)
+        return {"balanced_accuracy": _mean_of_defined(recall), "macro_f1": _mean_of_defined(f1)}
+
+    return statistic
+
+
+def by_label(has: np.ndarray, said: np.ndarray) -> Statistic:
+    # Whole numbers below 2**24 are exact in float32, which takes half the time.
+    both, sizes = (has & said).T.astype(np.float32), has.T.astype(np.float32) + said.T.astype(np.float32)
+
+    def statistic(times: np.ndarray) -> dict[str, np.ndarray]:
+        times = times.astype(np.float32)
+        return f1((both @ times).astype(np.float64), (sizes @ times).astype(np.float64))
+
+    return statistic
+
+
+def f1(both: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
+    """`f1` and `micro_f1` from how many of each class [classes, ...] occur and are predicted, and the sum of each."""
+    each = np.divide(2 * both, sizes, out=np.zeros(sizes.shape), where=sizes > 0)
+    return {"f1": each.mean(axis=0), "micro_f1": 2 * both.sum(axis=0) / np.maximum(sizes.sum(axis=0), 1)}
+
+
+def by_target(values: np.ndarray, labels: np.ndarray) -> Statistic:
+    """`rmse`, `loss` and `r2`."""
+    count = len(labels)
+    squares, centred = np.square(values - labels).T, (labels - labels.mean(axis=0)).T
+
+    def statistic(times: np.ndarray) -> dict[str, np.ndarray]:
+        errors, spread = squares @ times, np.square(centred) @ times
+        around = spread - np.square(centred @ times) / count
+        # Of a target that is constant in a resample, rounding leaves some 1e-16 of its squared distance to the mean.
+        around[around <= 1e-12 * spread] = np.nan
+        loss = errors.mean(axis=0) / count
+        return {"rmse": np.sqrt(loss), "loss": loss, "r2": (1 - errors / around).mean(axis=0)}
+
+    return statistic
+
+
+def rankings(has: np.ndarray, scores: np.ndarray, name: str, both: bool) -> list[Statistic]:
+    """`auroc` and the mean average precision under its name, [n, classes]; none for more than a million scores.
+
+    Args:
+        both: whether a class counts for the precision only where some examples do not have it.
+    """
+    there = np.flatnonzero(has.any(axis=0))
+    if not len(there) or scores.size > LARGE:
+        return []
+    ranked = [_ranking(has[:, k], scores[:, k]) for k in there]
+
+    def statistic(times: np.ndarray) -> dict[str, np.ndarray]:
+        areas, precisions = np.stack([one(times) for one in ranked], axis=1)
+        if both:
+            precisions[np.isnan(areas)] = np.nan
+        return {"auroc": _mean_of_defined(areas), name: _mean_of_defined(precisions)}
+
+    return [statistic]
+
+
+def _ranking(has: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """AUROC and average precision of one class in each resample, from the examples [n] sorted once.
+
+    With weights, both are sums over the positive examples: AUROC of the negative ones below (those of an equal score
+    count half), average precision of the part of positive ones among all that score at least as high.
+    """
+    order = np.argsort(-scores, kind="stable")
+    fallen, places = -scores[order], np.flatnonzero(has[order])
+    above = np.searchsorted(fallen, fallen[places], "left")  # examples of a higher score than each positive one's
+    least = np.searchsorted(fallen, fallen[places], "right")  # and of at least that
+    true_above, true_least = (np.searchsorted(places, of) for of in (above, least))
+
+    def statistic(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        times = times[order]
+        own, every = times[places], _running(times)
+        true = _running(own)
+        false = every[-1] - true[-1]
+        below = false - (every[above] - true[true_above] + every[least] - true[true_least]) / 2
+        precision = true[true_least] / np.maximum(every[least], 1)  # where none is drawn, `own` is 0
+        with np.errstate(invalid="ignore"):
+            return (own * below).sum(axis=0) / (true[-1] * false), (own * precision).sum(axis=0) / true[-1]
+
+    return statistic
+
+
+def _running(times: np.ndarray) -> np.ndarray:
+    """The sum of the first 0, 1, … n rows."""
+    sums = np.zeros((len(times) + 1, times.shape[1]))
+    np.cumsum(times, axis=0, out=sums[1:])
+    return sums
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Over classes [classes, draws]; NaN where none is."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)

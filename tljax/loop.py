@@ -1,0 +1,154 @@
+"""The steps of a run in one process, and what happens between them: logs, validations, saves, phases."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from tljax import console, sharding
+from tljax.checkpoint import Checkpoints
+from tljax.data.pipeline import length_of
+from tljax.errors import InputError
+from tljax.events import Events
+from tljax.metrics import JUDGED
+from tljax.phases import Phase
+from tljax.predictions import Predictions, predictions_of
+from tljax.run import Run
+from tljax.step import State
+from tljax.stopping import Notice
+from tljax.workdir import Workdir
+
+
+class Loop:
+    """The steps of one process, and what happens between them.
+
+    Attributes:
+        waited: seconds in which no batch was ready, earlier processes included: at most so long has a device idled.
+        validated: of the latest validation, at the end that of the last step; None if no step was left.
+    """
+
+    def __init__(self, run: Run, folder: Workdir, checkpoints: Checkpoints, started: float, waited: float):
+        self._run, self._folder, self._checkpoints = run, folder, checkpoints
+        self._started, self.waited = started, waited
+        self._stream = run.train_input()
+        self._validation = run.inputs.splits.get("validation")
+        every = run.experiment.eval_every
+        passes = run.resolved.steps / every if every else 1.0
+        self._validating = run.inputs.reader(self._validation, passes) if self._validation is not None else None
+        self._unread: list[tuple[int, dict[str, jax.Array]]] = []
+        self._all = sharding.Agreement(run.mesh)
+        self._found: tuple[int, dict[str, Any]] = 0, {}
+        self.validated: Predictions | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, earlier processes included."""
+        return round(time.monotonic() - self._started, 3)
+
+    @property
+    def _times(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "input_seconds": round(self.waited, 3)}
+
+    def to_the_end(self, state: State, notice: Notice) -> State:
+        """The State after the last step, or after the one at which it was told to stop; saved either way."""
+        run, config, last = self._run, self._run.experiment, self._run.resolved.steps
+        start = int(state.step)
+        batches = self._timed(sharding.put_ahead(self._stream.batches(start, last), run.mesh))
+        with (
+            Events(self._folder.path, start) if sharding.is_first() else contextlib.nullcontext() as board,
+            console.progress("train", start, last) as report,
+        ):
+            for step, batch in enumerate(batches, start + 1):
+                phase = run.phase_at(step - 1)
+                if step - 1 == phase.start and step > 1:
+                    state = run.enter(state, phase)
+                    report(step - 1, _phase_line(phase))
+                state, metrics = run.train_step(phase, length_of(batch))(state, batch)
+                self._unread.append((step, metrics))
+                text = ""
+                if step % config.log_every == 0 or step == last:
+                    text = self._log(board)
+                report(step, text)
+                stops = self._all(bool(notice.reason()))
+                if step == last or (config.eval_every and step % config.eval_every == 0):
+                    self._validate(board, step, state)
+                if stops or step == last or self._saves_at(step):
+                    self._save(step, state)
+                if stops:
+                    break
+        return state
+
+    def _saves_at(self, step: int) -> bool:
+        every = self._run.experiment.checkpoint.every or self._run.experiment.eval_every
+        return bool(every) and step % every == 0
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            before = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - before
+            if batch is None:
+                return
+            yield batch
+
+    def _log(self, board: Events | None) -> str:
+        step, values = self._read()
+        self._write(board, step, "train", values)
+        trained = JUDGED[self._run.experiment.task.problem].trained
+        shown = ("loss", trained, "grad_norm", *(("skipped_steps",) if values["skipped_steps"] else ()))
+        return console.plain({name: values[name] for name in shown} | {"input_seconds": self.waited})
+
+    def _read(self) -> tuple[int, dict[str, Any]]:
+        """The last step's number and metrics, after a look at those of all steps since the last look.
+
+        Only here, as reading waits for the device; the steps after one that is not finite have moved nothing yet
+        that was saved.
+
+        Raises:
+            InputError: a step was not finite, and the config does not say to skip it.
+        """
+        unread = [(step, {name: float(value) for name, value in found.items()}) for step, found in self._unread]
+        self._unread = []
+        for step, values in unread:
+            if values["skipped_steps"] and self._run.experiment.optim.on_nonfinite == "stop":
+                raise InputError(self._not_finite(step, values))
+        return unread[-1]
+
+    def _not_finite(self, step: int, values: dict[str, float]) -> str:
+        rows = ", ".join(str(index) for _, index in self._stream.indices(step - 1))
+        kept = self._checkpoints.steps
+        return (
+            f"the loss is {values['loss']} and the gradient's norm {values['grad_norm']} at step {step}, on examples"
+            f" {rows} of {self._run.experiment.task.train}: lower optim.learning_rate, set optim.clip_norm, or"
+            f" optim.on_nonfinite=skip (last checkpoint: {f'step {kept[-1]}' if kept else 'none'})"
+        )
+
+    def _validate(self, board: Events | None, step: int, state: State) -> None:
+        if self._validation is not None:
+            self.validated = predictions_of(self._run, state, self._validation, "validation", read=self._validating)
+            self._found = step, self.validated.metrics(full=False)
+            self._write(board, step, "validation", self._found[1])
+
+    def _save(self, step: int, state: State) -> None:
+        if self._unread:  # a step that is not finite must not be saved
+            self._read()
+        if sharding.is_first():
+            self._folder.flush()
+        at, metrics = self._found
+        self._checkpoints.save(state, self._run.unmoved(step), metrics if at == step else None)
+
+    def _write(self, board: Events | None, step: int, split: str, values: dict[str, Any]) -> None:
+        if not sharding.is_first():
+            return
+        self._folder.append({"step": step, "split": split, **self._times, **values})
+        for name, value in values.items():
+            if isinstance(value, float):
+                board.scalar(f"{split}/{name}", value, step)
+        board.flush()
+
+
+def _phase_line(phase: Phase) -> str:
+    arguments = "".join(f", {name}={value}" for name, value in phase.arguments.items())
+    return f"{phase.strategy}{arguments} until step {phase.stop}"
