@@ -32,13 +32,15 @@ def join(options: argparse.Namespace) -> None:
 
     Only the first of them prints.
     """
+    if not options.coordinator and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+        return
     # Its handler would take SIGTERM away from `stopping`, which all processes agree upon.
     jax.config.update("jax_enable_preemption_service", False)
     # On CPUs, programs in flight at the same time would meet those of the other processes in any order.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if options.coordinator:
         jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    else:
         jax.distributed.initialize()
     console.console.quiet = jax.process_index() > 0
 
