@@ -55,7 +55,8 @@ MAY_IMPORT = {
         *("checkpoint", "config", "console", "evaluation", "flags", "metrics", "overrides", "predictions"),
         *("run", "storage", "workdir"),
     },
-    "predict": {"config", "console", "data", "run", "sharding", "workdir"},
+    "formats": set(),
+    "predict": {"config", "console", "data", "formats", "run", "sharding", "workdir"},
     "inspect": {"config", "data", "flags", "inputs", "lr_find", "plan", "resolve", "run"},
     "convert": {"additions", "array_files", "backbone", "config", "models", "run", "weights", "workdir"},
     "loop": {

@@ -12,6 +12,7 @@ from fsspec.registry import _registry
 from tests.conftest import tiny_run
 from tljax import storage
 from tljax.errors import InputError
+from tljax.evaluate import evaluate
 from tljax.stopping import Notice, Stopped
 from tljax.train import train
 from tljax.workdir import Workdir
@@ -130,3 +131,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(tmp_path, shapes, bucket):
         lines = [(path / "metrics.jsonl").read_text().splitlines() for path in (epath.Path(tmp_path / "disk"), bucket)]
         steps = [[(line["step"], line["split"], line["loss"]) for line in map(json.loads, some)] for some in lines]
         assert steps[0] == steps[1] and len(steps[0]) == 9
+        assert evaluate(bucket)["loss"] == wanted["splits"]["test"]["loss"]  # from predictions that train stored
+        (bucket / "evaluations").rmtree()
+        assert evaluate(bucket)["loss"] == wanted["splits"]["test"]["loss"]
+        assert {path.name for path in (bucket / "evaluations").iterdir()} == {"6-test.parquet", "6-test.json"}

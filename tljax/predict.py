@@ -1,17 +1,14 @@
 """`predict`: class names and probabilities, or values, for images, or for each line of text files."""
 
 import argparse
-import csv
 import functools
 import itertools
-import json
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from io import TextIOBase
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +23,13 @@ from tljax.data.folders import images_below
 from tljax.data.pipeline import length_of, padded
 from tljax.data.readers import Texts
 from tljax.errors import InputError
+from tljax.formats import FORMATS, opened
 from tljax.run import Run
 from tljax.workdir import Workdir
 
 STDIN = Path("-")
 
 Read = Callable[[], Any]  # gives what the network takes of one image or text, or raises InputError
-Write = Callable[[str, Mapping[str, float]], None]  # one line of output
 
 
 def predict(
@@ -189,72 +186,6 @@ def _name(path: Path) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def _as_text(file: TextIOBase, problem: str, classes: Sequence[str], top: int) -> Write:
-    def write(name: str, found: Mapping[str, float]) -> None:
-        shown = itertools.islice(found.items(), top)
-        file.write(f"{name}\t" + "\t".join(f"{label} {value:.4f}" for label, value in shown) + "\n")
-
-    return write
-
-
-def _as_csv(file: TextIOBase, problem: str, classes: Sequence[str], top: int) -> Write:
-    """Columns `id`; then the values of a regression, or `prediction`, `probability` where there is one, and `p_CLASS`.
-
-    The prediction of several labels is all that are more probable than not, with `|` between.
-    """
-    lines = csv.writer(file, lineterminator="\n")
-    single = problem == "single_label"
-    odds = classes if problem == "regression" else [f"p_{name}" for name in classes]
-    lines.writerow(["id", *([] if problem == "regression" else ["prediction"]), *["probability"] * single, *odds])
-
-    def write(name: str, found: Mapping[str, float]) -> None:
-        said = [] if problem == "regression" else ["|".join(_said(problem, found))]
-        lines.writerow([name, *said, *[max(found.values())] * single, *(found[one] for one in classes)])
-
-    return write
-
-
-def _as_jsonl(file: TextIOBase, problem: str, classes: Sequence[str], top: int) -> Write:
-    """Objects with `id`; and `values` of a regression, or `prediction` and `probabilities`."""
-
-    def write(name: str, found: Mapping[str, float]) -> None:
-        if problem == "regression":
-            told = {"values": found}
-        else:
-            said = _said(problem, found)
-            told = {"prediction": said[0] if problem == "single_label" else said, "probabilities": found}
-        file.write(json.dumps({"id": name, **told}) + "\n")
-
-    return write
-
-
-FORMATS: dict[str, Callable[[TextIOBase, str, Sequence[str], int], Write]] = {
-    "text": _as_text,
-    "csv": _as_csv,
-    "jsonl": _as_jsonl,
-}
-
-
-def _said(problem: str, found: Mapping[str, float]) -> list[str]:
-    """The most probable class, or of several labels those that are more probable than not."""
-    return [next(iter(found))] if problem == "single_label" else [name for name, odds in found.items() if odds > 0.5]
-
-
-@contextmanager
-def _opened(out: Path | None) -> Iterator[TextIOBase]:
-    """Stdout, or a file that is there when it is whole."""
-    if out is None:
-        yield sys.stdout
-        return
-    temporary = out.with_name(f"{out.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _listed(paths: Sequence[Path], reads: str) -> list[Path]:
     """The files that are meant, with every image below a folder in its place."""
     found = []
@@ -303,7 +234,7 @@ def main(arguments: list[str]) -> int:
     progress = nullcontext(lambda done: None) if quiet else console.progress("predict", 0, total, f"{reads}s")
     answers = predict(options.workdir, files, options.step, options.batch_size)
     count, failed = 0, 0
-    with console.on_stderr(), progress as report, _opened(options.out) as file:
+    with console.on_stderr(), progress as report, opened(options.out) as file:
         write = FORMATS[options.format](file, experiment.task.problem, resolved.classes, options.top or 5)
         for name, found in answers:
             count += 1

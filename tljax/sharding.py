@@ -31,14 +31,21 @@ def join(options: argparse.Namespace) -> None:
     """Joins the other processes of a run, as the flags or Slurm say; before any device is touched.
 
     Only the first of them prints.
+
+    Raises:
+        InputError: there is no word of where they are.
     """
+    if options.num_processes > 1 and not options.coordinator:
+        raise InputError("--num-processes needs --coordinator=HOST:PORT, the same in each process")
+    if not options.coordinator and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+        return
     # Its handler would take SIGTERM away from `stopping`, which all processes agree upon.
     jax.config.update("jax_enable_preemption_service", False)
     # On CPUs, programs in flight at the same time would meet those of the other processes in any order.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if options.coordinator:
         jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    else:
         jax.distributed.initialize()
     console.console.quiet = jax.process_index() > 0
 

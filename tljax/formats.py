@@ -1,0 +1,78 @@
+"""What `predict` writes: lines of text, CSV or JSON."""
+
+import csv
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import TextIOBase
+from pathlib import Path
+
+Write = Callable[[str, Mapping[str, float]], None]  # one line, of a name and its probabilities or values
+
+
+def _as_text(file: TextIOBase, problem: str, classes: Sequence[str], top: int) -> Write:
+    def write(name: str, found: Mapping[str, float]) -> None:
+        shown = itertools.islice(found.items(), top)
+        file.write(f"{name}\t" + "\t".join(f"{label} {value:.4f}" for label, value in shown) + "\n")
+
+    return write
+
+
+def _as_csv(file: TextIOBase, problem: str, classes: Sequence[str], top: int) -> Write:
+    """Columns `id`; then the values of a regression, or `prediction`, `probability` where there is one, and `p_CLASS`.
+
+    The prediction of several labels is all that are more probable than not, with `|` between.
+    """
+    lines = csv.writer(file, lineterminator="\n")
+    single = problem == "single_label"
+    odds = classes if problem == "regression" else [f"p_{name}" for name in classes]
+    lines.writerow(["id", *([] if problem == "regression" else ["prediction"]), *["probability"] * single, *odds])
+
+    def write(name: str, found: Mapping[str, float]) -> None:
+        said = [] if problem == "regression" else ["|".join(_said(problem, found))]
+        lines.writerow([name, *said, *[max(found.values())] * single, *(found[one] for one in classes)])
+
+    return write
+
+
+def _as_jsonl(file: TextIOBase, problem: str, classes: Sequence[str], top: int) -> Write:
+    """Objects with `id`; and `values` of a regression, or `prediction` and `probabilities`."""
+
+    def write(name: str, found: Mapping[str, float]) -> None:
+        if problem == "regression":
+            told = {"values": found}
+        else:
+            said = _said(problem, found)
+            told = {"prediction": said[0] if problem == "single_label" else said, "probabilities": found}
+        file.write(json.dumps({"id": name, **told}) + "\n")
+
+    return write
+
+
+FORMATS: dict[str, Callable[[TextIOBase, str, Sequence[str], int], Write]] = {
+    "text": _as_text,
+    "csv": _as_csv,
+    "jsonl": _as_jsonl,
+}
+
+
+def _said(problem: str, found: Mapping[str, float]) -> list[str]:
+    """The most probable class, or of several labels those that are more probable than not."""
+    return [next(iter(found))] if problem == "single_label" else [name for name, odds in found.items() if odds > 0.5]
+
+
+@contextmanager
+def opened(out: Path | None) -> Iterator[TextIOBase]:
+    """Stdout, or a file that is there when it is whole."""
+    if out is None:
+        yield sys.stdout
+        return
+    temporary = out.with_name(f"{out.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
