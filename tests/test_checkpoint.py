@@ -208,6 +208,20 @@ def test_of_a_damaged_newest_step_no_number_is_used(tmp_path, capsys, damage):
     assert (tmp_path / "2.damaged").exists() == bool(told)
 
 
+def test_what_was_to_be_removed_when_a_process_died_is_removed_by_the_next(tmp_path):
+    with _open(tmp_path, writer=True, keep=1) as saved:
+        for step in (1, 2, 3):
+            saved.save(_state(step))
+    shutil.copytree(tmp_path / "3", tmp_path / "2")
+    with _open(tmp_path, writer=True, keep=1) as saved:
+        assert saved.newest() == 3
+        assert saved.steps == [3]
+    shutil.copytree(tmp_path / "3", tmp_path / "2")
+    _flip(tmp_path / "3")
+    with _open(tmp_path, writer=True, keep=1) as saved:  # not while it is the only one that is whole
+        assert saved.newest() == 2
+
+
 def test_if_all_are_damaged_nothing_begins_anew_unasked(tmp_path):
     with _open(tmp_path, writer=True) as saved:
         saved.save(_state(1))

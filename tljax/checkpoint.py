@@ -157,7 +157,9 @@ class Checkpoints:
         return serialization.from_state_dict(abstract, filled)
 
     def newest(self) -> int:
-        """The latest step that is undamaged; 0 if there is none at all. A writer sets aside those that are damaged.
+        """The latest step that is undamaged; 0 if there is none at all.
+
+        A writer sets aside those that are damaged, and removes what a killed one had no time to.
 
         Raises:
             InputError: all are damaged.
@@ -168,6 +170,8 @@ class Checkpoints:
             wrong = array_files.wrong(folder)
             if not wrong:
                 self._base = self._base_of(step)
+                if self._writer:
+                    self._prune()
                 return step
             if step not in self.steps:  # its run has just removed it
                 return self.newest()
