@@ -1,9 +1,11 @@
 """What several tests share: small models with golden weights, tiny data sets, and the command line."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,17 @@ def make_table(path: Path, rows: int = 32) -> Path:
         lines.append(f"{' '.join(words)},{word} film,{label},{both},{len(words)}")
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs() -> Iterator[None]:
+    """Frees the compiled programs of a file's tests: each takes some of the 65,530 memory maps that a process may have.
+
+    Of all tests together they are more, and the compiler then dies of a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)

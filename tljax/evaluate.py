@@ -70,16 +70,15 @@ def evaluate_all(
     workdirs: Sequence[str], step: str, evaluation_of: Callable[[str], Evaluation], say: Callable[[str], None]
 ) -> Iterator[Result | Failed]:
     """The result of each run, by the checkpoint that `step` means of it, or by `all`; one that fails stops no other."""
-    evaluation_of = functools.cache(evaluation_of)
     for workdir in workdirs:
         try:
-            evaluation = evaluation_of(workdir)
+            evaluation = evaluation_of(workdir)  # and with it the programs of one run at a time
             with evaluation.checkpoints() as checkpoints:
                 if step != "all":
                     yield evaluation.of(checkpoints, step)
                     continue
                 for one in checkpoints.steps or [checkpoints.resolve("latest")]:  # which says what to do
-                    yield from _tried(evaluation_of, workdir, checkpoints, one, say)
+                    yield from _tried(lambda _, made=evaluation: made, workdir, checkpoints, one, say)
         except Exception as error:  # another run may well have enough memory, or whatever it was
             yield _failed(workdir, error)
 

@@ -1,7 +1,7 @@
 """Assembles a run: the one place where config, data, model, weights and optimizer meet."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Run:
         tokenizer: Path | None = None,
     ):
         self.experiment, self.resolved = experiment, resolved
+        self._made: dict[Hashable, Any] = {}
         self.inputs = Inputs(experiment, resolved, splits, tokenizer)
         self.mesh = sharding.make_mesh()
         self.network = Network(
@@ -73,10 +74,10 @@ class Run:
         """The highest multiplier that each leaf has in any phase; 0 where it never trains."""
         return jax.tree.map(lambda *found: max(found), *(phase.multipliers for phase in self.phases))
 
-    @functools.cache  # noqa: B019 (a Run lives as long as the process)
     def abstract_state(self, step: int = 0) -> State:
         """Shapes, dtypes and shardings of the State after `step` steps."""
-        return self.abstract(self.phase_of(step))
+        phase = self.phase_of(step)
+        return self._once(("state", phase), lambda: self.abstract(phase))
 
     def abstract(self, phase: Phase) -> State:
         """The same of a State in a phase."""
@@ -162,17 +163,25 @@ class Run:
         jitted = jax.jit(step, donate_argnums=0, in_shardings=(replicated, split), out_shardings=replicated)
         return jitted.lower(self.abstract(phase), self._abstract_batch(self.batch_size, length))
 
-    @functools.cache  # noqa: B019
     def train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Compiled:
         """(State, batch) -> State, metrics; compiled, the old State donated."""
         # A CPU's compiler takes away the barriers that hold recomputation back, unless told not to.
         on_cpu = self.experiment.remat and jax.default_backend() == "cpu"
         options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
-        return self.lower_train_step(phase, length).compile(compiler_options=options)
+        make = functools.partial(self.lower_train_step, phase, length)
+        return self._once(("train", phase, length), lambda: make().compile(compiler_options=options))
 
-    @functools.cache  # noqa: B019
     def eval_step(self, batch_size: int, length: int | None = None) -> jax.stages.Compiled:
         """(params, batch_stats, input of `batch_size` rows) -> logits; compiled."""
+        return self._once(("eval", batch_size, length), lambda: self._eval_step(batch_size, length))
+
+    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What was made before, if it was; kept as long as the run is, for a process may come by many of them."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _eval_step(self, batch_size: int, length: int | None) -> jax.stages.Compiled:
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
         jitted = jax.jit(
             functools.partial(eval_step, forward=self._forward(None), flip=self.experiment.task.flip_test),
