@@ -44,7 +44,8 @@ FULL_SIZE = {"vit_tiny_patch16": 32, "resnet18": 64}
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return f"folder:{make_folder(tmp_path_factory.mktemp('freezing') / 'shapes')}"
+    yield f"folder:{make_folder(tmp_path_factory.mktemp('freezing') / 'shapes')}"
+    _run.cache_clear()  # and with the runs their programs
 
 
 @functools.cache
