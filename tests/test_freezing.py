@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from tests.conftest import make_folder, tiny_run
 from tljax import metrics, phases, sharding, step, tuning
+from tljax.checkpoint import named
 from tljax.cost import cost, optimizer_state_bytes
 from tljax.run import Run
 from tljax.strategies import STRATEGIES
@@ -70,6 +71,7 @@ def test_frozen_leaves_keep_their_bits_and_every_other_moves(dataset, network, s
     # Random networks start with scales of 0 that silence whole branches, and frozen they would for ever.
     state = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.05, state.params))
     before = jax.tree.map(np.array, (state.params, state.batch_stats))
+    start = {name: np.array(leaf) for name, leaf in named(state).items()}
     digest = tuning.digest(run.frozen_leaves(state))
     stream = run.train_input()
     for number in range(6):
@@ -77,6 +79,7 @@ def test_frozen_leaves_keep_their_bits_and_every_other_moves(dataset, network, s
         if 0 < number == phase.start:
             state = run.enter(state, phase)
         state, found = run.train_step(phase)(state, sharding.put_batch(stream.batch(number), run.mesh))
+        _check_unmoved(run, state, start)
     assert (int(state.step), int(state.skipped)) == (6, 0)
     assert found["grad_norm"] > 0
     multipliers = flatten_dict(run.multipliers, sep="/")
@@ -90,6 +93,37 @@ def test_frozen_leaves_keep_their_bits_and_every_other_moves(dataset, network, s
         same = old.tobytes() == np.asarray(stats[path]).tobytes()
         assert same == (path.split("/")[1] in resting), path
     assert tuning.digest(run.frozen_leaves(state)) == digest
+
+
+def _check_unmoved(run: Run, state: step.State, start: dict[str, np.ndarray]) -> None:
+    """What a checkpoint leaves out is what it was at the start."""
+    leaves = named(state)
+    for name in run.unmoved(int(state.step)):
+        assert np.asarray(leaves[name]).tobytes() == start[name].tobytes(), name
+
+
+@pytest.mark.parametrize("modes", [("frozen", "update_stats"), ("update_stats", "frozen"), ("frozen", "frozen")])
+def test_statistics_that_moved_in_any_phase_are_not_left_out(dataset, modes):
+    frozen, trained = modes
+    run = tiny_run(
+        dataset,
+        "tiny_resnet",
+        tuning__strategy="lp_ft",
+        batch_norm__frozen_groups=frozen,
+        batch_norm__trained_groups=trained,
+        regularise__l2_sp=0.1,
+    )
+    state, stream = run.init_state(), run.train_input()
+    start = {name: np.array(leaf) for name, leaf in named(state).items()}
+    for number in range(6):
+        phase = run.phase_at(number)
+        if 0 < number == phase.start:
+            state = run.enter(state, phase)
+        state, _ = run.train_step(phase)(state, sharding.put_batch(stream.batch(number), run.mesh))
+        _check_unmoved(run, state, start)
+    kept = {name for name in run.unmoved(6) if name.startswith("batch_stats")}
+    assert bool(kept) == (modes == ("frozen", "frozen"))
+    assert any(name.startswith("anchor/") for name in run.unmoved(6))
 
 
 @pytest.mark.parametrize(("network", "strategy"), CASES)

@@ -101,19 +101,22 @@ class Run:
         found = {f"params/{path}" for path in frozen} | {f"batch_stats/{path}" for path in resting}
         if state.average:  # whose steps towards a value that rests are 0
             found |= {f"average/batch_stats/{path}" for path in resting}
-        return frozenset(found | {f"anchor/{path}" for path in _paths(state.anchor)})
+        if state.anchor:
+            found |= {f"anchor/{path}" for path, value in flatten_dict(self.multipliers, sep="/").items() if value}
+        return frozenset(found)
 
     def _resting(self, phases: Sequence[Phase]) -> tuple[list[str], list[str]]:
         """Paths of the parameters that train in none of these phases, and of the statistics that none moves."""
         trained = [flatten_dict(phase.multipliers, sep="/") for phase in phases]
         frozen = [path for path in self.layout.group_of if not any(found[path] for found in trained)]
-        modes, never = self.experiment.batch_norm, frozenset.intersection(*(phase.frozen for phase in phases))
-        moving = {
-            True: modes.frozen_groups == "update_stats",
-            False: modes.trained_groups == "update_stats",
-        }
-        stats = self.network.abstract.get("batch_stats", {})
-        return frozen, [path for path in _paths(stats) if not moving[path.split("/")[1] in never]]
+        modes = self.experiment.batch_norm
+
+        def rests(group: str) -> bool:
+            used = (modes.frozen_groups if group in phase.frozen else modes.trained_groups for phase in phases)
+            return "update_stats" not in used
+
+        stats = flatten_dict(self.network.abstract.get("batch_stats", {}), sep="/")
+        return frozen, [path for path in stats if rests(path.split("/")[1])]
 
     def init_state(self) -> State:
         """The State at step 0."""
@@ -258,12 +261,6 @@ class Run:
         single = self.experiment.task.problem == "single_label"
         label = place((), np.int32) if single else place((len(self.resolved.classes),), np.float32)
         return {"input": x, "label": label, "mask": place((), np.float32), "weight": place((), np.float32)}
-
-
-def _paths(tree: Any) -> list[str]:
-    """Of the leaves below nested dicts."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
 def _placed(leaf, sharding) -> jax.ShapeDtypeStruct:
