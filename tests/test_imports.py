@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "metrics": set(),
     "bootstrap": set(),
     "scores": {"bootstrap"},
-    "figures": {"scores"},
+    "figures": {"scores", "storage"},
     "console": set(),
     "storage": {"console"},
     "array_files": {"storage"},
@@ -49,7 +49,8 @@ MAY_IMPORT = {
     "predictions": {"console", "data", "run", "scores", "sharding", "step", "storage"},
     "overrides": {"config", "data", "inputs", "resolve"},
     "evaluation": {
-        *("checkpoint", "config", "data", "figures", "overrides", "predictions", "run", "step", "storage", "workdir"),
+        *("checkpoint", "config", "data", "figures", "overrides", "predictions", "resolve", "run", "step", "storage"),
+        "workdir",
     },
     "evaluate": {
         *("checkpoint", "config", "console", "evaluation", "flags", "metrics", "overrides", "predictions"),

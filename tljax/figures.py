@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, Num
 
-from tljax import scores
+from tljax import scores, storage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,11 +91,8 @@ def confused(
 
 
 def _write(figure: "Figure", path: Any) -> None:
-    """Whole or not at all."""
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150, format="png")
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(picture.getvalue())
-    temporary.replace(path)
+    storage.write_whole(path, picture.getvalue())
