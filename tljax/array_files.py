@@ -25,7 +25,15 @@ MANIFEST = "manifest.json"
 
 
 class Damaged(InputError):
-    """Files that are not the ones that were written."""
+    """Files that are not the ones that were written.
+
+    Attributes:
+        wrong: what is not as it was, in words.
+    """
+
+    def __init__(self, folder: epath.Path, wrong: str):
+        super().__init__(f"{folder} is damaged: {wrong}")
+        self.wrong = wrong
 
 
 def write(folder: epath.Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
@@ -50,7 +58,7 @@ def read(folder: epath.Path) -> dict[str, np.ndarray]:
     files = manifest(folder)["files"]
     with _here(folder) as local:
         if wrong := storage.check(local, files):
-            raise Damaged(f"{folder} is damaged: {wrong}")
+            raise Damaged(folder, wrong)
         return flatten_dict(_load(Path(local / "arrays")), sep="/")
 
 
@@ -67,7 +75,7 @@ def manifest(folder: epath.Path) -> dict[str, Any]:
         wrong = "has other content than was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
         wrong = storage.reason(error)
-    raise Damaged(f"{folder} is damaged: {MANIFEST}: {wrong}")
+    raise Damaged(folder, f"{MANIFEST}: {wrong}")
 
 
 def wrong(folder: epath.Path) -> str:
@@ -75,7 +83,7 @@ def wrong(folder: epath.Path) -> str:
     try:
         return storage.check(folder, manifest(folder)["files"])
     except Damaged as error:
-        return str(error).removeprefix(f"{folder} is damaged: ")
+        return error.wrong
 
 
 def remove(folder: epath.Path) -> None:
@@ -107,7 +115,7 @@ def load_tree(folder: Path) -> dict[str, Any]:
     """The arrays that `save_tree` wrote, on the host.
 
     Raises:
-        Damaged: they cannot be read.
+        InputError: they cannot be read.
     """
     return _load(folder / "arrays")
 
@@ -117,7 +125,7 @@ def _load(folder: Path) -> dict[str, Any]:
         found = v1.metadata(folder).metadata
         return v1.load(folder, jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), found))
     except Exception as error:  # whatever Orbax or TensorStore met in the files
-        raise Damaged(f"{folder}: cannot be restored ({storage.reason(error)})") from error
+        raise InputError(f"{folder}: cannot be restored ({storage.reason(error)})") from error
 
 
 def _save(folder: Path, tree: Mapping[str, Any]) -> None:
