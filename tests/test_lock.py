@@ -54,10 +54,14 @@ def test_a_dead_writers_lock_is_taken_over_at_once(tmp_path):
     mine.release()
 
 
-@pytest.mark.parametrize("where", ["disk", "bucket"])
-def test_on_another_machine_a_writer_that_shows_no_sign_of_life_is_taken_over(tmp_path, bucket, where):  # noqa: F811
-    folder = epath.Path(tmp_path) if where == "disk" else bucket
-    folder.mkdir(parents=True, exist_ok=True)
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request, tmp_path, bucket):  # noqa: F811
+    found = epath.Path(tmp_path) if request.param == "disk" else bucket
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def test_on_another_machine_a_writer_that_shows_no_sign_of_life_is_taken_over(folder):
     _write(folder, "elsewhere", 3)
     mine = Lock(folder)
     mine.acquire()
@@ -65,10 +69,7 @@ def test_on_another_machine_a_writer_that_shows_no_sign_of_life_is_taken_over(tm
     mine.release()
 
 
-@pytest.mark.parametrize("where", ["disk", "bucket"])
-def test_on_another_machine_a_writer_that_lives_is_left_alone(tmp_path, bucket, where):  # noqa: F811
-    folder = epath.Path(tmp_path) if where == "disk" else bucket
-    folder.mkdir(parents=True, exist_ok=True)
+def test_on_another_machine_a_writer_that_lives_is_left_alone(folder):
     _write(folder, "elsewhere", 0)
     done = threading.Event()
 
