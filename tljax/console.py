@@ -78,6 +78,12 @@ def weights(become: Mapping[str, Any]) -> None:
     table("weights", ("", "arrays", ""), rows)
 
 
+def interval(found: Mapping[str, Any], metric: str) -> str:
+    """`0.9720 … 0.9827`, the 95% interval that was found of a metric; empty if none was."""
+    edges = found.get(f"{metric}_95")
+    return f"{edges[0]:.4f} … {edges[1]:.4f}" if edges else ""
+
+
 def plain(metrics: Mapping[str, Any]) -> str:
     """`loss 0.123  accuracy 0.960` for a line or a bar."""
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))

@@ -78,7 +78,8 @@ def evaluate_all(
                     yield evaluation.of(checkpoints, step)
                     continue
                 for one in checkpoints.steps or [checkpoints.resolve("latest")]:  # which says what to do
-                    yield from _tried(lambda _, made=evaluation: made, workdir, checkpoints, one, say)
+                    at = functools.partial(evaluation.at, checkpoints, one)
+                    yield from _tried(at, f"{workdir} step {one}", say)
         except Exception as error:  # another run may well have enough memory, or whatever it was
             yield _failed(workdir, error)
 
@@ -99,6 +100,10 @@ def watch(
     """
     seen: set[tuple[str, int]] = set()
     evaluation_of = functools.cache(evaluation_of)
+
+    def at(workdir: str, checkpoints: Checkpoints, step: int) -> Result | None:
+        return evaluation_of(workdir).at(checkpoints, step)
+
     while True:
         workdirs = find()
         ended = bool(workdirs)
@@ -113,26 +118,22 @@ def watch(
                 for step in checkpoints.steps:
                     if (workdir, step) not in seen:
                         seen.add((workdir, step))
-                        yield from _tried(evaluation_of, workdir, checkpoints, step, say)
+                        here = functools.partial(at, workdir, checkpoints, step)
+                        yield from _tried(here, f"{workdir} step {step}", say)
         if ended:
             return
         time.sleep(interval)
 
 
-def _tried(
-    evaluation_of: Callable[[str], Evaluation],
-    workdir: str,
-    checkpoints: Checkpoints,
-    step: int,
-    say: Callable[[str], None],
-) -> Iterator[Result | Failed]:
+def _tried(at: Callable[[], Result | None], what: str, say: Callable[[str], None]) -> Iterator[Result | Failed]:
+    """What `Evaluation.at` gives, or why it does not."""
     try:
-        found = evaluation_of(workdir).at(checkpoints, step)
+        found = at()
     except Exception as error:
-        yield _failed(f"{workdir} step {step}", error)
+        yield _failed(what, error)
         return
     if found is None:
-        say(f"{workdir} step {step}: gone, as the run keeps only some; skipped")
+        say(f"{what}: gone, as the run keeps only some; skipped")
     else:
         yield found
 
@@ -182,7 +183,7 @@ def _show_one(title: str, found: Mapping[str, Any]) -> None:
     rows = [("examples", found["count"], "")]
     for name, value in found.items():
         if isinstance(value, float):
-            rows.append((name, f"{value:.4f}", _interval(found, name)))
+            rows.append((name, f"{value:.4f}", console.interval(found, name)))
     console.table(title, (found["split"], "value", "95% interval"), rows)
 
 
@@ -190,7 +191,7 @@ def _show_several(results: Sequence[Result], others: Mapping[str, Any]) -> None:
     rows = []
     for result in results:
         found, best = result.found, JUDGED[result.problem].best
-        row = result.workdir, found["step"], found["count"], best, f"{found[best]:.4f}", _interval(found, best)
+        row = result.workdir, found["step"], found["count"], best, f"{found[best]:.4f}", console.interval(found, best)
         rows.append(row)
     columns = ("run", "step", "examples", "metric", "value", "95% interval")
     console.table(_title([results[0].found["split"]], others), columns, rows)
@@ -198,11 +199,6 @@ def _show_several(results: Sequence[Result], others: Mapping[str, Any]) -> None:
 
 def _title(parts: Sequence[str], others: Mapping[str, Any]) -> str:
     return ", ".join([*parts, *(f"{key}={value}" for key, value in others.items())])
-
-
-def _interval(found: Mapping[str, Any], name: str) -> str:
-    low, high = found.get(f"{name}_95", (None, None))
-    return f"{low:.4f} … {high:.4f}" if low is not None else ""
 
 
 def _untrained(parser: argparse.ArgumentParser, arguments: list[str]) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 from tljax import overrides, predictions, storage
 from tljax.checkpoint import Checkpoints
-from tljax.config import to_dict
+from tljax.config import Experiment, to_dict
 from tljax.data.examples import Split
 from tljax.data.readers import Reader
 from tljax.errors import InputError
 from tljax.predictions import Predictions, predictions_of
+from tljax.resolve import Resolved
 from tljax.run import Run
 from tljax.step import State
 from tljax.workdir import Workdir
@@ -41,11 +42,29 @@ class Result:
     stored: bool
 
 
+def name_of(step: int, split: str, told: Mapping[str, Any] = {}) -> str:
+    """Of the files of an evaluation, without what is after the dot; `told` as of `overrides`."""
+    name = f"{step}-{split.replace('/', '_')}"
+    if not told:
+        return name
+    return f"{name}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
 def facts_of(
-    folder: Workdir, checkpoints: Checkpoints, step: int, name: str, split: Split, told: Mapping[str, Any] = {}
+    own: tuple[Experiment, Resolved],
+    checkpoints: Checkpoints,
+    step: int,
+    name: str,
+    split: Split,
+    told: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
-    """All that predictions of a split, called `name`, depend on, as JSON gives it back; `told` as of `overrides`."""
-    run = json.dumps([to_dict(part) for part in folder.load()], sort_keys=True)
+    """All that predictions of a split, called `name`, depend on, as JSON gives it back.
+
+    Args:
+        own: what the run's workdir says (`Workdir.load`).
+        told: as of `overrides`.
+    """
+    run = json.dumps([to_dict(part) for part in own], sort_keys=True)
     facts = {
         "run": hashlib.sha256(run.encode()).hexdigest(),
         "step": step,
@@ -113,9 +132,9 @@ class Evaluation:
         Raises:
             InputError: it cannot be restored.
         """
-        name = self._name(step)
+        name = name_of(step, self._split, self._told)
         try:
-            facts = facts_of(self._folder, checkpoints, step, self._split, self._examples, self._told)
+            facts = facts_of(self._own, checkpoints, step, self._split, self._examples, self._told)
             found = self._stored(name, facts)
             state = self._restored(checkpoints, step) if found is None else None
         except (InputError, OSError):
@@ -126,7 +145,7 @@ class Evaluation:
             label = f"{self._workdir} step {step} {self._split}"
             found = predictions_of(self._run, state, self._examples, label, self._batch_size, self._reader)
             self._clean()
-            found.save(self._files / f"{name}.parquet", facts)
+            found.save(self._folder.evaluations / f"{name}.parquet", facts)
         result = {"split": self._split, "step": step, **found.metrics()}
         if self._told:
             result |= {"slicing": self._examples.name, "overrides": self._told}
@@ -168,12 +187,6 @@ class Evaluation:
     def _reader(self) -> Reader:
         return self._run.inputs.reader(self._examples)
 
-    def _name(self, step: int) -> str:
-        name = f"{step}-{self._split.replace('/', '_')}"
-        if not self._told:
-            return name
-        return f"{name}-{hashlib.sha256(json.dumps(self._told, sort_keys=True).encode()).hexdigest()[:8]}"
-
     def _says(self, name: str, result: Mapping[str, Any]) -> bool:
         """Whether the JSON is there, and of this result."""
         try:
@@ -182,8 +195,7 @@ class Evaluation:
             return False
 
     def _clean(self) -> None:
-        """Makes the folder of results, or takes away what a process that was killed left half written in it."""
-        self._files.mkdir(exist_ok=True)
+        """Takes away what a process that was killed left half written in the folder of results."""
         if storage.is_remote(self._files):  # where nothing is ever half written
             return
         for path in self._files.glob(f"*{storage.TEMPORARY}"):

@@ -79,7 +79,7 @@ def predictions_of(
 
     Args:
         label: its name, for the progress bar.
-        batch_size: examples at a time; the config's by default. Rounded up to the devices, padded and masked.
+        batch_size: examples at a time; the config's by default. Rounded up to the devices, and padded.
         read: reads its examples; made here by default.
     """
     size = min(batch_size or run.experiment.task.eval_batch_size, len(split))

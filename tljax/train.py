@@ -15,7 +15,7 @@ from tljax.config import Experiment
 from tljax.data import health
 from tljax.data.examples import Split
 from tljax.errors import InputError
-from tljax.evaluation import facts_of
+from tljax.evaluation import facts_of, name_of
 from tljax.flags import parse_experiment
 from tljax.loop import Loop
 from tljax.metrics import JUDGED
@@ -140,9 +140,8 @@ def _check_best(run: Run) -> None:
 
 def _keep(found: Predictions, folder: Workdir, checkpoints: Checkpoints, step: int, name: str, split: Split) -> None:
     """Stores predictions of the last step as `evaluate` would, which then need not compute them."""
-    path = folder.path / "evaluations" / f"{step}-{name}.parquet"
-    path.parent.mkdir(exist_ok=True)
-    facts = facts_of(folder, checkpoints, step, name, split)
+    path = folder.evaluations / f"{name_of(step, name)}.parquet"
+    facts = facts_of(folder.load(), checkpoints, step, name, split)
     storage.persistently(lambda: found.save(path, facts), str(path))
 
 
@@ -193,8 +192,8 @@ def _print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
 
 
 def _beside(found: dict[str, Any], metric: str) -> str:
-    interval = found.get(f"{metric}_95")
-    return (f"95% {interval[0]:.4f} … {interval[1]:.4f}, " if interval else "") + f"{found['count']} examples"
+    interval = console.interval(found, metric)
+    return (f"95% {interval}, " if interval else "") + f"{found['count']} examples"
 
 
 def main(arguments: list[str]) -> None:

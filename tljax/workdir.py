@@ -167,10 +167,16 @@ class Workdir:
         storage.write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
         return (kept[-1]["seconds"], kept[-1]["input_seconds"]) if kept else (0.0, 0.0)
 
+    @property
+    def evaluations(self) -> epath.Path:
+        """The folder of what was found of checkpoints; made if it is not there."""
+        folder = self.path / "evaluations"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def save_evaluation(self, name: str, found: Mapping[str, Any]) -> None:
         """Writes `evaluations/NAME.json`."""
-        (self.path / "evaluations").mkdir(exist_ok=True)
-        _write(self.path / "evaluations" / f"{name}.json", found)
+        _write(self.evaluations / f"{name}.json", found)
 
     def _append(self) -> None:
         text = "".join(self._unwritten)
