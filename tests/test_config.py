@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tljax import config
+from tljax import config, fields
 from tljax.config import Experiment, OptimConfig
 from tljax.errors import InputError
 
@@ -19,7 +19,7 @@ def test_default_config_becomes_the_default_experiment():
 def test_an_experiment_survives_json():
     values = _with(tuning={"strategy": "pattern", "patterns": ((".*", 1.0),)}, epochs=0)
     experiment = Experiment.from_config(values)
-    again = Experiment.from_config(json.loads(json.dumps(config.to_dict(experiment))))
+    again = Experiment.from_config(json.loads(json.dumps(fields.to_dict(experiment))))
     assert again == experiment
     assert again.tuning.patterns == ((".*", 1.0),)
 

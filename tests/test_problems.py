@@ -15,7 +15,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from tests.conftest import ROOT, make_table, tiny_run, tljax
-from tljax import config
+from tljax import config, fields
 from tljax.backbone import resolve, restore
 from tljax.config import BackboneConfig, Experiment
 from tljax.convert import convert
@@ -175,7 +175,7 @@ def test_values_are_scaled_for_the_network_and_judged_in_their_own_units(tmp_pat
 def test_other_workers_and_caches_go_on_with_a_run(tmp_path, table):
     experiment = _experiment()
     train(experiment, tmp_path / "run")
-    values = config.to_dict(experiment)
+    values = fields.to_dict(experiment)
     values["input"] = {"workers": 0, "cache_gb": 0.0}
     assert train(Experiment.from_config(values), tmp_path / "run")["steps"] == 8
     values["seed"] = 1

@@ -13,8 +13,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax import array_files
-from tljax.config import BackboneConfig, Experiment, Preprocessing, build, to_dict
+from tljax.config import BackboneConfig, Experiment, Preprocessing
 from tljax.errors import InputError
+from tljax.fields import build, to_dict
 from tljax.models import BACKBONES, Backbone
 from tljax.models import build as build_backbone
 from tljax.models.bert import Bert

@@ -1,17 +1,13 @@
 """What a run is asked to do: a ConfigDict outside, frozen dataclasses inside, converted once."""
 
-import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from tljax.errors import InputError
+from tljax.fields import build, template
 
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
@@ -356,54 +352,4 @@ class Experiment:
 
 def default() -> ConfigDict:
     """A ConfigDict with every key that an experiment has, for a config file to fill in."""
-    return ConfigDict(_template(Experiment()))
-
-
-def to_dict(value: Any) -> dict[str, Any]:
-    """A frozen config as plain nested dicts, as `config.json` holds it."""
-    return dataclasses.asdict(value)
-
-
-def unknown_key(key: str, path: str, known: Iterable[str]) -> InputError:
-    """The error for a key that is not there, with the nearest one that is."""
-    known = list(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-    hint = f"did you mean {path}.{near[0]}?" if near else f"there are: {', '.join(known)}"
-    return InputError(f"no key {path}.{key}: {hint}")
-
-
-def _template(value: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(type(value))
-    template = {}
-    for name, item in vars(value).items():
-        if dataclasses.is_dataclass(item):
-            template[name] = _template(item)
-        elif item is None:
-            template[name] = placeholder(typing.get_args(hints[name])[0])
-        else:
-            template[name] = item
-    return template
-
-
-def build(cls: type, values: Mapping[str, Any], path: str) -> Any:
-    """One of this module's dataclasses from a dict, every key and type checked; `path` is its name in errors."""
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise unknown_key(key, path, hints)
-    return cls(**{key: _coerce(value, hints[key], f"{path}.{key}") for key, value in values.items()})
-
-
-def _coerce(value: Any, kind: Any, path: str) -> Any:
-    if isinstance(kind, types.UnionType):
-        return None if value is None else _coerce(value, typing.get_args(kind)[0], path)
-    if dataclasses.is_dataclass(kind):
-        return build(kind, value, path)
-    plain = typing.get_origin(kind) or kind
-    if plain is tuple and isinstance(value, list | tuple):
-        return tuple(_coerce(item, tuple, path) if isinstance(item, list | tuple) else item for item in value)
-    if plain is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, plain) or isinstance(value, bool) != (plain is bool):
-        raise InputError(f"{path} must be {plain.__name__}, not {type(value).__name__} {value!r}")
-    return value
+    return ConfigDict(template(Experiment()))

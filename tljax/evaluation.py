@@ -12,10 +12,11 @@ from typing import Any
 
 from tljax import overrides, predictions, storage
 from tljax.checkpoint import Checkpoints
-from tljax.config import Experiment, to_dict
+from tljax.config import Experiment
 from tljax.data.examples import Split
 from tljax.data.readers import Reader
 from tljax.errors import InputError
+from tljax.fields import to_dict
 from tljax.predictions import Predictions, predictions_of
 from tljax.resolve import Resolved
 from tljax.run import Run

@@ -9,8 +9,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tljax import phases
-from tljax.config import Experiment, default, unknown_key
+from tljax.config import Experiment, default
 from tljax.errors import InputError
+from tljax.fields import unknown_key
 
 
 def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[Experiment, argparse.Namespace]:

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from tljax.config import Experiment, to_dict
+from tljax.config import Experiment
 from tljax.data import tasks
 from tljax.data.examples import Split, Task, among
 from tljax.data.splits import cut
 from tljax.errors import InputError
+from tljax.fields import to_dict
 from tljax.inputs import Inputs
 from tljax.resolve import Resolved
 

@@ -8,8 +8,8 @@ from flax.traverse_util import flatten_dict
 
 from tljax import console
 from tljax.backbone import provenance
-from tljax.config import to_dict
 from tljax.cost import cost
+from tljax.fields import to_dict
 from tljax.phases import Phase
 from tljax.run import Run
 

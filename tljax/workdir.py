@@ -18,9 +18,10 @@ from flax.traverse_util import flatten_dict
 
 from tljax import storage
 from tljax.checkpoint import Checkpoints
-from tljax.config import Experiment, build, to_dict
+from tljax.config import Experiment
 from tljax.data.text import Tokenizer
 from tljax.errors import InputError
+from tljax.fields import build, to_dict
 from tljax.lock import Lock
 from tljax.metrics import JUDGED
 from tljax.resolve import Resolved

@@ -11,8 +11,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from tljax import backbone
-from tljax.config import BackboneConfig, Experiment, HeadConfig, to_dict
+from tljax.config import BackboneConfig, Experiment, HeadConfig
 from tljax.data.images import evaluation_view, normalise
+from tljax.fields import to_dict
 from tljax.weights import CATALOG
 from tljax.weights.sources import fetch
 
