@@ -97,6 +97,8 @@ class TaskConfig:
         crop: what a training image is cut to before `augment`: `centre` as in evaluation, `random` (a square of the
             image size out of `resize`), or `inception` (1409.4842: of random area and aspect ratio).
         augment: names from `data.augment.AUGMENTATIONS`, applied in order to the cut image.
+        views: how many crops and augmentations of each training image there are, epoch after epoch in turn; 0 for a new
+            one each time. With a fixed number, what is frozen can compute each once (`cache`).
         flip_test: whether evaluation averages the logits of each image and its mirror image.
         tokenizer: a `tokenizer.json`, a `vocab.txt`, or a folder with one; empty takes what lies beside the weights.
         max_tokens: of a text, or of a pair together; longer ones are cut.
@@ -127,6 +129,7 @@ class TaskConfig:
     resize: int = 0
     crop: str = "centre"
     augment: tuple[str, ...] = ()
+    views: int = 0
     flip_test: bool = False
     tokenizer: str = ""
     max_tokens: int = 128
@@ -136,6 +139,15 @@ class TaskConfig:
     batch_size: int = 64
     eval_batch_size: int = 100
 
+    @property
+    def varies(self) -> bool:
+        """Whether a training image is cut or augmented by chance."""
+        return self.crop != "centre" or bool(self.augment)
+
+    def view(self, epoch: int) -> int:
+        """Which of its views an example has in an epoch."""
+        return epoch % self.views if self.views else epoch
+
 
 @dataclass(frozen=True)
 class InputConfig:
@@ -143,7 +155,8 @@ class InputConfig:
 
     Attributes:
         workers: threads that make batches ahead; 0 makes each when it is asked for.
-        cache_gb: disk that decoded images of a run may take, in GB; where they fit, they are decoded once. 0 for none.
+        cache_gb: disk, in GB, that decoded images, tokens and features may take in `TLJAX_CACHE`, of all runs together;
+            what was not used for the longest time goes first. 0 keeps neither images nor features.
     """
 
     workers: int = 2
@@ -313,6 +326,8 @@ class Experiment:
         eval_every: steps between validations; 0 for the end only.
         log_every: steps between lines of training metrics.
         compute_dtype: `float32` or `bfloat16`, of activations and products; parameters stay float32.
+        cache: whether what is frozen is computed once for each example and kept (`features`): `on`, `off`, or `auto`,
+            where that is less work.
         remat: whether the backward pass computes each group's inside again instead of keeping it.
     """
 
@@ -322,6 +337,7 @@ class Experiment:
     eval_every: int = 0
     log_every: int = 10
     compute_dtype: str = "float32"
+    cache: str = "auto"
     remat: bool = False
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     head: HeadConfig = field(default_factory=HeadConfig)

@@ -78,19 +78,23 @@ class Inputs:
         if self.resolved.length:
             tokens = tokenised(split, self.tokenizer, config.max_tokens)
             return Texts(tokens, self.tokenizer, config.token_multiple, config.max_tokens)
-        reader = Pictures(split, self.resolved.preprocessing, config, training)
+        reader = Pictures(split, self.resolved.preprocessing, config, training, seed=self.experiment.seed)
         kept = reader.keep(self._room if passes > 1 else 0, self.experiment.input.workers)
         self._room -= reader.bytes_decoded if kept.decoded is not None else 0
         return kept
 
-    def train_input(self, batch_size: int, part: tuple[int, int] = (0, 1)) -> TrainInput:
-        """The training stream, of `batch_size` examples per step, of which this is one process's `part`."""
+    def train_input(self, batch_size: int, part: tuple[int, int] = (0, 1), read: Reader | None = None) -> TrainInput:
+        """The training stream, of `batch_size` examples per step, of which this is one process's `part`.
+
+        Args:
+            read: reads the examples; as pictures or tokens by default.
+        """
         train, config = self.splits["train"], self.experiment.task
         weights = np.ones(len(train), np.float32)
         if self.resolved.class_weights:
             weights = np.array(self.resolved.class_weights, np.float32)[train.labels]
         return TrainInput(
-            self.reader(train, self.resolved.steps * batch_size / len(train), training=True),
+            read or self.reader(train, self.resolved.steps * batch_size / len(train), training=True),
             self.scaled(train.labels),
             weights,
             batch_size,

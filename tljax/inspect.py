@@ -9,7 +9,6 @@ import numpy as np
 
 from tljax.config import Experiment
 from tljax.data import health, splits, tasks
-from tljax.data.pipeline import generators
 from tljax.errors import InputError
 from tljax.flags import parse_experiment
 from tljax.inputs import Inputs
@@ -43,7 +42,7 @@ def examine(experiment: Experiment, sheet: Path | None = None) -> dict[str, Any]
 def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
     """Class name -> training images of it, cut and augmented as in the first epoch; of values, all are together."""
     train, classes = inputs.splits["train"], inputs.resolved.classes
-    labels, read, seed = train.labels, inputs.reader(train, training=True), inputs.experiment.seed
+    labels, read = train.labels, inputs.reader(train, training=True)
     most, each = _SHEET
     if inputs.experiment.task.problem == "regression":
         places = {", ".join(classes): np.arange(min(len(labels), each))}
@@ -51,9 +50,7 @@ def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
         has = labels > 0 if labels.ndim == 2 else labels[:, None] == np.arange(len(classes))
         places = {name: np.flatnonzero(has[:, number])[:each] for number, name in enumerate(classes)}
     return {
-        name: list(read(found.tolist(), generators(seed, [(0, place) for place in found.tolist()])))
-        for name, found in list(places.items())[:most]
-        if len(found)
+        name: list(read(found.tolist(), [0] * len(found))) for name, found in list(places.items())[:most] if len(found)
     }
 
 

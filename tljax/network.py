@@ -1,6 +1,6 @@
 """The network of an experiment: backbone, additions and head; its variables at the start; its forward pass."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -106,27 +106,41 @@ class Network:
         key: jax.Array | None = None,
         batch_norm: Mapping[str, str] = {},
         noisy: Collection[str] = (),
+        start: int = 0,
     ) -> tuple[jax.Array, Any]:
         """Logits [batch, classes] in float32, and batch statistics.
 
         Args:
-            x: images [batch, size, size, channels] in grey levels, or what `Tokenizer.pad` gives.
+            x: images [batch, size, size, channels] in grey levels, or what `Tokenizer.pad` gives; or what `features`
+                gave at `start`.
             key: of dropout and stochastic depth.
             batch_norm: the groups whose BatchNorm does not rest, and its mode there; none in evaluation.
             noisy: the groups with dropout and stochastic depth; none in evaluation.
+            start: how many of the backbone's groups `x` has behind it.
         """
-        dtype = jnp.dtype(self._experiment.compute_dtype)
-        if self.reads == "image":
-            x = images.normalise(x, self._preprocessing).astype(dtype)
         batch_stats = variables.get("batch_stats", {})
-        variables = {
-            "params": jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"]),
-            "batch_stats": batch_stats,
-        }
+        variables, x = self._cast(variables), x if start else self._entering(x)
         rngs = {} if key is None else {"dropout": key}
         options = {"batch_norm": batch_norm, "noisy": noisy, "remat": self._experiment.remat and bool(noisy)}
+        options["start"] = start
         logits, updated = self._model.apply(variables, x, rngs=rngs, mutable=["batch_stats"], **options)
         return logits.astype(jnp.float32), updated.get("batch_stats", batch_stats)
+
+    def features(self, variables: Variables, x: Any, stops: Sequence[int]) -> list[Any]:
+        """What the backbone gives in evaluation after its first groups, as many as each of the rising `stops` says."""
+        return self._model.apply(self._cast(variables), self._entering(x), tuple(stops), method="features")
+
+    @property
+    def _dtype(self) -> jnp.dtype:
+        return jnp.dtype(self._experiment.compute_dtype)
+
+    def _cast(self, variables: Variables) -> Variables:
+        params = jax.tree.map(lambda leaf: leaf.astype(self._dtype), variables["params"])
+        return {"params": params, "batch_stats": variables.get("batch_stats", {})}
+
+    def _entering(self, x: Any) -> Any:
+        """What the stem takes of a batch."""
+        return images.normalise(x, self._preprocessing).astype(self._dtype) if self.reads == "image" else x
 
     def _init(self) -> Variables:
         return self._model.init(jax.random.key(self._experiment.seed), self._example())

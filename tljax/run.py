@@ -16,6 +16,7 @@ from tljax.config import Experiment
 from tljax.data import tasks
 from tljax.data.examples import Split
 from tljax.data.pipeline import TrainInput
+from tljax.data.readers import Reader
 from tljax.errors import InputError
 from tljax.inputs import Inputs
 from tljax.network import Network
@@ -38,6 +39,7 @@ class Run:
         network: the classifier.
         layout: the parameters' names and groups.
         phases: what trains when; one for most runs.
+        cached: whether the batches of a phase start where its frozen prefix ends (`features`).
         mesh: the devices.
         inputs: the data.
     """
@@ -51,6 +53,7 @@ class Run:
     ):
         self.experiment, self.resolved = experiment, resolved
         self._made: dict[Hashable, Any] = {}
+        self.cached = False
         self.inputs = Inputs(experiment, resolved, splits, tokenizer)
         self.mesh = sharding.make_mesh()
         self.network = Network(
@@ -68,6 +71,17 @@ class Run:
     def phase_of(self, state_step: int) -> Phase:
         """The phase whose optimizer a State holds after `state_step` steps: that of the last step taken."""
         return self.phase_at(max(state_step - 1, 0))
+
+    def prefix(self, phase: Phase) -> int:
+        """How many leading groups of the backbone compute the same in every step of a phase: its frozen prefix."""
+        if self.network.abstract.get("batch_stats") and self.experiment.batch_norm.frozen_groups != "frozen":
+            return 0
+        groups = self.layout.groups[:-1]
+        return next((i for i, group in enumerate(groups) if group not in phase.frozen), len(groups))
+
+    def start(self, phase: Phase) -> int:
+        """How many of them a phase's batches have behind them."""
+        return self.prefix(phase) if self.cached else 0
 
     @property
     def multipliers(self) -> tuning.Tree:
@@ -151,20 +165,20 @@ class Run:
             raise InputError(f"optim.accumulate must be at least 1, not {parts}")
         return sharding.check_batch(self.experiment.task.batch_size, self.mesh, "task.batch_size", parts)
 
-    def train_input(self) -> TrainInput:
-        """The training stream of this run.
+    def train_input(self, read: Reader | None = None) -> TrainInput:
+        """The training stream of this run, of what `read` gives; of pictures or tokens by default.
 
         Raises:
             InputError: the batch cannot be shared by the devices.
         """
-        return self.inputs.train_input(self.batch_size, sharding.part())
+        return self.inputs.train_input(self.batch_size, sharding.part(), read)
 
     def lower_train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Lowered:
         """The training step of a phase, traced; for texts of `length` tokens, by default those of the longest."""
         step = functools.partial(train_step, rules=self._rules(phase))
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
         jitted = jax.jit(step, donate_argnums=0, in_shardings=(replicated, split), out_shardings=replicated)
-        return jitted.lower(self.abstract(phase), self._abstract_batch(self.batch_size, length))
+        return jitted.lower(self.abstract(phase), self.abstract_batch(self.batch_size, length, self.start(phase)))
 
     def train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Compiled:
         """(State, batch) -> State, metrics; compiled, the old State donated."""
@@ -172,11 +186,11 @@ class Run:
         on_cpu = self.experiment.remat and jax.default_backend() == "cpu"
         options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
         make = functools.partial(self.lower_train_step, phase, length)
-        return self._once(("train", phase, length), lambda: make().compile(compiler_options=options))
+        return self._once(("train", phase, length, self.cached), lambda: make().compile(compiler_options=options))
 
-    def eval_step(self, batch_size: int, length: int | None = None) -> jax.stages.Compiled:
-        """(params, batch_stats, input of `batch_size` rows) -> logits; compiled."""
-        return self._once(("eval", batch_size, length), lambda: self._eval_step(batch_size, length))
+    def eval_step(self, batch_size: int, length: int | None = None, start: int = 0) -> jax.stages.Compiled:
+        """(params, batch_stats, input of `batch_size` rows with `start` groups behind them) -> logits; compiled."""
+        return self._once(("eval", batch_size, length, start), lambda: self._eval_step(batch_size, length, start))
 
     def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What was made before, if it was; kept as long as the run is, for a process may come by many of them."""
@@ -184,19 +198,19 @@ class Run:
             self._made[key] = make()
         return self._made[key]
 
-    def _eval_step(self, batch_size: int, length: int | None) -> jax.stages.Compiled:
+    def _eval_step(self, batch_size: int, length: int | None, start: int) -> jax.stages.Compiled:
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
         jitted = jax.jit(
-            functools.partial(eval_step, forward=self._forward(None), flip=self.experiment.task.flip_test),
+            functools.partial(eval_step, forward=self._forward(None, start), flip=self.experiment.task.flip_test),
             in_shardings=(replicated, replicated, split),
             # What one process computes, all of them count.
             out_shardings=split if sharding.part()[1] == 1 else replicated,
         )
-        state, batch = self.abstract_state(), self._abstract_batch(batch_size, length)
+        state, batch = self.abstract_state(), self.abstract_batch(batch_size, length, start)
         return jitted.lower(state.params, state.batch_stats, batch["input"]).compile()
 
-    def _forward(self, phase: Phase | None) -> Forward:
-        """The network as it computes in training in a phase, or in evaluation."""
+    def _forward(self, phase: Phase | None, start: int) -> Forward:
+        """The network as it computes in training in a phase, or in evaluation, from its group `start` on."""
         modes, batch_norm, trained = self.experiment.batch_norm, {}, []
         if phase is not None:
             trained = [group for group in self.layout.groups if group not in phase.frozen]
@@ -204,7 +218,7 @@ class Run:
 
         def forward(params, batch_stats, x, key=None):
             variables = {"params": params, "batch_stats": batch_stats}
-            return self.network.forward(variables, x, key, batch_norm, tuple(trained))
+            return self.network.forward(variables, x, key, batch_norm, tuple(trained), start)
 
         return forward
 
@@ -214,7 +228,7 @@ class Run:
     def _rules(self, phase: Phase) -> Rules:
         experiment = self.experiment
         return Rules(
-            forward=self._forward(phase),
+            forward=self._forward(phase, self.start(phase)),
             tx=self._optimizer(phase),
             schedule=phase.schedule,
             multipliers=phase.multipliers,
@@ -248,7 +262,9 @@ class Run:
         opt_state = self._optimizer(phase).init(trainable)
         return State(zero, params, opt_state, batch_stats, average, anchor, jnp.copy(zero))
 
-    def _abstract_batch(self, batch_size: int, length: int | None):
+    def abstract_batch(self, batch_size: int, length: int | None = None, start: int = 0) -> Any:
+        """Shapes, dtypes and shardings of a batch whose input has `start` groups behind it."""
+
         def place(shape, dtype):
             return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding.split(self.mesh))
 
@@ -258,6 +274,10 @@ class Run:
         else:
             size = self.resolved.preprocessing.size
             x = place((size, size, self.resolved.preprocessing.inputs), np.uint8)
+        if start:
+            features = functools.partial(self.network.features, stops=(start,))
+            (x,) = jax.eval_shape(features, self.network.abstract, x)
+            x = jax.tree.map(lambda leaf: place(leaf.shape[1:], leaf.dtype), x)
         single = self.experiment.task.problem == "single_label"
         label = place((), np.int32) if single else place((len(self.resolved.classes),), np.float32)
         return {"input": x, "label": label, "mask": place((), np.float32), "weight": place((), np.float32)}

@@ -43,6 +43,8 @@ def check(task: TaskConfig) -> None:
         raise InputError("task.crop=centre does not heed task.resize, but resizes as in evaluation; set it to 0")
     if task.decode == "fast" and importlib.util.find_spec("cykooz_resizer") is None:
         raise InputError("task.decode=fast needs cykooz-resizer, which is not installed here; use decode=exact")
+    if task.views < 0:
+        raise InputError(f"task.views is {task.views}; give a number of views, or 0 for a new one each time")
     if task.resize < 0:
         raise InputError(f"task.resize is {task.resize}; give a number of pixels, or 0 to leave images as they are")
 

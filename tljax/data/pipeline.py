@@ -9,6 +9,7 @@ import grain
 import numpy as np
 
 from tljax.data.examples import Split
+from tljax.data.keyed import words
 from tljax.data.readers import Reader
 
 # input: what a `Reader` gives; label [batch] int32, or [batch, classes] float32; mask and weight [batch] float32
@@ -23,7 +24,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
     It sorts raw Philox words, which NumPy keeps stable across versions, unlike its own `permutation`.
     """
-    return _permutation(_words(seed, epoch, 0), count)
+    return _permutation(words(seed, epoch, 0), count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class TrainInput:
         labels: of each example.
         weights: of each example in the loss, float32 [n].
         batch_size: over all processes.
-        seed: of order and augmentation.
+        seed: of the order.
         balanced: the class of each example, if each class is to come as often as any other: in every round of as many
             examples as there are classes, each once, and in each class one example as often as another. Without,
             every epoch has each example once.
@@ -63,13 +64,13 @@ class TrainInput:
         share = len(rows) // self.part[1]
         mine = rows[self.part[0] * share : (self.part[0] + 1) * share]
         places = [index for _, index in mine]
-        made = self.read(places, generators(self.seed, mine), among=[index for _, index in rows])
+        made = self.read(places, [epoch for epoch, _ in mine], among=[index for _, index in rows])
         ones = np.ones(len(mine), np.float32)
         return {"input": made, "label": self.labels[places], "mask": ones, "weight": self.weights[places]}
 
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
         """The batches of steps start … stop - 1, made ahead."""
-        return _ahead(self.batch, range(start, stop), self.workers)
+        return ahead(self.batch, range(start, stop), self.workers)
 
     def _draw(self, place: int) -> tuple[int, int]:
         epoch, place = divmod(place, len(self.labels))
@@ -77,7 +78,7 @@ class TrainInput:
 
     def _draw_balanced(self, place: int) -> tuple[int, int]:
         turn, place = divmod(place, len(self._members))
-        number = _permutation(_words(self.seed, turn, _TURNS), len(self._members))[place]
+        number = _permutation(words(self.seed, turn, _TURNS), len(self._members))[place]
         members = self._members[number]
         epoch, place = divmod(turn, len(members))
         return epoch, int(members[_class_order(self.seed, epoch, int(number), len(members))[place]])
@@ -86,11 +87,6 @@ class TrainInput:
     def _members(self) -> list[np.ndarray]:
         """The examples of each class that has any."""
         return [np.flatnonzero(self.balanced == number) for number in np.unique(self.balanced)]
-
-
-def generators(seed: int, rows: Sequence[tuple[int, int]]) -> list[np.random.Generator]:
-    """What augments each (epoch, example): its place in a batch, and the batch's size, change nothing."""
-    return [np.random.Generator(_words(seed, epoch, index + 1)) for epoch, index in rows]
 
 
 def evaluation_batches(
@@ -108,7 +104,7 @@ def evaluation_batches(
         mine = every[part[0] * share : (part[0] + 1) * share] or every[:1]
         return {"input": padded(read(list(mine), among=list(every)), share)}
 
-    return _ahead(batch, range(0, len(split), batch_size), workers)
+    return ahead(batch, range(0, len(split), batch_size), workers)
 
 
 def padded(found: Any, size: int) -> Any:
@@ -123,7 +119,8 @@ def length_of(batch: HostBatch) -> int:
     return batch["input"]["input_ids"].shape[1] if isinstance(batch["input"], dict) else 0
 
 
-def _ahead(make: Callable[[int], HostBatch], places: Sequence[int], workers: int) -> Iterator[HostBatch]:
+def ahead(make: Callable[[int], HostBatch], places: Sequence[int], workers: int) -> Iterator[HostBatch]:
+    """`make(place)` of each, in order, made by `workers` threads while the one before is used."""
     if not workers:
         return map(make, places)
     dataset = grain.MapDataset.source(places).map(make)
@@ -133,12 +130,8 @@ def _ahead(make: Callable[[int], HostBatch], places: Sequence[int], workers: int
 
 @lru_cache(maxsize=4096)
 def _class_order(seed: int, epoch: int, number: int, count: int) -> np.ndarray:
-    return _permutation(_words(seed, epoch, _CLASSES + number), count)
+    return _permutation(words(seed, epoch, _CLASSES + number), count)
 
 
 def _permutation(words: np.random.Philox, count: int) -> np.ndarray:
     return np.argsort(words.random_raw(count), kind="stable")
-
-
-def _words(seed: int, epoch: int, place: int) -> np.random.Philox:
-    return np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, 0, place], np.uint64))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -12,20 +12,19 @@ from tljax import console
 from tljax.config import Preprocessing, TaskConfig
 from tljax.data import images, store
 from tljax.data.examples import Split
+from tljax.data.keyed import generators
 from tljax.data.text import Tokenizer
-
-Generators = Sequence[np.random.Generator]
 
 
 @runtime_checkable
 class Reader(Protocol):
     """Reads examples of one split."""
 
-    def __call__(self, places: Sequence[int], rngs: Generators | None = None, among: Sequence[int] = ()) -> Any:
+    def __call__(self, places: Sequence[int], epochs: Sequence[int] | None = None, among: Sequence[int] = ()) -> Any:
         """The examples at `places` as one input.
 
         Args:
-            rngs: one for each, for training; None for evaluation.
+            epochs: in which each is seen, for training; None for evaluation.
             among: the places of the whole batch, where `places` are one process's share of it.
         """
         ...
@@ -41,6 +40,7 @@ class Pictures:
         config: how training images are decoded, cut and augmented.
         training: whether these are training images.
         decoded: what `images.source_view` gives of each, where that is kept.
+        seed: of crops and augmentation.
     """
 
     split: Split
@@ -48,10 +48,17 @@ class Pictures:
     config: TaskConfig
     training: bool
     decoded: store.Store | None = None
+    seed: int = 0
 
-    def __call__(self, places: Sequence[int], rngs: Generators | None = None, among: Sequence[int] = ()) -> np.ndarray:
+    def __call__(
+        self, places: Sequence[int], epochs: Sequence[int] | None = None, among: Sequence[int] = ()
+    ) -> np.ndarray:
         del among
         cut = self._cut()
+        rngs = None
+        if epochs is not None:
+            views = (self.config.view(epoch) for epoch in epochs)
+            rngs = generators(self.seed, list(zip(views, places, strict=True)))
         if self.decoded is not None:
             sources = [self.decoded[place] for place in places]
             if rngs is None:
@@ -92,7 +99,7 @@ class Pictures:
                     report(number)
 
         found = store.stored(folder, views(), {})
-        return Pictures(self.split, self.preprocessing, self.config, self.training, found)
+        return replace(self, decoded=found)
 
     @functools.cached_property
     def bytes_decoded(self) -> int:
@@ -139,9 +146,9 @@ class Texts:
     longest: int
 
     def __call__(
-        self, places: Sequence[int], rngs: Generators | None = None, among: Sequence[int] = ()
+        self, places: Sequence[int], epochs: Sequence[int] | None = None, among: Sequence[int] = ()
     ) -> dict[str, np.ndarray]:
-        del rngs
+        del epochs
         longest = max(self.tokens[place].shape[1] for place in among or places)
         return self.tokenizer.pad([self.tokens[place] for place in places], self.padded(longest))
 

@@ -32,11 +32,12 @@ _zeros = nn.initializers.zeros
 
 
 @contextlib.contextmanager
-def _lora(lora: Lora, backbone: nn.Module, noisy: Collection[str]) -> Iterator[None]:
-    """Adapts the layers that are called inside, which must be the whole backbone's.
+def _lora(lora: Lora, backbone: nn.Module, noisy: Collection[str], whole: bool) -> Iterator[None]:
+    """Adapts the layers that are called inside.
 
     Raises:
-        InputError: a target matches none of them, or the convolutions are weight-standardised.
+        InputError: they are the whole backbone's and a target matches none of them, or the convolutions are
+            weight-standardised.
     """
     if isinstance(backbone, BiT):
         raise InputError(
@@ -58,7 +59,7 @@ def _lora(lora: Lora, backbone: nn.Module, noisy: Collection[str]) -> Iterator[N
     with _at(".*", act):
         yield
     for target in targets:
-        if not any(re.fullmatch(target, path) for path in layers):
+        if whole and not any(re.fullmatch(target, path) for path in layers):
             some = ", ".join(layers[:: max(1, len(layers) // 4)][:4]) or "none"
             raise InputError(f"tuning.targets: {target!r} matches no layer that LoRA can adapt; there are: {some}")
 
@@ -71,13 +72,15 @@ def _low_rank(lora, module, x, outputs, rate):
     return lora.scale * ops.linear(ops.linear(_dropped(module, x, rate), a), b)
 
 
-def _adapter(adapter: Adapter, backbone: nn.Module, noisy: Collection[str]) -> contextlib.AbstractContextManager[None]:
+def _adapter(
+    adapter: Adapter, backbone: nn.Module, noisy: Collection[str], whole: bool
+) -> contextlib.AbstractContextManager[None]:
     """Adapts the branches that are called inside.
 
     Raises:
         InputError: AdaptFormer's on a backbone without an MLP.
     """
-    del noisy
+    del noisy, whole
     if not adapter.parallel:
         return _at(backbone.branches, functools.partial(_after, adapter))
     _refuse_resnets(backbone, "tuning.parallel goes beside the MLP of a transformer's block")
@@ -102,13 +105,15 @@ def _bottleneck(adapter, module, x, activation):
     return adapter.scale * ops.linear(activation(ops.linear(x, down, down_bias)), up, up_bias)
 
 
-def _prompt(prompt: Prompt, backbone: nn.Module, noisy: Collection[str]) -> contextlib.AbstractContextManager[None]:
+def _prompt(
+    prompt: Prompt, backbone: nn.Module, noisy: Collection[str], whole: bool
+) -> contextlib.AbstractContextManager[None]:
     """Puts prompts before the blocks that are called inside.
 
     Raises:
         InputError: a backbone without tokens.
     """
-    del noisy
+    del noisy, whole
     _refuse_resnets(backbone, "prompts are tokens of a transformer")
     blocks = _blocks(backbone)
     init = _prompt_init(backbone)
@@ -130,11 +135,14 @@ def added(
     backbone: nn.Module,
     additions: tuple[Addition, ...],
     *,
+    whole: bool = True,
     noisy: Collection[str] = (),
     dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> Iterator[None]:
     """Every call of `backbone` inside has the additions and, in the groups `noisy`, dropout and stochastic depth.
+
+    `whole` says that all of its groups are called, so that an addition can tell whether it found its place.
 
     Both act on what `backbone.branches` give, after adapters and before LayerScale and the sum. Dropout as BERT's
     (1810.04805) hidden dropout; stochastic depth (1603.09382) silences a branch for a whole example, in block i of n
@@ -152,7 +160,7 @@ def added(
             stack.enter_context(_noise(backbone, noisy, dropout, drop_path))
         for addition in additions:
             if not isinstance(addition, MlpHead):
-                stack.enter_context(_BUILD[type(addition)](addition, backbone, noisy))
+                stack.enter_context(_BUILD[type(addition)](addition, backbone, noisy, whole))
         yield
 
 

@@ -1,6 +1,6 @@
 """A backbone with a head on its pooled features, and with what a strategy adds."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -56,6 +56,7 @@ class Classifier(nn.Module):
         self,
         x: Float[Array, "batch height width channels"] | Mapping[str, Array],
         *,
+        start: int = 0,
         batch_norm: Mapping[str, str] = {},
         noisy: Collection[str] = (),
         remat: bool = False,
@@ -63,7 +64,8 @@ class Classifier(nn.Module):
         """Logits.
 
         Args:
-            x: normalised images, or a text as `Bert.__call__` takes it.
+            x: normalised images, or a text as `Bert.__call__` takes it; or what `features` gave at `start`.
+            start: how many of the backbone's groups it has behind it.
             batch_norm, remat: as in `ResNet.__call__`.
             noisy: groups, and `head`, in which dropout, LoRA's dropout and stochastic depth act; the others compute
                 what they compute in evaluation, to the bit. Needs `rngs={"dropout": key}`.
@@ -72,8 +74,22 @@ class Classifier(nn.Module):
             InputError: the backbone cannot take an addition; see `additions.added`.
         """
         rates = {"dropout": self.dropout, "drop_path": self.drop_path}
-        with added(self.backbone, self.additions, noisy=noisy, **rates):
-            x = self.backbone(x, batch_norm=batch_norm, remat=remat)
+        with added(self.backbone, self.additions, whole=not start, noisy=noisy, **rates):
+            x = self.backbone(x, start=start, batch_norm=batch_norm, remat=remat)
         if "head" in noisy and self.dropout:
             x = drop(self.make_rng("dropout"), x, self.dropout)
         return self.head(x)
+
+    def features(
+        self, x: Float[Array, "batch height width channels"] | Mapping[str, Array], stops: Sequence[int]
+    ) -> list:
+        """What the backbone's first groups give in evaluation, after as many as each of the rising `stops` says.
+
+        Each is what `__call__` takes at that `start`; after all groups, the pooled features [batch, feature_dim].
+        """
+        found = []
+        with added(self.backbone, self.additions, whole=False):
+            for start, stop in zip((0, *stops), stops, strict=False):
+                x = self.backbone(x, start=start, stop=stop)
+                found.append(x)
+        return found
