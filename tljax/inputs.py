@@ -33,7 +33,6 @@ class Inputs:
     ):
         self.experiment, self.resolved = experiment, resolved
         self._found, self._tokenizer = found, tokenizer
-        self._room = experiment.input.cache_gb * 1e9
 
     @functools.cached_property
     def task(self) -> Task:
@@ -79,9 +78,8 @@ class Inputs:
             tokens = tokenised(split, self.tokenizer, config.max_tokens)
             return Texts(tokens, self.tokenizer, config.token_multiple, config.max_tokens)
         reader = Pictures(split, self.resolved.preprocessing, config, training, seed=self.experiment.seed)
-        kept = reader.keep(self._room if passes > 1 else 0, self.experiment.input.workers)
-        self._room -= reader.bytes_decoded if kept.decoded is not None else 0
-        return kept
+        budget = self.experiment.input.cache_gb * 1e9 if passes > 1 else 0
+        return reader.keep(budget, self.experiment.input.workers)
 
     def train_input(self, batch_size: int, part: tuple[int, int] = (0, 1), read: Reader | None = None) -> TrainInput:
         """The training stream, of `batch_size` examples per step, of which this is one process's `part`.

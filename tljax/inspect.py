@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tljax import features
 from tljax.config import Experiment
 from tljax.data import health, splits, tasks
 from tljax.errors import InputError
@@ -66,6 +67,7 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(found)) if options.json else health.show(found)
         return
     run = prepare(experiment)
+    run.cached, told = features.choice(run)
     found = plan(run)
     if options.lr_find:
         from tljax.lr_find import lr_find
@@ -75,5 +77,7 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(found))
         return
     show(found)
+    if told:
+        print(told)
     if options.lr_find:
         print(f"the loss falls fastest at a learning rate of {found['lr_find']['suggestion']:.2g}: {options.lr_find}")

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
-from tljax import console, sharding
+from tljax import console, features, sharding
 from tljax.checkpoint import Checkpoints
 from tljax.data.pipeline import length_of
+from tljax.data.readers import Reader
 from tljax.errors import InputError
 from tljax.events import Events
 from tljax.metrics import JUDGED
@@ -17,7 +18,7 @@ from tljax.phases import Phase
 from tljax.predictions import Predictions, predictions_of
 from tljax.run import Run
 from tljax.step import State
-from tljax.stopping import Notice
+from tljax.stopping import Notice, Stopped
 from tljax.workdir import Workdir
 
 
@@ -29,14 +30,12 @@ class Loop:
         validated: of the latest validation, at the end that of the last step; None if no step was left.
     """
 
-    def __init__(self, run: Run, folder: Workdir, checkpoints: Checkpoints, started: float, waited: float):
-        self._run, self._folder, self._checkpoints = run, folder, checkpoints
+    def __init__(
+        self, run: Run, folder: Workdir, checkpoints: Checkpoints, notice: Notice, started: float, waited: float
+    ):
+        self._run, self._folder, self._checkpoints, self._notice = run, folder, checkpoints, notice
         self._started, self.waited = started, waited
-        self._stream = run.train_input()
-        self._validation = run.inputs.splits.get("validation")
-        every = run.experiment.eval_every
-        passes = run.resolved.steps / every if every else 1.0
-        self._validating = run.inputs.reader(self._validation, passes) if self._validation is not None else None
+        self._readers: dict[tuple[str, Phase | None], Reader] = {}
         self._unread: list[tuple[int, dict[str, jax.Array]]] = []
         self._all = sharding.Agreement(run.mesh)
         self._found: tuple[int, dict[str, Any]] = 0, {}
@@ -51,34 +50,74 @@ class Loop:
     def _times(self) -> dict[str, float]:
         return {"seconds": self.seconds, "input_seconds": round(self.waited, 3)}
 
-    def to_the_end(self, state: State, notice: Notice) -> State:
+    def to_the_end(self, state: State) -> State:
         """The State after the last step, or after the one at which it was told to stop; saved either way."""
-        run, config, last = self._run, self._run.experiment, self._run.resolved.steps
-        start = int(state.step)
-        batches = self._timed(sharding.put_ahead(self._stream.batches(start, last), run.mesh))
+        run, start, last = self._run, int(state.step), self._run.resolved.steps
         with (
             Events(self._folder.path, start) if sharding.is_first() else contextlib.nullcontext() as board,
             console.progress("train", start, last) as report,
         ):
-            for step, batch in enumerate(batches, start + 1):
-                phase = run.phase_at(step - 1)
-                if step - 1 == phase.start and step > 1:
+            for phase in run.phases:
+                step, stops = int(state.step), False
+                if step >= phase.stop:
+                    continue
+                self._stream = run.train_input(self._features(phase, state) if run.start(phase) else None)
+                if step == phase.start > 0:
                     state = run.enter(state, phase)
-                    report(step - 1, _phase_line(phase))
-                state, metrics = run.train_step(phase, length_of(batch))(state, batch)
-                self._unread.append((step, metrics))
-                text = ""
-                if step % config.log_every == 0 or step == last:
-                    text = self._log(board)
-                report(step, text)
-                stops = self._all(bool(notice.reason()))
-                if step == last or (config.eval_every and step % config.eval_every == 0):
-                    self._validate(board, step, state)
-                if stops or step == last or self._saves_at(step):
-                    self._save(step, state)
-                if stops:
-                    break
+                    report(step, _phase_line(phase))
+                batches = self._timed(sharding.put_ahead(self._stream.batches(step, phase.stop), run.mesh))
+                for step, batch in enumerate(batches, step + 1):
+                    state, metrics = run.train_step(phase, length_of(batch))(state, batch)
+                    self._unread.append((step, metrics))
+                    report(step, self._log(board) if step % run.experiment.log_every == 0 or step == last else "")
+                    stops = self._all(bool(self._notice.reason()))
+                    self._after(board, step, state, stops)
+                    if stops:
+                        return state
         return state
+
+    def _after(self, board: Events | None, step: int, state: State, stops: bool) -> None:
+        """What is due after a step: a validation, a save."""
+        every, last = self._run.experiment.eval_every, step == self._run.resolved.steps
+        if last or (every and step % every == 0):
+            self._validate(board, step, state)
+        if stops or last or self._saves_at(step):
+            self._save(step, state)
+
+    def predictions(self, name: str, state: State) -> Predictions:
+        """What the network says of a split, from where the frozen prefix ends if that is cached."""
+        run, phase = self._run, self._run.phase_of(int(state.step))
+        split, flips = run.inputs.splits[name], run.experiment.task.flip_test
+        start = 0 if flips else run.start(phase)
+        key = name, phase if start else None
+        if key not in self._readers:
+            every = run.experiment.eval_every
+            passes = run.resolved.steps / every if every and name == "validation" else 1.0
+            found = features.computed(run, state, split, (start,), halt=self._halt)[start] if start else None
+            self._readers[key] = found or run.inputs.reader(split, passes)
+        return predictions_of(run, state, split, name, read=self._readers[key], start=start)
+
+    def _features(self, phase: Phase, state: State) -> Reader:
+        """Of the training split, for a phase that is about to begin or to go on from `state`.
+
+        Those of later phases are made in the same pass, where nothing of their prefixes moves until then.
+        """
+        run, step = self._run, int(state.step)
+        stops, longest = [], run.start(phase)
+        for later in run.phases[run.phases.index(phase) :]:
+            longest = min(longest, run.start(later))
+            stops += [longest] if longest == run.start(later) > 0 else []
+        try:
+            found = features.computed(run, state, run.inputs.splits["train"], stops, training=True, halt=self._halt)
+        except Stopped:
+            if step and not self._saves_at(step):
+                self._save(step, state)
+            raise
+        return found[run.start(phase)]
+
+    def _halt(self) -> None:
+        if self._notice.reason():
+            raise Stopped(f"stopped by {self._notice.reason()} while features were computed")
 
     def _saves_at(self, step: int) -> bool:
         every = self._run.experiment.checkpoint.every or self._run.experiment.eval_every
@@ -126,8 +165,8 @@ class Loop:
         )
 
     def _validate(self, board: Events | None, step: int, state: State) -> None:
-        if self._validation is not None:
-            self.validated = predictions_of(self._run, state, self._validation, "validation", read=self._validating)
+        if "validation" in self._run.inputs.splits:
+            self.validated = self.predictions("validation", state)
             self._found = step, self.validated.metrics(full=False)
             self._write(board, step, "validation", self._found[1])
 

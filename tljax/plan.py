@@ -20,6 +20,7 @@ def plan(run: Run) -> dict[str, Any]:
     Returns:
         `backbone`, `weights`, `licence`, `preprocessing`, `classes`, `steps`, `weights_become`
             (`backbone.provenance`) and `cost` (`cost.cost`);
+        `cached`: whether the frozen prefix is computed once (`features.choice`);
         `strategy`: its `name` and arguments;
         `phases`: a dict per phase: `strategy` and its `arguments`, `start` and `stop`, and `groups`: a dict per
             group: `group`, the `multipliers` in it, `params`, `trainable_params`, `state_bytes` (of the optimizer),
@@ -46,6 +47,7 @@ def plan(run: Run) -> dict[str, Any]:
         "steps": run.resolved.steps,
         "strategy": {"name": tuning.strategy, **tuning.arguments},
         "phases": phases,
+        "cached": run.cached,
         "groups": phases[-1]["groups"],
         "weights_become": provenance(run.experiment, run.resolved.pretrained, run.network.backbone, run.network.new),
         "cost": cost(run),

@@ -73,7 +73,7 @@ class Predictions:
 
 
 def predictions_of(
-    run: Run, state: State, split: Split, label: str, batch_size: int = 0, read: Reader | None = None
+    run: Run, state: State, split: Split, label: str, batch_size: int = 0, read: Reader | None = None, start: int = 0
 ) -> Predictions:
     """What a run's network says of a whole split; `train` and `evaluate` both come here.
 
@@ -81,6 +81,7 @@ def predictions_of(
         label: its name, for the progress bar.
         batch_size: examples at a time; the config's by default. Rounded up to the devices, and padded.
         read: reads its examples; made here by default.
+        start: how many of the backbone's groups they have behind them then.
     """
     size = min(batch_size or run.experiment.task.eval_batch_size, len(split))
     size = -(-size // run.mesh.size) * run.mesh.size
@@ -90,7 +91,7 @@ def predictions_of(
     batches = evaluation_batches(split, read, size, run.experiment.input.workers, sharding.part())
     with console.progress(escape(label), 0, -(-len(split) // size), "batches") as report:
         for i, batch in enumerate(batches):
-            step = run.eval_step(size, length_of(batch))
+            step = run.eval_step(size, length_of(batch), start)
             logits.append(step(params, batch_stats, sharding.put_batch(batch["input"], run.mesh)))
             if i > 1:  # two batches in flight keep the device busy; more would only fill its memory
                 logits[i - 2] = np.asarray(logits[i - 2])

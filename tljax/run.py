@@ -74,8 +74,10 @@ class Run:
 
     def prefix(self, phase: Phase) -> int:
         """How many leading groups of the backbone compute the same in every step of a phase: its frozen prefix."""
-        if self.network.abstract.get("batch_stats") and self.experiment.batch_norm.frozen_groups != "frozen":
-            return 0
+        if self.network.abstract.get("batch_stats"):
+            moving = self.experiment.optim.average and phase.start  # towards what an earlier phase left
+            if moving or self.experiment.batch_norm.frozen_groups != "frozen":
+                return 0
         groups = self.layout.groups[:-1]
         return next((i for i, group in enumerate(groups) if group not in phase.frozen), len(groups))
 

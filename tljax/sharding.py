@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -108,9 +108,9 @@ class Agreement:
         return len(self._asked) > 2 and bool(self._asked.popleft())
 
 
-def make_mesh() -> Mesh:
-    """The devices of all processes along one `data` axis."""
-    devices = jax.devices()
+def make_mesh(devices: Sequence[jax.Device] = ()) -> Mesh:
+    """Devices along one `data` axis; by default those of all processes."""
+    devices = devices or jax.devices()
     return jax.make_mesh((len(devices),), (DATA,), (AxisType.Auto,), devices=devices)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tljax import console, scores, sharding, storage, tuning
+from tljax import console, features, scores, sharding, storage, tuning
 from tljax.checkpoint import Checkpoints, named
 from tljax.config import Experiment
 from tljax.data import health
@@ -20,7 +20,7 @@ from tljax.flags import parse_experiment
 from tljax.loop import Loop
 from tljax.metrics import JUDGED
 from tljax.plan import plan, show
-from tljax.predictions import Predictions, predictions_of
+from tljax.predictions import Predictions
 from tljax.run import Run, prepare
 from tljax.step import State
 from tljax.stopping import Notice, Stopped
@@ -60,9 +60,9 @@ def _train(run: Run, folder: Workdir, notice: Notice) -> dict[str, Any]:
     with folder.checkpoints(run.experiment, writer=sharding.is_first()) as checkpoints:
         _print_header(run)
         state, seconds, waited = _begin(run, folder, checkpoints)
-        loop = Loop(run, folder, checkpoints, time.monotonic() - seconds, waited)
+        loop = Loop(run, folder, checkpoints, notice, time.monotonic() - seconds, waited)
         with notice.held():
-            state = loop.to_the_end(state, notice)
+            state = loop.to_the_end(state)
             checkpoints.wait()
             told = sharding.anyone(bool(notice.reason()))
     if told:
@@ -74,7 +74,7 @@ def _train(run: Run, folder: Workdir, notice: Notice) -> dict[str, Any]:
     for name, split in held_out.items():
         # A run whose last step was taken by another process has validated nothing here.
         validated = loop.validated if name == "validation" else None
-        found = validated or predictions_of(run, state, split, name)
+        found = validated or loop.predictions(name, state)
         if sharding.is_first():
             _keep(found, folder, checkpoints, int(state.step), name, split)
         splits[name] = found.metrics()
@@ -100,7 +100,11 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[State, 
     step, seconds, waited = sharding.on_first(lambda: _find(run, folder, checkpoints))
     if step:
         console.console.print(f"resuming {folder.path} at step {step} of {run.resolved.steps}")
+        run.cached = sharding.on_first(lambda: folder.plan["cached"])
         return checkpoints.restore(step, run.abstract_state(step)), seconds, waited
+    run.cached, told = sharding.on_first(lambda: features.choice(run))
+    if told:
+        console.console.print(told)
     # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
     found = plan(run)
     show(found)

@@ -116,7 +116,7 @@ def padded(found: Any, size: int) -> Any:
 
 def length_of(batch: HostBatch) -> int:
     """The tokens that each text of a batch is padded to; 0 of images. Each length is a program of its own."""
-    return batch["input"]["input_ids"].shape[1] if isinstance(batch["input"], dict) else 0
+    return batch["input"]["attention_mask"].shape[1] if isinstance(batch["input"], dict) else 0
 
 
 def ahead(make: Callable[[int], HostBatch], places: Sequence[int], workers: int) -> Iterator[HostBatch]:

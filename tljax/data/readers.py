@@ -10,7 +10,7 @@ import numpy as np
 
 from tljax import console
 from tljax.config import Preprocessing, TaskConfig
-from tljax.data import images, store
+from tljax.data import cache, images, store
 from tljax.data.examples import Split
 from tljax.data.keyed import generators
 from tljax.data.text import Tokenizer
@@ -82,8 +82,8 @@ class Pictures:
         cut = self._cut()
         if not images.cacheable(**cut):
             return self
-        folder = store.name("decoded", self.split.key, self.preprocessing, cut)
-        if not folder.exists() and self.bytes_decoded > min(budget, 0.9 * store.free()):
+        folder = cache.name("decoded", self.split.key, self.preprocessing, cut)
+        if not folder.exists() and not (budget and cache.make_room(folder, self._bytes, budget)):
             return self
 
         def views() -> Iterator[np.ndarray]:
@@ -102,7 +102,7 @@ class Pictures:
         return replace(self, decoded=found)
 
     @functools.cached_property
-    def bytes_decoded(self) -> int:
+    def _bytes(self) -> int:
         """What `keep` takes."""
         cut = self._cut()
         size = functools.partial(images.source_size, resize=cut["resize"], crop=cut["crop"])

@@ -1,23 +1,23 @@
 """Arrays of any shapes in one memory-mapped file: what is decoded or tokenised once, and read ever after."""
 
-import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tljax.data import cache
 from tljax.errors import InputError
-from tljax.weights.sources import cache_dir, made_once
+from tljax.weights.sources import made_once
 
 
 class Store(Sequence[np.ndarray]):
     """One array per example, all of one dtype; reading one copies nothing."""
 
     def __init__(self, folder: Path):
+        self._used = cache.using(folder)
         facts = json.loads((folder / "facts.json").read_text())
         self.facts: dict[str, Any] = facts["facts"]
         self.shapes = np.load(folder / "shapes.npy")
@@ -32,19 +32,6 @@ class Store(Sequence[np.ndarray]):
         end = self._ends[place]
         shape = self.shapes[place]
         return self._values[end - shape.prod() : end].reshape(shape)
-
-
-def name(kind: str, *parts: object) -> Path:
-    """Where what is made of `parts` is kept; the same for every run that makes it."""
-    key = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
-    return cache_dir() / kind / key[:24]
-
-
-def free() -> int:
-    """Bytes that the disk of the cache still has."""
-    folder = cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    return shutil.disk_usage(folder).free
 
 
 def stored(folder: Path, arrays: Iterable[np.ndarray], facts: dict[str, Any]) -> Store:

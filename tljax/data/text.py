@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers.implementations import BertWordPieceTokenizer
 from tokenizers.models import WordPiece
 
-from tljax.data import store
+from tljax.data import cache, store
 from tljax.data.examples import Split
 from tljax.errors import InputError
 
@@ -118,7 +118,7 @@ def tokenised(split: Split, tokenizer: Tokenizer, length: int) -> store.Store:
             facts["lost"] += sum(lost)
             yield from found
 
-    return store.stored(store.name("tokens", split.key, tokenizer.sha256, length), rows(), facts)
+    return store.stored(cache.name("tokens", split.key, tokenizer.sha256, length), rows(), facts)
 
 
 def text_of(example: Mapping[str, Any]) -> str | tuple[str, str]:

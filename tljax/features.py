@@ -1,0 +1,336 @@
+"""The frozen prefix, computed once: what the first groups of a backbone give of each example, kept on disk.
+
+A run whose first groups are frozen computes the same activations at their end in every epoch. Here they are computed
+once, part by part, each written whole and then renamed: a build that is killed goes on at the part it was at,
+processes that want the same share the parts out among them, and nothing half written is ever read. A folder is named
+by all that its content depends on: the parameters of the prefix, the examples, how they are cut and augmented, the
+types of the numbers. What it holds is the network's own output, to the last bit where the compiler writes the prefix
+alone as it writes it in the whole step, else to rounding (`tests/test_features.py` says where).
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from tljax import console, sharding, tuning
+from tljax.data import cache
+from tljax.data.examples import Split
+from tljax.data.pipeline import ahead, padded
+from tljax.data.readers import Reader, Texts
+from tljax.errors import InputError
+from tljax.phases import Phase
+from tljax.run import Run
+from tljax.step import State
+
+# A CPU's caches hold what so many examples need between two layers; an accelerator wants more at a time.
+_BATCH, _BATCH_ON_CPU = 256, 32
+_RATE, _RATE_OF_CPU = 2e13, 1e11  # FLOP a second that a network reaches on one accelerator, and on a machine without
+_BANDWIDTH = 1e9  # bytes a second, from a disk or its cache to the device
+_BATCHES = 16  # of a part: at most so much is lost when a build is killed
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Reads activations of a split's examples at the end of a frozen prefix; a `Reader`.
+
+    Attributes:
+        parts: memory maps [rows, …] in order: the first view of every example, then the second, …
+        examples, views: how many.
+        texts: how a batch of tokens is padded; None of images, and of pooled features.
+        used: holds the folder, so that it is not evicted.
+    """
+
+    parts: Sequence[np.ndarray]
+    examples: int
+    views: int
+    texts: Texts | None
+    used: IO[bytes]
+
+    def __call__(self, places: Sequence[int], epochs: Sequence[int] | None = None, among: Sequence[int] = ()) -> Any:
+        views = [epoch % self.views for epoch in epochs] if epochs is not None else [0] * len(places)
+        found = [self._row(place + self.examples * view) for place, view in zip(places, views, strict=True)]
+        if self.texts is None:
+            return np.stack(found)
+        mask = self.texts(places, among=among)["attention_mask"]
+        hidden = np.zeros((*mask.shape, found[0].shape[-1]), found[0].dtype)
+        for one, row in zip(hidden, found, strict=True):
+            one[: len(row)] = row[: len(one)]
+        return {"hidden": hidden, "attention_mask": mask}
+
+    def _row(self, row: int) -> np.ndarray:
+        part, place = divmod(row, len(self.parts[0]))
+        return self.parts[part][place]
+
+    def array(self) -> np.ndarray:
+        """All of them, [views, examples, …]; of images, or pooled."""
+        return np.concatenate(self.parts).reshape(self.views, self.examples, *self.parts[0].shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What a prefix is computed of: a split's examples in `views`, in rows as `Features` has them."""
+
+    split: Split
+    read: Reader
+    views: int
+    varies: bool
+    recipe: tuple
+
+    @property
+    def rows(self) -> int:
+        return self.views * len(self.split)
+
+    def batch(self, rows: range) -> Any:
+        views, places = zip(*(divmod(row, len(self.split)) for row in rows), strict=True)
+        return self.read(places, views if self.varies else None)
+
+    def tokens(self, rows: range) -> int:
+        """That the longest of some texts is padded to; 0 of images."""
+        if not isinstance(self.read, Texts):
+            return 0
+        return self.read.padded(max(self.read.tokens[row].shape[1] for row in range(rows.start, rows.stop)))
+
+
+def computed(
+    run: Run,
+    state: State,
+    split: Split,
+    stops: Sequence[int],
+    training: bool = False,
+    halt: Callable[[], None] = lambda: None,
+) -> dict[int, Features]:
+    """Activations of a split at the ends of one or several prefixes, in one pass over what is not there yet.
+
+    Args:
+        run: whose network, data and transforms are taken.
+        state: with the prefixes' parameters.
+        stops: the prefixes, each as its number of groups.
+        training: whether the examples are cut and augmented for training.
+        halt: called between two batches; raises to stop there.
+
+    Raises:
+        InputError: the disk, or `input.cache_gb`, does not hold them.
+    """
+    stops, source = sorted(set(stops)), _source(run, split, training)
+    folders = {stop: _folder(run, state, source, stop) for stop in stops}
+    # Held from here on, so that no other process takes it for unused.
+    used = {stop: cache.using(folder) for stop, folder in folders.items()}
+    for stop, folder in folders.items():
+        needed = bytes_of(run, source.rows, stop)
+        if not cache.make_room(folder, needed - cache.size(folder), run.experiment.input.cache_gb * 1e9):
+            raise InputError(
+                f"the features of {split.name} take {needed / 1e9:.2f} GB of disk, and there is no room for them:"
+                f" raise input.cache_gb, free some disk, name another TLJAX_CACHE, or set cache=off"
+            )
+    try:
+        _complete(run, state, source, folders, halt)
+    except OSError as error:
+        where = folders[stops[-1]].parent
+        raise InputError(f"{where}: cannot be written ({error.strerror}): free some disk, or set cache=off") from error
+    return {stop: _opened(run, source, stop, folders[stop], used[stop]) for stop in stops}
+
+
+def choice(run: Run) -> tuple[bool, str]:
+    """Whether a run computes its frozen prefixes once (`config.cache`), and why or why not, in a line for the log.
+
+    It depends on the config, the data and the kind of device alone, and on the room there is.
+
+    Raises:
+        InputError: no such `cache`, or it is `on` and nothing stays the same.
+    """
+    experiment = run.experiment
+    if experiment.cache not in ("auto", "on", "off"):
+        raise InputError(f"no cache {experiment.cache!r}; there are: auto, on, off")
+    prefixes = {phase: run.prefix(phase) for phase in run.phases if run.prefix(phase)}
+    reason = "" if prefixes else "the strategy trains from the first group on, or moves BatchNorm statistics there"
+    if run.network.reads == "image" and experiment.task.varies and not experiment.task.views:
+        reason = reason or "every epoch crops and augments anew; task.views=V keeps to V views of each image"
+    if experiment.regularise.mixup or experiment.regularise.cutmix:
+        reason = reason or "mixup and cutmix make new images at each step"
+    if reason and experiment.cache == "on":
+        raise InputError(f"cache=on, but nothing frozen stays the same: {reason}")
+    if reason or experiment.cache == "off":
+        return False, f"what is frozen is computed at each step: {reason}" if prefixes and reason else ""
+    pays, told = _worth(run, prefixes)
+    return pays or experiment.cache == "on", told
+
+
+def _worth(run: Run, prefixes: dict[Phase, int]) -> tuple[bool, str]:
+    """Whether computing, writing and reading features takes less time than the prefixes in every step, and the sums."""
+    task, splits = run.experiment.task, run.inputs.splits
+    views = task.views if run.network.reads == "image" and task.varies else 1
+    flops = {stop: _flops(run, stop) for stop in set(prefixes.values())}
+    steps = {phase: run.batch_size * (phase.stop - phase.start) for phase in prefixes}
+    again = sum(flops[stop] * steps[phase] for phase, stop in prefixes.items())
+    once = sum(flops.values()) * views * len(splits["train"])
+    rows = sum(views * len(split) if name == "train" else len(split) for name, split in splits.items())
+    size = sum(bytes_of(run, rows, stop) for stop in flops)
+    read = sum(bytes_of(run, steps[phase], stop) for phase, stop in prefixes.items())
+    rate = _RATE_OF_CPU if jax.default_backend() == "cpu" else _RATE * run.mesh.size
+    room = size < run.experiment.input.cache_gb * 1e9
+    groups = " and ".join(str(stop) for stop in sorted(flops))
+    told = (
+        f"the first {groups} of {len(run.layout.groups) - 1} groups are frozen and can be computed once:"
+        f" {once / 1e12:.3g} instead of {again / 1e12:.3g} TFLOP, {size / 1e9:.2g} GB of disk"
+    )
+    pays = room and (again - once) / rate > (read + 2 * size) / _BANDWIDTH
+    return pays, told + ("" if pays else ", which does not pay" if room else ", more than input.cache_gb")
+
+
+def _flops(run: Run, stop: int) -> float:
+    """Of a prefix for one example, before optimisation."""
+    program = jax.jit(functools.partial(run.network.features, stops=(stop,)))
+    count = max(run.mesh.size, 1)
+    lowered = program.lower(run.network.abstract, run.abstract_batch(count)["input"])
+    return lowered.cost_analysis()["flops"] / count
+
+
+def bytes_of(run: Run, rows: int, stop: int) -> int:
+    """Bytes that so many rows take on disk; of texts at most, as if all were as long as the longest."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_row(run, stop))) * rows
+
+
+def _row(run: Run, stop: int) -> Any:
+    """Shape and dtype of what is kept of one example."""
+    return _kept(run.abstract_batch(1, start=stop)["input"])
+
+
+def _kept(found: Any) -> Any:
+    """Of a prefix's output, what is stored: a text's mask follows from its tokens."""
+    return found["hidden"] if isinstance(found, dict) else found
+
+
+def _source(run: Run, split: Split, training: bool) -> _Source:
+    config, inputs = run.experiment.task, run.inputs
+    varies = training and run.network.reads == "image" and config.varies
+    views = config.views if varies else 1
+    read = inputs.reader(split, views, training)
+    if run.network.reads == "text":
+        recipe = (inputs.tokenizer.sha256, config.max_tokens)
+    else:
+        cut = (config.decode, config.resize, config.crop) if training else ("exact", 0, "centre")
+        recipe = (run.resolved.preprocessing, *cut, *((config.augment, run.experiment.seed, views) if varies else ()))
+    return _Source(split, read, views, varies, recipe)
+
+
+def _folder(run: Run, state: State, source: _Source, stop: int) -> Path:
+    versions = [importlib.metadata.version(name) for name in ("tljax", "jax")]
+    network = run.network.backbone, run.network.additions, run.experiment.compute_dtype, jax.default_backend()
+    prefix = tuning.digest(flatten_dict(_variables(run, state, stop), sep="/"))
+    return cache.name("features", *versions, *network, prefix, stop, source.split.key, *source.recipe)
+
+
+def _variables(run: Run, state: State, stop: int) -> dict[str, Any]:
+    """The arrays of the first `stop` groups."""
+    groups = run.layout.groups[:stop]
+    trees = {"params": state.params, "batch_stats": state.batch_stats}
+    return {
+        name: {"backbone": {group: leaves for group, leaves in tree.get("backbone", {}).items() if group in groups}}
+        for name, tree in trees.items()
+    }
+
+
+def _complete(run: Run, state: State, source: _Source, folders: dict[int, Path], halt: Callable[[], None]) -> None:
+    """Makes the parts that are missing; those that another process is at are left to it, and waited for at the end."""
+    parts = _parts(source)
+    if not any(_missing(folders, number) for number in range(len(parts))):
+        return
+    compute = _program(run, state, max(folders), parts[0].step)
+    with console.progress(f"features of {source.split.name}, once", 0, source.rows, "examples") as report:
+        for patient in (False, True):
+            for number, rows in enumerate(parts):
+                with contextlib.ExitStack() as stack:
+                    wanted = _missing(folders, number)
+                    claims = [cache.claimed(_part(folder, number), patient) for folder in wanted.values()]
+                    if all(stack.enter_context(claim) for claim in claims):
+                        wanted = _missing(wanted, number)  # another process may just have made them
+                        if wanted:
+                            _make_part(run, compute, source, rows, wanted, number, halt)
+                report(rows.stop)
+
+
+def _parts(source: _Source) -> list[range]:
+    """The rows of each part, in steps of a batch."""
+    size = _BATCH_ON_CPU if jax.default_backend() == "cpu" else _BATCH
+    starts = range(0, source.rows, size * _BATCHES)
+    return [range(start, min(start + size * _BATCHES, source.rows), size) for start in starts]
+
+
+def _missing(folders: dict[int, Path], number: int) -> dict[int, Path]:
+    return {stop: folder for stop, folder in folders.items() if not _part(folder, number).exists()}
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}"
+
+
+def _program(run: Run, state: State, deepest: int, size: int) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
+    """(input, stops) -> activations, on this process's devices; of a number of examples that these share out."""
+    mesh = sharding.make_mesh(jax.local_devices())
+    variables = jax.tree.map(np.asarray, _variables(run, state, deepest)) if jax.process_count() > 1 else None
+    variables = jax.device_put(variables or _variables(run, state, deepest), sharding.replicated(mesh))
+    share = -(-size // mesh.size) * mesh.size
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def program(variables, x, stops):
+        return [_kept(found) for found in run.network.features(variables, x, stops)]
+
+    def compute(x, stops):
+        return program(variables, jax.device_put(padded(x, share), sharding.split(mesh)), stops)
+
+    return compute
+
+
+def _make_part(
+    run: Run,
+    compute: Callable[[Any, tuple[int, ...]], list[jax.Array]],
+    source: _Source,
+    rows: range,
+    folders: dict[int, Path],
+    number: int,
+    halt: Callable[[], None],
+) -> None:
+    """Computes some rows, a batch at each step of their range, and writes them to each folder, whole or not at all."""
+    tokens = source.tokens(rows)
+
+    def batch(start: int) -> Any:
+        return {"input": source.batch(range(start, min(start + rows.step, rows.stop)))}
+
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(cache.replacing(_part(folder, number))) for folder in folders.values()]
+        left, pending = len(range(rows.start, rows.stop)), []
+        for made in ahead(batch, rows, run.experiment.input.workers):
+            halt()
+            pending.append(compute(made["input"], tuple(folders)))
+            if len(pending) > 2:  # two in flight keep the device busy
+                left -= _write(files, pending.pop(0), min(left, rows.step), tokens)
+        for found in pending:
+            left -= _write(files, found, min(left, rows.step), tokens)
+
+
+def _write(files: Sequence[IO[bytes]], found: Sequence[jax.Array], rows: int, tokens: int) -> int:
+    """Adds the first `rows` of what was found to the files; returns how many those were."""
+    for file, one in zip(files, found, strict=True):
+        one = np.asarray(one)[:rows]
+        if tokens and one.ndim == 3:
+            one = np.pad(one, ((0, 0), (0, tokens - one.shape[1]), (0, 0)))
+        file.write(np.ascontiguousarray(one).view(np.uint8).data)
+    return rows
+
+
+def _opened(run: Run, source: _Source, stop: int, folder: Path, used: IO[bytes]) -> Features:
+    row, parts = _row(run, stop), []
+    texts = source.read if isinstance(source.read, Texts) and row.ndim == 3 else None
+    for number, rows in enumerate(_parts(source)):
+        count = len(range(rows.start, rows.stop))
+        values = np.memmap(_part(folder, number), row.dtype, "r")
+        parts.append(values.reshape(count, *((-1, row.shape[2]) if texts else row.shape[1:])))
+    return Features(parts, len(source.split), source.views, texts, used)
