@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict
 from tljax import console, sharding, tuning
 from tljax.data import cache
 from tljax.data.examples import Split
-from tljax.data.pipeline import ahead, padded
+from tljax.data.pipeline import ahead, length_of, padded
 from tljax.data.readers import Reader, Texts
 from tljax.errors import InputError
 from tljax.phases import Phase
@@ -224,18 +224,12 @@ def _source(run: Run, split: Split, training: bool) -> _Source:
 def _folder(run: Run, state: State, source: _Source, stop: int) -> Path:
     versions = [importlib.metadata.version(name) for name in ("tljax", "jax")]
     network = run.network.backbone, run.network.additions, run.experiment.compute_dtype, jax.default_backend()
-    prefix = tuning.digest(flatten_dict(_variables(run, state, stop), sep="/"))
+    prefix = tuning.digest(flatten_dict(run.of_groups(_variables(state), stop), sep="/"))
     return cache.name("features", *versions, *network, prefix, stop, source.split.key, *source.recipe)
 
 
-def _variables(run: Run, state: State, stop: int) -> dict[str, Any]:
-    """The arrays of the first `stop` groups."""
-    groups = run.layout.groups[:stop]
-    trees = {"params": state.params, "batch_stats": state.batch_stats}
-    return {
-        name: {"backbone": {group: leaves for group, leaves in tree.get("backbone", {}).items() if group in groups}}
-        for name, tree in trees.items()
-    }
+def _variables(state: State) -> dict[str, Any]:
+    return {"params": state.params, "batch_stats": state.batch_stats}
 
 
 def _complete(run: Run, state: State, source: _Source, folders: dict[int, Path], halt: Callable[[], None]) -> None:
@@ -272,19 +266,20 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}"
 
 
-def _program(run: Run, state: State, deepest: int, size: int) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
-    """(input, stops) -> activations, on this process's devices; of a number of examples that these share out."""
+def _program(run: Run, state: State, stop: int, size: int) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
+    """(input of at most `size` rows, stops) -> activations, computed by this process's devices alone."""
     mesh = sharding.make_mesh(jax.local_devices())
-    variables = jax.tree.map(np.asarray, _variables(run, state, deepest)) if jax.process_count() > 1 else None
-    variables = jax.device_put(variables or _variables(run, state, deepest), sharding.replicated(mesh))
-    share = -(-size // mesh.size) * mesh.size
-
-    @functools.partial(jax.jit, static_argnums=2)
-    def program(variables, x, stops):
-        return [_kept(found) for found in run.network.features(variables, x, stops)]
+    variables = run.of_groups(_variables(state), stop)
+    if jax.process_count() > 1:
+        variables = jax.tree.map(np.asarray, variables)
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+    size = -(-size // mesh.size) * mesh.size
 
     def compute(x, stops):
-        return program(variables, jax.device_put(padded(x, share), sharding.split(mesh)), stops)
+        wanted = variables if max(stops) == stop else run.of_groups(variables, max(stops))
+        step = run.prefix_step(size, length_of({"input": x}), stops)
+        found = step(wanted, jax.device_put(padded(x, size), sharding.split(mesh)))
+        return [_kept(one) for one in found]
 
     return compute
 

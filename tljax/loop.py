@@ -58,15 +58,15 @@ class Loop:
             console.progress("train", start, last) as report,
         ):
             for phase in run.phases:
-                step, stops = int(state.step), False
-                if step >= phase.stop:
+                begins = int(state.step)
+                if begins >= phase.stop:
                     continue
                 self._stream = run.train_input(self._features(phase, state) if run.start(phase) else None)
-                if step == phase.start > 0:
+                if begins == phase.start > 0:
                     state = run.enter(state, phase)
-                    report(step, _phase_line(phase))
-                batches = self._timed(sharding.put_ahead(self._stream.batches(step, phase.stop), run.mesh))
-                for step, batch in enumerate(batches, step + 1):
+                    report(begins, _phase_line(phase))
+                batches = self._timed(sharding.put_ahead(self._stream.batches(begins, phase.stop), run.mesh))
+                for step, batch in enumerate(batches, begins + 1):
                     state, metrics = run.train_step(phase, length_of(batch))(state, batch)
                     self._unread.append((step, metrics))
                     report(step, self._log(board) if step % run.experiment.log_every == 0 or step == last else "")

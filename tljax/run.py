@@ -19,7 +19,7 @@ from tljax.data.pipeline import TrainInput
 from tljax.data.readers import Reader
 from tljax.errors import InputError
 from tljax.inputs import Inputs
-from tljax.network import Network
+from tljax.network import Network, Variables
 from tljax.phases import Length, Phase, additions, phases
 from tljax.resolve import Resolved, resolve
 from tljax.step import Forward, Rules, State, eval_step, train_step
@@ -194,6 +194,13 @@ class Run:
         """(params, batch_stats, input of `batch_size` rows with `start` groups behind them) -> logits; compiled."""
         return self._once(("eval", batch_size, length, start), lambda: self._eval_step(batch_size, length, start))
 
+    def prefix_step(self, batch_size: int, length: int | None, stops: tuple[int, ...]) -> jax.stages.Compiled:
+        """(variables, input of `batch_size` rows) -> what the backbone gives after as many groups as each of `stops`.
+
+        The variables are those of these groups. Compiled for the devices of this process alone.
+        """
+        return self._once(("prefix", batch_size, length, stops), lambda: self._prefix_step(batch_size, length, stops))
+
     def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What was made before, if it was; kept as long as the run is, for a process may come by many of them."""
         if key not in self._made:
@@ -210,6 +217,28 @@ class Run:
         )
         state, batch = self.abstract_state(), self.abstract_batch(batch_size, length, start)
         return jitted.lower(state.params, state.batch_stats, batch["input"]).compile()
+
+    def _prefix_step(self, batch_size: int, length: int | None, stops: tuple[int, ...]) -> jax.stages.Compiled:
+        mesh = sharding.make_mesh(jax.local_devices())
+        replicated, split = sharding.replicated(mesh), sharding.split(mesh)
+        jitted = jax.jit(
+            functools.partial(self.network.features, stops=stops),
+            in_shardings=(replicated, split),
+            out_shardings=split,
+        )
+        abstract = self.of_groups(self.network.abstract, max(stops))
+        abstract = jax.tree.map(functools.partial(_placed, sharding=replicated), abstract)
+        x = self.abstract_batch(batch_size, length)["input"]
+        return jitted.lower(abstract, jax.tree.map(functools.partial(_placed, sharding=split), x)).compile()
+
+    def of_groups(self, variables: Variables, stop: int) -> Variables:
+        """The variables of the backbone's first `stop` groups."""
+        groups = self.layout.groups[:stop]
+        return {
+            name: {"backbone": {group: leaf for group, leaf in tree["backbone"].items() if group in groups}}
+            for name, tree in variables.items()
+            if tree
+        }
 
     def _forward(self, phase: Phase | None, start: int) -> Forward:
         """The network as it computes in training in a phase, or in evaluation, from its group `start` on."""

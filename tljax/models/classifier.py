@@ -54,7 +54,7 @@ class Classifier(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch height width channels"] | Mapping[str, Array],
+        x: Float[Array, "batch ..."] | Mapping[str, Array],
         *,
         start: int = 0,
         batch_norm: Mapping[str, str] = {},

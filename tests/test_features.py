@@ -1,0 +1,313 @@
+"""The frozen prefix computed once: the same run, whatever is killed, changed or shared on the way."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, make_folder, make_table, tiny_run
+from tljax import config, features, sharding
+from tljax.data import cache
+from tljax.data.pipeline import length_of
+from tljax.errors import InputError
+from tljax.run import Run, prepare
+from tljax.stopping import Notice, Stopped
+from tljax.train import train
+from tljax.weights.sources import cache_dir
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "cache"))
+
+
+def _trained(run: Run, cached: bool, steps: int = 6) -> tuple[dict, list[float]]:
+    """The parameters after some steps, and the losses."""
+    run.cached, losses = cached, []
+    state = run.init_state()
+    for number in range(steps):
+        phase = run.phase_at(number)
+        if number == phase.start:
+            start = run.start(phase)
+            read = None
+            if start:
+                read = features.computed(run, state, run.inputs.splits["train"], [start], training=True)[start]
+            stream = run.train_input(read)
+            state = run.enter(state, phase) if number else state
+        batch = stream.batch(number)
+        state, found = run.train_step(phase, length_of(batch))(state, sharding.put_batch(batch, run.mesh))
+        losses.append(float(found["loss"]))
+    return jax.device_get(state.params), losses
+
+
+RUNS = {
+    "vit head": ("tiny_vit", {"tuning__strategy": "linear_probe"}),
+    "vit last block": ("tiny_vit", {"tuning__strategy": "last_k", "tuning__k": 1}),
+    "resnet head": ("tiny_resnet", {"tuning__strategy": "linear_probe"}),
+    "resnet last block": ("tiny_resnet", {"tuning__strategy": "last_k", "tuning__k": 1}),
+    "three views": (
+        "tiny_vit",
+        {"tuning__strategy": "linear_probe", "task__crop": "inception", "task__augment": ("flip",), "task__views": 3},
+    ),
+    "dropout": (
+        "tiny_vit",
+        {"tuning__strategy": "last_k", "tuning__k": 1, "regularise__dropout": 0.1, "regularise__drop_path": 0.2},
+    ),
+    "gradual": ("tiny_vit", {"tuning__strategy": "gradual_unfreezing", "tuning__by": 2}),
+    "lora above": (
+        "tiny_vit",
+        {"tuning__strategy": "lora", "tuning__rank": 2, "tuning__targets": ("block_2/attention/qkv",)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_cached_run_is_the_run(shapes, name):
+    network, values = RUNS[name]
+    each = [_trained(tiny_run(f"folder:{shapes}", network, **values), cached) for cached in (False, True)]
+    (params, losses), (cached_params, cached_losses) = each
+    np.testing.assert_allclose(cached_losses, losses, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), cached_params, params)
+
+
+def _computed(run: Run, stops: list[int], name: str = "train", **values) -> dict[int, features.Features]:
+    return features.computed(run, run.init_state(), run.inputs.splits[name], stops, **values)
+
+
+def _made() -> dict[Path, int]:
+    """Every part that is there, and when it was written."""
+    parts = (path for path in (cache_dir() / "features").rglob("0*") if path.suffix == "")
+    return {path: path.stat().st_mtime_ns for path in parts}
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(features, "_BATCH_ON_CPU", 4)
+    monkeypatch.setattr(features, "_BATCHES", 2)
+
+
+@pytest.fixture(scope="module")
+def probe(shapes) -> Run:
+    return tiny_run(f"folder:{shapes}", tuning__strategy="linear_probe")
+
+
+def test_several_boundaries_are_tapped_in_one_pass_and_are_what_the_network_gives(probe, small_parts):
+    together, state = _computed(probe, [1, 3, 5]), probe.init_state()
+    assert len(_made()) == 3 * 3  # 24 drawings, 8 a part
+    x = probe.inputs.reader(probe.inputs.splits["train"])(range(24))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    wanted = jax.jit(lambda x: probe.network.features(variables, x, (1, 3, 5)))(x)
+    for stop, one in zip((1, 3, 5), wanted, strict=True):
+        np.testing.assert_allclose(together[stop].array()[0], one, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(together[stop]([5, 23, 0]), together[stop].array()[0, [5, 23, 0]])
+    assert together[5].array().shape == (1, 24, 16)
+    before = _made()
+    np.testing.assert_array_equal(_computed(probe, [3])[3].array(), together[3].array())
+    assert _made() == before  # read, not made again
+
+
+class _Enough(Exception):
+    pass
+
+
+def test_a_build_that_is_stopped_goes_on_where_it_was(probe, small_parts):
+    batches = []
+
+    def halt():
+        batches.append(1)
+        if len(batches) == 4:  # in the second part
+            raise _Enough
+
+    with pytest.raises(_Enough):
+        _computed(probe, [5], halt=halt)
+    first = _made()
+    assert len(first) == 1
+    found = _computed(probe, [5])[5].array()
+    assert first.items() <= _made().items() and len(_made()) == 3
+    shutil.rmtree(cache_dir() / "features")
+    np.testing.assert_array_equal(_computed(probe, [5])[5].array(), found)
+
+
+_BUILD = """
+import sys, pathlib
+from tests.conftest import tiny_run
+from tljax import features
+features._BATCH_ON_CPU, features._BATCHES = 4, 2
+run = tiny_run(f"folder:{sys.argv[1]}", tuning__strategy="linear_probe")
+features.computed(run, run.init_state(), run.inputs.splits["train"], [5])
+"""
+
+
+@pytest.mark.slow
+def test_builds_killed_anywhere_and_beside_each_other_leave_what_one_makes(probe, shapes, small_parts):
+    """Two processes build the same; one is killed with -9 while it writes, and the other takes over what it was at."""
+    command = [sys.executable, "-c", _BUILD, str(shapes)]
+    pair = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+    until = time.monotonic() + 120
+    while not list((cache_dir() / "features").rglob("*.making")) and time.monotonic() < until:
+        time.sleep(0.001)
+    os.kill(pair[0].pid, signal.SIGKILL)
+    assert [process.wait() for process in pair] == [-signal.SIGKILL, 0]
+    (folder,) = (cache_dir() / "features").iterdir()
+    found = _computed(probe, [5])[5].array()
+    assert {path.name for path in folder.iterdir()} == {"000000", "000001", "000002", "used"}
+    shutil.rmtree(cache_dir() / "features")
+    np.testing.assert_array_equal(_computed(probe, [5])[5].array(), found)
+
+
+def test_the_name_is_that_of_all_it_depends_on(tmp_path):
+    data = make_folder(tmp_path / "shapes", 12)
+
+    def key(network: str = "tiny_vit", stop: int = 5, change=lambda state: state, **values) -> Path:
+        run = tiny_run(f"folder:{data}", network, tuning__strategy="linear_probe", **values)
+        source = features._source(run, run.inputs.splits["train"], True)
+        return features._folder(run, change(run.init_state()), source, stop)
+
+    def in_block(number: int):
+        def change(state):
+            kernel = state.params["backbone"][f"block_{number}"]["mlp"]["fc1"]["kernel"]
+            state.params["backbone"][f"block_{number}"]["mlp"]["fc1"]["kernel"] = kernel.at[0, 0].add(1e-6)
+            return state
+
+        return change
+
+    views = {"task__crop": "inception", "task__views": 2}
+    names = {
+        "as it is": key(),
+        "a weight of the prefix": key(change=in_block(2)),
+        "another boundary": key(stop=4),
+        "another image size": key(task__image_size=40),
+        "bfloat16": key(compute_dtype="bfloat16"),
+        "another network": key("tiny_resnet", stop=3),
+        "views": key(**views),
+        "of another seed": key(**views, seed=1, change=lambda _: tiny_run(f"folder:{data}").init_state()),
+        "flipped": key(**views, task__augment=("flip",)),
+        "fewer examples": key(task__train="train[:20]"),
+    }
+    # What does not matter changes nothing.
+    assert key(optim__learning_rate=0.5, task__batch_size=4) == names["as it is"]
+    assert key(stop=2, change=in_block(2)) == key(stop=2)
+    picture = next(data.rglob("*.png"))
+    pixels = np.array(Image.open(picture))
+    pixels[3, 4] ^= 1
+    Image.fromarray(pixels).save(picture)
+    names["a pixel"] = key()
+    assert len(set(names.values())) == len(names)
+
+
+def test_texts_are_kept_at_their_own_lengths(tmp_path, tiny_text_weights):
+    values = config.default()
+    values.steps, values.backbone.weights, values.task.dataset = 6, str(tiny_text_weights), ""
+    table = make_table(tmp_path / "table.csv")
+    values.task.update(dataset=f"csv:{table}", text=("text",), label=("label",), batch_size=8, max_tokens=32)
+    values.task.token_multiple = 8
+    values.tuning.update(strategy="last_k", k=1)
+    values.optim.update(name="sgd", learning_rate=0.1)
+    runs = [prepare(config.Experiment.from_config(values)) for _ in range(2)]
+    (params, losses), (cached_params, cached_losses) = (
+        _trained(run, cached) for run, cached in zip(runs, (False, True), strict=True)
+    )
+    np.testing.assert_allclose(cached_losses, losses, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), cached_params, params)
+
+
+def test_what_was_not_used_for_longest_goes_first_and_nothing_that_is_held(monkeypatch, tmp_path):
+    folders = [cache.name("features", number) for number in range(3)]
+    for number, folder in enumerate(folders):
+        held = cache.using(folder)
+        (folder / "000000").write_bytes(bytes(1000))
+        os.utime(folder / "used", (number, number))
+        if number:
+            held.close()
+        else:
+            kept = held
+    wanted = cache.name("features", "new")
+    assert cache.make_room(wanted, 1000, 3000)
+    assert [folder.exists() for folder in folders] == [True, False, True]
+    assert not cache.make_room(wanted, 3000, 3000)  # the first is held
+    assert [folder.exists() for folder in folders] == [True, False, False]
+    kept.close()
+    assert cache.make_room(wanted, 3000, 3000)
+    assert not folders[0].exists()
+
+
+def test_no_room_is_said_before_anything_is_computed(probe, shapes):
+    run = tiny_run(f"folder:{shapes}", tuning__strategy="linear_probe", input__cache_gb=1e-7)
+    with pytest.raises(InputError, match=r"features of train.* take .* GB of disk.*input.cache_gb.*cache=off"):
+        _computed(run, [5])
+    assert not _made()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"tuning__strategy": "full"}, "trains from the first group on"),
+        ({"task__crop": "inception"}, "task.views"),
+        ({"regularise__mixup": 0.2}, "mixup"),
+        ({"cache": "sometimes"}, "auto, on, off"),
+    ],
+)
+def test_cache_on_where_nothing_stays_the_same_is_an_error(shapes, values, told):
+    run = tiny_run(f"folder:{shapes}", **({"tuning__strategy": "linear_probe", "cache": "on"} | values))
+    with pytest.raises(InputError, match=told):
+        features.choice(run)
+
+
+def test_it_is_chosen_where_it_pays(shapes):
+    def choice(**values) -> tuple[bool, str]:
+        return features.choice(tiny_run(f"folder:{shapes}", **({"tuning__strategy": "linear_probe"} | values)))
+
+    assert choice(steps=30)[0]  # ten epochs
+    chosen, told = choice(steps=1)
+    assert not chosen and "does not pay" in told
+    chosen, told = choice(task__crop="inception")
+    assert not chosen and "task.views" in told
+    assert choice(steps=30, cache="off") == (False, "")
+    assert choice(tuning__strategy="full") == (False, "")
+    chosen, told = choice(steps=30, input__cache_gb=1e-7)
+    assert not chosen and "input.cache_gb" in told
+
+
+class _Soon(Notice):
+    """Told to stop at the `count`-th time that it is asked."""
+
+    def __init__(self, count: int):
+        super().__init__()
+        self._count = count
+
+    def reason(self) -> str:
+        self._count -= 1
+        return "SIGTERM" if self._count < 0 else ""
+
+
+def test_a_run_stopped_while_features_are_computed_goes_on_to_the_same_end(shapes, tiny_weights, tmp_path, small_parts):
+    values = config.default()
+    values.update(epochs=3.0, eval_every=3)
+    values.backbone.weights, values.task.dataset = str(tiny_weights), f"folder:{shapes}"
+    values.task.update(batch_size=8, train="train[:16]", validation="train[16:20]", test="train[20:]")
+    results = {}
+    for name, mode, stops in (("off", "off", ()), ("auto", "auto", ()), ("stopped", "auto", (1, 6))):
+        values.cache = mode
+        experiment = config.Experiment.from_config(values)
+        for count in stops:  # in the first part; then between two steps
+            with pytest.raises(Stopped):
+                train(experiment, tmp_path / name, _Soon(count))
+        results[name] = train(experiment, tmp_path / name)
+        if name == "auto":
+            shutil.rmtree(cache_dir() / "features")
+    assert json.loads((tmp_path / "auto" / "plan.json").read_text())["cached"]
+    assert results["off"]["cost"]["step_flops"] > 50 * results["auto"]["cost"]["step_flops"]
+    for split in ("validation", "test"):
+        off, auto, stopped = (results[name]["splits"][split] for name in ("off", "auto", "stopped"))
+        assert stopped == auto  # to the bit
+        assert auto["accuracy"] == off["accuracy"]
+        assert auto["loss"] == pytest.approx(off["loss"], rel=1e-5)
