@@ -286,7 +286,8 @@ class _Soon(Notice):
 
     def reason(self) -> str:
         self._count -= 1
-        return "SIGTERM" if self._count < 0 else ""
+        self._reason = "SIGTERM" if self._count < 0 else ""
+        return self._reason
 
 
 def test_a_run_stopped_while_features_are_computed_goes_on_to_the_same_end(shapes, tiny_weights, tmp_path, small_parts):

@@ -82,6 +82,11 @@ MAY_IMPORT = {
         ),
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
+    "probe": {"config", "data", "metrics", "models", "optim", "scores", "sharding", "step"},
+    "sweep": {
+        *("config", "console", "features", "fields", "flags", "metrics", "plan", "probe", "run", "step", "stopping"),
+        *("train", "workdir"),
+    },
     "__main__": {"stopping", "weights"},
 }
 

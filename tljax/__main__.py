@@ -8,6 +8,7 @@ VERBS = {
     "train": "fine-tune, validate, save; resume where a workdir stands",
     "evaluate": "a split's metrics from a run's checkpoint",
     "predict": "class names and probabilities for images or texts",
+    "sweep": "many runs that differ in some keys; what they share is computed once",
     "inspect": "what a config would train, freeze and cost; trains nothing",
     "convert": "a pretrained checkpoint to an Orbax folder",
 }

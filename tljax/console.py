@@ -23,6 +23,16 @@ def on_stderr() -> Iterator[None]:
         console.stderr = before
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, nothing is printed."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 class _Rate(ProgressColumn):
     def __init__(self, unit: str):
         super().__init__()

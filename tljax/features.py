@@ -138,10 +138,25 @@ def computed(
     return {stop: _opened(run, source, stop, folders[stop], used[stop]) for stop in stops}
 
 
-def choice(run: Run) -> tuple[bool, str]:
+def stops(run: Run, phase: Phase) -> list[int]:
+    """The prefixes whose features can be made in one pass as a phase begins: its own, and those of later phases.
+
+    Of these, only those of which nothing moves until then.
+    """
+    found, longest = set(), run.start(phase)
+    for later in run.phases[run.phases.index(phase) :]:
+        longest = min(longest, run.start(later))
+        found |= {longest} if longest == run.start(later) else set()
+    return sorted(found - {0})
+
+
+def choice(run: Run, runs: int = 1) -> tuple[bool, str]:
     """Whether a run computes its frozen prefixes once (`config.cache`), and why or why not, in a line for the log.
 
     It depends on the config, the data and the kind of device alone, and on the room there is.
+
+    Args:
+        runs: how many are going to read the same features.
 
     Raises:
         InputError: no such `cache`, or it is `on` and nothing stays the same.
@@ -159,16 +174,16 @@ def choice(run: Run) -> tuple[bool, str]:
         raise InputError(f"cache=on, but nothing frozen stays the same: {reason}")
     if reason or experiment.cache == "off":
         return False, f"what is frozen is computed at each step: {reason}" if prefixes and reason else ""
-    pays, told = _worth(run, prefixes)
+    pays, told = _worth(run, prefixes, runs)
     return pays or experiment.cache == "on", told
 
 
-def _worth(run: Run, prefixes: dict[Phase, int]) -> tuple[bool, str]:
+def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     """Whether computing, writing and reading features takes less time than the prefixes in every step, and the sums."""
     task, splits = run.experiment.task, run.inputs.splits
     views = task.views if run.network.reads == "image" and task.varies else 1
     flops = {stop: _flops(run, stop) for stop in set(prefixes.values())}
-    steps = {phase: run.batch_size * (phase.stop - phase.start) for phase in prefixes}
+    steps = {phase: runs * run.batch_size * (phase.stop - phase.start) for phase in prefixes}
     again = sum(flops[stop] * steps[phase] for phase, stop in prefixes.items())
     once = sum(flops.values()) * views * len(splits["train"])
     rows = sum(views * len(split) if name == "train" else len(split) for name, split in splits.items())

@@ -48,6 +48,23 @@ def build(cls: type, values: Mapping[str, Any], path: str) -> Any:
     return cls(**{key: _coerce(value, hints[key], f"{path}.{key}") for key, value in values.items()})
 
 
+def with_values(values: Mapping[str, Any], overrides: Mapping[str, Any], path: str = "config") -> dict[str, Any]:
+    """A nested dict with other values, by dotted key.
+
+    Raises:
+        InputError: there is no such section.
+    """
+    found = dict(values)
+    for key, value in overrides.items():
+        section, _, rest = key.partition(".")
+        if rest:
+            if not isinstance(found.get(section), Mapping):
+                raise unknown_key(section, path, found)
+            value = with_values(found[section], {rest: value}, f"{path}.{section}")
+        found[section] = value
+    return found
+
+
 def _coerce(value: Any, kind: Any, path: str) -> Any:
     if isinstance(kind, types.UnionType):
         return None if value is None else _coerce(value, typing.get_args(kind)[0], path)

@@ -26,13 +26,7 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
     for argument in rest:
         if not argument.startswith("--config"):
             raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
-    named = next((argument for argument in reversed(rest) if argument.startswith("--config=")), None)
-    if named is None:
-        raise InputError("give --config=FILE, for example --config=configs/quickstart.py")
-    file = named.removeprefix("--config=").split(":")[0]
-    if not Path(file).is_file():
-        raise InputError(f"--config={file}: no such file")
-    defaults = _read([named])
+    defaults = _read(["--config=" + ":".join(filter(None, config_file(rest)))])
     for argument in rest:
         if argument.startswith("--config."):
             _check_key(defaults, argument.removeprefix("--config.").split("=")[0])
@@ -44,6 +38,21 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
             if f"--config.tuning.{name}" not in given:
                 config.tuning[name] = None
     return Experiment.from_config(config), options
+
+
+def config_file(arguments: list[str]) -> tuple[str, str]:
+    """The file that `--config=FILE[:arg]` names, and its argument, empty if there is none.
+
+    Raises:
+        InputError: it names none that exists.
+    """
+    named = next((argument for argument in reversed(arguments) if argument.startswith("--config=")), None)
+    if named is None:
+        raise InputError("give --config=FILE, for example --config=configs/quickstart.py")
+    file, _, arg = named.removeprefix("--config=").partition(":")
+    if not Path(file).is_file():
+        raise InputError(f"--config={file}: no such file")
+    return file, arg
 
 
 def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[dict[str, Any], argparse.Namespace]:

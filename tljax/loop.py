@@ -93,31 +93,22 @@ class Loop:
         if key not in self._readers:
             every = run.experiment.eval_every
             passes = run.resolved.steps / every if every and name == "validation" else 1.0
-            found = features.computed(run, state, split, (start,), halt=self._halt)[start] if start else None
+            found = features.computed(run, state, split, (start,), halt=self._notice.raises)[start] if start else None
             self._readers[key] = found or run.inputs.reader(split, passes)
         return predictions_of(run, state, split, name, read=self._readers[key], start=start)
 
     def _features(self, phase: Phase, state: State) -> Reader:
-        """Of the training split, for a phase that is about to begin or to go on from `state`.
-
-        Those of later phases are made in the same pass, where nothing of their prefixes moves until then.
-        """
-        run, step = self._run, int(state.step)
-        stops, longest = [], run.start(phase)
-        for later in run.phases[run.phases.index(phase) :]:
-            longest = min(longest, run.start(later))
-            stops += [longest] if longest == run.start(later) > 0 else []
+        """Of the training split, for a phase that is about to begin or to go on from `state`."""
+        run, step, split = self._run, int(state.step), self._run.inputs.splits["train"]
         try:
-            found = features.computed(run, state, run.inputs.splits["train"], stops, training=True, halt=self._halt)
+            found = features.computed(
+                run, state, split, features.stops(run, phase), training=True, halt=self._notice.raises
+            )
         except Stopped:
             if step and not self._saves_at(step):
                 self._save(step, state)
             raise
         return found[run.start(phase)]
-
-    def _halt(self) -> None:
-        if self._notice.reason():
-            raise Stopped(f"stopped by {self._notice.reason()} while features were computed")
 
     def _saves_at(self, step: int) -> bool:
         every = self._run.experiment.checkpoint.every or self._run.experiment.eval_every

@@ -1,5 +1,6 @@
 """Assembles a run: the one place where config, data, model, weights and optimizer meet."""
 
+import copy
 import functools
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -63,6 +64,15 @@ class Run:
         length = Length(resolved.steps, resolved.train_examples / experiment.task.batch_size, self.layout)
         self.phases = phases(experiment.tuning, experiment.optim, length)
         self._optimizer(self.phases[0])  # which checks its settings
+
+    def of(self, experiment: Experiment) -> "Run":
+        """The run of an experiment that trains the same leaves of the same network on the same data.
+
+        It shares what was compiled for evaluation, and must not train.
+        """
+        other = copy.copy(self)
+        other.experiment = experiment
+        return other
 
     def phase_at(self, step: int) -> Phase:
         """The phase that step `step` (from 0) trains in."""

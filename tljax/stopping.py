@@ -72,6 +72,11 @@ class Notice:
             self._reason = f"--max-seconds={self._limit:g}"
         return self._reason
 
+    def raises(self) -> None:
+        """Stops here, if there is a reason to."""
+        if self.reason():
+            raise Stopped(f"stopped by {self._reason}")
+
     def _hear(self, number: int, frame: object) -> None:
         self._reason = self._reason or signal.Signals(number).name
         if not self._held:

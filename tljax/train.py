@@ -27,11 +27,14 @@ from tljax.stopping import Notice, Stopped
 from tljax.workdir import Workdir
 
 
-def train(experiment: Experiment, path: str | os.PathLike, notice: Notice | None = None) -> dict[str, Any]:
+def train(
+    experiment: Experiment, path: str | os.PathLike, notice: Notice | None = None, runs: int = 1
+) -> dict[str, Any]:
     """Runs an experiment in a workdir to its end, from where it stands; returns `result.json`.
 
     Args:
         notice: says when to stop before the end.
+        runs: how many are going to read the same features; with more of them, keeping these pays sooner.
 
     Raises:
         InputError: anything about the config, data, weights or workdir that keeps it from running, before a step
@@ -50,16 +53,16 @@ def train(experiment: Experiment, path: str | os.PathLike, notice: Notice | None
         if result:
             console.console.print(f"{folder.path} is finished: nothing to do")
             return result
-        return _train(run, folder, notice or Notice())
+        return train_run(run, folder, notice or Notice(), runs)
 
 
-def _train(run: Run, folder: Workdir, notice: Notice) -> dict[str, Any]:
-    """In a workdir that is this process's own."""
+def train_run(run: Run, folder: Workdir, notice: Notice, runs: int = 1) -> dict[str, Any]:
+    """`train`, in a workdir that is this process's own and has been started."""
     held_out = {name: split for name, split in run.inputs.splits.items() if name != "train"}
     _check_best(run)
     with folder.checkpoints(run.experiment, writer=sharding.is_first()) as checkpoints:
         _print_header(run)
-        state, seconds, waited = _begin(run, folder, checkpoints)
+        state, seconds, waited = _begin(run, folder, checkpoints, runs)
         loop = Loop(run, folder, checkpoints, notice, time.monotonic() - seconds, waited)
         with notice.held():
             state = loop.to_the_end(state)
@@ -67,7 +70,7 @@ def _train(run: Run, folder: Workdir, notice: Notice) -> dict[str, Any]:
             told = sharding.anyone(bool(notice.reason()))
     if told:
         raise Stopped(f"stopped at step {state.step} of {run.resolved.steps} by {notice.reason() or 'another process'}")
-    planned, digest = folder.plan, _digest(run, state)
+    planned, digest = folder.plan, digest_of(run, state)
     if digest != planned["frozen_digest"]:
         raise RuntimeError(f"{folder.path}: frozen leaves changed in training, which tljax must never let happen")
     splits = {}
@@ -95,24 +98,24 @@ def _train(run: Run, folder: Workdir, notice: Notice) -> dict[str, Any]:
     return result
 
 
-def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[State, float, float]:
+def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tuple[State, float, float]:
     """The State to go on from, the seconds already spent, and those of them that were spent waiting for input."""
     step, seconds, waited = sharding.on_first(lambda: _find(run, folder, checkpoints))
     if step:
         console.console.print(f"resuming {folder.path} at step {step} of {run.resolved.steps}")
         run.cached = sharding.on_first(lambda: folder.plan["cached"])
         return checkpoints.restore(step, run.abstract_state(step)), seconds, waited
-    run.cached, told = sharding.on_first(lambda: features.choice(run))
+    run.cached, told = sharding.on_first(lambda: features.choice(run, runs))
     if told:
         console.console.print(told)
     # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
     found = plan(run)
     show(found)
     state = run.init_state()
-    frozen = _digest(run, state)
+    frozen = digest_of(run, state)
     if sharding.is_first():
         folder.save_plan(found | {"frozen_digest": frozen})
-        checkpoints.keep_base(_unmoved(run, state))
+        checkpoints.keep_base(base_of(run, state))
     return state, seconds, waited
 
 
@@ -121,11 +124,12 @@ def _find(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[int, flo
     step = checkpoints.newest()
     if step and not checkpoints.base_is_whole():
         console.console.print(f"{folder.path}: what does not train is damaged there, and comes from the weights anew")
-        checkpoints.keep_base(_unmoved(run, run.init_state()))
+        checkpoints.keep_base(base_of(run, run.init_state()))
     return step, *folder.rewind(step)
 
 
-def _unmoved(run: Run, state: State) -> dict[str, jax.Array]:
+def base_of(run: Run, state: State) -> dict[str, jax.Array]:
+    """The leaves that a run's checkpoints need not hold again."""
     names = run.unmoved()
     return {name: leaf for name, leaf in named(state).items() if name in names}
 
@@ -149,7 +153,8 @@ def _keep(found: Predictions, folder: Workdir, checkpoints: Checkpoints, step: i
     storage.persistently(lambda: found.save(path, facts), str(path))
 
 
-def _digest(run: Run, state: State) -> str:
+def digest_of(run: Run, state: State) -> str:
+    """SHA-256 of all that is frozen."""
     return tuning.digest(run.frozen_leaves(state))
 
 
