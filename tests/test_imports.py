@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "run": {
         *("config", "data", "inputs", "network", "optim", "phases", "resolve", "sharding", "step", "tuning"),
     },
+    "probe": {"config", "data", "metrics", "models", "optim", "scores", "sharding", "step"},
     "cost": {"phases", "run", "tuning"},
     "plan": {"backbone", "console", "cost", "fields", "phases", "run"},
     "lr_find": {"console", "data", "run", "sharding"},

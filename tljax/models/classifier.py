@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.additions import Addition, MlpHead
@@ -77,3 +79,19 @@ class Classifier(nn.Module):
         if "head" in noisy and self.dropout:
             x = drop(self.make_rng("dropout"), x, self.dropout)
         return self.head(x)
+
+
+class _Features(nn.Module):
+    """In a backbone's place: an image of one pixel is its features."""
+
+    @nn.compact
+    def __call__(self, x, batch_norm, remat):
+        return x[:, 0, 0]
+
+
+def init_head(
+    seed: int, features: int, classes: int, head_init: str = "zeros", bias: bool = True
+) -> dict[str, Float[Array, "..."]]:
+    """The `kernel` [features, classes] and `bias` of a linear head as `Classifier` starts it on any backbone."""
+    model = Classifier(_Features(), classes, head_init, bias)
+    return model.init(jax.random.key(seed), jnp.zeros((1, 1, 1, features)))["params"]["head"]
