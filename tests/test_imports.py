@@ -44,6 +44,8 @@ MAY_IMPORT = {
         *("config", "data", "inputs", "network", "optim", "phases", "resolve", "sharding", "step", "tuning"),
     },
     "probe": {"config", "data", "metrics", "models", "optim", "scores", "sharding", "step"},
+    "logistic": {"probe"},
+    "knn": {"probe", "sharding"},
     "cost": {"phases", "run", "tuning"},
     "plan": {"backbone", "console", "cost", "fields", "phases", "run"},
     "lr_find": {"console", "data", "run", "sharding"},
