@@ -43,6 +43,9 @@ MAY_IMPORT = {
     "run": {
         *("config", "data", "inputs", "network", "optim", "phases", "resolve", "sharding", "step", "tuning"),
     },
+    "probe": {"config", "data", "metrics", "models", "optim", "scores", "sharding", "step"},
+    "logistic": {"probe"},
+    "knn": {"probe", "sharding"},
     "cost": {"phases", "run", "tuning"},
     "plan": {"backbone", "console", "cost", "fields", "phases", "run"},
     "features": {"console", "data", "phases", "run", "sharding", "step", "tuning"},
@@ -82,7 +85,6 @@ MAY_IMPORT = {
         ),
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
-    "probe": {"config", "data", "metrics", "models", "optim", "scores", "sharding", "step"},
     "sweep": {
         *("config", "console", "features", "fields", "flags", "metrics", "plan", "probe", "run", "step", "stopping"),
         *("train", "workdir"),

@@ -30,9 +30,9 @@ def test_each_run_is_its_own(shapes, lively_weights, tmp_path, monkeypatch):
     computed = features.computed
 
     def counting(run, state, split, stops, **options):
-        before = {path for path in (cache_dir() / "features").rglob("0*")}
+        before = set((cache_dir() / "features").rglob("0*"))
         found = computed(run, state, split, stops, **options)
-        if {path for path in (cache_dir() / "features").rglob("0*")} != before:
+        if set((cache_dir() / "features").rglob("0*")) != before:
             built.append((split.name, list(stops)))
         return found
 

@@ -37,16 +37,19 @@ JUDGED = {
 
 
 def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], smoothing: float = 0.0
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], smoothing: float | Float[Array, ""] = 0.0
 ) -> Float[Array, " batch"]:
     """Softmax cross-entropy of each example, in nats; `smoothing` of the target is uniform (1512.00567)."""
-    if not smoothing:
+    if isinstance(smoothing, float) and not smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing))
 
 
 def loss(
-    problem: str, logits: Float[Array, "batch classes"], labels: Num[Array, "batch ..."], smoothing: float = 0.0
+    problem: str,
+    logits: Float[Array, "batch classes"],
+    labels: Num[Array, "batch ..."],
+    smoothing: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, " batch"]:
     """What each example is trained on.
 

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float
 from optax import contrib
 
 from tljax.config import OptimConfig
@@ -119,7 +120,12 @@ def schedule(name: str, peak: float, warmup_steps: int, steps: int) -> optax.Sch
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps])
 
 
-def optimizer(config: OptimConfig, multipliers: Tree, since: Tree | None = None) -> Transformation:
+def optimizer(
+    config: OptimConfig,
+    multipliers: Tree,
+    since: Tree | None = None,
+    weight_decay: Float[Array, ""] | None = None,
+) -> Transformation:
     """Masked clip → direction and weight decay → multiplier; a step is that times minus the learning rate.
 
     Made for trees in which `tuning.select` has masked the frozen leaves, so that the clip's norm is that of the
@@ -130,13 +136,14 @@ def optimizer(config: OptimConfig, multipliers: Tree, since: Tree | None = None)
         multipliers: of each leaf.
         since: the phase in which each leaf began to train. Leaves that began together share a counter, as an
             optimizer that corrects its moments by their age needs it; all began together if None.
+        weight_decay: traced, in place of the config's, where heads that differ in it train side by side.
 
     Raises:
         InputError: an unknown name or a setting out of range.
     """
     _check(config)
     since = jax.tree.map(lambda _: 0, multipliers) if since is None else since
-    decay = optax.add_decayed_weights(config.weight_decay, decay_mask)
+    decay = optax.add_decayed_weights(config.weight_decay if weight_decay is None else weight_decay, decay_mask)
     began = jax.tree.map(lambda m, phase: f"since {phase}" if m else FROZEN, multipliers, since)
     directions = {label: OPTIMIZERS[config.name](config, decay) for label in jax.tree.leaves(began)}
     scales = {_label(m): optax.scale(m) if m else optax.set_to_zero() for m in jax.tree.leaves(multipliers)}

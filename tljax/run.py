@@ -275,6 +275,7 @@ class Run:
             multipliers=phase.multipliers,
             optim=experiment.optim,
             regularise=experiment.regularise,
+            smoothing=experiment.regularise.label_smoothing,
             pull=self._by_origin(experiment.regularise.l2_sp, experiment.regularise.l2_sp_new),
             average_from=round(experiment.optim.average_start * self.resolved.steps),
             seed=experiment.seed,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jaxtyping import Array, Float
 
 from tljax import metrics, mix, tuning
 from tljax.config import OptimConfig, RegulariseConfig
@@ -49,6 +50,7 @@ class Rules:
         schedule: step -> learning rate.
         multipliers: of each leaf; 0 is frozen.
         optim, regularise: the config's.
+        smoothing: of labels; traced where heads that differ in it train side by side.
         pull: L2-SP's weight of each leaf.
         average_from: the step at which `swa` starts.
         seed: of dropout, stochastic depth and the mixing of images.
@@ -61,6 +63,7 @@ class Rules:
     multipliers: Any
     optim: OptimConfig
     regularise: RegulariseConfig
+    smoothing: float | Float[Array, ""]
     pull: Any
     average_from: int
     seed: int
@@ -128,7 +131,7 @@ def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tupl
 
 
 def _losses(logits: jax.Array, rules: Rules, labels: jax.Array) -> jax.Array:
-    return metrics.loss(rules.problem, logits, labels, rules.regularise.label_smoothing)
+    return metrics.loss(rules.problem, logits, labels, rules.smoothing)
 
 
 def _pull(trainable: Any, anchor: Any, rules: Rules) -> tuple[jax.Array, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from tljax.data.examples import Split
 from tljax.data.keyed import words
@@ -57,6 +58,16 @@ class TrainInput:
         """(epoch, example) of each row of the batch that step `step` (from 0) trains on, over all processes."""
         draw = self._draw if self.balanced is None else self._draw_balanced
         return [draw(step * self.batch_size + row) for row in range(self.batch_size)]
+
+    def order(self, steps: int) -> Int[np.ndarray, "steps batch 2"]:
+        """What `indices` says of steps 0 to `steps` - 1, in one array; a thousand times faster where not balanced."""
+        if self.balanced is not None:
+            return np.array([self.indices(step) for step in range(steps)], np.int32)
+        count = len(self.labels)
+        epochs = range(-(-steps * self.batch_size // count))
+        places = np.concatenate([epoch_order(self.seed, epoch, count) for epoch in epochs])
+        rows = np.stack([np.repeat(epochs, count), places], axis=-1)[: steps * self.batch_size]
+        return rows.reshape(steps, self.batch_size, 2).astype(np.int32)
 
     def batch(self, step: int) -> HostBatch:
         """This process's share of the batch of step `step`."""

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.additions import Addition, MlpHead
@@ -93,3 +95,19 @@ class Classifier(nn.Module):
                 x = self.backbone(x, start=start, stop=stop)
                 found.append(x)
         return found
+
+
+class _Features(nn.Module):
+    """In a backbone's place: what comes in is features."""
+
+    @nn.compact
+    def __call__(self, x, start, batch_norm, remat):
+        return x
+
+
+def init_head(
+    seed: int, features: int, classes: int, head_init: str = "zeros", bias: bool = True
+) -> dict[str, Float[Array, "..."]]:
+    """The `kernel` [features, classes] and `bias` of a linear head as `Classifier` starts it on any backbone."""
+    model = Classifier(_Features(), classes, head_init, bias)
+    return model.init(jax.random.key(seed), jnp.zeros((1, features)))["params"]["head"]
