@@ -184,7 +184,7 @@ def test_a_head_that_is_no_longer_finite_leaves_the_others_alone():
     grid = [_experiment(rate, "regression", name="sgd") for rate in (0.05, 1e18)]
     found = probe.search(grid, x, _stream(labels), probe.Examples(x, labels), 3)
     assert [head.failed for head in found.heads] == [False, True]
-    assert found.heads[1].skipped > 0 and not found.heads[1].validation
+    assert found.heads[1].state.skipped > 0 and not found.heads[1].validation
     assert found.best == [found.heads[0]]
     alone = probe.fit(grid[:1], x, _stream(labels), 3)[0]
     np.testing.assert_allclose(found.best[0].params["kernel"], alone.params["kernel"], atol=1e-6)

@@ -73,25 +73,15 @@ class Head:
 
     def in_state(self, beside: State) -> State:
         """A run's State at its end: the head's, with the backbone of `beside`, the run's at its beginning."""
-        mine, theirs = self.state, beside
-
-        def filled(tree: Any, leaves: Any) -> Any:
-            places, structure = jax.tree.flatten(tree)
-            laid = [
-                jax.device_put(np.asarray(leaf), place.sharding)
-                for leaf, place in zip(jax.tree.leaves(leaves), places, strict=True)
-            ]
-            return jax.tree.unflatten(structure, laid)
-
-        average = theirs.average and theirs.average | {
-            "params": filled(theirs.average["params"], mine.average["params"])
-        }
-        return theirs.replace(
-            params=theirs.params | {"head": filled(theirs.params["head"], mine.params["head"])},
-            step=filled(theirs.step, mine.step),
-            skipped=filled(theirs.skipped, mine.skipped),
-            opt_state=filled(theirs.opt_state, mine.opt_state),
+        mine, average = self.state, beside.average
+        if average:
+            average = average | {"params": _laid(mine.average["params"], average["params"])}
+        return beside.replace(
+            step=_laid(mine.step, beside.step),
+            params=beside.params | {"head": _laid(mine.params["head"], beside.params["head"])},
+            opt_state=_laid(mine.opt_state, beside.opt_state),
             average=average,
+            skipped=_laid(mine.skipped, beside.skipped),
         )
 
 
@@ -387,3 +377,12 @@ def _forward(params, batch_stats, x, key=None, *, dtype):
 def _on_host(tree: Any, mesh: Mesh) -> Any:
     """Arrays as every process has them whole."""
     return jax.tree.map(np.asarray, jax.jit(lambda leaf: leaf, out_shardings=sharding.replicated(mesh))(tree))
+
+
+def _laid(tree: Any, like: Any) -> Any:
+    """The leaves of a tree in the places, and on the devices, of those of another."""
+    places, structure = jax.tree.flatten(like)
+    leaves = jax.tree.leaves(tree)
+    return jax.tree.unflatten(
+        structure, [jax.device_put(leaf, place.sharding) for leaf, place in zip(leaves, places, strict=True)]
+    )
