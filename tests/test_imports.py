@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "events": {"console", "storage"},
     "stopping": set(),
     "sharding": {"console"},
+    "compiled": set(),
     "weights": {"config"},
     "models": {"additions", "weights"},
     "optim": {"config", "tuning"},
@@ -69,7 +70,7 @@ MAY_IMPORT = {
         *("checkpoint", "config", "console", "data", "evaluation", "flags", "loop", "metrics", "plan", "predictions"),
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
-    "__main__": {"stopping", "weights"},
+    "__main__": {"compiled", "stopping", "weights"},
 }
 
 

@@ -76,13 +76,13 @@ class Run:
 
     def abstract_state(self, step: int = 0) -> State:
         """Shapes, dtypes and shardings of the State after `step` steps."""
-        phase = self.phase_of(step)
-        return self._once(("state", phase), lambda: self.abstract(phase))
+        return self.abstract(self.phase_of(step))
 
     def abstract(self, phase: Phase) -> State:
         """The same of a State in a phase."""
-        abstract = jax.eval_shape(functools.partial(self._state, phase=phase), self.network.abstract)
-        return jax.tree.map(functools.partial(_placed, sharding=sharding.replicated(self.mesh)), abstract)
+        place = functools.partial(_placed, sharding=sharding.replicated(self.mesh))
+        make = functools.partial(jax.eval_shape, functools.partial(self._state, phase=phase), self.network.abstract)
+        return self._once(("state", phase), lambda: jax.tree.map(place, make()))
 
     def frozen_leaves(self, state: State) -> dict[str, jax.Array]:
         """Parameters that never train, and stored statistics that the run's modes never move, by path."""
@@ -120,11 +120,11 @@ class Run:
 
     def init_state(self) -> State:
         """The State at step 0."""
-        return sharding.place(self._state(self.network.start(), self.phases[0]), sharding.replicated(self.mesh))
+        return sharding.place(self._begun(self.network.start(), self.phases[0]), sharding.replicated(self.mesh))
 
     def enter(self, state: State, phase: Phase) -> State:
         """The State with which a phase begins; see `phases` for what is carried over."""
-        fresh = self._state({"params": state.params, "batch_stats": state.batch_stats}, phase)
+        fresh = self._begun({"params": state.params, "batch_stats": state.batch_stats}, phase)
         opt_state, average = (
             optim.carry_over(old, new)
             for old, new in ((state.opt_state, fresh.opt_state), (state.average, fresh.average))
@@ -166,13 +166,18 @@ class Run:
         jitted = jax.jit(step, donate_argnums=0, in_shardings=(replicated, split), out_shardings=replicated)
         return jitted.lower(self.abstract(phase), self._abstract_batch(self.batch_size, length))
 
-    def train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Compiled:
-        """(State, batch) -> State, metrics; compiled, the old State donated."""
+    def train_step(
+        self, phase: Phase, length: int | None = None, lowered: jax.stages.Lowered | None = None
+    ) -> jax.stages.Compiled:
+        """(State, batch) -> State, metrics; compiled, the old State donated; of the `lowered` where it is there."""
         # A CPU's compiler takes away the barriers that hold recomputation back, unless told not to.
         on_cpu = self.experiment.remat and jax.default_backend() == "cpu"
         options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
-        make = functools.partial(self.lower_train_step, phase, length)
-        return self._once(("train", phase, length), lambda: make().compile(compiler_options=options))
+
+        def make():
+            return (lowered or self.lower_train_step(phase, length)).compile(compiler_options=options)
+
+        return self._once(("train", phase, length), make)
 
     def eval_step(self, batch_size: int, length: int | None = None) -> jax.stages.Compiled:
         """(params, batch_stats, input of `batch_size` rows) -> logits; compiled."""
@@ -230,6 +235,10 @@ class Run:
         """One value for each leaf that the weights bring, another for those that start anew."""
         started = set(self.network.new)
         return unflatten_dict({path: new if path in started else pretrained for path in self.layout.group_of}, sep="/")
+
+    def _begun(self, variables, phase: Phase) -> State:
+        """A State at its beginning, by one program: an operation by itself has one for each shape that it meets."""
+        return jax.jit(functools.partial(self._state, phase=phase))(variables)
 
     def _state(self, variables, phase: Phase) -> State:
         """A State at its beginning, with the optimizer of `phase`."""
