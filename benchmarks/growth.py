@@ -44,7 +44,7 @@ def step(rounds: int, batch_size: int = 16, image_size: int = 224, depth: int = 
         state, found = program(state, batch)
         jax.block_until_ready((state, found))
         times.append(time.perf_counter() - began)
-    return statistics.median(times[1:]), program.cost_analysis()["flops"]
+    return statistics.median(times[1:]), program.program.cost_analysis()["flops"]
 
 
 def _batch(run: Run):

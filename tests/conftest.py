@@ -176,5 +176,6 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.setdefault("TLJAX_CACHE", str(Path(sys.prefix) / "tljax-test-cache"))
     # Tests compile the same little programs again and again, here and in the processes that they start.
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache_dir() / "compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))

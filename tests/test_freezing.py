@@ -172,4 +172,4 @@ def test_reading_frozen_gradients_would_cost_the_whole_backward_pass(dataset, mo
     run = _run(dataset, "vit_tiny_patch16", "linear_probe")
     monkeypatch.setattr("tljax.run.train_step", careless)
     careless_flops = run.lower_train_step(run.phases[0]).compile().cost_analysis()["flops"]
-    assert careless_flops > 2 * run.train_step(run.phases[0]).cost_analysis()["flops"]
+    assert careless_flops > 2 * run.train_step(run.phases[0]).program.cost_analysis()["flops"]

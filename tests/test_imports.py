@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "events": {"console", "storage"},
     "stopping": set(),
     "sharding": {"console"},
+    "compiled": set(),
     "weights": {"config"},
     "models": {"additions", "weights"},
     "optim": {"config", "tuning"},
@@ -89,7 +90,7 @@ MAY_IMPORT = {
         *("config", "console", "features", "fields", "flags", "metrics", "plan", "probe", "run", "step", "stopping"),
         *("train", "workdir"),
     },
-    "__main__": {"stopping", "weights"},
+    "__main__": {"compiled", "stopping", "weights"},
 }
 
 

@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
         print("\n".join(f"  {name:10}{text}" for name, text in VERBS.items()))
         print("\npython -m tljax VERB --help says more.")
         return 0
+    from tljax import compiled
     from tljax.errors import InputError
     from tljax.stopping import SAVED, Stopped
     from tljax.weights.sources import cache_dir
@@ -35,8 +36,7 @@ def main(arguments: list[str]) -> int:
         return 2
     # A device tuned for games and a CPU warn alike; what matters here comes as an error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # A second start, a resumed run or another seed need not wait for the compiler again.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled"))
+    compiled.keep(cache_dir() / "compiled")
     try:
         # Imported only now, so that --help need not wait for jax.
         return importlib.import_module(f"tljax.{verb}").main(arguments[1:]) or 0

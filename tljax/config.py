@@ -1,5 +1,6 @@
 """What a run is asked to do: a ConfigDict outside, frozen dataclasses inside, converted once."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -361,6 +362,25 @@ class Experiment:
         if (experiment.steps > 0) == (experiment.epochs > 0):
             raise InputError("give the run's length as one of config.steps and config.epochs, above 0")
         return experiment
+
+    def numberless(self) -> "Experiment":
+        """The experiment without the numbers that a compiled step is given, and without what changes no number.
+
+        Those are `seed`, `optim.learning_rate`, `optim.weight_decay` and a `regularise.label_smoothing` above 0; and
+        `input`, `checkpoint`, `log_every`, `eval_every` and `task.eval_batch_size`.
+        """
+        smoothing = 0.5 if self.regularise.label_smoothing else 0.0
+        return dataclasses.replace(
+            self,
+            seed=0,
+            eval_every=0,
+            log_every=1,
+            input=InputConfig(),
+            checkpoint=CheckpointConfig(),
+            task=dataclasses.replace(self.task, eval_batch_size=1),
+            optim=dataclasses.replace(self.optim, learning_rate=1.0, weight_decay=0.0),
+            regularise=dataclasses.replace(self.regularise, label_smoothing=smoothing),
+        )
 
     def total_steps(self, train_examples: int) -> int:
         return self.steps or max(1, round(self.epochs * train_examples / self.task.batch_size))

@@ -1,6 +1,7 @@
 """What a run's step costs, read from the compiled programs: the proof that frozen means frozen."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -19,18 +20,38 @@ def cost(run: Run) -> Block:
     Returns:
         `trainable_params`, `frozen_params`: numbers of parameters that train in some phase, and in none.
         `optimizer_state_bytes`: of the moments; step counters are left out.
-        `forward_flops`, `step_flops`: of one training batch over all devices, from the compiled evaluation and
-            training step.
+        `forward_flops`, `step_flops`: of one training batch over all devices, from the compiled evaluation (of a batch
+            of another size, in proportion) and training step. With the feature cache, a step is what is left of it,
+            and the forward pass, which no program has as a whole, is counted before optimisation.
         `step_temp_bytes`: that the training step needs on each device beside its arguments.
         `step_peak_bytes`: the same with its arguments: parameters, optimizer state and batch.
+        `evaluation_peak_bytes`: the same of the evaluation step.
         `step_share_of_full`: the step's FLOPs over those of one that trains everything, both counted before
             optimisation (to compile the full step only for this would take longer than anything else here).
         `phases`: where there are several, a block for each; the FLOPs above are then the mean over all steps, the
             bytes the highest.
     """
-    forward = _flops(run.eval_step(run.batch_size)) * run.mesh.size
-    full = _flops(run.lower_train_step(_everything(run.phases[-1])))
-    blocks = [_of_phase(run, phase, forward, full) for phase in run.phases]
+    rows = evaluation_rows(run)
+    # The compiler needs no Python: while it is at one program, the next is traced.
+    with ThreadPoolExecutor() as pool:
+        lowered, compiled = [], []
+        for phase in run.phases:
+            lowered.append(run.lower_train_step(phase))
+            compiled.append(pool.submit(run.train_step, phase, lowered=lowered[-1]))
+        evaluation = run.eval_step(rows, start=run.start(run.phases[-1]))
+        forward = _flops(evaluation) * run.mesh.size if not run.cached else _flops(run.lower_eval_step(rows))
+        unoptimised = [_flops(one) for one in lowered]
+        last = run.phases[-1]
+        full = unoptimised[-1] if _trains_everything(last) else _flops(run.lower_train_step(_everything(last)))
+        programs = [one.result().program for one in compiled]
+    common = {
+        "forward_flops": forward * run.batch_size / rows,
+        "evaluation_peak_bytes": _peak_bytes(evaluation),
+    }
+    blocks = [
+        _of_phase(run, phase, program) | common | {"step_share_of_full": flops / full}
+        for phase, program, flops in zip(run.phases, programs, unoptimised, strict=True)
+    ]
     if len(blocks) == 1:
         return blocks[0]
     lengths = [phase.stop - phase.start for phase in run.phases]
@@ -41,27 +62,43 @@ def cost(run: Run) -> Block:
     bytes_ = ("optimizer_state_bytes", "step_temp_bytes", "step_peak_bytes")
     return {
         **_parameters(run, run.multipliers),
-        "forward_flops": forward,
+        **common,
         **{key: mean(key) for key in ("step_flops", "step_share_of_full")},
         **{key: max(block[key] for block in blocks) for key in bytes_},
         "phases": blocks,
     }
 
 
-def _of_phase(run: Run, phase: Phase, forward: float, full: float) -> Block:
-    program = run.train_step(phase)
-    memory = program.memory_analysis()
+def evaluation_rows(run: Run) -> int:
+    """Examples at a time in evaluation, over all devices; of a run that evaluates nothing, those of training."""
+    held_out = [len(split) for name, split in run.inputs.splits.items() if name != "train"]
+    if not held_out:
+        return run.batch_size
+    rows = min(run.experiment.task.eval_batch_size, max(held_out))
+    return -(-rows // run.mesh.size) * run.mesh.size
+
+
+def _of_phase(run: Run, phase: Phase, program: jax.stages.Compiled) -> Block:
     # XLA counts the body of a loop once. The optimizer's few FLOPs are thereby counted with every part: no less.
     flops = _flops(program) * run.mesh.size * run.experiment.optim.accumulate
     return {
         **_parameters(run, phase.multipliers),
         "optimizer_state_bytes": optimizer_state_bytes(run.abstract(phase).opt_state),
-        "forward_flops": forward,
         "step_flops": flops,
-        "step_temp_bytes": memory.temp_size_in_bytes,
-        "step_peak_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
-        "step_share_of_full": _flops(run.lower_train_step(phase)) / full,
+        "step_temp_bytes": program.memory_analysis().temp_size_in_bytes,
+        "step_peak_bytes": _peak_bytes(program),
     }
+
+
+def _peak_bytes(program: jax.stages.Compiled) -> int:
+    """On each device: arguments, what is needed beside them, and results that do not take the place of arguments."""
+    found = program.memory_analysis()
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    return found.argument_size_in_bytes + found.temp_size_in_bytes + results
+
+
+def _trains_everything(phase: Phase) -> bool:
+    return not phase.frozen and all(jax.tree.leaves(phase.multipliers))
 
 
 def _everything(phase: Phase) -> Phase:

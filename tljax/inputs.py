@@ -1,5 +1,6 @@
 """What a run reads: its data set, splits, tokenizer and streams."""
 
+import copy
 import functools
 from pathlib import Path
 
@@ -65,6 +66,12 @@ class Inputs:
         if found.sha256 != self.resolved.tokenizer:
             raise InputError(f"{path} is not the tokenizer that this run was trained with")
         return found
+
+    def of(self, experiment: Experiment) -> "Inputs":
+        """The same data in the order, and with the crops and augmentations, of another seed."""
+        other = copy.copy(self)
+        other.experiment = experiment
+        return other
 
     def reader(self, split: Split, passes: float = 1.0, training: bool = False) -> Reader:
         """Reads examples of a split.

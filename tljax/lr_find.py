@@ -31,7 +31,7 @@ def lr_find(run: Run, picture: Path, lowest: float = 1e-7, highest: float = 10.0
         InputError: the loss is not finite from the start.
     """
     phase = run.phases[0]
-    rising = dataclasses.replace(phase, schedule=lambda step: lowest * (highest / lowest) ** (step / (steps - 1)))
+    rising = dataclasses.replace(phase, peak=lowest, shape=lambda step: (highest / lowest) ** (step / (steps - 1)))
     state, stream = run.init_state(), run.train_input()
     rates, losses, mean = [], [], 0.0
     with console.progress("learning rates", 0, steps) as report:

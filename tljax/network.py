@@ -1,5 +1,6 @@
 """The network of an experiment: backbone, additions and head; its variables at the start; its forward pass."""
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,12 @@ class Network:
         self._model = Classifier(self.backbone, len(classes), init, head.bias, additions, *rates)
         self.abstract = jax.eval_shape(self._init)
         self.layout = Layout.of(self.abstract["params"], self.backbone.groups, self.backbone.pooled_norm)
+
+    def of(self, experiment: Experiment) -> "Network":
+        """The same network, started by another seed."""
+        other = copy.copy(self)
+        other._experiment = experiment
+        return other
 
     @property
     def new(self) -> list[str]:

@@ -38,7 +38,8 @@ class Phase:
     Attributes:
         strategy, arguments: a row of `STRATEGIES` and what it takes.
         start, stop: steps of the run; `stop` is no longer part of it.
-        schedule: step of the run -> learning rate.
+        peak: the highest learning rate.
+        shape: step of the run -> the learning rate as a part of `peak`.
         multipliers: of each leaf.
         since: the number of the phase since which each leaf has trained without a pause.
         frozen: the groups in which nothing trains.
@@ -48,10 +49,15 @@ class Phase:
     arguments: Mapping[str, Any]
     start: int
     stop: int
-    schedule: optax.Schedule
+    peak: float
+    shape: optax.Schedule
     multipliers: tuning.Tree
     since: tuning.Tree
     frozen: frozenset[str]
+
+    def schedule(self, step: Any) -> Any:
+        """The learning rate at a step of the run."""
+        return self.peak * self.shape(step)
 
 
 @dataclass(frozen=True)
@@ -171,11 +177,11 @@ def phases(config: TuningConfig, rates: OptimConfig, length: Length) -> tuple[Ph
         strategy, arguments, own = _split(spec, where)
         start = found[-1].stop if found else 0
         steps = _steps(own, length, last=i == len(specs) - 1, left=length.steps - start, where=where)
-        schedule = _schedule({**vars(rates), **own}, rates, start, steps, length.steps, where)
+        peak, shape = _schedule({**vars(rates), **own}, rates, start, steps, length.steps, where)
         multipliers = tuning.multipliers(strategy, arguments, length.layout, config.group_rates)
         since = _since(i, multipliers, found[-1] if found else None)
         frozen = tuning.frozen_groups(length.layout, multipliers)
-        found.append(Phase(strategy, arguments, start, start + steps, schedule, multipliers, since, frozen))
+        found.append(Phase(strategy, arguments, start, start + steps, peak, shape, multipliers, since, frozen))
     if found[-1].stop != length.steps:
         raise InputError(
             f"tuning.phases take {found[-1].stop} steps and the run {length.steps}: leave out the last one's length"
@@ -219,13 +225,16 @@ def _steps(own: Spec, length: Length, *, last: bool, left: int, where: str) -> i
     return steps
 
 
-def _schedule(own: Spec, rates: OptimConfig, start: int, steps: int, total: int, where: str) -> optax.Schedule:
+def _schedule(
+    own: Spec, rates: OptimConfig, start: int, steps: int, total: int, where: str
+) -> tuple[float, optax.Schedule]:
     whole = own["schedule"] == "run"
     values = vars(rates) if whole else own
+    peak, warmup = values["learning_rate"], values["warmup_steps"]
+    if not peak > 0:
+        raise InputError(f"{where}: optim.learning_rate must be above 0, not {peak}")
     try:
-        made = optim.schedule(
-            values["schedule"], values["learning_rate"], values["warmup_steps"], total if whole else steps
-        )
+        made = optim.schedule(values["schedule"], 1.0, warmup, total if whole else steps)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    return made if whole else lambda step: made(step - start)
+    return peak, made if whole else lambda step: made(step - start)

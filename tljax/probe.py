@@ -21,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Num
 
 from tljax import optim, scores, sharding
-from tljax.config import CheckpointConfig, Experiment, InputConfig
+from tljax.config import Experiment
 from tljax.data.pipeline import TrainInput
 from tljax.errors import InputError
 from tljax.metrics import JUDGED
@@ -242,17 +242,8 @@ def _setting(experiment: Experiment) -> dict[str, float]:
 
 def _shared(experiment: Experiment) -> Experiment:
     """The experiment with one value for all that `together` lets differ."""
-    return dataclasses.replace(
-        experiment,
-        seed=0,
-        eval_every=0,
-        log_every=1,
-        input=InputConfig(),
-        checkpoint=CheckpointConfig(),
-        task=dataclasses.replace(experiment.task, eval_batch_size=1),
-        optim=dataclasses.replace(experiment.optim, learning_rate=1.0, weight_decay=0.0),
-        regularise=dataclasses.replace(experiment.regularise, label_smoothing=0.0),
-    )
+    found = experiment.numberless()
+    return dataclasses.replace(found, regularise=dataclasses.replace(found.regularise, label_smoothing=0.0))
 
 
 def _hindrance(experiment: Experiment) -> str:

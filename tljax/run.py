@@ -1,8 +1,10 @@
 """Assembles a run: the one place where config, data, model, weights and optimizer meet."""
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,32 @@ from tljax.inputs import Inputs
 from tljax.network import Network, Variables
 from tljax.phases import Length, Phase, additions, phases
 from tljax.resolve import Resolved, resolve
-from tljax.step import Forward, Rules, State, eval_step, train_step
+from tljax.step import Batch, Forward, Rules, State, eval_step, train_step
 
 
 def prepare(experiment: Experiment, tokenizer: Path | None = None) -> "Run":
     """A run that is about to begin, or with the `tokenizer` in its workdir to go on; see `resolve`."""
     task = tasks.load(experiment.task)
     return Run(experiment, *resolve(experiment, task, tokenizer), tokenizer)
+
+
+Numbers = dict[str, Any]  # scalars: learning_rate (the peak), weight_decay, seed and, if not 0, label_smoothing
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """A compiled training step of a phase.
+
+    Attributes:
+        program: (State, batch, numbers) -> State, metrics.
+        numbers: this run's.
+    """
+
+    program: jax.stages.Compiled
+    numbers: Numbers
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        return self.program(state, batch, self.numbers)
 
 
 class Run:
@@ -68,10 +89,16 @@ class Run:
     def of(self, experiment: Experiment) -> "Run":
         """The run of an experiment that trains the same leaves of the same network on the same data.
 
-        It shares what was compiled for evaluation, and must not train.
+        The two may differ in what `Experiment.numberless` leaves out. They share their compiled programs.
         """
         other = copy.copy(self)
         other.experiment = experiment
+        other.network, other.inputs = self.network.of(experiment), self.inputs.of(experiment)
+        length = Length(self.resolved.steps, self.resolved.train_examples / experiment.task.batch_size, self.layout)
+        other.phases = tuple(
+            dataclasses.replace(mine, peak=own.peak)
+            for mine, own in zip(self.phases, phases(experiment.tuning, experiment.optim, length), strict=True)
+        )
         return other
 
     def phase_at(self, step: int) -> Phase:
@@ -102,13 +129,13 @@ class Run:
 
     def abstract_state(self, step: int = 0) -> State:
         """Shapes, dtypes and shardings of the State after `step` steps."""
-        phase = self.phase_of(step)
-        return self._once(("state", phase), lambda: self.abstract(phase))
+        return self.abstract(self.phase_of(step))
 
     def abstract(self, phase: Phase) -> State:
         """The same of a State in a phase."""
-        abstract = jax.eval_shape(functools.partial(self._state, phase=phase), self.network.abstract)
-        return jax.tree.map(functools.partial(_placed, sharding=sharding.replicated(self.mesh)), abstract)
+        place = functools.partial(_placed, sharding=sharding.replicated(self.mesh))
+        make = functools.partial(jax.eval_shape, functools.partial(self._state, phase=phase), self.network.abstract)
+        return self._once(("state", self._key(phase)), lambda: jax.tree.map(place, make()))
 
     def frozen_leaves(self, state: State) -> dict[str, jax.Array]:
         """Parameters that never train, and stored statistics that the run's modes never move, by path."""
@@ -146,11 +173,11 @@ class Run:
 
     def init_state(self) -> State:
         """The State at step 0."""
-        return sharding.place(self._state(self.network.start(), self.phases[0]), sharding.replicated(self.mesh))
+        return sharding.place(self._begun(self.network.start(), self.phases[0]), sharding.replicated(self.mesh))
 
     def enter(self, state: State, phase: Phase) -> State:
         """The State with which a phase begins; see `phases` for what is carried over."""
-        fresh = self._state({"params": state.params, "batch_stats": state.batch_stats}, phase)
+        fresh = self._begun({"params": state.params, "batch_stats": state.batch_stats}, phase)
         opt_state, average = (
             optim.carry_over(old, new)
             for old, new in ((state.opt_state, fresh.opt_state), (state.average, fresh.average))
@@ -187,22 +214,39 @@ class Run:
 
     def lower_train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Lowered:
         """The training step of a phase, traced; for texts of `length` tokens, by default those of the longest."""
-        step = functools.partial(train_step, rules=self._rules(phase))
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
-        jitted = jax.jit(step, donate_argnums=0, in_shardings=(replicated, split), out_shardings=replicated)
-        return jitted.lower(self.abstract(phase), self.abstract_batch(self.batch_size, length, self.start(phase)))
 
-    def train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Compiled:
-        """(State, batch) -> State, metrics; compiled, the old State donated."""
+        def step(state, batch, numbers):
+            return train_step(state, batch, self._rules(phase, numbers))
+
+        jitted = jax.jit(step, donate_argnums=0, in_shardings=(replicated, split, replicated), out_shardings=replicated)
+        batch = self.abstract_batch(self.batch_size, length, self.start(phase))
+        return jitted.lower(self.abstract(phase), batch, self._numbers(phase))
+
+    def train_step(
+        self, phase: Phase, length: int | None = None, lowered: jax.stages.Lowered | None = None
+    ) -> TrainStep:
+        """(State, batch) -> State, metrics; compiled, the old State donated; of the `lowered` where it is there."""
         # A CPU's compiler takes away the barriers that hold recomputation back, unless told not to.
         on_cpu = self.experiment.remat and jax.default_backend() == "cpu"
         options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
-        make = functools.partial(self.lower_train_step, phase, length)
-        return self._once(("train", phase, length, self.cached), lambda: make().compile(compiler_options=options))
+
+        def make():
+            return (lowered or self.lower_train_step(phase, length)).compile(compiler_options=options)
+
+        key, numbers = ("train", self._key(phase), length, self.cached), self._numbers(phase)
+        laid = functools.partial(sharding.place, numbers, sharding.replicated(self.mesh))
+        return self._once((*key, *numbers.values()), lambda: TrainStep(self._once(key, make), laid()))
+
+    def _key(self, phase: Phase) -> Hashable:
+        """What names a phase among the programs that runs `of` several experiments share."""
+        return self.phases.index(phase) if phase in self.phases else phase
 
     def eval_step(self, batch_size: int, length: int | None = None, start: int = 0) -> jax.stages.Compiled:
         """(params, batch_stats, input of `batch_size` rows with `start` groups behind them) -> logits; compiled."""
-        return self._once(("eval", batch_size, length, start), lambda: self._eval_step(batch_size, length, start))
+        return self._once(
+            ("eval", batch_size, length, start), lambda: self.lower_eval_step(batch_size, length, start).compile()
+        )
 
     def prefix_step(self, batch_size: int, length: int | None, stops: tuple[int, ...]) -> jax.stages.Compiled:
         """(variables, input of `batch_size` rows) -> what the backbone gives after as many groups as each of `stops`.
@@ -217,7 +261,8 @@ class Run:
             self._made[key] = make()
         return self._made[key]
 
-    def _eval_step(self, batch_size: int, length: int | None, start: int) -> jax.stages.Compiled:
+    def lower_eval_step(self, batch_size: int, length: int | None = None, start: int = 0) -> jax.stages.Lowered:
+        """The same, traced."""
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
         jitted = jax.jit(
             functools.partial(eval_step, forward=self._forward(None, start), flip=self.experiment.task.flip_test),
@@ -226,7 +271,7 @@ class Run:
             out_shardings=split if sharding.part()[1] == 1 else replicated,
         )
         state, batch = self.abstract_state(), self.abstract_batch(batch_size, length, start)
-        return jitted.lower(state.params, state.batch_stats, batch["input"]).compile()
+        return jitted.lower(state.params, state.batch_stats, batch["input"])
 
     def _prefix_step(self, batch_size: int, length: int | None, stops: tuple[int, ...]) -> jax.stages.Compiled:
         mesh = sharding.make_mesh(jax.local_devices())
@@ -266,19 +311,28 @@ class Run:
     def _optimizer(self, phase: Phase) -> optax.GradientTransformation:
         return optim.optimizer(self.experiment.optim, phase.multipliers, phase.since)
 
-    def _rules(self, phase: Phase) -> Rules:
+    def _numbers(self, phase: Phase) -> Numbers:
+        """What a compiled step is given, so that runs which differ in it have one program."""
+        config = self.experiment
+        found = {"learning_rate": phase.peak, "weight_decay": config.optim.weight_decay}
+        if config.regularise.label_smoothing:
+            found["label_smoothing"] = config.regularise.label_smoothing
+        numbers = {name: np.float32(value) for name, value in found.items()}
+        return numbers | {"seed": np.uint32(config.seed % 2**32)}
+
+    def _rules(self, phase: Phase, numbers: Numbers) -> Rules:
         experiment = self.experiment
         return Rules(
             forward=self._forward(phase, self.start(phase)),
-            tx=self._optimizer(phase),
-            schedule=phase.schedule,
+            tx=optim.optimizer(experiment.optim, phase.multipliers, phase.since, numbers["weight_decay"]),
+            schedule=lambda step: numbers["learning_rate"] * phase.shape(step),
             multipliers=phase.multipliers,
             optim=experiment.optim,
             regularise=experiment.regularise,
-            smoothing=experiment.regularise.label_smoothing,
+            smoothing=numbers.get("label_smoothing", 0.0),
             pull=self._by_origin(experiment.regularise.l2_sp, experiment.regularise.l2_sp_new),
             average_from=round(experiment.optim.average_start * self.resolved.steps),
-            seed=experiment.seed,
+            seed=numbers["seed"],
             problem=experiment.task.problem,
         )
 
@@ -286,6 +340,10 @@ class Run:
         """One value for each leaf that the weights bring, another for those that start anew."""
         started = set(self.network.new)
         return unflatten_dict({path: new if path in started else pretrained for path in self.layout.group_of}, sep="/")
+
+    def _begun(self, variables, phase: Phase) -> State:
+        """A State at its beginning, by one program: an operation by itself has one for each shape that it meets."""
+        return jax.jit(functools.partial(self._state, phase=phase))(variables)
 
     def _state(self, variables, phase: Phase) -> State:
         """A State at its beginning, with the optimizer of `phase`."""

@@ -53,7 +53,7 @@ class Rules:
         smoothing: of labels; traced where heads that differ in it train side by side.
         pull: L2-SP's weight of each leaf.
         average_from: the step at which `swa` starts.
-        seed: of dropout, stochastic depth and the mixing of images.
+        seed: of dropout, stochastic depth and the mixing of images; an integer.
         problem: a row of `metrics.JUDGED`.
     """
 
@@ -66,7 +66,7 @@ class Rules:
     smoothing: float | Float[Array, ""]
     pull: Any
     average_from: int
-    seed: int
+    seed: Any
     problem: str = "single_label"
 
 

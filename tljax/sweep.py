@@ -96,13 +96,14 @@ def sweep(found: Sequence[Point], notice: Notice | None = None) -> list[Point]:
     """
     notice, failed = notice or Notice(), []
     groups: dict[Experiment, list[Point]] = {}
+    runs: dict[Experiment, Run] = {}
     for point in found:
         if not point.result:
             groups.setdefault(_common(point.experiment), []).append(point)
     for group in groups.values():
         alone, probes = _parted(group, notice)
         for point in alone:
-            failed += _tried(point, functools.partial(train, point.experiment, point.folder, notice, len(group)))
+            failed += _tried(point, functools.partial(_train, point, notice, len(group), runs))
         for heads in probes:
             failed += _side_by_side(heads, notice)
     return failed
@@ -155,6 +156,15 @@ def _tried(point: Point, carry_out: Callable[[], Any]) -> list[Point]:
         console.console.print(f"failed: {error}")
         return [point]
     return []
+
+
+def _train(point: Point, notice: Notice, runs: int, prepared: dict[Experiment, Run]) -> None:
+    """`train`, with the programs of an earlier run that differs in numbers only."""
+    kind = point.experiment.numberless()
+    if kind not in prepared:
+        prepared.clear()  # one at a time: programs take memory
+        prepared[kind] = prepare(point.experiment)
+    train(point.experiment, point.folder, notice, runs, prepared[kind].of(point.experiment))
 
 
 def _side_by_side(mates: Sequence[Point], notice: Notice) -> list[Point]:

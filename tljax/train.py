@@ -28,13 +28,18 @@ from tljax.workdir import Workdir
 
 
 def train(
-    experiment: Experiment, path: str | os.PathLike, notice: Notice | None = None, runs: int = 1
+    experiment: Experiment,
+    path: str | os.PathLike,
+    notice: Notice | None = None,
+    runs: int = 1,
+    prepared: Run | None = None,
 ) -> dict[str, Any]:
     """Runs an experiment in a workdir to its end, from where it stands; returns `result.json`.
 
     Args:
         notice: says when to stop before the end.
         runs: how many are going to read the same features; with more of them, keeping these pays sooner.
+        prepared: the experiment's, by default made here.
 
     Raises:
         InputError: anything about the config, data, weights or workdir that keeps it from running, before a step
@@ -42,7 +47,7 @@ def train(
         Stopped: it was told to, and has saved.
     """
     folder = Workdir(path)
-    run = prepare(experiment, folder.tokenizer)
+    run = prepared or prepare(experiment, folder.tokenizer)
     run.batch_size  # noqa: B018 (which the devices here may not be able to share)
     with contextlib.ExitStack() as stack:
         if not sharding.on_first(lambda: bool(folder.result)):

@@ -1,0 +1,48 @@
+"""Compiled programs on disk: a second start, a resumed run or another seed need not wait for the compiler again.
+
+jax keeps them (`jax.experimental.compilation_cache`), and with a limit on their size it also locks the folder, writes
+the time of its latest use beside each program, and evicts what was used least recently. But it writes in place: of a
+process that is killed meanwhile, or runs out of disk, a part of a program stays, which no later one can read and jax
+never replaces. The time is written after the program, so a program without one is such a part.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+MOST_BYTES = 4 * 10**9
+
+
+def keep(folder: Path) -> None:
+    """Has jax, which must not have been imported yet, keep programs in a folder, and mends what others left there.
+
+    Whoever sets JAX_COMPILATION_CACHE_DIR has a folder of their own, of which nothing is changed.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    # However soon it was compiled: a start has some ten small programs beside the large ones.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    if os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MOST_BYTES)) != "-1":
+        mend(folder)
+
+
+def mend(folder: Path) -> list[str]:
+    """Removes programs that were not written to their end; returns their names.
+
+    Only of a folder in which all programs were written with a limit on their size. Others may be using it.
+    """
+    if not folder.is_dir():
+        return []
+    removed = []
+    # jax's own lock, under which it writes; where another process holds on to it, the next start has a look.
+    with contextlib.suppress(Timeout), FileLock(folder / ".lockfile", timeout=10):
+        names = {path.name for path in folder.iterdir()}
+        for name in sorted(names):
+            program = name.removesuffix("-cache")
+            if program != name and f"{program}-atime" not in names:
+                (folder / name).unlink()
+                removed.append(program)
+    return removed
