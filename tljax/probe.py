@@ -167,7 +167,7 @@ def fit(
     data = {"input": views.reshape(-1, width), "label": stream.labels, "weight": stream.weights}
     data = sharding.place(data, sharding.replicated(mesh))
     numbers = _numbers(experiments)
-    advance = _advance(like, steps, list(numbers), mesh)
+    advance = _advance(_compiled_for(like), steps, mesh)
     heads: list[Any] = [None] * len(experiments)
     for seed, members in groups.items():
         epoch, example = np.moveaxis(dataclasses.replace(stream, seed=seed).order(steps), -1, 0)
@@ -289,7 +289,14 @@ def _numbers(experiments: Sequence[Experiment]) -> dict[str, np.ndarray]:
     return {name: of for name, of in found.items() if name == "learning_rate" or np.ptp(of)}
 
 
-def _advance(like: Experiment, steps: int, names: Sequence[str], mesh: Mesh) -> Callable[..., Any]:
+def _compiled_for(like: Experiment) -> Experiment:
+    """The experiment without what no program depends on."""
+    rates = dataclasses.replace(like.optim, learning_rate=1.0)
+    return dataclasses.replace(_shared(like), optim=rates, regularise=like.regularise)
+
+
+@functools.lru_cache(maxsize=8)  # for a search of many parts, and one that is repeated
+def _advance(like: Experiment, steps: int, mesh: Mesh) -> Callable[..., Any]:
     """(states, numbers, rows [steps, batch], data) -> the states after the last step; compiled.
 
     Examples of `data` come by row of `input`: with views, one after another.
