@@ -274,10 +274,11 @@ def _check(experiments: Sequence[Experiment]) -> None:
 
 
 def _chunk_size(heads: int, most: int, devices: int) -> int:
-    """Heads that train at once: a multiple of the devices, and the same for each of as few chunks as there can be."""
+    """Heads that train at once: a multiple of the devices, the same for each chunk, with as few to fill up as can be."""
     most = max(most, 1) * devices
-    each = -(-heads // -(-heads // most))
-    return -(-each // devices) * devices
+    fewest = -(-heads // most)
+    sizes = (-(-heads // (chunks * devices)) * devices for chunks in range(fewest, fewest + fewest // 2 + 1))
+    return min(sizes, key=lambda size: (-(-heads // size) * size, -size))
 
 
 def _numbers(experiments: Sequence[Experiment]) -> dict[str, np.ndarray]:
@@ -370,4 +371,4 @@ def _forward(params, batch_stats, x, key=None, *, dtype):
 
 def _on_host(tree: Any, mesh: Mesh) -> Any:
     """Arrays as every process has them whole."""
-    return jax.tree.map(np.asarray, jax.jit(lambda leaf: leaf, out_shardings=sharding.replicated(mesh))(tree))
+    return jax.tree.map(np.asarray, jax.device_put(tree, sharding.replicated(mesh)))
