@@ -74,7 +74,7 @@ def _forward(params, batch_stats, image, key):
 def _trained(params, multipliers, config: OptimConfig, steps: int, rate: float = 0.1) -> State:
     tx = optim.optimizer(config, multipliers)
     ones = jax.tree.map(lambda _: 0.0, multipliers)
-    rules = Rules(_forward, tx, lambda step: rate, multipliers, config, RegulariseConfig(), ones, 0, 0)
+    rules = Rules(_forward, tx, lambda step: rate, multipliers, config, RegulariseConfig(), 0.0, ones, 0, 0)
     opt_state = tx.init(tuning.select(params, multipliers))
     zero = jnp.zeros((), jnp.int32)
     state = State(zero, params, opt_state, {}, {}, {}, zero)

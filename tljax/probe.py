@@ -274,7 +274,7 @@ def _check(experiments: Sequence[Experiment]) -> None:
 
 
 def _chunk_size(heads: int, most: int, devices: int) -> int:
-    """Heads that train at once: a multiple of the devices, the same for each chunk, with as few to fill up as can be."""
+    """Heads that train at once: a multiple of the devices, alike in each chunk, with few to fill the last one up."""
     most = max(most, 1) * devices
     fewest = -(-heads // most)
     sizes = (-(-heads // (chunks * devices)) * devices for chunks in range(fewest, fewest + fewest // 2 + 1))
