@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax import logistic, probe
+from tljax import heads, logistic
 from tljax.config import Experiment
 from tljax.data.pipeline import TrainInput
 from tljax.probe import Examples
@@ -155,9 +155,9 @@ def heads_against_others(classes: int, epochs: int, rounds: int, clock: Callable
     flops = 4 * BATCH * WIDTH * classes * steps * len(grid)
     calls = {
         "one large product, the same FLOPs": large_product(flops, 2048 if flops > 1e11 else 1024),
-        "64 heads at once": lambda: probe.fit(grid, x, stream, classes),
+        "64 heads at once": lambda: heads.fit(grid, x, stream, classes),
         "64 heads, a plain `vmap`": plain_vmap(x, stream, grid, classes, steps),
-        "one head": lambda: probe.fit(one, x, stream, classes),
+        "one head": lambda: heads.fit(one, x, stream, classes),
     }
     if importlib.util.find_spec("torch"):
         calls["one head, PyTorch"] = in_torch(x, stream, classes, steps, fused=False)
@@ -172,7 +172,7 @@ def heads_against_others(classes: int, epochs: int, rounds: int, clock: Callable
 def more_and_more(epochs: int, rounds: int, clock: Callable[[], float]) -> None:
     x, stream = data(10)
     counts = [4**i for i in range(5)]
-    calls = {str(count): partial(probe.fit, experiments(count, 1, [0], epochs), x, stream, 10) for count in counts}
+    calls = {str(count): partial(heads.fit, experiments(count, 1, [0], epochs), x, stream, 10) for count in counts}
     seconds = compare(calls, rounds, clock)
     scale = 100 / epochs
     rows = [

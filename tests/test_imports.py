@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "run": {
         *("config", "data", "inputs", "network", "optim", "phases", "resolve", "sharding", "step", "tuning"),
     },
-    "probe": {"config", "data", "metrics", "models", "optim", "scores", "sharding", "step"},
+    "heads": {"config", "data", "models", "optim", "sharding", "step"},
+    "probe": {"config", "data", "heads", "metrics", "scores"},
     "logistic": {"probe"},
     "knn": {"probe", "sharding"},
     "cost": {"phases", "run", "tuning"},
