@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "run": {
         *("config", "data", "inputs", "network", "optim", "phases", "resolve", "sharding", "step", "tuning"),
     },
-    "probe": {"config", "data", "metrics", "models", "optim", "scores", "sharding", "step"},
+    "heads": {"config", "data", "models", "optim", "sharding", "step"},
+    "probe": {"config", "data", "heads", "metrics", "scores"},
     "logistic": {"probe"},
     "knn": {"probe", "sharding"},
     "cost": {"phases", "run", "tuning"},
@@ -87,7 +88,7 @@ MAY_IMPORT = {
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
     "sweep": {
-        *("config", "console", "features", "fields", "flags", "metrics", "plan", "probe", "run", "step", "stopping"),
+        *("config", "console", "features", "fields", "flags", "metrics", "heads", "plan", "run", "step", "stopping"),
         *("train", "workdir"),
     },
     "__main__": {"compiled", "stopping", "weights"},

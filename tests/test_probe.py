@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_folder, tiny_run
-from tljax import probe, scores
+from tljax import heads, probe, scores
 from tljax.config import Experiment
 from tljax.data import images
 from tljax.errors import InputError
@@ -77,8 +77,8 @@ def test_a_head_is_that_of_its_own_run(dataset, case):
     runs = [tiny_run(dataset, **PROBE, **shared, **own) for own in numbers]
     pictures, frozen = _pictures(runs[0]), runs[0].init_state().params["backbone"]
     features = _features(runs[0], pictures)
-    heads = probe.fit([run.experiment for run in runs], features, runs[0].train_input(), 3)
-    for run, head in zip(runs, heads, strict=True):
+    made = heads.fit([run.experiment for run in runs], features, runs[0].train_input(), 3)
+    for run, head in zip(runs, made, strict=True):
         own = _own_run(run, pictures, frozen)
         assert head.params.keys() == own.keys()
         assert np.abs(own["kernel"] - np.asarray(run.init_state().params["head"]["kernel"])).max() > 1e-3
@@ -119,9 +119,9 @@ GRID = [_experiment(rate, seed=seed) for seed in (0, 3) for rate in (0.3, 0.1, 0
 
 def test_in_one_chunk_or_several():
     x, labels = _problem()
-    whole = probe.fit(GRID, x, _stream(labels), 3)
-    two_at_once = probe.fit(GRID, x, _stream(labels), 3, bytes_at_once=4 * 6 * 3 * 2)
-    alone = [probe.fit([one], x, _stream(labels), 3)[0] for one in GRID]
+    whole = heads.fit(GRID, x, _stream(labels), 3)
+    two_at_once = heads.fit(GRID, x, _stream(labels), 3, bytes_at_once=4 * 6 * 3 * 2)
+    alone = [heads.fit([one], x, _stream(labels), 3)[0] for one in GRID]
     for others in (two_at_once, alone):
         for head, other in zip(whole, others, strict=True):
             np.testing.assert_allclose(head.params["kernel"], other.params["kernel"], atol=1e-6)
@@ -133,11 +133,11 @@ import sys
 import numpy as np
 import jax
 from tests.test_probe import GRID, _problem, _stream
-from tljax import probe
+from tljax import heads
 assert jax.device_count() == 4
 x, labels = _problem()
-heads = probe.fit(GRID, x, _stream(labels), 3)
-np.save(sys.argv[1], np.stack([head.params["kernel"] for head in heads]))
+made = heads.fit(GRID, x, _stream(labels), 3)
+np.save(sys.argv[1], np.stack([head.params["kernel"] for head in made]))
 """
 
 
@@ -146,7 +146,7 @@ def test_on_four_devices(tmp_path):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", _ON_FOUR, tmp_path / "out.npy"], check=True, env=os.environ | flags)
     x, labels = _problem()
-    for head, kernel in zip(probe.fit(GRID, x, _stream(labels), 3), np.load(tmp_path / "out.npy"), strict=True):
+    for head, kernel in zip(heads.fit(GRID, x, _stream(labels), 3), np.load(tmp_path / "out.npy"), strict=True):
         np.testing.assert_allclose(head.params["kernel"], kernel, atol=1e-6)
 
 
@@ -186,7 +186,7 @@ def test_a_head_that_is_no_longer_finite_leaves_the_others_alone():
     assert [head.failed for head in found.heads] == [False, True]
     assert found.heads[1].state.skipped > 0 and not found.heads[1].validation
     assert found.best == [found.heads[0]]
-    alone = probe.fit(grid[:1], x, _stream(labels), 3)[0]
+    alone = heads.fit(grid[:1], x, _stream(labels), 3)[0]
     np.testing.assert_allclose(found.best[0].params["kernel"], alone.params["kernel"], atol=1e-6)
     with pytest.raises(InputError, match="no head stayed finite"):
         probe.search(grid[1:], x, _stream(labels), probe.Examples(x, labels), 3)
@@ -195,20 +195,20 @@ def test_a_head_that_is_no_longer_finite_leaves_the_others_alone():
 def test_what_can_train_together():
     one = _experiment()
     other = dataclasses.replace(one, seed=4, eval_every=5)
-    assert probe.together(one, other)
+    assert heads.together(one, other)
     longer = dataclasses.replace(one, steps=21)
     full = dataclasses.replace(one, tuning=dataclasses.replace(one.tuning, strategy="full"))
     dropout = dataclasses.replace(one, regularise=dataclasses.replace(one.regularise, dropout=0.1))
     x, labels = _problem()
     for bad, says in ((longer, "differs from the first"), (full, "linear_probe"), (dropout, "regularise.dropout")):
-        assert not probe.together(one, bad)
+        assert not heads.together(one, bad)
         with pytest.raises(InputError, match=says):
-            probe.fit([one, bad], x, _stream(labels), 3)
+            heads.fit([one, bad], x, _stream(labels), 3)
     with pytest.raises(InputError, match="no experiments"):
-        probe.fit([], x, _stream(labels), 3)
+        heads.fit([], x, _stream(labels), 3)
     for bad, says in ((_experiment(-1.0), "learning_rate must"), (_experiment(weight_decay=-1.0), "weight_decay must")):
         with pytest.raises(InputError, match=says):
-            probe.fit([one, bad], x, _stream(labels), 3)
+            heads.fit([one, bad], x, _stream(labels), 3)
 
 
 @pytest.mark.parametrize("balanced", [False, True])

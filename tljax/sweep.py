@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tljax import console, features, probe
+from tljax import console, features, heads
 from tljax.config import Experiment
 from tljax.errors import InputError
 from tljax.fields import to_dict, with_values
@@ -89,7 +89,7 @@ def sweep(found: Sequence[Point], notice: Notice | None = None) -> list[Point]:
     """Carries out the runs that are not finished; returns those that ended with an error, which is printed.
 
     Runs that share a frozen prefix share its features, tapped at all of their boundaries in one pass; linear probes
-    that differ in numbers only train side by side (`probe`). Each ends as if it had been trained by itself.
+    that differ in numbers only train side by side (`heads`). Each ends as if it had been trained by itself.
 
     Raises:
         Stopped: told to; the same call goes on.
@@ -104,8 +104,8 @@ def sweep(found: Sequence[Point], notice: Notice | None = None) -> list[Point]:
         alone, probes = _parted(group, notice)
         for point in alone:
             failed += _tried(point, functools.partial(_train, point, notice, len(group), runs))
-        for heads in probes:
-            failed += _side_by_side(heads, notice)
+        for mates in probes:
+            failed += _side_by_side(mates, notice)
     return failed
 
 
@@ -138,7 +138,7 @@ def _parted(group: Sequence[Point], notice: Notice) -> tuple[list[Point], list[l
         features.computed(run, state, split, sorted(stops), training=name == "train", halt=notice.raises)
     probes: list[list[Point]] = []
     for point in group:
-        mates = next((mates for mates in probes if probe.together(mates[0].experiment, point.experiment)), None)
+        mates = next((mates for mates in probes if heads.together(mates[0].experiment, point.experiment)), None)
         if mates is None:
             probes.append([point])
         else:
@@ -175,16 +175,16 @@ def _side_by_side(mates: Sequence[Point], notice: Notice) -> list[Point]:
     train_split, (start,) = run.inputs.splits["train"], features.stops(run, run.phases[0])
     found = features.computed(run, state, train_split, [start], training=True, halt=notice.raises)[start]
     stream = run.train_input(found)
-    heads = probe.fit([point.experiment for point in mates], found.array(), stream, len(run.resolved.classes))
+    fitted = heads.fit([point.experiment for point in mates], found.array(), stream, len(run.resolved.classes))
     planned, seconds = plan(run), (time.monotonic() - began) / len(mates)
     failed = []
-    for point, head in zip(mates, heads, strict=True):
+    for point, head in zip(mates, fitted, strict=True):
         failed += _tried(point, functools.partial(_finish, run, state, planned, point, head, seconds, notice))
     return failed
 
 
 def _finish(
-    run: Run, state: State, planned: dict[str, Any], point: Point, head: probe.Head, seconds: float, notice: Notice
+    run: Run, state: State, planned: dict[str, Any], point: Point, head: heads.Head, seconds: float, notice: Notice
 ) -> None:
     """Leaves a head as `train` leaves a run at its last step, and has `train` find out how good it is."""
     if head.failed:

@@ -1,0 +1,290 @@
+"""Many linear heads at once on cached features: what differs only in numbers trains side by side.
+
+    found = heads.fit(experiments, features, run.train_input(), classes)
+    found[0].params["kernel"]  # [features, classes], as its own `train` run would end with
+
+Each head takes the steps of its own run: `step.train_step` under `vmap`, with a linear forward. The batches of a
+seed's heads are the same, so that a step is one product of a batch with all of their kernels.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
+
+from tljax import optim, sharding
+from tljax.config import Experiment
+from tljax.data.pipeline import TrainInput
+from tljax.errors import InputError
+from tljax.models.classifier import HEAD_INITS, init_head
+from tljax.step import Rules, State, train_step
+
+Params = dict[str, Float[np.ndarray, "..."]]  # kernel [features, classes], and bias [classes] if there is one
+
+# Parameters that train at once. On a CPU they, their moments and gradients shall stay in its cache.
+_BYTES = {"cpu": 1 << 20}
+_BYTES_ELSEWHERE = 1 << 28
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A trained head.
+
+    Attributes:
+        experiment: what it was asked to be.
+        params: at the last step; an average's, where the config asks for one.
+        state: after the last step, as `Run` has it but for the backbone.
+        validation, test: what `scores.summarise` says; empty where it was not computed.
+    """
+
+    experiment: Experiment
+    params: Params
+    state: State
+    validation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    test: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether `train` would have stopped with an error."""
+        return bool(self.state.skipped) and self.experiment.optim.on_nonfinite == "stop"
+
+    def in_state(self, beside: State) -> State:
+        """A run's State at its end: the head's, with the backbone of `beside`, the run's at its beginning."""
+        mine, average = self.state, beside.average
+        if average:
+            average = average | {"params": _laid(mine.average["params"], average["params"])}
+        return beside.replace(
+            step=_laid(mine.step, beside.step),
+            params=beside.params | {"head": _laid(mine.params["head"], beside.params["head"])},
+            opt_state=_laid(mine.opt_state, beside.opt_state),
+            average=average,
+            skipped=_laid(mine.skipped, beside.skipped),
+        )
+
+
+def together(a: Experiment, b: Experiment) -> bool:
+    """Whether two experiments are linear probes that can train side by side.
+
+    They may differ in `seed`, `optim.learning_rate`, `optim.weight_decay` and `regularise.label_smoothing`, and in
+    what changes no number: `input`, `checkpoint`, `log_every`, `eval_every` and `task.eval_batch_size`.
+    """
+    return not _hindrance(a) and not _hindrance(b) and _shared(a) == _shared(b)
+
+
+def fit(
+    experiments: Sequence[Experiment],
+    features: Float[np.ndarray, "*views n features"],
+    stream: TrainInput,
+    classes: int,
+    *,
+    bytes_at_once: int = 0,
+) -> list[Head]:
+    """A trained head for each experiment, in order.
+
+    Args:
+        experiments: linear probes that can train `together`.
+        features: of the training split; of V fixed views of each example, epoch e trains on view e mod V.
+        stream: gives the order of examples, their labels, as the network learns them, and their weights; its seed
+            is replaced by each experiment's.
+        classes: outputs of a head.
+        bytes_at_once: of parameters that train at the same time, on each device; 0 for a default. It changes nothing
+            but time and memory, of which training takes some five times as much.
+
+    Raises:
+        InputError: an experiment is not such a probe, differs from the first in another key, or has a setting out of
+            range.
+    """
+    _check(experiments)
+    mesh = sharding.make_mesh()
+    like, width = experiments[0], features.shape[-1]
+    steps = like.total_steps(len(stream.labels))
+    groups: dict[int, list[int]] = {}
+    for i, experiment in enumerate(experiments):
+        groups.setdefault(experiment.seed, []).append(i)
+    budget = bytes_at_once or _BYTES.get(jax.default_backend(), _BYTES_ELSEWHERE)
+    size = _chunk_size(max(map(len, groups.values())), budget // (4 * width * classes), mesh.size)
+    views = features.reshape(-1, *features.shape[-2:])
+    data = {"input": views.reshape(-1, width), "label": stream.labels, "weight": stream.weights}
+    data = sharding.place(data, sharding.replicated(mesh))
+    numbers = _numbers(experiments)
+    advance = _advance(_compiled_for(like), steps, mesh)
+    heads: list[Any] = [None] * len(experiments)
+    for seed, members in groups.items():
+        epoch, example = np.moveaxis(dataclasses.replace(stream, seed=seed).order(steps), -1, 0)
+        rows = sharding.place(epoch % len(views) * views.shape[1] + example, sharding.replicated(mesh))
+        start = _start(like, steps, init_head(seed, width, classes, like.head.init, like.head.bias))
+        for first in range(0, len(members), size):
+            chunk = members[first : first + size]
+            filled = chunk + chunk[-1:] * (size - len(chunk))
+            states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (size, *leaf.shape)), start)
+            laid = sharding.place((states, {name: of[filled] for name, of in numbers.items()}), sharding.split(mesh))
+            ended = advance(*laid, rows, data)
+            ended = _on_host(ended, mesh)
+            for place, i in enumerate(chunk):
+                state = jax.tree.map(lambda leaf, place=place: leaf[place].T, ended)
+                evaluated = state.average["params"] if like.optim.average else state.params
+                heads[i] = Head(experiments[i], evaluated["head"], state)
+    return heads
+
+
+def setting(experiment: Experiment) -> dict[str, float]:
+    """The numbers, but for the seed, in which heads that train together may differ."""
+    return {
+        "learning_rate": experiment.optim.learning_rate,
+        "weight_decay": experiment.optim.weight_decay,
+        "label_smoothing": experiment.regularise.label_smoothing,
+    }
+
+
+def _shared(experiment: Experiment) -> Experiment:
+    """The experiment with one value for all that `together` lets differ."""
+    found = experiment.numberless()
+    return dataclasses.replace(found, regularise=dataclasses.replace(found.regularise, label_smoothing=0.0))
+
+
+def _hindrance(experiment: Experiment) -> str:
+    """Why an experiment cannot be a head on cached features; empty if it can."""
+    if experiment.tuning.strategy != "linear_probe" or experiment.tuning.group_rates:
+        return "tuning.strategy is not linear_probe, or has group_rates"
+    if experiment.head.init not in HEAD_INITS:
+        return f"head.init is {experiment.head.init}"
+    for key in ("dropout", "mixup", "cutmix"):
+        if getattr(experiment.regularise, key):
+            return f"regularise.{key} changes features in training"
+    return ""
+
+
+def _check(experiments: Sequence[Experiment]) -> None:
+    if not experiments:
+        raise InputError("no experiments to train heads for")
+    for number, experiment in enumerate(experiments):
+        if hindrance := _hindrance(experiment):
+            raise InputError(f"experiment {number} is no head on cached features: {hindrance}; train it by itself")
+        if _shared(experiment) != _shared(experiments[0]):
+            raise InputError(
+                f"experiment {number} differs from the first in more than seed, optim.learning_rate,"
+                " optim.weight_decay and regularise.label_smoothing: train it by itself"
+            )
+        if not experiment.optim.learning_rate > 0:
+            raise InputError(f"optim.learning_rate must be above 0, not {experiment.optim.learning_rate}")
+        if not 0 <= experiment.regularise.label_smoothing < 1:
+            smoothing = experiment.regularise.label_smoothing
+            raise InputError(f"regularise.label_smoothing must be at least 0 and below 1, not {smoothing}")
+        optim.optimizer(experiment.optim, {"kernel": 1.0})  # which checks its settings
+
+
+def _chunk_size(heads: int, most: int, devices: int) -> int:
+    """Heads that train at once: a multiple of the devices, alike in each chunk, with few to fill the last one up."""
+    most = max(most, 1) * devices
+    fewest = -(-heads // most)
+    sizes = (-(-heads // (chunks * devices)) * devices for chunks in range(fewest, fewest + fewest // 2 + 1))
+    return min(sizes, key=lambda size: (-(-heads // size) * size, -size))
+
+
+def _numbers(experiments: Sequence[Experiment]) -> dict[str, np.ndarray]:
+    """In which the experiments differ, float32 [experiments]; and the learning rate."""
+    found = {
+        name: np.array([setting(experiment)[name] for experiment in experiments], np.float32)
+        for name in setting(experiments[0])
+    }
+    return {name: of for name, of in found.items() if name == "learning_rate" or np.ptp(of)}
+
+
+def _compiled_for(like: Experiment) -> Experiment:
+    """The experiment without what no program depends on."""
+    rates = dataclasses.replace(like.optim, learning_rate=1.0)
+    return dataclasses.replace(_shared(like), optim=rates, regularise=like.regularise)
+
+
+@functools.lru_cache(maxsize=8)  # for a search of many parts, and one that is repeated
+def _advance(like: Experiment, steps: int, mesh: Mesh) -> Callable[..., Any]:
+    """(states, numbers, rows [steps, batch], data) -> the states after the last step; compiled.
+
+    Examples of `data` come by row of `input`: with views, one after another.
+    """
+
+    def one(state, numbers, batch):
+        return train_step(state, batch, _rules(like, steps, numbers))[0]
+
+    def all_steps(states, numbers, rows, data):
+        def step(states, places):
+            examples = places % len(data["label"])
+            batch = {"input": data["input"][places], "label": data["label"][examples]}
+            batch |= {"mask": jnp.ones(len(places)), "weight": data["weight"][examples]}
+            return jax.vmap(one, in_axes=(0, 0, None))(states, numbers, batch), None
+
+        return jax.lax.scan(step, states, rows)[0]
+
+    heads, whole = PartitionSpec(sharding.DATA), PartitionSpec()
+    # Unchecked: the loop's constants are no device's own, and become so.
+    sharded = jax.shard_map(
+        all_steps, mesh=mesh, in_specs=(heads, heads, whole, whole), out_specs=heads, check_vma=False
+    )
+    return jax.jit(sharded, donate_argnums=0)
+
+
+def _rules(like: Experiment, steps: int, numbers: dict[str, Float[Array, ""]]) -> Rules:
+    """As `Run` makes them, but with numbers that are traced."""
+    config, multipliers = like.optim, _everywhere(like, 1.0)
+    unit = optim.schedule(config.schedule, 1.0, config.warmup_steps, steps)
+    return Rules(
+        forward=functools.partial(forward, dtype=jnp.dtype(like.compute_dtype)),
+        tx=optim.optimizer(config, multipliers, weight_decay=numbers.get("weight_decay")),
+        schedule=lambda step: numbers["learning_rate"] * unit(step),
+        multipliers=multipliers,
+        optim=config,
+        regularise=like.regularise,
+        smoothing=numbers.get("label_smoothing", like.regularise.label_smoothing),
+        pull=_everywhere(like, like.regularise.l2_sp_new),
+        average_from=round(config.average_start * steps),
+        seed=like.seed,
+        problem=like.task.problem,
+    )
+
+
+def _everywhere(like: Experiment, value: float) -> dict[str, dict[str, float]]:
+    return {"head": dict.fromkeys(("kernel", "bias") if like.head.bias else ("kernel",), value)}
+
+
+def _start(like: Experiment, steps: int, head: dict[str, Float[Array, "..."]]) -> State:
+    """A head's State at step 0, as `Run` makes it, with the kernel transposed."""
+    params = {"head": {name: leaf.T for name, leaf in head.items()}}
+    regularise, zero = like.regularise, jnp.zeros((), jnp.int32)
+    average = {"params": params, "batch_stats": {}} if like.optim.average else {}
+    anchor = jax.tree.map(jnp.zeros_like, params) if regularise.l2_sp or regularise.l2_sp_new else {}
+    opt_state = optim.optimizer(like.optim, _everywhere(like, 1.0)).init(params)
+    return State(zero, params, opt_state, {}, average, anchor, zero)
+
+
+def forward(params, batch_stats, x, key=None, *, dtype):
+    """Logits of a head whose kernel is [classes, features].
+
+    So stacked, [heads, classes, features], the kernels are one matrix, and so are the products with a batch and their
+    gradients, with nothing transposed between two steps.
+    """
+    head = jax.tree.map(lambda leaf: leaf.astype(dtype), params["head"])
+    logits = jax.lax.dot_general(head["kernel"], x.astype(dtype), (((1,), (1,)), ((), ())))
+    if "bias" in head:
+        logits = logits + head["bias"][:, None]
+    return logits.T.astype(jnp.float32), batch_stats
+
+
+def _on_host(tree: Any, mesh: Mesh) -> Any:
+    """Arrays as every process has them whole."""
+    return jax.tree.map(np.asarray, jax.device_put(tree, sharding.replicated(mesh)))
+
+
+def _laid(tree: Any, like: Any) -> Any:
+    """The leaves of a tree in the places, and on the devices, of those of another."""
+    places, structure = jax.tree.flatten(like)
+    leaves = jax.tree.leaves(tree)
+    return jax.tree.unflatten(
+        structure, [jax.device_put(leaf, place.sharding) for leaf, place in zip(leaves, places, strict=True)]
+    )
