@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tljax import memory
 from tljax.config import Experiment
 from tljax.data import health, splits, tasks
 from tljax.data.pipeline import generators
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(found)) if options.json else health.show(found)
         return
     run = prepare(experiment)
-    found = plan(run)
+    found = plan(run) | {"memory": memory.predict(run)}
     if options.lr_find:
         from tljax.lr_find import lr_find
 
@@ -78,5 +79,6 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(found))
         return
     show(found)
+    memory.show(found["memory"])
     if options.lr_find:
         print(f"the loss falls fastest at a learning rate of {found['lr_find']['suggestion']:.2g}: {options.lr_find}")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tljax import console, scores, sharding, storage, tuning
+from tljax import console, memory, scores, sharding, storage, tuning
 from tljax.checkpoint import Checkpoints, named
 from tljax.config import Experiment
 from tljax.data import health
@@ -104,6 +104,7 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[State, 
     # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
     found = plan(run)
     show(found)
+    memory.check(memory.predict(run))
     state = run.init_state()
     frozen = _digest(run, state)
     if sharding.is_first():
