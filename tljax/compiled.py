@@ -29,7 +29,7 @@ def keep(folder: Path) -> None:
         mend(folder)
 
 
-def mend(folder: Path) -> list[str]:
+def mend(folder: Path, timeout: float = 10.0) -> list[str]:
     """Removes programs that were not written to their end; returns their names.
 
     Only of a folder in which all programs were written with a limit on their size. Others may be using it.
@@ -37,8 +37,8 @@ def mend(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     removed = []
-    # jax's own lock, under which it writes; where another process holds on to it, the next start has a look.
-    with contextlib.suppress(Timeout), FileLock(folder / ".lockfile", timeout=10):
+    # jax's own lock, under which it writes; where another process holds it for so many seconds, the next start looks.
+    with contextlib.suppress(Timeout), FileLock(folder / ".lockfile", timeout=timeout):
         names = {path.name for path in folder.iterdir()}
         for name in sorted(names):
             program = name.removesuffix("-cache")

@@ -46,7 +46,7 @@ def cost(run: Run) -> Block:
         programs = [one.result().program for one in compiled]
     common = {
         "forward_flops": forward * run.batch_size / rows,
-        "evaluation_peak_bytes": _peak_bytes(evaluation),
+        "evaluationpeak_bytes": peak_bytes(evaluation),
     }
     blocks = [
         _of_phase(run, phase, program) | common | {"step_share_of_full": flops / full}
@@ -86,11 +86,11 @@ def _of_phase(run: Run, phase: Phase, program: jax.stages.Compiled) -> Block:
         "optimizer_state_bytes": optimizer_state_bytes(run.abstract(phase).opt_state),
         "step_flops": flops,
         "step_temp_bytes": program.memory_analysis().temp_size_in_bytes,
-        "step_peak_bytes": _peak_bytes(program),
+        "step_peak_bytes": peak_bytes(program),
     }
 
 
-def _peak_bytes(program: jax.stages.Compiled) -> int:
+def peak_bytes(program: jax.stages.Compiled) -> int:
     """On each device: arguments, what is needed beside them, and results that do not take the place of arguments."""
     found = program.memory_analysis()
     results = found.output_size_in_bytes - found.alias_size_in_bytes

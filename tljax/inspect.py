@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax import features
+from tljax import features, memory
 from tljax.config import Experiment
 from tljax.data import health, splits, tasks
 from tljax.errors import InputError
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
         return
     run = prepare(experiment)
     run.cached, told = features.choice(run)
-    found = plan(run)
+    found = plan(run) | {"memory": memory.predict(run)}
     if options.lr_find:
         from tljax.lr_find import lr_find
 
@@ -79,5 +79,6 @@ def main(arguments: list[str]) -> None:
     show(found)
     if told:
         print(told)
+    memory.show(found["memory"])
     if options.lr_find:
         print(f"the loss falls fastest at a learning rate of {found['lr_find']['suggestion']:.2g}: {options.lr_find}")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tljax import console, features, scores, sharding, storage, tuning
+from tljax import console, features, memory, scores, sharding, storage, tuning
 from tljax.checkpoint import Checkpoints, named
 from tljax.config import Experiment
 from tljax.data import health
@@ -116,6 +116,7 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
     # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
     found = plan(run)
     show(found)
+    memory.check(memory.predict(run))
     state = run.init_state()
     frozen = digest_of(run, state)
     if sharding.is_first():

@@ -1,0 +1,125 @@
+"""What a start loads, and that compiled programs on disk survive a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests.conftest import ROOT
+from tljax import compiled
+
+VERBS = ("train", "evaluate", "predict", "inspect", "convert")
+# What a single kind of data, weights or output needs is loaded where that is met.
+RARE = {"sklearn", "matplotlib", "pandas", "tensorflow", "tensorflow_datasets", "onnx", "datasets", "torch"}
+RARE |= {"tensorboardX", "huggingface_hub"}
+
+PROGRAM = """
+import os
+import signal
+import sys
+from pathlib import Path
+
+from tljax import compiled
+
+compiled.keep(Path(sys.argv[1]))
+import jax
+from etils import epath
+
+def cut(self, content):
+    Path(self).open("wb").write(content[: len(content) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[2:] == ["kill"]:
+    type(epath.Path("/")).write_bytes = cut
+found = {"hits": 0, "misses": 0}
+def count(name, **_):
+    for kind in found:
+        found[kind] += name == f"/jax/compilation_cache/cache_{kind}"
+jax.monitoring.register_event_listener(count)
+
+def wave(x):
+    return jax.numpy.sin(x) @ x
+
+print(jax.jit(wave)(jax.numpy.arange(3.0)), found["hits"], found["misses"])
+"""
+
+
+def _modules(code: str) -> set[str]:
+    code += "; import sys; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_help_loads_neither_jax_nor_numpy():
+    loaded = _modules("import tljax.__main__ as main; main.main(['--help'])")
+    assert not loaded & {"jax", "numpy", "ml_collections", "tljax.config"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_loads_nothing_that_only_some_runs_use(verb):
+    assert not _modules(f"import tljax.{verb}") & RARE
+
+
+def _start(folder: Path, *arguments: str, status: int = 0, **environment: str) -> tuple[str, str]:
+    """stdout and stderr of a process that compiles a few programs; the user has set nothing of jax's but this."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    command = [sys.executable, "-c", PROGRAM, str(folder), *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=plain | environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    return done.stdout.strip(), done.stderr
+
+
+def _programs(folder: Path) -> set[str]:
+    return {path.name.removesuffix("-cache") for path in folder.glob("*-cache")}
+
+
+def test_the_second_start_compiles_nothing(tmp_path):
+    first, _ = _start(tmp_path)
+    value, hits, misses = first.rsplit(" ", 2)
+    assert int(hits) == 0 and int(misses) == len(_programs(tmp_path)) > 0
+    assert _start(tmp_path)[0] == f"{value} {misses} 0"
+
+
+def test_a_program_whose_writing_was_cut_short_is_compiled_again_once(tmp_path):
+    first, _ = _start(tmp_path)
+    value, _, number = first.rsplit(" ", 2)
+    (name,) = (name for name in _programs(tmp_path) if name.startswith("jit_wave"))
+    program = tmp_path / f"{name}-cache"
+    program.write_bytes(program.read_bytes()[:100])
+    (tmp_path / f"{name}-atime").unlink()
+    second, told = _start(tmp_path)
+    assert second == f"{value} {int(number) - 1} 1" and "Error" not in told
+    third, told = _start(tmp_path)
+    assert third == f"{value} {number} 0" and "Error" not in told
+
+
+def test_a_process_killed_as_it_writes_a_program_leaves_none_that_is_damaged(tmp_path):
+    _start(tmp_path, "kill", status=-signal.SIGKILL)
+    (cut,) = _programs(tmp_path)
+    assert not (tmp_path / f"{cut}-atime").exists()
+    found, told = _start(tmp_path)
+    assert found.split()[1] == "0" and "Error" not in told
+    assert "Error" not in _start(tmp_path)[1]
+
+
+def test_a_folder_of_the_users_own_is_left_alone(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "jit_x-cache").write_bytes(b"as jax writes it without a limit")
+    _start(tmp_path / "ours", JAX_COMPILATION_CACHE_DIR=str(theirs))
+    assert "jit_x" in _programs(theirs) and not list(theirs.glob("*-atime"))
+    assert not (tmp_path / "ours").exists()
+
+
+def test_mending_waits_for_who_is_writing(tmp_path):
+    (tmp_path / "whole-cache").touch()
+    (tmp_path / "whole-atime").touch()
+    (tmp_path / "cut-cache").touch()
+    with FileLock(tmp_path / ".lockfile"):
+        assert compiled.mend(tmp_path, timeout=0.1) == []
+    assert compiled.mend(tmp_path) == ["cut"]
+    assert _programs(tmp_path) == {"whole"}
+    assert compiled.mend(tmp_path / "none") == []

@@ -1,0 +1,65 @@
+"""The memory of the devices of a run: an accelerator's own, or a CPU's share of what its host has."""
+
+import os
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def device_bytes() -> tuple[int, int]:
+    """What a device has, and what is free of it: the least of all devices of all processes, told to each.
+
+    CPU devices, of all processes on a host, share its memory evenly.
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices() if device.platform != "cpu"]
+    if stats and all("bytes_limit" in found for found in stats):
+        has = min(found["bytes_limit"] for found in stats)
+        return _least(has, min(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats), sharers=0)
+    return _least(*host_bytes(), sharers=len(jax.local_devices()))
+
+
+def _least(has: int, free: int, sharers: int) -> tuple[int, int]:
+    """Of all processes, after division by the sharers that each host has in them; 0 where nothing is shared."""
+    if jax.process_count() == 1:
+        return has // max(sharers, 1), free // max(sharers, 1)
+    # As float32, for integers of 64 bits are not sent.
+    host = zlib.crc32(os.uname().nodename.encode()) % 2**24
+    told = np.asarray(multihost_utils.process_allgather(np.array([host, sharers, has, free], np.float32)))
+    shares = np.array([max(told[told[:, 0] == one, 1].sum(), 1) for one in told[:, 0]])
+    has, free = (int(column) for column in np.min(told[:, 2:] / shares[:, None], axis=0))
+    return has, free
+
+
+def host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """What this host has, and what is free of it, within the limits of the containers around this process."""
+    try:
+        lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
+        has, free = (1024 * int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError):  # no Linux
+        has = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for folder in _control_groups(proc, cgroups):
+        for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            try:
+                most, used = ((folder / name).read_text().strip() for name in (limit, usage))
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except OSError:  # of the other version of control groups, or not to be seen from inside a container
+                continue
+            if most != "max":
+                # Files in its page cache count as used, and are given back when memory is asked for.
+                cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+                has, free = min(has, int(most)), min(free, int(most) - int(used) + cached)
+    return has, max(free, 0)
+
+
+def _control_groups(proc: Path, cgroups: Path) -> list[Path]:
+    """The folders of those that this process is in, and of those around them."""
+    try:
+        rows = [line.split(":", 2)[1:] for line in (proc / "self" / "cgroup").read_text().splitlines()]
+    except OSError:
+        return []
+    roots = [(cgroups / kind, path) for kind, path in rows if kind in ("", "memory")]
+    here = [(root, root / path.lstrip("/")) for root, path in roots]
+    return [folder for root, path in here for folder in (path, *path.parents) if folder.is_relative_to(root)]
