@@ -46,7 +46,7 @@ def cost(run: Run) -> Block:
         programs = [one.result().program for one in compiled]
     common = {
         "forward_flops": forward * run.batch_size / rows,
-        "evaluationpeak_bytes": peak_bytes(evaluation),
+        "evaluation_peak_bytes": peak_bytes(evaluation),
     }
     blocks = [
         _of_phase(run, phase, program) | common | {"step_share_of_full": flops / full}
