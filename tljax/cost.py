@@ -71,10 +71,11 @@ def cost(run: Run) -> Block:
 
 def evaluation_rows(run: Run) -> int:
     """Examples at a time in evaluation, over all devices; of a run that evaluates nothing, those of training."""
-    held_out = [len(split) for name, split in run.inputs.splits.items() if name != "train"]
+    config = run.experiment.task
+    held_out = [name for name in ("validation", "test") if getattr(config, name)]
     if not held_out:
         return run.batch_size
-    rows = min(run.experiment.task.eval_batch_size, max(held_out))
+    rows = min(config.eval_batch_size, max(len(run.inputs.splits[name]) for name in held_out))
     return -(-rows // run.mesh.size) * run.mesh.size
 
 

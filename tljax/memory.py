@@ -35,7 +35,7 @@ class Need:
         return self.fixed + self.growing
 
     def shared(self, parts: int) -> int:
-        """The peak with a batch of that part of the rows, or with the same in so many parts."""
+        """The peak with one in so many of the rows."""
         return self.fixed + -(-self.growing // parts)
 
 
@@ -88,8 +88,7 @@ def _sentence(found: dict[str, Any]) -> str:
 
 
 def _training(run: Run, phase: Phase) -> Need:
-    state = run.abstract(phase)
-    fixed = _bytes(state) + _bytes(tuning.select(state.params, phase.multipliers))
+    fixed = _bytes(run.abstract(phase)) + _bytes(_trained(run, phase))
     return Need(fixed, max(peak_bytes(run.train_step(phase).program) - fixed, 0))
 
 
@@ -105,11 +104,14 @@ def _evaluation(run: Run) -> Need:
 def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str, int]:
     experiment, rows, parts = run.experiment, run.batch_size, run.experiment.optim.accumulate
     found = {}
+    # Gradients of a batch in parts are added up beside those of a part.
+    sums = _bytes(_trained(run, phase)) if parts == 1 else 0
     shares = rows // (run.mesh.size * parts)
-    fewer = next((n for n in range(2, shares + 1) if shares % n == 0 and need.shared(n) <= room), 0)
-    if fewer:
-        found[f"optim.accumulate={parts * fewer}"] = need.shared(fewer)
-        found[f"task.batch_size={rows // fewer}"] = need.shared(fewer)
+    options = [n for n in range(2, shares + 1) if shares % n == 0]
+    if n := next((n for n in options if sums + need.shared(n) <= room), 0):
+        found[f"optim.accumulate={parts * n}"] = sums + need.shared(n)
+    if n := next((n for n in options if need.shared(n) <= room), 0):
+        found[f"task.batch_size={rows // n}"] = need.shared(n)
     if not experiment.remat:
         found["remat=True"] = _peak_with(run, phase, remat=True)
     if experiment.compute_dtype == "float32":
@@ -136,6 +138,10 @@ def _peak_with(run: Run, phase: Phase, **changes: Any) -> int:
     other = Run(experiment, run.resolved, run.inputs.splits)
     other.cached = run.cached
     return peak_bytes(other.train_step(other.phase_at(phase.start)).program)
+
+
+def _trained(run: Run, phase: Phase) -> tuning.Tree:
+    return tuning.select(run.abstract(phase).params, phase.multipliers)
 
 
 def _bytes(tree: Any) -> int:

@@ -1,0 +1,204 @@
+"""Memory: what is predicted of a step, what is done where it does not fit, and what a device is taken to have."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from tests.conftest import TINY, tiny_run, tljax
+from tljax import devices, memory
+from tljax.cost import cost, evaluation_rows, peak_bytes
+from tljax.errors import InputError
+from tljax.models import BACKBONES
+from tljax.run import Run
+
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def dataset(shapes):
+    return f"folder:{shapes}"
+
+
+@pytest.fixture(autouse=True)
+def _networks(monkeypatch):
+    """Ways out are tried on the run's own network."""
+    for name, module in TINY.items():
+        monkeypatch.setitem(BACKBONES, name, module)
+
+
+def _run(dataset: str, **values) -> Run:
+    """Of a ViT whose activations outweigh its parameters."""
+    return tiny_run(dataset, **{"task__image_size": 64, "task__batch_size": 16, "optim__name": "adamw"} | values)
+
+
+def _bytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("network", ["tiny_vit", "tiny_resnet"])
+@pytest.mark.parametrize("strategy", ["full", "linear_probe"])
+def test_the_state_is_given_away_and_takes_no_memory_twice(dataset, network, strategy):
+    run = _run(dataset, network=network, tuning__strategy=strategy)
+    found = run.train_step(run.phases[0]).memory_analysis()
+    state, leaves = _bytes(run.abstract_state()), len(jax.tree.leaves(run.abstract_state()))
+    assert found.alias_size_in_bytes == state
+    beside = found.output_size_in_bytes - state  # five metrics, and a table of where each result lies
+    assert 0 < beside <= 5 * 4 + 8 * (leaves + 5)
+    batch = 16 * (64 * 64 * 3 + 3 * 4)
+    assert found.argument_size_in_bytes == state + batch
+    assert cost(run)["step_peak_bytes"] == state + batch + found.temp_size_in_bytes + beside
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["vit_tiny_patch16", "resnet18"])
+def test_what_is_said_of_a_smaller_batch_and_of_parts_is_what_they_need(dataset, network):
+    """On whole networks: in a tiny one it matters where the compiler puts a single array."""
+    size = {"task__image_size": 224, "network": network}
+    need = memory._training(run := _run(dataset, **size), run.phases[0])
+    tried = [{"task__batch_size": 8}, {"optim__accumulate": 2}, {"optim__accumulate": 4}]
+    for values in tried:
+        parts = values.get("optim__accumulate", 2)
+        sums = _bytes(run.abstract_state().params) if "optim__accumulate" in values else 0
+        other = _run(dataset, **size | values)
+        exact = peak_bytes(other.train_step(other.phases[0]))
+        assert 0.9 * exact < sums + need.shared(parts) < 1.15 * exact, values
+
+
+def test_remat_is_honoured(dataset):
+    plain, again = (_run(dataset, remat=remat) for remat in (False, True))
+    kept, recomputed = (memory._training(run, run.phases[0]).growing for run in (plain, again))
+    assert recomputed < kept / 1.8  # of three blocks
+
+
+def test_evaluation_counts_the_state_beside_it(dataset):
+    run = _run(dataset, task__train="train[:16]", task__test="train[16:]", task__eval_batch_size=6)
+    assert evaluation_rows(run) == 6
+    state, found = run.abstract_state(), run.eval_step(6).memory_analysis()
+    assert memory._evaluation(run).peak == pytest.approx(
+        _bytes(state) + found.temp_size_in_bytes + 6 * 64 * 64 * 3, abs=300
+    )
+
+
+def _with(monkeypatch, has: int, free: int = 0) -> None:
+    monkeypatch.setattr(memory, "device_bytes", lambda: (has, free or has))
+
+
+def test_a_step_that_does_not_fit_is_an_error_that_names_what_fits(dataset, monkeypatch):
+    run = _run(dataset, task__batch_size=32)
+    need = memory._training(run, run.phases[0])
+    has = need.peak * 3 // 4
+    _with(monkeypatch, has)
+    found = memory.predict(run)
+    assert found["peak"] == need.peak and found["of"] == "a training step"
+    ways = found["ways_out"]
+    assert ways["task.batch_size=16"] == need.shared(2)
+    assert ways["optim.accumulate=2"] == need.shared(2) + _bytes(run.abstract_state().params)
+    remat = _run(dataset, task__batch_size=32, remat=True)
+    assert ways["remat=True"] == peak_bytes(remat.train_step(remat.phases[0]))
+    probe = _run(dataset, task__batch_size=32, tuning__strategy="linear_probe")
+    exact = peak_bytes(probe.train_step(probe.phases[0]))
+    assert ways["tuning.strategy=linear_probe"] == pytest.approx(exact, rel=0.1)
+    assert all(peak <= 0.9 * has for peak in ways.values())
+    with pytest.raises(InputError, match=r"a training step needs .* MB on each device, .*optim\.accumulate=2 \("):
+        memory.check(found)
+
+
+def test_where_no_setting_helps_that_is_said(dataset, monkeypatch):
+    run = _run(dataset)
+    _with(monkeypatch, 1000)
+    found = memory.predict(run)
+    assert found["ways_out"] == {}
+    with pytest.raises(InputError, match="no single setting makes it fit"):
+        memory.check(found)
+
+
+def test_evaluation_that_does_not_fit_wants_a_smaller_batch(dataset, monkeypatch):
+    split = {"task__train": "train[:4]", "task__test": "train[4:]", "task__eval_batch_size": 20}
+    run = _run(dataset, task__batch_size=1, tuning__strategy="linear_probe", **split)
+    need = memory._evaluation(run)
+    _with(monkeypatch, need.peak - 1)
+    found = memory.predict(run)
+    assert found["of"] == "evaluation"
+    assert found["ways_out"] == {"task.eval_batch_size=10": need.shared(2)}
+
+
+def test_little_left_is_a_warning_and_much_is_silence(dataset, monkeypatch, capsys):
+    run = _run(dataset)
+    peak = memory._training(run, run.phases[0]).peak
+    for free, warned in ((2 * peak, False), (peak + 1, True)):
+        _with(monkeypatch, 10 * peak, free)
+        memory.check(memory.predict(run))
+        assert ("may be too little" in capsys.readouterr().out) == warned
+
+
+def test_inspect_says_what_a_step_needs(shapes):
+    folder = {"TLJAX_TEST_FOLDER": str(shapes)}
+    found = json.loads(tljax("inspect", "--config=tests/configs_tiny.py", "--json", **folder).stdout)["memory"]
+    assert 0 < found["peak"] < found["free"] <= found["has"] and found["ways_out"] == {}
+
+
+MEMINFO = "MemTotal:       {total} kB\nMemFree:        1 kB\nMemAvailable:   {available} kB\n"
+
+
+def _host(root: Path, cgroup: str, files: dict[str, str]) -> tuple[int, int]:
+    """What is found on a host of 8 GB, 6 of them available, with these control groups."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "meminfo").write_text(MEMINFO.format(total=8 * GB // 1024, available=6 * GB // 1024))
+    (root / "proc" / "self" / "cgroup").write_text(cgroup)
+    for name, content in files.items():
+        (root / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "cgroup" / name).write_text(content)
+    has, free = devices.host_bytes(root / "proc", root / "cgroup")
+    return round(has / GB, 3), round(free / GB, 3)
+
+
+def test_a_host_has_what_its_kernel_says(tmp_path):
+    assert _host(tmp_path, "0::/\n", {}) == (8, 6)
+
+
+@pytest.mark.parametrize("inner", ["max", str(4 * GB)])
+def test_a_container_has_its_limit_and_those_around_it(tmp_path, inner):
+    files = {
+        "jobs/memory.max": str(5 * GB),
+        "jobs/memory.current": str(3 * GB),
+        "jobs/memory.stat": f"anon 1\ninactive_file {GB}\n",
+        "jobs/one/memory.max": inner,
+        "jobs/one/memory.current": str(GB),
+        "jobs/one/memory.stat": "inactive_file 0\n",
+    }
+    assert _host(tmp_path, "0::/jobs/one\n", files) == (5 if inner == "max" else 4, 3)
+
+
+def test_the_first_version_of_control_groups_has_other_names(tmp_path):
+    files = {
+        "memory/one/memory.limit_in_bytes": str(2 * GB),
+        "memory/one/memory.usage_in_bytes": str(GB),
+        "memory/one/memory.stat": f"inactive_file 0\ntotal_inactive_file {GB // 2}\n",
+        "memory/memory.limit_in_bytes": "9223372036854771712",
+        "memory/memory.usage_in_bytes": str(GB),
+        "memory/memory.stat": "total_inactive_file 0\n",
+    }
+    assert _host(tmp_path, "3:cpuset:/\n2:memory:/one\n0::/\n", files) == (2, 1.5)
+
+
+def test_an_accelerator_has_what_its_allocator_may_take(monkeypatch):
+    @dataclasses.dataclass
+    class Device:
+        used: int
+        platform: str = "gpu"
+
+        def memory_stats(self):
+            return {"bytes_limit": 60 * GB, "bytes_in_use": self.used}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(GB), Device(3 * GB)])
+    assert devices.device_bytes() == (60 * GB, 57 * GB)
+
+
+def test_cpu_devices_share_their_host(monkeypatch):
+    monkeypatch.setattr(devices, "host_bytes", lambda: (8 * GB, 6 * GB))
+    cpus = jax.devices()[:1] * 4
+    monkeypatch.setattr(jax, "local_devices", lambda: cpus)
+    assert devices.device_bytes() == (2 * GB, 1.5 * GB)
