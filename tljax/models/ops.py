@@ -5,38 +5,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
-
-
-def conv(
-    x: Float[Array, "batch height width inputs"],
-    kernel: Float[Array, "rows columns inputs outputs"],
-    stride: int = 1,
-    padding: Padding = ((0, 0), (0, 0)),
-) -> Float[Array, "batch height2 width2 outputs"]:
-    """2-D convolution in NHWC / HWIO, as a matrix product wherever that is the faster way to compute it."""
-    rows, columns, inputs, outputs = kernel.shape
-    if (rows, columns) == (1, 1):
-        # XLA's CPU convolution is about half as fast as the matrix product that a 1x1 convolution is.
-        return jnp.dot(x[:, ::stride, ::stride], kernel.reshape(inputs, outputs))
-    if max(x.shape[1:3]) <= 4:
-        # On maps this small the CPU convolution falls into a naive loop; unrolled patches and one product do not.
-        return _conv_as_patches(x, kernel, stride, padding)
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def _conv_as_patches(x, kernel, stride, padding):
-    rows, columns, _, outputs = kernel.shape
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    height = (x.shape[1] - rows) // stride + 1
-    width = (x.shape[2] - columns) // stride + 1
-    patches = [
-        x[:, row : row + stride * height : stride, column : column + stride * width : stride]
-        for row in range(rows)
-        for column in range(columns)
-    ]
-    return jnp.dot(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs))
-
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Exact GELU, x·Φ(x) (1606.08415), through erf: the library's erfc form is slow on a CPU."""
