@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from tljax.models.ops import linear
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -20,7 +22,7 @@ def conv(
     rows, columns, inputs, outputs = kernel.shape
     if (rows, columns) == (1, 1):
         # XLA's CPU convolution is about half as fast as the matrix product that a 1x1 convolution is.
-        return jnp.dot(x[:, ::stride, ::stride], kernel.reshape(inputs, outputs))
+        return linear(x[:, ::stride, ::stride], kernel.reshape(inputs, outputs))
     if max(x.shape[1:3]) <= 4:
         # On maps this small the CPU convolution falls into a naive loop; unrolled patches and one product do not.
         return _conv_as_patches(x, kernel, stride, padding)
@@ -43,7 +45,7 @@ def _conv_as_patches(x, kernel, stride, padding):
         for row in range(rows)
         for column in range(columns)
     ]
-    return jnp.dot(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs))
+    return linear(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs))
 
 
 @jax.custom_vjp

@@ -11,13 +11,35 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x * (0.5 + 0.5 * lax.erf(x * 0.7071067811865476))
 
 
+@jax.custom_vjp
+def matmul(x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"]) -> Float[Array, "rows outputs"]:
+    """`x @ kernel`, with its gradients written so that no operand must be transposed in memory.
+
+    JAX's own gradient in the kernel is the transpose of a product, and XLA's CPU compiler then computes the output's
+    gradient a second time to store it transposed.
+    """
+    return jnp.dot(x, kernel)
+
+
+def _matmul_forward(x, kernel):
+    return jnp.dot(x, kernel), (x, kernel)
+
+
+def _matmul_backward(kept, dy):
+    x, kernel = kept
+    return lax.dot_general(dy, kernel, (((1,), (1,)), ((), ()))), lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 def linear(
     x: Float[Array, "*batch inputs"],
     kernel: Float[Array, "inputs outputs"],
     bias: Float[Array, " outputs"] | None = None,
 ) -> Float[Array, "*batch outputs"]:
     """`x @ kernel + bias` on a flattened 2-D operand, which the CPU's matrix product wants."""
-    flat = jnp.dot(x.reshape(-1, x.shape[-1]), kernel)
+    flat = matmul(x.reshape(-1, x.shape[-1]), kernel)
     if bias is not None:
         flat = flat + bias
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
