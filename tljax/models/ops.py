@@ -6,9 +6,44 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 
+@jax.custom_vjp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Exact GELU, x·Φ(x) (1606.08415), through erf: the library's erfc form is slow on a CPU."""
-    return x * (0.5 + 0.5 * lax.erf(x * 0.7071067811865476))
+    """Exact GELU, x·Φ(x) (1606.08415), through erf: the library's erfc form is slow on a CPU.
+
+    Its own rule keeps `x` alone for the gradient; JAX's keeps Φ(x) too, a second array of the MLP's width.
+    """
+    return x * _normal_cdf(x)
+
+
+def _normal_cdf(x):
+    return 0.5 + 0.5 * lax.erf(x * 0.7071067811865476)
+
+
+def _gelu_backward(x, dy):
+    density = jnp.exp(-0.5 * x * x) * 0.3989422804014327
+    return (dy * (_normal_cdf(x) + x * density),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+@jax.custom_vjp
+def softmax(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Softmax over the last axis. Its own rule keeps the result alone for the gradient; JAX's, the exponentials too."""
+    exponentials = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True))
+    return exponentials / jnp.sum(exponentials, axis=-1, keepdims=True)
+
+
+def _softmax_forward(x):
+    y = softmax(x)
+    return y, y
+
+
+def _softmax_backward(y, dy):
+    return (y * (dy - jnp.sum(dy * y, axis=-1, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 @jax.custom_vjp
@@ -57,4 +92,4 @@ def attention(
     if mask is not None:
         # Not -inf, which would make a row that is padding through and through NaN.
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1), v)
+    return jnp.einsum("bhqk,bhkd->bhqd", softmax(scores), v)
