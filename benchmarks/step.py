@@ -5,8 +5,9 @@
 
 Needs benchmarks/requirements.txt. 224 px or 128 tokens, batch 16, float32, AdamW, random weights. PyTorch's frozen
 layers have `requires_grad=False` and stand in eval mode; ResNet-50 is channels_last; of eager and `torch.compile` the
-faster counts. Each side is a process of its own, with `--threads` threads on as many cores, and sleeps while another is
-measured: A B C A B C. A row has medians, and the range of the middle half in per cent of the median.
+faster counts. Both sides have memory in huge pages, which `python -m tljax` asks for by itself. Each side is a process
+of its own, with `--threads` threads on as many cores, and sleeps while another is measured: A B C A B C. A row has
+medians, and half the range of the middle half in per cent of the median.
 """
 
 import argparse
@@ -101,11 +102,8 @@ def torch_step(model: str, strategy: str, compiled: bool) -> Callable[[], None]:
         if isinstance(module, nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters()):
             module.train()
     if strategy == "lora":  # whose blocks train, so their BatchNorm does
-        [block.train() for block in blocks]
-    if model == "minilm":
-        x = torch.randint(1000, 30000, (BATCH, TOKENS))
-    else:
-        x = torch.randn(BATCH, 3, 224, 224)
+        nn.ModuleList(blocks).train()
+    x = torch.randint(1000, 30000, (BATCH, TOKENS)) if model == "minilm" else torch.randn(BATCH, 3, 224, 224)
     if model == "resnet50":
         network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     label = torch.randint(0, CLASSES, (BATCH,))
@@ -217,6 +215,7 @@ class Worker:
 
     def __init__(self, side: str, model: str, strategy: str, threads: int):
         environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         environment["PYTHONPATH"] = str(Path(__file__).parents[1])
         command = [sys.executable, __file__, "--worker", side, model, strategy, f"--threads={threads}"]
         pipe = subprocess.PIPE
@@ -269,7 +268,8 @@ def row(model: str, strategy: str, options: argparse.Namespace) -> str:
 
 
 def machine() -> str:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
 
 

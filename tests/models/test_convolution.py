@@ -1,7 +1,6 @@
 """Each operation of a convolutional network against its plain form, value and gradient."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
