@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from tests.models.test_ops import assert_same, random
-from tljax.models import convolution
+from tljax.models import convolution, ops
 
 
 def _plain_conv(x, kernel, stride, padding):
@@ -60,3 +60,12 @@ def test_batch_norm():
     _, mean, variance = convolution.batch_norm(x, scale, bias, 1e-5)
     np.testing.assert_allclose(mean, jnp.mean(x, (0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(variance, jnp.var(x, (0, 1, 2)), atol=1e-6)
+
+
+def test_other_platforms_compute_the_plain_forms(monkeypatch):
+    x, kernel, pad = random(2, 4, 4, 3), random(3, 3, 3, 5, seed=1), ((1, 1), (1, 1))
+    ours = convolution.conv(x, kernel, 2, pad), convolution.max_pool(x, (1, 1))
+    monkeypatch.setattr(ops, "platform", lambda: "tpu")
+    theirs = convolution.conv(x, kernel, 2, pad), convolution.max_pool(x, (1, 1))
+    np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5)
+    np.testing.assert_array_equal(ours[1], theirs[1])

@@ -37,3 +37,30 @@ def test_attention():
 
 def test_linear():
     assert_same(ops.linear, lambda x, w, b: x @ w + b, random(2, 3, 4), random(4, 5, seed=1), random(5, seed=2))
+
+
+def test_linear_in_bfloat16_rounds_once():
+    x, w = random(3, 7, 40), random(40, 5, seed=1)
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    exact = lambda x, w: (x.astype(jnp.float32) @ w.astype(jnp.float32)).astype(jnp.bfloat16)  # noqa: E731
+    np.testing.assert_array_equal(ops.linear(x, w), exact(x, w))
+    grads = [
+        jax.grad(lambda *o, f=f: jnp.sum(f(*o).astype(jnp.float32) ** 2), (0, 1))(x, w) for f in (ops.linear, exact)
+    ]
+    for found, wanted in zip(*grads, strict=True):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(jnp.float32), wanted.astype(jnp.float32), rtol=1e-2, atol=1e-2)
+
+
+def test_softmax():
+    assert_same(ops.softmax, jax.nn.softmax, 5 * random(3, 4, 6))
+
+
+def test_attention_as_a_gpu_computes_it_gives_the_same(monkeypatch):
+    q, k, v = (random(2, 3, 5, 4, seed=seed) for seed in range(3))
+    mask = jnp.array([[True] * 5, [True, True, False, True, False]])
+    for seen in (None, mask):
+        plain = ops.attention(q, k, v, seen)
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "platform", lambda: "gpu")
+            np.testing.assert_allclose(ops.attention(q, k, v, seen), plain, atol=1e-6)

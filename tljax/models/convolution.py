@@ -2,12 +2,13 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from tljax.models.ops import linear
+from tljax.models import ops
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -18,11 +19,13 @@ def conv(
     stride: int = 1,
     padding: Padding = ((0, 0), (0, 0)),
 ) -> Float[Array, "batch height2 width2 outputs"]:
-    """2-D convolution in NHWC / HWIO, as a matrix product wherever that is the faster way to compute it."""
+    """2-D convolution in NHWC / HWIO; on a CPU as a matrix product wherever that is the faster way to compute it."""
     rows, columns, inputs, outputs = kernel.shape
+    if ops.platform() != "cpu":
+        return _conv(x, kernel, stride, padding)
     if (rows, columns) == (1, 1):
         # XLA's CPU convolution is about half as fast as the matrix product that a 1x1 convolution is.
-        return linear(x[:, ::stride, ::stride], kernel.reshape(inputs, outputs))
+        return ops.linear(x[:, ::stride, ::stride], kernel.reshape(inputs, outputs))
     if max(x.shape[1:3]) <= 4:
         # On maps this small the CPU convolution falls into a naive loop; unrolled patches and one product do not.
         return _conv_as_patches(x, kernel, stride, padding)
@@ -45,7 +48,7 @@ def _conv_as_patches(x, kernel, stride, padding):
         for row in range(rows)
         for column in range(columns)
     ]
-    return linear(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs))
+    return ops.linear(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs))
 
 
 @jax.custom_vjp
@@ -90,14 +93,18 @@ def interleaved(phases: list[list[Float[Array, "batch rows columns channels"]]])
     return rows.reshape(batch, 2 * height, 2 * width, channels)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(
     x: Float[Array, "batch height width channels"], padding: tuple[int, int]
 ) -> Float[Array, "batch height2 width2 channels"]:
-    """The maximum of 3x3 windows, stride 2. Its gradient goes to the first of equal ones, as in PyTorch and XLA.
+    """The maximum of 3x3 windows, stride 2. Its gradient goes to the first of equal ones, as in PyTorch and XLA."""
+    if ops.platform() != "cpu":
+        return nn.max_pool(x, (3, 3), (2, 2), (padding, padding))
+    return _max_pool(x, padding)
 
-    XLA's own gradient looks for each maximum again, and its CPU window reduction is not vectorised.
-    """
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool(x, padding):
+    """On a CPU, XLA does not vectorise its window reduction, and its gradient looks for each maximum again."""
     return _max_and_place(x, padding)[0]
 
 
@@ -136,7 +143,7 @@ def _max_pool_backward(padding, kept, dy):
     return (dx[:, before : before + height, before : before + width],)
 
 
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
