@@ -1,4 +1,4 @@
-"""What each form in `tljax.models.ops` gains over the plain one, value and gradient, on this machine.
+"""What each form in `tljax.models.ops` and `.convolution` gains over the plain one, value and gradient.
 
     .venv/bin/python benchmarks/ops.py
 
@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from statistics import median
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from tljax import console
-from tljax.models import BACKBONES, ops
+from tljax.models import BACKBONES, convolution, ops
 
 ROUNDS = 7
 
@@ -32,6 +33,25 @@ def plain_gelu(x):
     return jax.nn.gelu(x, approximate=False)
 
 
+def plain_max_pool(x):
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def plain_batch_norm(x, scale, bias):
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes)
+    variance = jnp.mean(jnp.square(x), axes) - jnp.square(mean)
+    return (x - mean) * lax.rsqrt(variance + 1e-5) * scale + bias
+
+
+def batch_norm(x, scale, bias):
+    return convolution.batch_norm(x, scale, bias, 1e-5)[0]
+
+
+def max_pool(x):
+    return convolution.max_pool(x, (1, 1))
+
+
 def normal(*shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(0), shape) * 0.05
 
@@ -46,14 +66,14 @@ def with_gradient(function: Callable, *arguments: jax.Array) -> Callable[[], Non
 def resnet50(conv: Callable) -> Callable[[], None]:
     """Value and gradient of a ResNet-50's features at 112 px, batch 16, with `conv` for every convolution."""
     model, image = BACKBONES["resnet50"], normal(16, 112, 112, 3)
-    ours, ops.conv = ops.conv, conv
+    ours, convolution.conv = convolution.conv, conv
     try:
         params = jax.jit(model.init)(jax.random.key(0), image[:1])["params"]
         stats = jax.jit(model.init)(jax.random.key(0), image[:1])["batch_stats"]
         loss = lambda p: jnp.sum(model.apply({"params": p, "batch_stats": stats}, image))  # noqa: E731
         program = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
     finally:
-        ops.conv = ours
+        convolution.conv = ours
     return lambda: jax.block_until_ready(program(params))
 
 
@@ -70,19 +90,24 @@ def compare(plain: Callable[[], None], ours: Callable[[], None]) -> tuple[float,
 
 def main() -> None:
     same = ((1, 1), (1, 1))
-    small = functools.partial(ops.conv, padding=same), functools.partial(plain_conv, padding=same)
+    small = functools.partial(convolution.conv, padding=same), functools.partial(plain_conv, padding=same)
+    halving = [functools.partial(conv, stride=2, padding=same) for conv in (convolution.conv, plain_conv)]
     cases = {
-        "conv 1×1, 28×28×512 → 128": (ops.conv, plain_conv, normal(16, 28, 28, 512), normal(1, 1, 512, 128)),
+        "conv 1×1, 28×28×512 → 128": (convolution.conv, plain_conv, normal(16, 28, 28, 512), normal(1, 1, 512, 128)),
         "conv 3×3, 2×2×256": (*small, normal(64, 2, 2, 256), normal(3, 3, 256, 256)),
         "conv 3×3, 4×4×128": (*small, normal(64, 4, 4, 128), normal(3, 3, 128, 128)),
         "linear, 8×197×384 → 1536": (ops.linear, plain_linear, normal(8, 197, 384), normal(384, 1536), normal(1536)),
         "GELU, 8×197×1536": (ops.gelu, plain_gelu, normal(8, 197, 1536)),
+        "softmax, 8×6×197×197": (ops.softmax, jax.nn.softmax, normal(8, 6, 197, 197)),
+        "conv 3×3 / 2, 56×56×128": (*halving, normal(16, 56, 56, 128), normal(3, 3, 128, 128)),
+        "max pool, 112×112×64": (max_pool, plain_max_pool, normal(16, 112, 112, 64)),
+        "BatchNorm, 56×56×256": (batch_norm, plain_batch_norm, normal(16, 56, 56, 256), normal(256), normal(256)),
     }
     pairs = {
         name: (with_gradient(plain, *arrays), with_gradient(ours, *arrays))
         for name, (ours, plain, *arrays) in cases.items()
     }
-    pairs["ResNet-50, 112 px, batch 16, whole"] = resnet50(plain_conv), resnet50(ops.conv)
+    pairs["ResNet-50, 112 px, batch 16, whole"] = resnet50(plain_conv), resnet50(convolution.conv)
     rows = []
     for name, (plain, ours) in pairs.items():
         a, b = compare(plain, ours)

@@ -311,7 +311,9 @@ def test_groups_cut_in_two_with_prompts_are_the_whole_and_show_shallow_ones_in_b
         whole = VIT.apply(weights, some_input(VIT))
         for cut in range(len(VIT.groups)):
             half = VIT.apply(weights, some_input(VIT), stop=cut)
-            np.testing.assert_array_equal(VIT.apply(weights, half, start=cut), whole)
+            # The last cut is below the norm: only the whole knows that no token but the first is wanted there.
+            atol = 1e-6 if VIT.groups[cut] == "norm" else 0
+            np.testing.assert_allclose(VIT.apply(weights, half, start=cut), whole, rtol=0, atol=atol)
             assert cut == 0 or half.shape == (2, tokens[cut], 24)
 
 

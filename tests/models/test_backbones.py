@@ -32,7 +32,9 @@ def test_running_the_groups_in_two_halves_is_running_them_all(case):
     whole = module.apply(weights, image)
     for cut in range(len(module.groups)):
         half = module.apply(weights, image, stop=cut)
-        np.testing.assert_array_equal(module.apply(weights, half, start=cut), whole)
+        # Only what runs a ViT's last block and norm together knows that of its tokens the first alone is wanted.
+        atol = 2e-6 if module.groups[cut] == "norm" else 0
+        np.testing.assert_allclose(module.apply(weights, half, start=cut), whole, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("case", [*VITS, *RESNETS])

@@ -3,61 +3,64 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from jax import lax
 
 from tljax.models import ops
 
 
-def _random(*shape: int, seed: int = 0) -> jax.Array:
+def random(*shape: int, seed: int = 0) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def _plain_conv(x, kernel, stride, padding):
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def _assert_same(fast, plain, *operands):
+def assert_same(fast, plain, *operands):
     np.testing.assert_allclose(fast(*operands), plain(*operands), atol=2e-5, rtol=1e-5)
-    weights = _random(*jax.eval_shape(plain, *operands).shape, seed=9)
+    weights = random(*jax.eval_shape(plain, *operands).shape, seed=9)
     arguments = tuple(range(len(operands)))
     grads = [jax.grad(lambda *o, f=f: jnp.sum(f(*o) * weights), arguments)(*operands) for f in (fast, plain)]
     for found, wanted in zip(*grads, strict=True):
         np.testing.assert_allclose(found, wanted, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 9])
-@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
-def test_conv(side, kernel, stride):
-    pad = ((kernel // 2, kernel // 2),) * 2
-    _assert_same(
-        lambda x, k: ops.conv(x, k, stride, pad),
-        lambda x, k: _plain_conv(x, k, stride, pad),
-        _random(2, side, side + side % 2, 3),
-        _random(kernel, kernel, 3, 5, seed=1),
-    )
-
-
-def test_conv_with_uneven_padding_on_a_small_map():
-    pad = ((1, 0), (0, 2))
-    x, kernel = _random(2, 3, 4, 3), _random(2, 3, 3, 5, seed=1)
-    np.testing.assert_allclose(ops.conv(x, kernel, 1, pad), _plain_conv(x, kernel, 1, pad), atol=1e-5)
-
-
 def test_gelu_is_the_exact_one():
     x = jnp.linspace(-6, 6, 101)
-    _assert_same(ops.gelu, lambda x: jax.nn.gelu(x, approximate=False), x)
+    assert_same(ops.gelu, lambda x: jax.nn.gelu(x, approximate=False), x)
 
 
 def test_attention():
-    q, k, v = (_random(2, 3, 5, 4, seed=seed) for seed in range(3))
+    q, k, v = (random(2, 3, 5, 4, seed=seed) for seed in range(3))
 
     def plain(q, k, v):
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
         return jax.nn.dot_product_attention(q, k, v).transpose(0, 2, 1, 3)
 
-    _assert_same(ops.attention, plain, q, k, v)
+    assert_same(ops.attention, plain, q, k, v)
 
 
 def test_linear():
-    _assert_same(ops.linear, lambda x, w, b: x @ w + b, _random(2, 3, 4), _random(4, 5, seed=1), _random(5, seed=2))
+    assert_same(ops.linear, lambda x, w, b: x @ w + b, random(2, 3, 4), random(4, 5, seed=1), random(5, seed=2))
+
+
+def test_linear_in_bfloat16_rounds_once():
+    x, w = random(3, 7, 40), random(40, 5, seed=1)
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    exact = lambda x, w: (x.astype(jnp.float32) @ w.astype(jnp.float32)).astype(jnp.bfloat16)  # noqa: E731
+    np.testing.assert_array_equal(ops.linear(x, w), exact(x, w))
+    grads = [
+        jax.grad(lambda *o, f=f: jnp.sum(f(*o).astype(jnp.float32) ** 2), (0, 1))(x, w) for f in (ops.linear, exact)
+    ]
+    for found, wanted in zip(*grads, strict=True):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(jnp.float32), wanted.astype(jnp.float32), rtol=1e-2, atol=1e-2)
+
+
+def test_softmax():
+    assert_same(ops.softmax, jax.nn.softmax, 5 * random(3, 4, 6))
+
+
+def test_attention_as_a_gpu_computes_it_gives_the_same(monkeypatch):
+    q, k, v = (random(2, 3, 5, 4, seed=seed) for seed in range(3))
+    mask = jnp.array([[True] * 5, [True, True, False, True, False]])
+    for seen in (None, mask):
+        plain = ops.attention(q, k, v, seen)
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "platform", lambda: "gpu")
+            np.testing.assert_allclose(ops.attention(q, k, v, seen), plain, atol=1e-6)

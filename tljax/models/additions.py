@@ -118,10 +118,10 @@ def _prompt(
     blocks = _blocks(backbone)
     init = _prompt_init(backbone)
 
-    def act(module, call, x):
+    def act(module, call, x, *rest):
         if prompt.deep or _path(module) == blocks[0]:
             x = _with_prompt(x, module.param("prompt", init, (prompt.tokens, backbone.width)))
-        x = call(x)
+        x = call(x, *rest)
         return _without_prompt(x, prompt.tokens) if prompt.deep or _path(module) == blocks[-1] else x
 
     return _at(r"block_\d+", act)

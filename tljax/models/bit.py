@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from tljax.models import bit_names, groups, ops
+from tljax.models import bit_names, convolution, groups
 from tljax.models.resnet_names import blocks
 from tljax.weights.rules import Table
 
@@ -34,7 +34,7 @@ class _StdConv(nn.Module):
         pad = (self.size // 2, self.size // 2)
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        return ops.conv(x, standardise(kernel, self.eps), self.stride, (pad, pad))
+        return convolution.conv(x, standardise(kernel, self.eps), self.stride, (pad, pad))
 
 
 class _Stem(nn.Module):
@@ -45,7 +45,7 @@ class _Stem(nn.Module):
     def __call__(self, x):
         x = _StdConv(self.width, self.eps, 7, 2, name="conv")(x)
         # Nothing has made this map positive, so padding by zeros is not padding by -inf.
-        return nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+        return convolution.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (0, 0))
 
 
 class _Block(nn.Module):

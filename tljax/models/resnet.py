@@ -1,15 +1,16 @@
 """ResNet v1 and v1.5 (1512.03385) and ResNet-D (1812.01187), basic and bottleneck, of any depth and width."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import groups, ops, resnet_names
+from tljax.models import convolution, groups, resnet_names
 from tljax.models.resnet_names import blocks
 from tljax.weights.rules import Table
 
@@ -20,6 +21,7 @@ BATCH_NORM_MODES: dict[str, str] = {
     "batch": "normalise with the batch's statistics and keep the stored ones",
 }
 
+_EPS = 1e-5
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
@@ -36,10 +38,32 @@ class Conv(nn.Module):
         # torch pads both sides alike; XLA's SAME would pad even sizes on one side only.
         pad = (self.size // 2, self.size // 2)
         kernel = self.param("kernel", _he_normal, (self.size, self.size, x.shape[-1], self.features))
-        x = ops.conv(x, kernel, self.stride, (pad, pad))
+        x = convolution.conv(x, kernel, self.stride, (pad, pad))
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,))
         return x
+
+
+class _BatchNorm(nn.Module):
+    """Batch normalisation; `mode` is a row of `BATCH_NORM_MODES`. Statistics are float32 whatever `x` is."""
+
+    scale_init: Callable
+
+    @nn.compact
+    def __call__(self, x, mode):
+        shape = (x.shape[-1],)
+        scale = self.param("scale", self.scale_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        if mode == "frozen":
+            factor = scale * lax.rsqrt(variance.value + _EPS)
+            return (x * factor + (bias - mean.value * factor)).astype(x.dtype)
+        y, *found = convolution.batch_norm(x, scale, bias, _EPS)
+        if mode == "update_stats" and not self.is_initializing():
+            for stored, new in zip((mean, variance), found, strict=True):
+                stored.value = 0.9 * stored.value + 0.1 * lax.stop_gradient(new)
+        return y
 
 
 class _ConvNorm(nn.Module):
@@ -57,8 +81,7 @@ class _ConvNorm(nn.Module):
         if self.norm == "folded":
             return x
         scale = nn.initializers.zeros if self.zero_init else nn.initializers.ones
-        momentum = 1.0 if mode == "batch" else 0.9  # at 1 what is stored keeps its bits
-        return nn.BatchNorm(mode == "frozen", momentum=momentum, epsilon=1e-5, scale_init=scale, name="norm")(x)
+        return _BatchNorm(scale, name="norm")(x, mode)
 
 
 class _Stem(nn.Module):
@@ -75,7 +98,7 @@ class _Stem(nn.Module):
         layers = [(self.width, 7, 2)] if self.kind == "plain" else [(half, 3, 2), (half, 3, 1), (self.width, 3, 1)]
         for n, (width, size, stride) in enumerate(layers, 1):
             x = nn.relu(_ConvNorm(width, size, stride, self.norm, name=f"conv{n}")(x, mode))
-        return nn.max_pool(x, (3, 3), (2, 2), (self.pool_padding, self.pool_padding))
+        return convolution.max_pool(x, self.pool_padding)
 
 
 class _Block(nn.Module):

@@ -35,14 +35,17 @@ class Attention(nn.Module):
     kernel_init: Callable
 
     @nn.compact
-    def __call__(self, x, mask=None):
-        """Tokens [batch, tokens, width] to the same; `mask` [batch, tokens] is true at tokens to attend to."""
+    def __call__(self, x, mask=None, first=None):
+        """Tokens [batch, tokens, width] to the same; `mask` [batch, tokens] is true at tokens to attend to.
+
+        With `first`, only that many tokens are given, from the first on; they attend to all.
+        """
         batch, tokens, width = x.shape
         qkv = Dense(3 * width, self.kernel_init, name="qkv")(x).reshape(
             batch, tokens, 3, self.heads, width // self.heads
         )
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        x = ops.attention(q, k, v, mask).transpose(0, 2, 1, 3).reshape(batch, tokens, width)
+        x = ops.attention(q[:, :, :first], k, v, mask).transpose(0, 2, 1, 3).reshape(batch, -1, width)
         return Dense(width, self.kernel_init, name="out")(x)
 
 

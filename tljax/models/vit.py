@@ -73,17 +73,15 @@ class _Block(nn.Module):
     gelu: str
 
     @nn.compact
-    def __call__(self, x):
-        branches = (
-            ("1", Attention(self.heads, _xavier, name="attention")),
-            ("2", Mlp(self.mlp_width, self.gelu, _xavier, name="mlp")),
-        )
-        for number, branch in branches:
-            y = branch(nn.LayerNorm(self.eps, name=f"norm{number}")(x))
-            if self.layer_scale is not None:
-                y = _LayerScale(self.layer_scale, name=f"layer_scale{number}")(y)
-            x = x + y
-        return x
+    def __call__(self, x, first=None):
+        """The tokens after the block; with `first`, only that many of them, which spares the others' share of it."""
+        attention = Attention(self.heads, _xavier, name="attention")
+        x = x[:, :first] + self._scaled(1, attention(nn.LayerNorm(self.eps, name="norm1")(x), None, first))
+        mlp = Mlp(self.mlp_width, self.gelu, _xavier, name="mlp")
+        return x + self._scaled(2, mlp(nn.LayerNorm(self.eps, name="norm2")(x)))
+
+    def _scaled(self, number, y):
+        return y if self.layer_scale is None else _LayerScale(self.layer_scale, name=f"layer_scale{number}")(y)
 
 
 class ViT(nn.Module):
@@ -173,9 +171,12 @@ class ViT(nn.Module):
         """
         del batch_norm
         names = self.groups[start:stop]
-        for layer in [self.stem, *self.block][start:stop]:
-            x = groups.run(layer, x, remat=remat)
-        if not names or names[-1] != "norm":
+        at_end = bool(names) and names[-1] == "norm"
+        for name, layer in list(zip(self.groups, [self.stem, *self.block], strict=False))[start:stop]:
+            # Of what the last block gives, the class token alone is used.
+            only_class = at_end and pool and self.pool == "class" and name == self.groups[-2] != "stem"
+            x = groups.run(layer, x, *((1,) if only_class else ()), remat=remat)
+        if not at_end:
             return x
         if self.pool == "mean":
             return self.norm(jnp.mean(x[:, self.prefix :], axis=1)) if pool else x

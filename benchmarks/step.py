@@ -1,0 +1,300 @@
+"""A training step of tljax against PyTorch's with the same architecture, side by side, as a table in Markdown.
+
+    python benchmarks/step.py [--models=vit_s,resnet50,minilm] [--strategies=full,last,head,bitfit,lora]
+        [--threads=2] [--rounds=7] [--compile=auto|off]
+
+Needs benchmarks/requirements.txt. 224 px or 128 tokens, batch 16, float32, AdamW, random weights. PyTorch's frozen
+layers have `requires_grad=False` and stand in eval mode; ResNet-50 is channels_last; of eager and `torch.compile` the
+faster counts. Both sides have memory in huge pages, which `python -m tljax` asks for by itself. Each side is a process
+of its own, with `--threads` threads on as many cores, and sleeps while another is measured: A B C A B C. A row has
+medians, and half the range of the middle half in per cent of the median.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+BATCH, TOKENS, CLASSES, RANK = 16, 128, 10, 8
+NETWORKS = {"vit_s": "vit_small_patch16", "resnet50": "resnet50", "minilm": "minilm_l6"}
+STRATEGIES = {
+    "full": {"strategy": "full"},
+    "last": {"strategy": "last_k"},
+    "head": {"strategy": "linear_probe"},
+    "bitfit": {"strategy": "bias_only"},
+    "lora": {"strategy": "lora", "rank": RANK},
+}
+LAST = {"vit_s": 2, "resnet50": 3, "minilm": 2}  # groups; of ResNet-50, its last stage
+
+
+def tljax_step(model: str, strategy: str) -> Callable[[], None]:
+    """Takes a step of the program that `train` runs."""
+    import jax
+    import numpy as np
+
+    from tljax import config, sharding
+    from tljax.config import Experiment, Preprocessing
+    from tljax.resolve import Resolved
+    from tljax.run import Run
+    from tljax.weights import Pretrained
+
+    values = config.default()
+    values.backbone.name, values.steps = NETWORKS[model], 1000
+    values.task.update(image_size=224, batch_size=BATCH)
+    values.optim.update(weight_decay=0.01)
+    values.tuning.update(STRATEGIES[strategy] | ({"k": LAST[model]} if strategy == "last" else {}))
+    text = model == "minilm"
+    row = Pretrained("", "", NETWORKS[model], "bert" if text else "", Preprocessing(), "none")
+    classes = tuple(map(str, range(CLASSES)))
+    length = TOKENS if text else 0
+    run = Run(
+        Experiment.from_config(values), Resolved(row, Preprocessing(), classes, 1000, 1000, "none", length=length)
+    )
+    random = np.random.default_rng(0)
+    if text:
+        ids = random.integers(1000, 30000, (BATCH, TOKENS)).astype(np.int32)
+        x = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    else:
+        x = random.integers(0, 256, (BATCH, 224, 224, 3)).astype(np.uint8)
+    ones = np.ones(BATCH, np.float32)
+    label = random.integers(0, CLASSES, BATCH).astype(np.int32)
+    batch = sharding.put_batch({"input": x, "label": label, "mask": ones, "weight": ones}, run.mesh)
+    state, program = run.init_state(), run.train_step(run.phases[0])
+
+    def step() -> None:
+        nonlocal state
+        state, found = program(state, batch)
+        jax.block_until_ready((state, found))
+
+    return step
+
+
+def torch_step(model: str, strategy: str, compiled: bool) -> Callable[[], None]:
+    """Takes a step as PyTorch's users write it."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    network = _torch_network(model)
+    blocks = _torch_blocks(network, model)
+    network.requires_grad_(strategy == "full")
+    network.head.requires_grad_(True)
+    if strategy == "last":
+        for block in blocks[-LAST[model] :]:
+            block.requires_grad_(True)
+        if model == "vit_s":
+            network.body.norm.requires_grad_(True)
+    elif strategy == "bitfit":
+        for name, parameter in network.named_parameters():
+            if name.endswith("bias"):
+                parameter.requires_grad_(True)
+    elif strategy == "lora":
+        _torch_lora(blocks, model)
+    network.eval()  # BatchNorm of what is frozen rests; there is no dropout
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and any(p.requires_grad for p in module.parameters()):
+            module.train()
+    if strategy == "lora":  # whose blocks train, so their BatchNorm does
+        nn.ModuleList(blocks).train()
+    x = torch.randint(1000, 30000, (BATCH, TOKENS)) if model == "minilm" else torch.randn(BATCH, 3, 224, 224)
+    if model == "resnet50":
+        network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    label = torch.randint(0, CLASSES, (BATCH,))
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
+    program = torch.compile(network) if compiled else network
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(program(x), label).backward()
+        optimizer.step()
+
+    return step
+
+
+def _torch_network(model: str):
+    import timm
+    import torch
+    from torch import nn
+    from transformers import BertConfig, BertModel
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            if model == "minilm":
+                sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
+                rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+                self.body, width = BertModel(BertConfig(**sizes, **rates), add_pooling_layer=False), 384
+            else:
+                name = {"vit_s": "vit_small_patch16_224"}.get(model, model)
+                self.body = timm.create_model(name, num_classes=0)
+                width = self.body.num_features
+            self.head = nn.Linear(width, CLASSES)
+
+        def forward(self, x):
+            if model != "minilm":
+                return self.head(self.body(x))
+            mask = torch.ones_like(x)
+            hidden = self.body(input_ids=x, attention_mask=mask).last_hidden_state
+            weights = mask[..., None].float()
+            return self.head((hidden * weights).sum(1) / weights.sum(1))
+
+    return Network()
+
+
+def _torch_blocks(network, model: str) -> list:
+    if model == "vit_s":
+        return list(network.body.blocks)
+    if model == "minilm":
+        return list(network.body.encoder.layer)
+    return [block for number in range(1, 5) for block in getattr(network.body, f"layer{number}")]
+
+
+def _torch_lora(blocks: list, model: str) -> None:
+    """Rank 8 on what tljax adapts: query, key and value, or the 1x1 convolutions of the blocks."""
+    import torch
+    from torch import nn
+
+    class Lora(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+            if isinstance(layer, nn.Conv2d):
+                self.a = nn.Conv2d(layer.in_channels, RANK, 1, layer.stride, bias=False)
+                self.b = nn.Conv2d(RANK, layer.out_channels, 1, bias=False)
+            else:
+                self.a = nn.Linear(layer.in_features, RANK, bias=False)
+                self.b = nn.Linear(RANK, layer.out_features, bias=False)
+            with torch.no_grad():
+                self.b.weight.zero_()
+
+        def forward(self, x):
+            return self.layer(x) + 2.0 * self.b(self.a(x))
+
+    for block in blocks:
+        for parent in list(block.modules()):
+            for name, layer in list(parent.named_children()):
+                pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+                if name in ("qkv", "query", "key", "value") or pointwise:
+                    setattr(parent, name, Lora(layer))
+
+
+def work(side: str, model: str, strategy: str, threads: int) -> None:
+    """A worker: makes its step, then takes one for each line that it reads, and answers with its seconds."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    answers, sys.stdout = sys.stdout, sys.stderr
+    start = time.perf_counter()
+    if side == "tljax":
+        step = tljax_step(model, strategy)
+    else:
+        import torch
+
+        torch.set_num_threads(threads)
+        step = torch_step(model, strategy, side == "compile")
+    step()
+    first = time.perf_counter() - start
+    step()
+    print(json.dumps({"first": first}), file=answers, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": seconds, "peak": peak}), file=answers, flush=True)
+
+
+class Worker:
+    """A process that takes steps when it is told to."""
+
+    def __init__(self, side: str, model: str, strategy: str, threads: int):
+        environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+        command = [sys.executable, __file__, "--worker", side, model, strategy, f"--threads={threads}"]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        self.first = self._answer()["first"]
+        self.seconds, self.peak = [], 0
+
+    def step(self) -> None:
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self.seconds.append(answer["seconds"])
+        self.peak = answer["peak"]
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, float]:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a worker died: see above")
+        return json.loads(line)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return (high - low) / self.median
+
+
+def row(model: str, strategy: str, options: argparse.Namespace) -> str:
+    sides = ["tljax", "eager"] + (["compile"] if options.compile == "auto" else [])
+    workers = {side: Worker(side, model, strategy, options.threads) for side in sides}
+    for _ in range(options.rounds):
+        for worker in workers.values():
+            worker.step()
+    ours = workers.pop("tljax")
+    best = min(workers, key=lambda side: workers[side].median)
+    theirs = workers[best]
+    cells = [model, strategy, *(f"{worker.median:.3f} ±{worker.spread / 2:.1%}" for worker in (ours, theirs)), best]
+    cells += [f"**{theirs.median / ours.median:.2f}**", f"{ours.peak / 1e9:.2f} / {theirs.peak / 1e9:.2f}"]
+    cells += [f"{ours.first:.0f} / {theirs.first:.0f}"]
+    for worker in (ours, *workers.values()):
+        worker.close()
+    return f"| {' | '.join(cells)} |"
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default=",".join(NETWORKS))
+    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compile", choices=("auto", "off"), default="auto")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(*options.worker, options.threads)
+        return
+    from importlib.metadata import version
+
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "torch", "timm", "transformers"))
+    print(f"{machine()}, {options.threads} thread(s), Python {platform.python_version()}, {versions}\n")
+    print("| model | strategy | tljax, s | PyTorch, s | its best | PyTorch ÷ tljax | peak, GB | first step, s |")
+    print("|---|---|---|---|---|---|---|---|")
+    for model in options.models.split(","):
+        for strategy in options.strategies.split(","):
+            print(row(model, strategy, options), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""What a convolutional network computes, where XLA does not write it well by itself; see `tests/models`."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from tljax.models import ops
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def conv(
+    x: Float[Array, "batch height width inputs"],
+    kernel: Float[Array, "rows columns inputs outputs"],
+    stride: int = 1,
+    padding: Padding = ((0, 0), (0, 0)),
+) -> Float[Array, "batch height2 width2 outputs"]:
+    """2-D convolution in NHWC / HWIO; on a CPU as a matrix product wherever that is the faster way to compute it."""
+    rows, columns, inputs, outputs = kernel.shape
+    if ops.platform() != "cpu":
+        return _conv(x, kernel, stride, padding)
+    if (rows, columns) == (1, 1):
+        # XLA's CPU convolution is about half as fast as the matrix product that a 1x1 convolution is.
+        return ops.linear(x[:, ::stride, ::stride], kernel.reshape(inputs, outputs))
+    if max(x.shape[1:3]) <= 4:
+        # On maps this small the CPU convolution falls into a naive loop; unrolled patches and one product do not.
+        return _conv_as_patches(x, kernel, stride, padding)
+    if stride == 2 and rows == columns == 3 and padding == ((1, 1), (1, 1)):
+        return _conv_halving(x, kernel)
+    return _conv(x, kernel, stride, padding)
+
+
+def _conv(x, kernel, stride, padding):
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _conv_as_patches(x, kernel, stride, padding):
+    rows, columns, _, outputs = kernel.shape
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height = (x.shape[1] - rows) // stride + 1
+    width = (x.shape[2] - columns) // stride + 1
+    patches = [
+        x[:, row : row + stride * height : stride, column : column + stride * width : stride]
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return ops.linear(jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs))
+
+
+@jax.custom_vjp
+def _conv_halving(x, kernel):
+    """3x3, stride 2, padded by 1: its gradient in `x` comes without the zeros that XLA would multiply.
+
+    XLA spreads the output's gradient over a map of the input's size, three quarters of it zeros. Each of the four
+    phases of the input (even or odd row and column) is instead a convolution of the gradient as it is.
+    """
+    return _conv(x, kernel, 2, ((1, 1), (1, 1)))
+
+
+def _conv_halving_forward(x, kernel):
+    return _conv_halving(x, kernel), (x, kernel)
+
+
+def _conv_halving_backward(kept, dy):
+    x, kernel = kept
+    _, in_kernel = jax.vjp(lambda kernel: _conv(x, kernel, 2, ((1, 1), (1, 1))), kernel)
+
+    def phase(row, column):
+        # Even pixels lie under the middle of the kernel alone, odd ones under its last and first row.
+        rows = slice(1, 2) if row == 0 else slice(None, None, -2)
+        columns = slice(1, 2) if column == 0 else slice(None, None, -2)
+        taps = kernel[rows, columns].swapaxes(2, 3)
+        pad = (0, row), (0, column)
+        if taps.shape[:2] == (1, 1):
+            return jnp.dot(dy, taps[0, 0])
+        return _conv(dy, taps, 1, pad)
+
+    dx = interleaved([[phase(row, column) for column in range(2)] for row in range(2)])
+    return dx[:, : x.shape[1], : x.shape[2]], *in_kernel(dy)
+
+
+_conv_halving.defvjp(_conv_halving_forward, _conv_halving_backward)
+
+
+def interleaved(phases: list[list[Float[Array, "batch rows columns channels"]]]) -> Float[Array, "batch ..."]:
+    """The map whose even and odd rows and columns are these: `phases[row % 2][column % 2]`."""
+    rows = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
+    batch, height, _, width, _, channels = rows.shape
+    return rows.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def max_pool(
+    x: Float[Array, "batch height width channels"], padding: tuple[int, int]
+) -> Float[Array, "batch height2 width2 channels"]:
+    """The maximum of 3x3 windows, stride 2. Its gradient goes to the first of equal ones, as in PyTorch and XLA."""
+    if ops.platform() != "cpu":
+        return nn.max_pool(x, (3, 3), (2, 2), (padding, padding))
+    return _max_pool(x, padding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool(x, padding):
+    """On a CPU, XLA does not vectorise its window reduction, and its gradient looks for each maximum again."""
+    return _max_and_place(x, padding)[0]
+
+
+def _max_and_place(x, padding):
+    """The maxima, and which pixel of its window (0 to 8, row by row) each of them is."""
+    x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=-jnp.inf)
+    height, width = ((side - 3) // 2 + 1 for side in x.shape[1:3])
+    best, place = x[:, : 2 * height : 2, : 2 * width : 2], jnp.zeros((), jnp.int8)
+    for number in range(1, 9):
+        row, column = divmod(number, 3)
+        pixel = x[:, row : row + 2 * height : 2, column : column + 2 * width : 2]
+        place = jnp.where(pixel > best, jnp.int8(number), place)
+        best = jnp.maximum(best, pixel)  # which, unlike `where`, lets NaN through
+    return best, place
+
+
+def _max_pool_forward(x, padding):
+    best, place = _max_and_place(x, padding)
+    return best, (place, x.shape)
+
+
+def _max_pool_backward(padding, kept, dy):
+    place, (_, height, width, _) = kept
+
+    def tap(row, column):
+        """The gradient as it goes to this pixel of each window, on a map of one more window each way."""
+        mine = jnp.where(place == 3 * row + column, dy, 0)
+        down, right = row // 2, column // 2  # the last pixel of a window is the next one's first
+        return jnp.pad(mine, ((0, 0), (down, 1 - down), (right, 1 - right), (0, 0)))
+
+    def phase(row, column):
+        return sum(tap(r, c) for r in range(row, 3, 2) for c in range(column, 3, 2))
+
+    dx = interleaved([[phase(row, column) for column in range(2)] for row in range(2)])
+    before = padding[0]
+    return (dx[:, before : before + height, before : before + width],)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_norm(
+    x: Float[Array, "*batch channels"],
+    scale: Float[Array, " channels"],
+    bias: Float[Array, " channels"],
+    eps: float,
+) -> tuple[Float[Array, "*batch channels"], Float[Array, " channels"], Float[Array, " channels"]]:
+    """Batch normalisation (1502.03167) by the statistics of `x`: also its mean and variance, in float32.
+
+    The gradient is the textbook's, two sums and one pass, where XLA's of the written-out formula takes several.
+    Nothing may be differentiated through the mean and variance that are returned.
+    """
+    return _batch_norm_forward(x, scale, bias, eps)[0]
+
+
+def _batch_norm_forward(x, scale, bias, eps):
+    axes = tuple(range(x.ndim - 1))
+    exact = x.astype(jnp.float32)
+    mean = jnp.mean(exact, axes)
+    variance = jnp.maximum(jnp.mean(jnp.square(exact), axes) - jnp.square(mean), 0)
+    inverse = lax.rsqrt(variance + eps)
+    y = ((exact - mean) * (inverse * scale) + bias).astype(x.dtype)
+    return (y, mean, variance), (x, mean, inverse, scale)
+
+
+def _batch_norm_backward(eps, kept, cotangents):
+    x, mean, inverse, scale = kept
+    axes, dy = tuple(range(x.ndim - 1)), cotangents[0].astype(jnp.float32)
+    centred = x.astype(jnp.float32) - mean
+    dbias, dscale = jnp.sum(dy, axes), jnp.sum(dy * centred, axes) * inverse
+    count = x.size // x.shape[-1]
+    dx = (scale * inverse) * (dy - dbias / count - centred * (inverse * dscale / count))
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
+
+
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
