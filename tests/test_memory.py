@@ -42,7 +42,7 @@ def _bytes(tree) -> int:
 @pytest.mark.parametrize("strategy", ["full", "linear_probe"])
 def test_the_state_is_given_away_and_takes_no_memory_twice(dataset, network, strategy):
     run = _run(dataset, network=network, tuning__strategy=strategy)
-    found = run.train_step(run.phases[0]).memory_analysis()
+    found = run.train_step(run.phases[0]).program.memory_analysis()
     state, leaves = _bytes(run.abstract_state()), len(jax.tree.leaves(run.abstract_state()))
     assert found.alias_size_in_bytes == state
     beside = found.output_size_in_bytes - state  # five metrics, and a table of where each result lies
@@ -63,7 +63,7 @@ def test_what_is_said_of_a_smaller_batch_and_of_parts_is_what_they_need(dataset,
         parts = values.get("optim__accumulate", 2)
         sums = _bytes(run.abstract_state().params) if "optim__accumulate" in values else 0
         other = _run(dataset, **size | values)
-        exact = peak_bytes(other.train_step(other.phases[0]))
+        exact = peak_bytes(other.train_step(other.phases[0]).program)
         assert 0.9 * exact < sums + need.shared(parts) < 1.15 * exact, values
 
 
@@ -97,9 +97,9 @@ def test_a_step_that_does_not_fit_is_an_error_that_names_what_fits(dataset, monk
     assert ways["task.batch_size=16"] == need.shared(2)
     assert ways["optim.accumulate=2"] == need.shared(2) + _bytes(run.abstract_state().params)
     remat = _run(dataset, task__batch_size=32, remat=True)
-    assert ways["remat=True"] == peak_bytes(remat.train_step(remat.phases[0]))
+    assert ways["remat=True"] == peak_bytes(remat.train_step(remat.phases[0]).program)
     probe = _run(dataset, task__batch_size=32, tuning__strategy="linear_probe")
-    exact = peak_bytes(probe.train_step(probe.phases[0]))
+    exact = peak_bytes(probe.train_step(probe.phases[0]).program)
     assert ways["tuning.strategy=linear_probe"] == pytest.approx(exact, rel=0.1)
     assert all(peak <= 0.9 * has for peak in ways.values())
     with pytest.raises(InputError, match=r"a training step needs .* MB on each device, .*optim\.accumulate=2 \("):
