@@ -6,8 +6,9 @@
 Needs benchmarks/requirements.txt. 224 px or 128 tokens, batch 16, float32, AdamW, random weights. PyTorch's frozen
 layers have `requires_grad=False` and stand in eval mode; ResNet-50 is channels_last; of eager and `torch.compile` the
 faster counts. Both sides have memory in huge pages, which `python -m tljax` asks for by itself. Each side is a process
-of its own, with `--threads` threads on as many cores, and sleeps while another is measured: A B C A B C. A row has
-medians, and half the range of the middle half in per cent of the median.
+of its own, with `--threads` threads on as many cores, and sleeps while another is measured: A B C A B C. A turn is two
+steps of which the second counts, as in training a step follows a step: a virtual machine may take back the memory of a
+process that sleeps. A row has medians, and half the range of the middle half in per cent of the median.
 """
 
 import argparse
@@ -187,7 +188,7 @@ def _torch_lora(blocks: list, model: str) -> None:
 
 
 def work(side: str, model: str, strategy: str, threads: int) -> None:
-    """A worker: makes its step, then takes one for each line that it reads, and answers with its seconds."""
+    """A worker: makes its step, then takes two for each line that it reads, and answers with the second's seconds."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     answers, sys.stdout = sys.stdout, sys.stderr
     start = time.perf_counter()
@@ -203,6 +204,7 @@ def work(side: str, model: str, strategy: str, threads: int) -> None:
     step()
     print(json.dumps({"first": first}), file=answers, flush=True)
     for _ in sys.stdin:
+        step()
         start = time.perf_counter()
         step()
         seconds = time.perf_counter() - start
