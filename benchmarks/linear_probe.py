@@ -1,4 +1,4 @@
-"""A linear probe of ViT-S/16 as a whole process, against the standard loop in PyTorch, which runs the network each epoch.
+"""A linear probe of ViT-S/16 as a whole process, against the standard loop in PyTorch: the network in every epoch.
 
     .venv/bin/pip install -r benchmarks/requirements.txt
     .venv/bin/python benchmarks/linear_probe.py [--examples=2048] [--epochs=10,100] [--threads=2]
