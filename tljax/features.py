@@ -202,10 +202,10 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
 
 def _flops(run: Run, stop: int) -> float:
     """Of a prefix for one example, before optimisation."""
-    program = jax.jit(functools.partial(run.network.features, stops=(stop,)))
-    count = max(run.mesh.size, 1)
-    lowered = program.lower(run.network.abstract, run.abstract_batch(count)["input"])
-    return lowered.cost_analysis()["flops"] / count
+    program, count = jax.jit(functools.partial(run.network.features, stops=(stop,))), run.mesh.size
+    batch = run.abstract_batch(count)["input"]
+    analysis = run.once(("flops", stop), lambda: program.lower(run.network.abstract, batch).cost_analysis())
+    return analysis["flops"] / count
 
 
 def bytes_of(run: Run, rows: int, stop: int) -> int:

@@ -50,7 +50,7 @@ def plan(run: Run) -> dict[str, Any]:
         "cached": run.cached,
         "groups": phases[-1]["groups"],
         "weights_become": provenance(run.experiment, run.resolved.pretrained, run.network.backbone, run.network.new),
-        "cost": cost(run),
+        "cost": run.once(("cost", run.cached), lambda: cost(run)),
     }
 
 

@@ -135,7 +135,7 @@ class Run:
         """The same of a State in a phase."""
         place = functools.partial(_placed, sharding=sharding.replicated(self.mesh))
         make = functools.partial(jax.eval_shape, functools.partial(self._state, phase=phase), self.network.abstract)
-        return self._once(("state", self._key(phase)), lambda: jax.tree.map(place, make()))
+        return self.once(("state", self._key(phase)), lambda: jax.tree.map(place, make()))
 
     def frozen_leaves(self, state: State) -> dict[str, jax.Array]:
         """Parameters that never train, and stored statistics that the run's modes never move, by path."""
@@ -236,7 +236,7 @@ class Run:
 
         key, numbers = ("train", self._key(phase), length, self.cached), self._numbers(phase)
         laid = functools.partial(sharding.place, numbers, sharding.replicated(self.mesh))
-        return self._once((*key, *numbers.values()), lambda: TrainStep(self._once(key, make), laid()))
+        return self.once((*key, *numbers.values()), lambda: TrainStep(self.once(key, make), laid()))
 
     def _key(self, phase: Phase) -> Hashable:
         """What names a phase among the programs that runs `of` several experiments share."""
@@ -244,7 +244,7 @@ class Run:
 
     def eval_step(self, batch_size: int, length: int | None = None, start: int = 0) -> jax.stages.Compiled:
         """(params, batch_stats, input of `batch_size` rows with `start` groups behind them) -> logits; compiled."""
-        return self._once(
+        return self.once(
             ("eval", batch_size, length, start), lambda: self.lower_eval_step(batch_size, length, start).compile()
         )
 
@@ -253,10 +253,13 @@ class Run:
 
         The variables are those of these groups. Compiled for the devices of this process alone.
         """
-        return self._once(("prefix", batch_size, length, stops), lambda: self._prefix_step(batch_size, length, stops))
+        return self.once(("prefix", batch_size, length, stops), lambda: self._prefix_step(batch_size, length, stops))
 
-    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What was made before, if it was; kept as long as the run is, for a process may come by many of them."""
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What was made before under this key, if it was, by this run or by one that it is `of`.
+
+        Kept as long as these are, for a process may come by many of them.
+        """
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]

@@ -96,14 +96,16 @@ def sweep(found: Sequence[Point], notice: Notice | None = None) -> list[Point]:
     """
     notice, failed = notice or Notice(), []
     groups: dict[Experiment, list[Point]] = {}
-    runs: dict[Experiment, Run] = {}
     for point in found:
         if not point.result:
             groups.setdefault(_common(point.experiment), []).append(point)
     for group in groups.values():
         alone, probes = _parted(group, notice)
+        alike: dict[Experiment, list[Point]] = {}
         for point in alone:
-            failed += _tried(point, functools.partial(_train, point, notice, len(group), runs))
+            alike.setdefault(point.experiment.numberless(), []).append(point)
+        for members in alike.values():
+            failed += _one_after_another(members, notice, len(group))
         for mates in probes:
             failed += _side_by_side(mates, notice)
     return failed
@@ -158,13 +160,16 @@ def _tried(point: Point, carry_out: Callable[[], Any]) -> list[Point]:
     return []
 
 
-def _train(point: Point, notice: Notice, runs: int, prepared: dict[Experiment, Run]) -> None:
-    """`train`, with the programs of an earlier run that differs in numbers only."""
-    kind = point.experiment.numberless()
-    if kind not in prepared:
-        prepared.clear()  # one at a time: programs take memory
-        prepared[kind] = prepare(point.experiment)
-    train(point.experiment, point.folder, notice, runs, prepared[kind].of(point.experiment))
+def _one_after_another(alike: Sequence[Point], notice: Notice, runs: int) -> list[Point]:
+    """Trains runs that differ in numbers only, with the programs of the first; returns those that failed."""
+    prepared: list[Run] = []
+
+    def carry_out(point: Point) -> None:
+        if not prepared:
+            prepared.append(prepare(point.experiment))
+        train(point.experiment, point.folder, notice, runs, prepared[0].of(point.experiment))
+
+    return [failed for point in alike for failed in _tried(point, functools.partial(carry_out, point))]
 
 
 def _side_by_side(mates: Sequence[Point], notice: Notice) -> list[Point]:
