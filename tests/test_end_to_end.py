@@ -234,7 +234,8 @@ def test_convert_gives_weights_that_train_takes(tmp_path):
     assert "name a new folder" in tljax("convert", "resnet50_half.open_nsfw", folder, status=2).stderr
     base = ("inspect", "--config=configs/quickstart.py", "--json")
     found, wanted = (json.loads(tljax(*base, *more).stdout) for more in ((f"--config.backbone.weights={folder}",), ()))
-    assert {**found, "weights": ""} == {**wanted, "weights": ""}
+    same = {"weights": "", "memory": ""}  # of which some is free now and other is then
+    assert found | same == wanted | same
 
 
 @pytest.mark.parametrize("to", ["timm", "hf"])

@@ -50,7 +50,7 @@ def test_the_state_is_given_away_and_takes_no_memory_twice(dataset, network, str
     batch = 16 * (64 * 64 * 3 + 3 * 4)
     numbers = 2 * 4  # learning rate and weight decay; the seed of nothing that is random is left out
     assert found.argument_size_in_bytes == state + batch + numbers
-    assert cost(run)["step_peak_bytes"] == state + batch + found.temp_size_in_bytes + beside
+    assert cost(run)["step_peak_bytes"] == state + batch + numbers + found.temp_size_in_bytes + beside
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_what_is_said_of_a_smaller_batch_and_of_parts_is_what_they_need(dataset,
 def test_remat_is_honoured(dataset):
     plain, again = (_run(dataset, remat=remat) for remat in (False, True))
     kept, recomputed = (memory._training(run, run.phases[0]).growing for run in (plain, again))
-    assert recomputed < kept / 1.8  # of three blocks
+    assert recomputed < kept / 1.5  # of three blocks
 
 
 def test_evaluation_counts_the_state_beside_it(dataset):

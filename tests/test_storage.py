@@ -108,6 +108,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(tmp_path, shapes, bucket):
         tuning__k=1,
         eval_every=2,
         log_every=1,
+        cache="off",  # from images, as `evaluate` computes it: the same bits
     )
     with pytest.MonkeyPatch.context() as patch:
         from tests.conftest import TINY

@@ -81,7 +81,7 @@ def test_l2_sp_pulls_to_where_the_leaves_started(dataset):
     state = run.init_state()
     # Random weights are all new: they are pulled to 0.
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.anchor))
-    rules = run._rules(run.phases[0], run._numbers(run.phases[0]))
+    rules = run._rules(run.phases[0], jax.tree.map(jnp.asarray, run._numbers(run.phases[0])))
     assert set(jax.tree.leaves(rules.pull)) == {0.25}
     from tljax.step import _pull
 

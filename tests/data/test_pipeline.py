@@ -211,16 +211,17 @@ def test_a_batch_larger_than_the_data_goes_round():
 def test_what_is_decoded_once_is_not_decoded_again(monkeypatch):
     split = pictures(11)
     first = Pictures(split, PREPROCESSING, RECIPES["random"], True).keep(1e9, 2)
-    assert first.bytes_decoded == first.decoded.shapes.prod(axis=1).sum()
+    assert first._bytes == first.decoded.shapes.prod(axis=1).sum()
     monkeypatch.setattr("tljax.data.images.source_view", None)
     again = Pictures(split, PREPROCESSING, RECIPES["random"], True).keep(0, 2)
     _same(list(again.decoded), list(first.decoded))
 
 
-def test_images_are_not_kept_beyond_the_budget():
+def test_images_are_not_kept_beyond_the_budget(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLJAX_CACHE", str(tmp_path))  # whose other contents count too
     read = Pictures(pictures(12), PREPROCESSING, TaskConfig(crop="inception", resize=9), True)
-    assert read.keep(read.bytes_decoded - 1, 2).decoded is None
-    assert read.keep(read.bytes_decoded, 2).decoded is not None
+    assert read.keep(read._bytes - 1, 2).decoded is None
+    assert read.keep(read._bytes, 2).decoded is not None
 
 
 @pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (3, 1), (3, 3), (4, 2), (10, 1), (12, 3), (64, 4)])

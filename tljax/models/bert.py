@@ -134,7 +134,7 @@ class Bert(nn.Module):
 
     def __call__(
         self,
-        x: Mapping[str, Array],
+        x: Mapping[str, Array] | Float[Array, "batch ..."],
         *,
         start: int = 0,
         stop: int | None = None,
