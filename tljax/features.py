@@ -10,7 +10,6 @@ alone as it writes it in the whole step, else to rounding (`tests/test_features.
 
 import contextlib
 import functools
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from tljax.step import State
 _BATCH, _BATCH_ON_CPU = 256, 32
 _RATE, _RATE_OF_CPU = 2e13, 1e11  # FLOP a second that a network reaches on one accelerator, and on a machine without
 _BANDWIDTH = 1e9  # bytes a second, from a disk or its cache to the device
+_FORMAT = 1  # to be raised where what is computed, or how it is stored, changes
 _BATCHES = 16  # of a part: at most so much is lost when a build is killed
 
 
@@ -237,7 +237,7 @@ def _source(run: Run, split: Split, training: bool) -> _Source:
 
 
 def _folder(run: Run, state: State, source: _Source, stop: int) -> Path:
-    versions = [importlib.metadata.version(name) for name in ("tljax", "jax")]
+    versions = _FORMAT, jax.__version__
     network = run.network.backbone, run.network.additions, run.experiment.compute_dtype, jax.default_backend()
     prefix = tuning.digest(flatten_dict(run.of_groups(_variables(state), stop), sep="/"))
     return cache.name("features", *versions, *network, prefix, stop, source.split.key, *source.recipe)
