@@ -20,6 +20,7 @@ from tljax.models.bert import Bert
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
 from tljax.run import Run, prepare
+from tljax.stopping import Notice
 from tljax.weights import Pretrained
 from tljax.weights.sources import cache_dir
 
@@ -157,6 +158,18 @@ def make_table(path: Path, rows: int = 32) -> Path:
         lines.append(f"{' '.join(words)},{word} film,{label},{both},{len(words)}")
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+class StopAt(Notice):
+    """Told to stop when it is asked for the `count`-th time."""
+
+    def __init__(self, count: int):
+        super().__init__()
+        self._left = count
+
+    def reason(self) -> str:
+        self._left -= 1
+        return "a test" if self._left <= 0 else ""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, make_folder, make_table, tiny_run
+from tests.conftest import ROOT, StopAt, make_folder, make_table, tiny_run
 from tljax import config, features, sharding
 from tljax.data import cache
 from tljax.data.pipeline import length_of
 from tljax.errors import InputError
 from tljax.run import Run, prepare
-from tljax.stopping import Notice, Stopped
+from tljax.stopping import Stopped
 from tljax.train import train
 from tljax.weights.sources import cache_dir
 
@@ -277,31 +277,18 @@ def test_it_is_chosen_where_it_pays(shapes):
     assert not chosen and "input.cache_gb" in told
 
 
-class _Soon(Notice):
-    """Told to stop at the `count`-th time that it is asked."""
-
-    def __init__(self, count: int):
-        super().__init__()
-        self._count = count
-
-    def reason(self) -> str:
-        self._count -= 1
-        self._reason = "SIGTERM" if self._count < 0 else ""
-        return self._reason
-
-
 def test_a_run_stopped_while_features_are_computed_goes_on_to_the_same_end(shapes, tiny_weights, tmp_path, small_parts):
     values = config.default()
     values.update(epochs=3.0, eval_every=3)
     values.backbone.weights, values.task.dataset = str(tiny_weights), f"folder:{shapes}"
     values.task.update(batch_size=8, train="train[:16]", validation="train[16:20]", test="train[20:]")
     results = {}
-    for name, mode, stops in (("off", "off", ()), ("auto", "auto", ()), ("stopped", "auto", (1, 6))):
+    for name, mode, stops in (("off", "off", ()), ("auto", "auto", ()), ("stopped", "auto", (2, 7))):
         values.cache = mode
         experiment = config.Experiment.from_config(values)
         for count in stops:  # in the first part; then between two steps
             with pytest.raises(Stopped):
-                train(experiment, tmp_path / name, _Soon(count))
+                train(experiment, tmp_path / name, StopAt(count))
         results[name] = train(experiment, tmp_path / name)
         if name == "auto":
             shutil.rmtree(cache_dir() / "features")

@@ -9,11 +9,11 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
-from tests.conftest import tiny_run
+from tests.conftest import StopAt, tiny_run
 from tljax import storage
 from tljax.errors import InputError
 from tljax.evaluate import evaluate
-from tljax.stopping import Notice, Stopped
+from tljax.stopping import Stopped
 from tljax.train import train
 from tljax.workdir import Workdir
 
@@ -86,18 +86,6 @@ def test_what_fails_is_tried_again_and_then_named(monkeypatch, capsys):
         storage.persistently(lambda: write(99), "x")
 
 
-class _StopAt(Notice):
-    """Told to stop once so many steps are done."""
-
-    def __init__(self, steps: int):
-        super().__init__()
-        self._left = steps
-
-    def reason(self) -> str:
-        self._left -= 1
-        return "a test" if self._left <= 0 else ""
-
-
 def test_a_run_in_a_bucket_is_the_run_on_a_disk(tmp_path, shapes, bucket):
     run = tiny_run(
         f"folder:{shapes}",
@@ -118,7 +106,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(tmp_path, shapes, bucket):
             patch.setitem(BACKBONES, name, module)
         wanted = train(run.experiment, tmp_path / "disk")
         with pytest.raises(Stopped, match="stopped at step 3 of 6 by a test"):
-            train(run.experiment, bucket, _StopAt(3))
+            train(run.experiment, bucket, StopAt(3))
         assert Workdir(bucket).checkpoints(run.experiment).steps == [2, 3]
         found = train(run.experiment, bucket)
         states = []

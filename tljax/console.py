@@ -1,7 +1,7 @@
 """What a person sees: a bar with speed and time left on a terminal, plain lines elsewhere; tables at the end."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -13,24 +13,24 @@ from rich.text import Text
 console = Console(highlight=False, soft_wrap=True)
 
 
-@contextmanager
-def on_stderr() -> Iterator[None]:
+def on_stderr() -> AbstractContextManager[None]:
     """Inside, a person is told on stderr: stdout has the results, for another program or a file."""
-    before, console.stderr = console.stderr, True
-    try:
-        yield
-    finally:
-        console.stderr = before
+    return _switched_on("stderr")
+
+
+def quiet() -> AbstractContextManager[None]:
+    """Inside, nothing is printed."""
+    return _switched_on("quiet")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, nothing is printed."""
-    before, console.quiet = console.quiet, True
+def _switched_on(name: str) -> Iterator[None]:
+    before = getattr(console, name)
+    setattr(console, name, True)
     try:
         yield
     finally:
-        console.quiet = before
+        setattr(console, name, before)
 
 
 class _Rate(ProgressColumn):

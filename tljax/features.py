@@ -4,8 +4,8 @@ A run whose first groups are frozen computes the same activations at their end i
 once, part by part, each written whole and then renamed: a build that is killed goes on at the part it was at,
 processes that want the same share the parts out among them, and nothing half written is ever read. A folder is named
 by all that its content depends on: the parameters of the prefix, the examples, how they are cut and augmented, the
-types of the numbers. What it holds is the network's own output, to the last bit where the compiler writes the prefix
-alone as it writes it in the whole step, else to rounding (`tests/test_features.py` says where).
+types of the numbers. What it holds is the network's own output to rounding, as the compiler may order sums otherwise in
+a prefix than in a whole step.
 """
 
 import contextlib
@@ -166,7 +166,7 @@ def choice(run: Run, runs: int = 1) -> tuple[bool, str]:
         raise InputError(f"no cache {experiment.cache!r}; there are: auto, on, off")
     prefixes = {phase: run.prefix(phase) for phase in run.phases if run.prefix(phase)}
     reason = "" if prefixes else "the strategy trains from the first group on, or moves BatchNorm statistics there"
-    if run.network.reads == "image" and experiment.task.varies and not experiment.task.views:
+    if _varies(run) and not experiment.task.views:
         reason = reason or "every epoch crops and augments anew; task.views=V keeps to V views of each image"
     if experiment.regularise.mixup or experiment.regularise.cutmix:
         reason = reason or "mixup and cutmix make new images at each step"
@@ -178,10 +178,15 @@ def choice(run: Run, runs: int = 1) -> tuple[bool, str]:
     return pays or experiment.cache == "on", told
 
 
+def _varies(run: Run) -> bool:
+    """Whether chance cuts or augments the training examples."""
+    return run.network.reads == "image" and run.experiment.task.varies
+
+
 def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     """Whether computing, writing and reading features takes less time than the prefixes in every step, and the sums."""
     task, splits = run.experiment.task, run.inputs.splits
-    views = task.views if run.network.reads == "image" and task.varies else 1
+    views = task.views if _varies(run) else 1
     flops = {stop: _flops(run, stop) for stop in set(prefixes.values())}
     steps = {phase: runs * run.batch_size * (phase.stop - phase.start) for phase in prefixes}
     again = sum(flops[stop] * steps[phase] for phase, stop in prefixes.items())
@@ -225,7 +230,7 @@ def _kept(found: Any) -> Any:
 
 def _source(run: Run, split: Split, training: bool) -> _Source:
     config, inputs = run.experiment.task, run.inputs
-    varies = training and run.network.reads == "image" and config.varies
+    varies = training and _varies(run)
     views = config.views if varies else 1
     read = inputs.reader(split, views, training)
     if run.network.reads == "text":

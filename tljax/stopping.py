@@ -74,8 +74,8 @@ class Notice:
 
     def raises(self) -> None:
         """Stops here, if there is a reason to."""
-        if self.reason():
-            raise Stopped(f"stopped by {self._reason}")
+        if reason := self.reason():
+            raise Stopped(f"stopped by {reason}")
 
     def _hear(self, number: int, frame: object) -> None:
         self._reason = self._reason or signal.Signals(number).name
