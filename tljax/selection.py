@@ -1,0 +1,108 @@
+"""Which runs of an ablation are compared, and which of them are chosen: on validation alone.
+
+A *method* is what an experiment says apart from its seed and the sections that are tuned, by default `optim`: a data
+set, pretrained weights, a strategy with its arguments. A *setting* of a method is the same with these sections. Of each
+method the setting with the best mean over seeds on the validation split is chosen, and only its runs are tested.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from flax.traverse_util import flatten_dict
+
+from tljax.config import CheckpointConfig, Experiment, InputConfig
+from tljax.errors import InputError
+from tljax.fields import to_dict
+from tljax.metrics import JUDGED
+
+TUNED = ("optim",)
+
+
+class Outcome(Protocol):
+    """A run as far as it has come: a sweep's point, or a workdir."""
+
+    @property
+    def experiment(self) -> Experiment: ...
+
+    @property
+    def result(self) -> Mapping[str, Any] | None: ...
+
+
+Run = TypeVar("Run", bound=Outcome)
+
+
+def setting_of(experiment: Experiment) -> Experiment:
+    """What is left of an experiment without its seed, and without what changes no number."""
+    return dataclasses.replace(experiment, seed=0, input=InputConfig(), checkpoint=CheckpointConfig())
+
+
+def method_of(experiment: Experiment, tuned: Sequence[str] = TUNED) -> Experiment:
+    """What is left of a setting without its tuned sections.
+
+    Raises:
+        InputError: an experiment has no such section.
+    """
+    empty = Experiment()
+    for section in tuned:
+        if not dataclasses.is_dataclass(getattr(empty, section, None)):
+            known = [name for name, value in vars(empty).items() if dataclasses.is_dataclass(value)]
+            raise InputError(f"a config has no section {section!r}: there are {', '.join(known)}")
+    return dataclasses.replace(setting_of(experiment), **{section: getattr(empty, section) for section in tuned})
+
+
+def methods(runs: Iterable[Run], tuned: Sequence[str] = TUNED) -> dict[Experiment, dict[Experiment, list[Run]]]:
+    """The runs by method, and within it by setting, each in the order in which they come."""
+    found: dict[Experiment, dict[Experiment, list[Run]]] = {}
+    for run in runs:
+        method = found.setdefault(method_of(run.experiment, tuned), {})
+        method.setdefault(setting_of(run.experiment), []).append(run)
+    return found
+
+
+def chosen(runs: Iterable[Run], tuned: Sequence[str] = TUNED) -> dict[Experiment, list[Run]]:
+    """Method -> the runs of its setting with the best mean validation metric over seeds.
+
+    The metric is the one that the problem is judged by; of equal settings the first counts. A setting of which a seed
+    failed or is missing that another setting of the method has is not compared: fewer seeds are luckier. A method is
+    left out where nothing is validated.
+    """
+    best = {}
+    for method, settings in methods(runs, tuned).items():
+        validated = [[run for run in members if _validated(run)] for members in settings.values()]
+        most = max(map(len, validated))
+        if most:
+            best[method] = max((members for members in validated if len(members) == most), key=_quality)
+    return best
+
+
+def names(experiments: Sequence[Experiment]) -> list[str]:
+    """Each experiment in words: the values of the keys in which they differ, the strategy first.
+
+    `last_k, k=2, weights=vit_small_patch14.dinov2`. A key is named by its last part, or where two would be the same, in
+    full. What all have in common is left out; a single experiment has the name of its strategy.
+    """
+    flat = [flatten_dict(to_dict(experiment), sep=".") for experiment in experiments]
+    keys = [key for key in _union(flat) if len({repr(one.get(key)) for one in flat}) > 1]
+    keys = [key for key in keys if key != "tuning.strategy"]
+    last = [key.split(".")[-1] for key in keys]
+    short = {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
+    named = []
+    for one in flat:
+        said = [f"{short[key]}={one[key]}" for key in keys if one.get(key) not in (None, "", ())]
+        named.append(", ".join([one["tuning.strategy"], *said]))
+    return named
+
+
+def _union(flat: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for one in flat for key in one))
+
+
+def _validated(run: Outcome) -> bool:
+    return bool(run.result) and "validation" in run.result["splits"]
+
+
+def _quality(members: Sequence[Outcome]) -> float:
+    judged = JUDGED[members[0].experiment.task.problem]
+    return statistics.mean(judged.quality(run.result["splits"]["validation"]) for run in members)
