@@ -26,6 +26,17 @@ def test_conv(side, kernel, stride):
     )
 
 
+@pytest.mark.parametrize("side", [6, 7, 9])
+def test_conv_of_many_channels(side):
+    pad = ((1, 1), (1, 1))
+    assert_same(
+        lambda x, k: convolution.conv(x, k, 1, pad),
+        lambda x, k: _plain_conv(x, k, 1, pad),
+        random(2, side, side + 1, 32),
+        random(3, 3, 32, 36, seed=1) / 17,
+    )
+
+
 def test_conv_with_uneven_padding_on_a_small_map():
     pad = ((1, 0), (0, 2))
     x, kernel = random(2, 3, 4, 3), random(2, 3, 3, 5, seed=1)
