@@ -33,6 +33,18 @@ def plain_gelu(x):
     return jax.nn.gelu(x, approximate=False)
 
 
+def plain_attention(q, k, v):
+    return jax.nn.softmax(q @ k.swapaxes(2, 3) * q.shape[-1] ** -0.5) @ v
+
+
+def plain_layer_norm(x, scale, bias):
+    return nn.LayerNorm(1e-6).apply({"params": {"scale": scale, "bias": bias}}, x)
+
+
+def layer_norm(x, scale, bias):
+    return ops.layer_norm(x, scale, bias, 1e-6)
+
+
 def plain_max_pool(x):
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
@@ -98,7 +110,9 @@ def main() -> None:
         "conv 3×3, 4×4×128": (*small, normal(64, 4, 4, 128), normal(3, 3, 128, 128)),
         "linear, 8×197×384 → 1536": (ops.linear, plain_linear, normal(8, 197, 384), normal(384, 1536), normal(1536)),
         "GELU, 8×197×1536": (ops.gelu, plain_gelu, normal(8, 197, 1536)),
-        "softmax, 8×6×197×197": (ops.softmax, jax.nn.softmax, normal(8, 6, 197, 197)),
+        "attention, 8×6×197×64": (ops.attention, plain_attention, *[normal(8, 6, 197, 64)] * 3),
+        "LayerNorm, 8×197×384": (layer_norm, plain_layer_norm, normal(8, 197, 384), normal(384), normal(384)),
+        "conv 3×3, 14×14×256": (*small, normal(16, 14, 14, 256), normal(3, 3, 256, 256)),
         "conv 3×3 / 2, 56×56×128": (*halving, normal(16, 56, 56, 128), normal(3, 3, 128, 128)),
         "max pool, 112×112×64": (max_pool, plain_max_pool, normal(16, 112, 112, 64)),
         "BatchNorm, 56×56×256": (batch_norm, plain_batch_norm, normal(16, 56, 56, 256), normal(256), normal(256)),

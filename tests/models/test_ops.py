@@ -28,11 +28,16 @@ def test_gelu_is_the_exact_one():
 def test_attention():
     q, k, v = (random(2, 3, 5, 4, seed=seed) for seed in range(3))
 
-    def plain(q, k, v):
+    def plain(q, k, v, mask=None):
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-        return jax.nn.dot_product_attention(q, k, v).transpose(0, 2, 1, 3)
+        seen = None if mask is None else mask[:, None, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=seen).transpose(0, 2, 1, 3)
 
-    assert_same(ops.attention, plain, q, k, v)
+    assert_same(ops.attention, plain, 5 * q, 5 * k, v)
+    # The second text is padding through and through, as the last rows of a batch may be.
+    for mask in ([[True, True, False, True, False], [True] * 5], [[True] * 5, [False] * 5]):
+        seen = jnp.array(mask)
+        assert_same(lambda q, k, v: ops.attention(q, k, v, seen), lambda q, k, v: plain(q, k, v, seen), 5 * q, 5 * k, v)  # noqa: B023
 
 
 def test_linear():
@@ -52,8 +57,16 @@ def test_linear_in_bfloat16_rounds_once():
         np.testing.assert_allclose(found.astype(jnp.float32), wanted.astype(jnp.float32), rtol=1e-2, atol=1e-2)
 
 
-def test_softmax():
-    assert_same(ops.softmax, jax.nn.softmax, 5 * random(3, 4, 6))
+def test_layer_norm():
+    def plain(x, scale, bias):
+        mean, variance = jnp.mean(x, -1, keepdims=True), jnp.var(x, -1, keepdims=True)
+        return (x - mean) / jnp.sqrt(variance + 1e-6) * scale + bias
+
+    x, scale, bias = random(2, 3, 24) + 0.5, random(24, seed=1), random(24, seed=2)
+    assert_same(lambda *o: ops.layer_norm(*o, 1e-6), plain, x, scale, bias)
+    half = ops.layer_norm(x.astype(jnp.bfloat16), scale, bias, 1e-6)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), plain(x, scale, bias), atol=0.03)
 
 
 def test_attention_as_a_gpu_computes_it_gives_the_same(monkeypatch):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models import bert_names, groups
-from tljax.models.transformer import BRANCHES, LORA_TARGETS, Attention, Dense, Mlp
+from tljax.models.transformer import BRANCHES, LORA_TARGETS, Attention, Dense, LayerNorm, Mlp
 from tljax.weights.rules import Table
 
 _normal = nn.initializers.truncated_normal(0.02)
@@ -36,7 +36,7 @@ class _Stem(nn.Module):
         if self.token_types:
             types = x.get("token_type_ids", jnp.zeros_like(ids))
             hidden += self._embedding("type_embed", self.token_types, types)
-        return {"hidden": nn.LayerNorm(self.eps, name="norm")(hidden), "attention_mask": x["attention_mask"]}
+        return {"hidden": LayerNorm(self.eps, name="norm")(hidden), "attention_mask": x["attention_mask"]}
 
     def _embedding(self, name, rows, ids):
         table = self.param(name, _normal, (rows, self.width))
@@ -65,8 +65,8 @@ class _Block(nn.Module):
     def __call__(self, carry):
         x, mask = carry["hidden"], carry["attention_mask"]
         attention = Attention(self.heads, _normal, name="attention")
-        x = nn.LayerNorm(self.eps, name="norm1")(x + attention(x, mask != 0))
-        x = nn.LayerNorm(self.eps, name="norm2")(x + Mlp(self.mlp_width, self.gelu, _normal, name="mlp")(x))
+        x = LayerNorm(self.eps, name="norm1")(x + attention(x, mask != 0))
+        x = LayerNorm(self.eps, name="norm2")(x + Mlp(self.mlp_width, self.gelu, _normal, name="mlp")(x))
         return {"hidden": x, "attention_mask": mask}
 
 

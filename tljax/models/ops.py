@@ -1,5 +1,7 @@
 """Arithmetic that XLA does not write well by itself, each with its plain form in `tests/models/test_ops.py`."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -33,35 +35,16 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 @jax.custom_vjp
-def softmax(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Softmax over the last axis. Its own rule keeps the result alone for the gradient; JAX's, the exponentials too."""
-    exponentials = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True))
-    return exponentials / jnp.sum(exponentials, axis=-1, keepdims=True)
-
-
-def _softmax_forward(x):
-    y = softmax(x)
-    return y, y
-
-
-def _softmax_backward(y, dy):
-    return (y * (dy - jnp.sum(dy * y, axis=-1, keepdims=True)),)
-
-
-softmax.defvjp(_softmax_forward, _softmax_backward)
-
-
-@jax.custom_vjp
 def matmul(x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"]) -> Float[Array, "rows outputs"]:
     """`x @ kernel`, with its gradients written so that no operand must be transposed in memory.
 
     JAX's own gradient in the kernel is the transpose of a product, and XLA's CPU compiler then computes the output's
     gradient a second time to store it transposed.
     """
-    return _product(x, kernel, 1, 0)
+    return product(x, kernel, 1, 0)
 
 
-def _product(a, b, axis_a, axis_b):
+def product(a: Float[Array, "_ _"], b: Float[Array, "_ _"], axis_a: int, axis_b: int) -> Float[Array, "rows columns"]:
     """The product over these axes, rounded to the operands' own dtype once, at its end."""
     # Asked for bfloat16, a CPU computes in float32 after converting both operands: twice the time of this.
     exact = jnp.promote_types(a.dtype, jnp.float32)
@@ -75,7 +58,7 @@ def _matmul_forward(x, kernel):
 
 def _matmul_backward(kept, dy):
     x, kernel = kept
-    return _product(dy, kernel, 1, 1), _product(x, dy, 0, 0)
+    return product(dy, kernel, 1, 1), product(x, dy, 0, 0)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -93,6 +76,39 @@ def linear(
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "*batch width"], scale: Float[Array, " width"], bias: Float[Array, " width"], eps: float
+) -> Float[Array, "*batch width"]:
+    """Layer normalisation (1607.06450) over the last axis; statistics are float32 whatever `x` is.
+
+    Its own rule keeps `x` and two numbers of each row, where JAX's keeps their product with `scale`, spread over `x`.
+    """
+    return _layer_norm_forward(x, scale, bias, eps)[0]
+
+
+def _layer_norm_forward(x, scale, bias, eps):
+    exact = x.astype(jnp.float32)
+    mean = jnp.mean(exact, -1, keepdims=True)
+    variance = jnp.maximum(jnp.mean(jnp.square(exact), -1, keepdims=True) - jnp.square(mean), 0)
+    inverse = lax.rsqrt(variance + eps)
+    return ((exact - mean) * inverse * scale + bias).astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _layer_norm_backward(eps, kept, dy):
+    x, mean, inverse, scale = kept
+    rows, dy = tuple(range(x.ndim - 1)), dy.astype(jnp.float32)
+    normalised = (x.astype(jnp.float32) - mean) * inverse
+    scaled = dy * scale
+    along = jnp.mean(scaled * normalised, -1, keepdims=True)
+    dx = inverse * (scaled - jnp.mean(scaled, -1, keepdims=True) - normalised * along)
+    found = dx.astype(x.dtype), jnp.sum(dy * normalised, rows), jnp.sum(dy, rows)
+    return found[0], *(one.astype(scale.dtype) for one in found[1:])
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
 def attention(
     q: Float[Array, "batch heads queries depth"],
     k: Float[Array, "batch heads keys depth"],
@@ -104,9 +120,38 @@ def attention(
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
         seen = None if mask is None else mask[:, None, None]
         return jax.nn.dot_product_attention(q, k, v, mask=seen).transpose(0, 2, 1, 3)
-    q = q * q.shape[-1] ** -0.5
+    return _attended(q * q.shape[-1] ** -0.5, k, v, mask)
+
+
+@jax.custom_vjp
+def _attended(q, k, v, mask):
+    """Attention of scaled queries, divided by the softmax's sum after the product and not before.
+
+    The array of all scores, the largest of a transformer on a CPU, is so passed over once less; and once less in the
+    gradient, where the sum over keys of a weight times its gradient is that of y·dy over the depth (2205.14135).
+    """
+    return _attended_forward(q, k, v, mask)[0]
+
+
+def _attended_forward(q, k, v, mask):
     scores = jnp.einsum("bhqd,bhkd->bhqk", q, k)
     if mask is not None:
         # Not -inf, which would make a row that is padding through and through NaN.
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    return jnp.einsum("bhqk,bhkd->bhqd", softmax(scores), v)
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    y = jnp.einsum("bhqk,bhkd->bhqd", weights, v) / total
+    return y, (q, k, v, mask, weights, total, y)
+
+
+def _attended_backward(kept, dy):
+    q, k, v, mask, weights, total, y = kept
+    dy = dy / total
+    dscores = weights * (jnp.einsum("bhqd,bhkd->bhqk", dy, v) - jnp.sum(dy * y, axis=-1, keepdims=True))
+    if mask is not None:
+        dscores = jnp.where(mask[:, None, None], dscores, 0)
+    dq, dk = jnp.einsum("bhqk,bhkd->bhqd", dscores, k), jnp.einsum("bhqk,bhqd->bhkd", dscores, q)
+    return dq, dk, jnp.einsum("bhqk,bhqd->bhkd", weights, dy), None
+
+
+_attended.defvjp(_attended_forward, _attended_backward)

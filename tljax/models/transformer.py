@@ -28,6 +28,17 @@ class Dense(nn.Module):
         return ops.linear(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
 
 
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return ops.layer_norm(x, scale, self.param("bias", nn.initializers.zeros, (x.shape[-1],)), self.eps)
+
+
 class Attention(nn.Module):
     """Self-attention with a joint projection `qkv`, its columns in that order, and the projection `out`."""
 

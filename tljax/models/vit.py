@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models import groups, ops, vit_names
-from tljax.models.transformer import BRANCHES, LORA_TARGETS, Attention, Mlp
+from tljax.models.transformer import BRANCHES, LORA_TARGETS, Attention, LayerNorm, Mlp
 from tljax.weights.rules import Table
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
@@ -76,9 +76,9 @@ class _Block(nn.Module):
     def __call__(self, x, first=None):
         """The tokens after the block; with `first`, only that many of them, which spares the others' share of it."""
         attention = Attention(self.heads, _xavier, name="attention")
-        x = x[:, :first] + self._scaled(1, attention(nn.LayerNorm(self.eps, name="norm1")(x), None, first))
+        x = x[:, :first] + self._scaled(1, attention(LayerNorm(self.eps, name="norm1")(x), None, first))
         mlp = Mlp(self.mlp_width, self.gelu, _xavier, name="mlp")
-        return x + self._scaled(2, mlp(nn.LayerNorm(self.eps, name="norm2")(x)))
+        return x + self._scaled(2, mlp(LayerNorm(self.eps, name="norm2")(x)))
 
     def _scaled(self, number, y):
         return y if self.layer_scale is None else _LayerScale(self.layer_scale, name=f"layer_scale{number}")(y)
@@ -150,7 +150,7 @@ class ViT(nn.Module):
         self.stem = _Stem(self.width, self.patch_size, self.grid, self.distilled, self.registers, self.positions)
         hidden = self.mlp_width or 4 * self.width
         self.block = [_Block(self.heads, hidden, self.layer_scale, self.eps, self.gelu) for _ in range(self.depth)]
-        self.norm = nn.LayerNorm(self.eps)
+        self.norm = LayerNorm(self.eps)
 
     def __call__(
         self,
