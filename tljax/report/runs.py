@@ -1,0 +1,152 @@
+"""The runs of a report, as their workdirs tell them: those that are finished, and why the others are not."""
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from etils import epath
+from flax.traverse_util import flatten_dict
+
+from tljax import predictions, storage
+from tljax.config import Experiment
+from tljax.errors import InputError
+from tljax.evaluation import name_of
+from tljax.fields import to_dict
+from tljax.predictions import Predictions
+from tljax.resolve import Resolved
+from tljax.workdir import Workdir
+
+_FREE = ("input.", "checkpoint.")  # keys on which no number depends
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run.
+
+    Attributes:
+        name: its workdir, as it was asked for.
+        folder: the same.
+        experiment, resolved: as `Workdir.load` gives them.
+        result: of `result.json`.
+        origin: as `Workdir.origin` gives it.
+    """
+
+    name: str
+    folder: Workdir
+    experiment: Experiment
+    resolved: Resolved
+    result: Mapping[str, Any]
+    origin: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return self.experiment.seed
+
+    def metrics(self, split: str) -> Mapping[str, Any] | None:
+        """A split's at the last step: from the run itself, or from an `evaluate` that came later; None without."""
+        if split in self.result["splits"]:
+            return self.result["splits"][split]
+        return self._evaluated.get(split)
+
+    def predictions(self, split: str) -> tuple[Predictions, Mapping[str, Any]]:
+        """What it says of each example of a split at the last step, and the facts of that.
+
+        Raises:
+            InputError: they are not there, or damaged.
+        """
+        path = self.folder.path / "evaluations" / f"{name_of(self.result['steps'], split)}.parquet"
+        if not path.exists():
+            raise InputError(f"{self.name} has no predictions of {split}: {self.evaluation(split)} writes them")
+        return predictions.load(path)
+
+    def evaluation(self, split: str) -> str:
+        """The command that evaluates it."""
+        return f"python -m tljax evaluate --workdir={shlex.quote(self.name)} --split={split}"
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that its config has otherwise than by default, by dotted key; what changes no number left out."""
+        mine, plain = (flatten_dict(to_dict(one), sep=".") for one in (self.experiment, Experiment()))
+        return {key: value for key, value in mine.items() if value != plain[key] and not key.startswith(_FREE)}
+
+    @property
+    def command(self) -> str:
+        """The command line that trains it anew, by itself, in another workdir."""
+        keys = [f"--config.{key}={value}" for key, value in self.given.items()]
+        words = ["python", "-m", "tljax", "train", "--config=configs/default.py", "--workdir=runs/again", *keys]
+        return shlex.join(words)
+
+    @cached_property
+    def _evaluated(self) -> dict[str, Any]:
+        """The metrics of the splits that only `evaluate` has been asked for, at the last step."""
+        found = {}
+        for split in ("validation", "test"):
+            path = self.folder.path / "evaluations" / f"{name_of(self.result['steps'], split)}.json"
+            if path.exists():
+                found[split] = json.loads(path.read_text())
+        return found
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A workdir without a result.
+
+    Attributes:
+        name: as of a run.
+        reason: how far it came, or what is wrong with it.
+    """
+
+    name: str
+    reason: str
+
+
+def read(folders: Sequence[str]) -> tuple[list[Run], list[Unfinished]]:
+    """All runs below some folders, or those that they are, in the order of their names.
+
+    Raises:
+        InputError: a folder is not there, or has no run in it.
+    """
+    found: dict[str, Run | Unfinished] = {}
+    for folder in folders:
+        root = storage.locate(folder)
+        if not root.is_dir():
+            raise InputError(f"{folder}: no such folder")
+        paths = list(_workdirs(root))
+        if not paths:
+            raise InputError(f"{folder}: no run in it (no config.json)")
+        for path in paths:
+            inside = path.relative_to(root).as_posix()
+            name = folder if inside == "." else f"{folder.rstrip('/')}/{inside}"
+            if os.fspath(path) not in found:
+                found[os.fspath(path)] = _run(name, path)
+    runs = [one for one in found.values() if isinstance(one, Run)]
+    return runs, [one for one in found.values() if isinstance(one, Unfinished)]
+
+
+def _workdirs(folder: epath.Path) -> Iterator[epath.Path]:
+    if (folder / "config.json").exists():
+        yield folder
+        return
+    for child in sorted(folder.iterdir()):
+        if child.is_dir():
+            yield from _workdirs(child)
+
+
+def _run(name: str, path: epath.Path) -> Run | Unfinished:
+    folder = Workdir(path)
+    try:
+        experiment, resolved = folder.load()
+        result = folder.result
+        if result is not None:
+            return Run(name, folder, experiment, resolved, result, folder.origin)
+        lines = folder.metrics
+    except InputError as error:
+        return Unfinished(name, str(error))
+    except KeyError as error:
+        return Unfinished(name, f"its config.json is of something else (no {error})")
+    at = f"at step {lines[-1]['step']} of {resolved.steps}" if lines else "no step logged"
+    return Unfinished(name, f"not finished: {at}")
