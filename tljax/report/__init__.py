@@ -116,4 +116,4 @@ def main(arguments: list[str]) -> None:
         console.console.print(f"{one.name}: {one.reason}", markup=False)
     runs = sum(len(one.runs) for one in found)
     told = f"{runs} runs" + (f", {len(unfinished)} more not finished" if unfinished else "")
-    console.console.print(f"{told}: {options.out.rstrip("/")}/report.html", markup=False)
+    console.console.print(f"{told}: {options.out.rstrip('/')}/report.html", markup=False)
