@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from tljax import report
 from tljax.config import Experiment, Preprocessing
 from tljax.fields import to_dict, with_values
 from tljax.predictions import Predictions
+from tljax.report.section import Options, Section
 from tljax.resolve import Resolved
 from tljax.weights import Pretrained
 from tljax.workdir import Workdir
@@ -126,3 +128,9 @@ def edit(path: Path, change: Any) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+
+
+def compared(folder: Path, out: Path, *more: Path, **options: Any) -> list[Section]:
+    """A report of some folders, with few resamples."""
+    found, _ = report.report([str(folder), *map(str, more)], out, Options(draws=500, **options))
+    return found
