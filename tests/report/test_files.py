@@ -74,7 +74,7 @@ def test_the_same_runs_give_the_same_bytes(runs, tmp_path):
     for out in ("one", "two"):
         report.report([str(runs)], tmp_path / out, Options(draws=200), ["svg", "png"])
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
-    assert len(files) == 5 + 2 * 8
+    assert len(files) == 5 + 2 * 9
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 

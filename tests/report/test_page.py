@@ -100,4 +100,4 @@ def test_it_is_drawn(browser, page, tmp_path):
         assert picture.width == 390 and picture.height > 3000
         assert np.asarray(picture.convert("L")).std() > 10
     assert browser.value("[...document.querySelectorAll('svg')].every(svg => svg.getBoundingClientRect().height > 100)")
-    assert browser.value("document.querySelectorAll('figure').length") == 8
+    assert browser.value("document.querySelectorAll('figure').length") == 9

@@ -81,14 +81,17 @@ def test_what_is_not_finished_is_told(tmp_path, capsys):
     made.leave(root / "new", made.experiment(tuning__strategy="lora", seed=1), {}, curve=(), finished=False)
     (root / "alien").mkdir()
     (root / "alien" / "config.json").write_text('{"model_type": "vit"}')
+    (root / "failed").mkdir()
+    (root / "failed" / "error.json").write_text(json.dumps({"error": "the loss is nan at step 3", "when": "now"}))
     (root / "torn").mkdir()
     (root / "torn" / "config.json").write_text('{"config": ')
     report.main([str(root), f"--out={tmp_path / 'out'}", "--resamples=200"])
     told = capsys.readouterr().out
     assert "half: not finished: at step 20 of 20" in told and "new: not finished: no step logged" in told
-    assert "4 runs, 4 more not finished" in told
+    assert "4 runs, 5 more not finished" in told
     page = (tmp_path / "out" / "report.html").read_text()
-    for name in ("half", "new", "alien", "torn"):
+    assert "failed: failed: the loss is nan at step 3" in told
+    for name in ("half", "new", "alien", "failed", "torn"):
         assert page.count(f"<code>{root / name}</code>") == 1
 
 

@@ -78,16 +78,16 @@ def _efficiency(section: Section) -> Iterator[Drawing]:
 
 def _learning(section: Section) -> Iterator[Drawing]:
     metric, scale = section.selected_by, section.selected_scale
-    for split, key, label, shown in (
-        ("validation", metric, f"validation {scale.title}", scale.shown),
-        ("train", "loss", "training loss", float),
+    for split, key, label, unit in (
+        ("validation", metric, f"validation {scale.title}", scale.shown(1.0)),
+        ("train", "loss", "training loss", 1.0),
     ):
         figure, axes = _figure(section, len(section.methods))
         for number, method in enumerate(section.methods):
             steps, values = curves.over_steps(method, split, key)
             if len(steps) < 2:
                 continue
-            values = np.vectorize(shown)(values)
+            values = unit * values
             mean, colour = values.mean(axis=0), look(number)["color"]
             axes.plot(steps, mean, label=method.name, color=colour, marker=look(number)["marker"], markersize=3)
             if len(values) > 1:

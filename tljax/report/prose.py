@@ -46,7 +46,7 @@ def reading(section: Section) -> list[str]:
         "replacement (the Multi-Bootstrap, arXiv:2106.16163)."
     )
     if several and min(seeds) < _FEW:
-        told.append(f"{_few(min(seeds))} say little about others: where they differ much, such an interval is too narrow.")
+        told.append(f"So few seeds ({min(seeds)}) say little about others: where they differ much, such an interval is too narrow.")
     if section.baseline is not None:
         told += _comparisons(section)
     told.append(
@@ -73,11 +73,6 @@ def _comparisons(section: Section) -> list[str]:
         f"{LEVEL:g} or more, or the digits shown are the same."
     )
     return told
-
-
-def _few(seeds: int) -> str:
-    words = {1: "One seed", 2: "Two seeds", 3: "Three seeds", 4: "Four seeds"}
-    return words[seeds]
 
 
 def finding(section: Section) -> str:

@@ -20,6 +20,7 @@ from tljax.predictions import Predictions
 from tljax.resolve import Resolved
 from tljax.workdir import Workdir
 
+_ERROR = "error.json"  # why a point of a sweep has failed; it may have nothing else
 _FREE = ("input.", "checkpoint.")  # keys on which no number depends
 
 
@@ -128,7 +129,7 @@ def read(folders: Sequence[str]) -> tuple[list[Run], list[Unfinished]]:
 
 
 def _workdirs(folder: epath.Path) -> Iterator[epath.Path]:
-    if (folder / "config.json").exists():
+    if any((folder / name).exists() for name in ("config.json", _ERROR)):
         yield folder
         return
     for child in sorted(folder.iterdir()):
@@ -137,8 +138,10 @@ def _workdirs(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _run(name: str, path: epath.Path) -> Run | Unfinished:
-    folder = Workdir(path)
+    folder, failed = Workdir(path), path / _ERROR
     try:
+        if failed.exists() and folder.result is None:
+            return Unfinished(name, f"failed: {json.loads(failed.read_text())['error']}")
         experiment, resolved = folder.load()
         result = folder.result
         if result is not None:
@@ -146,7 +149,7 @@ def _run(name: str, path: epath.Path) -> Run | Unfinished:
         lines = folder.metrics
     except InputError as error:
         return Unfinished(name, str(error))
-    except KeyError as error:
-        return Unfinished(name, f"its config.json is of something else (no {error})")
+    except (KeyError, ValueError) as error:
+        return Unfinished(name, f"its files are not a run's ({type(error).__name__}: {error})")
     at = f"at step {lines[-1]['step']} of {resolved.steps}" if lines else "no step logged"
     return Unfinished(name, f"not finished: {at}")
