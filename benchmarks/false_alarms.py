@@ -2,10 +2,10 @@
 
     python benchmarks/false_alarms.py [--trials=1000]
 
-An example is right where the skill of the run and the example's ease, that for the method and noise add up to more than
-0. Skills vary over seeds, ease for a method over examples; on average over all seeds and examples both methods are equal,
-about 80% right. With `even` seeds, accuracies of runs of a method differ by little more than chance over examples makes
-them; with `uneven` ones by some 3 points beside that.
+An example is right where the skill of the run, the ease of the example, its ease for the method, and noise are together
+above 0. Skill varies over seeds, ease over examples; on average over all seeds and examples both methods are equal, and
+about 80% right. Of `even` seeds, accuracies differ by little more than examples make them; of `uneven` ones by some 3
+points beside that.
 """
 
 import argparse
@@ -45,7 +45,11 @@ def main() -> None:
     for seeds in (1, 3, 5, 10, 20):
         for name, uneven in (("even", 0.0), ("uneven", 0.2)):
             bootstrap, student = alarms(seeds, uneven, trials)
-            print(f"| {seeds} | {name} | {bootstrap:.1%} | {student:.1%} |" if seeds > 1 else f"| 1 | {name} | {bootstrap:.1%} | |")
+            print(
+                f"| {seeds} | {name} | {bootstrap:.1%} | {student:.1%} |"
+                if seeds > 1
+                else f"| 1 | {name} | {bootstrap:.1%} | |"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Headless Chromium for tests, told what to do over its own debugging pipe (the DevTools protocol): no driver package."""
+"""Headless Chromium for tests, told what to do over its own debugging pipe (DevTools protocol): no driver package."""
 
 import base64
 import contextlib
@@ -16,7 +16,14 @@ from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _PATIENCE = 60.0  # seconds for an answer
-_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars")
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--hide-scrollbars",
+)
 
 
 class Page:

@@ -134,9 +134,7 @@ def right(logits: Float[np.ndarray, "n classes"], labels: Num[np.ndarray, "n ...
     return ((logits > 0) == (labels > 0)).all(axis=-1)
 
 
-def _judged(
-    problem: str, logits: np.ndarray, labels: np.ndarray, full: bool
-) -> tuple[dict[str, Any], list[Statistic]]:
+def _judged(problem: str, logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[dict[str, Any], list[Statistic]]:
     judged = {"single_label": _single_label, "multi_label": _multi_label, "regression": _regression}[problem]
     return judged(logits.astype(np.float64), labels, full)
 

@@ -116,5 +116,3 @@ def test_an_evaluation_that_came_later_counts(tmp_path):
     (folder / "evaluations" / "20-test.json").write_text(json.dumps(later))
     (found,) = compared(tmp_path / "runs", tmp_path / "out")
     assert [method.name for method in found.methods] == ["lora", "full"] and found.methods[0].mean == pytest.approx(0.8)
-
-

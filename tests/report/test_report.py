@@ -85,7 +85,9 @@ def test_equal_digits_are_a_tie_whatever_the_test_says(tmp_path):
     for strategy, of in steady.items():
         for seed, accuracy in enumerate(of):
             right = {"validation": made.hits(0.5, 40, seed), "test": made.hits(accuracy, 4000, seed)}
-            made.leave(tmp_path / "runs" / f"{strategy}-{seed}", made.experiment(tuning__strategy=strategy, seed=seed), right)
+            made.leave(
+                tmp_path / "runs" / f"{strategy}-{seed}", made.experiment(tuning__strategy=strategy, seed=seed), right
+            )
     (found,) = compared(tmp_path / "runs", tmp_path / "out", test="t")
     probe, full = found.methods
     assert full.best and not probe.tied and full.against.adjusted == 0.0  # 80.0 and 80.1
@@ -186,7 +188,7 @@ def test_five_hundred_runs(tmp_path):
     for number in range(500):
         k, rest = divmod(number, 20)
         rate, seed = divmod(rest, 5)
-        tried = made.experiment(tuning__strategy="last_k", tuning__k=k + 1, optim__learning_rate=10.0 ** -rate, seed=seed)
+        tried = made.experiment(tuning__strategy="last_k", tuning__k=k + 1, optim__learning_rate=10.0**-rate, seed=seed)
         kept = right if rate == 0 else {"validation": right["validation"]}
         made.leave(tmp_path / "runs" / f"{number:03d}", tried, kept)
     (found,) = compared(tmp_path / "runs", tmp_path / "out")

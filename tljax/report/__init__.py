@@ -1,4 +1,4 @@
-"""`report`: from the workdirs of runs to tables, figures and one page: what was chosen, how good it is, how sure that is."""
+"""`report`: from workdirs to tables, figures and one page: what was chosen, how good it is, and how sure that is."""
 
 import argparse
 import os
@@ -40,7 +40,8 @@ def report(
 
     runs, unfinished = read(folders)
     if not runs:
-        raise InputError(f"{', '.join(folders)}: no run is finished; the first: {unfinished[0].name}: {unfinished[0].reason}")
+        first = unfinished[0]
+        raise InputError(f"{', '.join(folders)}: no run is finished; the first: {first.name}: {first.reason}")
     found = [section_of(title, members, options) for title, members in comparable.by_task(runs).items()]
     folder = storage.locate(out)
     with style.style():
@@ -67,10 +68,12 @@ def _write(path: epath.Path, content: str | bytes) -> None:
 
 
 def _show(one: Section) -> None:
-    heads, rows = tables.columns(one), [tables.row(one, method) for method in one.methods]
+    shown = 7 if one.baseline else 5  # what it costs is in the files
+    rows = [tables.row(one, method)[:shown] for method in one.methods]
     for cells, method in zip(rows, one.methods, strict=True):
         cells[3] += " *" if method.best and len(rows) > 1 else " ≈" if method.tied else ""
-    console.table(f"{one.title} (* best, ≈ not told from it)" if len(rows) > 1 else one.title, heads, rows)
+    title = f"{one.title} (* best, ≈ not told from it)" if len(rows) > 1 else one.title
+    console.table(title, tables.columns(one)[:shown], rows)
     for left in one.left_out:
         console.console.print(f"not in the table: {left.name}: {left.reason}", markup=False)
     if one.peeked:
@@ -95,9 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     told = f"also write the figures as files: {', '.join(_KINDS)}; repeatable"
     parser.add_argument("--figures", action="append", default=[], choices=_KINDS, metavar="KIND", help=told)
     parser.epilog = (
-        "The settings of a method are those of its runs that differ in the tuned sections; the one with the best mean "
-        "over seeds on the validation split is chosen, and alone is compared. Runs of different data, splits, classes or "
-        "metrics are not compared: of each data set there is a table."
+        "Settings of a method are its runs that differ in the tuned sections; the one with the best mean over seeds on "
+        "the validation split is chosen, and alone is compared. Runs of other splits, classes or metrics are refused; "
+        "each data set has a table of its own."
     )
     return parser
 

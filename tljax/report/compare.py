@@ -1,4 +1,4 @@
-"""From the runs of a data set to its part of a report: what was chosen, how good it is, and how sure the differences are."""
+"""From the runs of a data set to its part of a report: what is chosen, how good it is, and how sure differences are."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -101,7 +101,7 @@ def _compared(methods: Sequence[Method], options: Options) -> list[Method]:
     if len(methods) == 1:
         return [dataclasses.replace(methods[0], best=True)]
     sign = -1 if Scale(options.metric, 1).less_is_better else 1
-    best = max(methods, key=lambda method: sign * method.mean)
+    best = max(methods, key=lambda method: round(sign * method.mean, 12))  # equal but for rounding is equal
     baseline = _named(methods, options.baseline)
     against_baseline, against_best = (_against(other, methods, options.test) for other in (baseline, best))
     scale = Scale(options.metric, methods[0].judged[0].count)
@@ -129,8 +129,7 @@ def _against(other: Method, methods: Sequence[Method], test: str) -> dict[str, C
     found = [compare(method, other, test) for method in rest]
     adjusted = statistics.holm([one.p for one in found])
     return {
-        method.name: dataclasses.replace(one, adjusted=p)
-        for method, one, p in zip(rest, found, adjusted, strict=True)
+        method.name: dataclasses.replace(one, adjusted=p) for method, one, p in zip(rest, found, adjusted, strict=True)
     }
 
 
@@ -149,7 +148,9 @@ def compare(mine: Method, other: Method, test: str) -> Comparison:
     values, others = mine.values[here], other.values[there]
     if test == "t":
         if len(pairs) == 1:
-            raise InputError(f"{both} have one seed in common, and a t-test needs two: take --test=bootstrap or mcnemar")
+            raise InputError(
+                f"{both} have one seed in common, and a t-test needs two: take --test=bootstrap or mcnemar"
+            )
         return statistics.t_test(values, others)
     found = statistics.bootstrap_test(values - others, mine.resampled[here] - other.resampled[there])
     if test == "bootstrap":

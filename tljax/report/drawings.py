@@ -130,7 +130,9 @@ def _per_class(section: Section) -> Drawing:
     axes.invert_yaxis()
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    which = f"the {len(names)} of {len(classes)} classes that change most" if len(classes) > len(names) else "each class"
+    which = (
+        f"the {len(names)} of {len(classes)} classes that change most" if len(classes) > len(names) else "each class"
+    )
     caption = f"Points of recall gained (+) or lost (−) beside {section.baseline.name}, mean over seeds; {which}."
     return Drawing("per-class", "Change by class", caption, figure, wide=True)
 
@@ -145,9 +147,7 @@ def _reliability(section: Section) -> Drawing:
         axes.plot(bins.confidence[there], bins.accuracy[there], label=label, markersize=3.5, **look(number))
     axes.set(xlabel="confidence", ylabel="part that comes true", xlim=(0, 1), ylim=(0, 1))
     _legend(figure)
-    caption = (
-        "Confidence and how often it comes true, in 15 bins (arXiv:1706.04599), of all seeds together; dotted: calibrated."
-    )
+    caption = "How often a confidence comes true, in 15 bins (arXiv:1706.04599), all seeds together; dotted: ideal."
     return Drawing("reliability", "Reliability", caption, figure)
 
 
@@ -157,7 +157,8 @@ def _confusions(section: Section) -> Iterator[Drawing]:
         picture = figures.confusions(counts, _classes(section))
         name = "confusion-best" if method is section.best else "confusion-baseline"
         seeds = f", mean over {len(method.judged)} seeds" if len(method.judged) > 1 else ""
-        yield Drawing(name, f"Confusion: {method.name}", f"Examples of each class by what they are taken for{seeds}.", picture)
+        caption = f"Examples of each class by what they are taken for{seeds}."
+        yield Drawing(name, f"Confusion: {method.name}", caption, picture)
 
 
 def _figure(section: Section, entries: int) -> tuple[Any, "Axes"]:
@@ -171,9 +172,7 @@ def _legend(figure: Any) -> None:
     figure.legend(loc="outside lower left", ncols=1, borderaxespad=0.2, labelspacing=0.25)
 
 
-def _point(
-    section: Section, axes: "Axes", x: float, method: Method, number: int, label: str | None = None
-) -> None:
+def _point(section: Section, axes: "Axes", x: float, method: Method, number: int, label: str | None = None) -> None:
     """A method's mean over its cost, with its interval."""
     mean, low, high = (section.scale.shown(value) for value in (method.mean, method.low, method.high))
     told = _short(method.name, 44) if label is None else label

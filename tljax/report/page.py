@@ -88,14 +88,14 @@ def _section(key: str, section: Section, drawn: Sequence[Drawing]) -> dict[str, 
 def _method(section: Section, number: int, method: Method) -> dict[str, Any]:
     texts, against = tables.row(section, method)[_NAMED:], method.against
     nothing = float("-inf")
-    keys = [method.mean, method.low]
+    keys = [round(method.mean, 12), round(method.low, 12)]  # what is equal but for rounding keeps its place
     if section.baseline is not None:
         keys += [against.difference, against.adjusted] if against else [nothing, 2.0]
     keys += [method.cost("trainable_params"), method.cost("step_flops"), method.cost("step_share_of_full")]
     cells = [Cell(text, key) for text, key in zip(texts, [*keys, method.seconds], strict=True)]
     if len(section.methods) > 1:
         mark = "best" if method.best else "tied" if method.tied else ""
-        cells[0] = Cell(texts[0], method.mean, mark)
+        cells[0] = Cell(texts[0], keys[0], mark)
     return {
         "name": method.name,
         "setting": method.setting.words,
@@ -118,9 +118,7 @@ def _tried(section: Section, number: int, setting: Setting) -> dict[str, Any]:
     }
 
 
-def _group(
-    section: Section, number: int, method: Method | LeftOut, differing: Sequence[str]
-) -> dict[str, Any]:
+def _group(section: Section, number: int, method: Method | LeftOut, differing: Sequence[str]) -> dict[str, Any]:
     """A method's runs, as the appendix lists them."""
     runs = []
     for setting in method.settings:
@@ -148,4 +146,3 @@ def _differing(runs: Sequence[Run]) -> list[str]:
     given = [run.given for run in runs]
     keys = dict.fromkeys(key for one in given for key in one)
     return [key for key in keys if len({repr(one.get(key)) for one in given}) > 1]
-

@@ -20,8 +20,8 @@ def protocol(section: Section) -> list[str]:
         most = f"up to {max(tried)}" if min(tried) < max(tried) else f"{max(tried)}"
         validation = next(run.experiment.task.validation for run in section.runs if run.experiment.task.validation)
         told.append(
-            f"Of the {most} settings of each method, the one with the best mean {by} over seeds on the validation split "
-            f"({validation}) was chosen; no other split was used for it."
+            f"Of the {most} settings of each method, the one with the best mean {by} over seeds on the validation "
+            f"split ({validation}) was chosen; no other split was used for it."
         )
     chosen = sum(len(method.runs) for method in section.methods)
     examples = f"{counted(section.count, 'example')} ({getattr(task, split)})"
@@ -46,7 +46,8 @@ def reading(section: Section) -> list[str]:
         "replacement (the Multi-Bootstrap, arXiv:2106.16163)."
     )
     if several and min(seeds) < _FEW:
-        told.append(f"So few seeds ({min(seeds)}) say little about others: where they differ much, such an interval is too narrow.")
+        few = f"So few seeds ({min(seeds)}) say little about others"
+        told.append(f"{few}: where they differ much, such an interval is too narrow.")
     if section.baseline is not None:
         told += _comparisons(section)
     told.append(
@@ -69,8 +70,8 @@ def _comparisons(section: Section) -> list[str]:
     ]
     direction = "lowest" if section.scale.less_is_better else "highest"
     told.append(
-        f"Bold is the {direction} mean; ≈ marks means that are not told from it: by the same test against the best, p is "
-        f"{LEVEL:g} or more, or the digits shown are the same."
+        f"Bold is the {direction} mean; ≈ marks means that are not told from it: by the same test against the best, p "
+        f"is {LEVEL:g} or more, or the digits shown are the same."
     )
     return told
 

@@ -68,7 +68,7 @@ class Run:
         """The command that evaluates it."""
         return f"python -m tljax evaluate --workdir={shlex.quote(self.name)} --split={split}"
 
-    @property
+    @cached_property
     def given(self) -> dict[str, Any]:
         """The values that its config has otherwise than by default, by dotted key; what changes no number left out."""
         mine, plain = (flatten_dict(to_dict(one), sep=".") for one in (self.experiment, Experiment()))

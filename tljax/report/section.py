@@ -1,4 +1,4 @@
-"""What a report says of a data set: of each method what was tried, what was chosen, how good it is, and against what."""
+"""What a report says of a data set: of each method what was tried and chosen, how good it is, and against what."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

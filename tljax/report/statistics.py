@@ -2,7 +2,7 @@
 
 A method is as many runs as seeds, each judged on the same examples: two things that could have come out otherwise. The
 bootstrap here resamples both, seeds and examples, each with replacement and independently of the other: the
-Multi-Bootstrap of Sellam et al. (2106.16163), Owen's pigeonhole bootstrap (0712.1111). With one seed, what is left is the
+Multi-Bootstrap of Sellam et al. (2106.16163), Owen's pigeonhole bootstrap (0712.1111). With one seed it is the
 bootstrap over examples, and says nothing of other seeds.
 """
 
@@ -62,9 +62,7 @@ def interval(draws: Float[np.ndarray, " draws"]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap_test(
-    differences: Float[np.ndarray, " seeds"], resampled: Float[np.ndarray, "seeds draws"]
-) -> Comparison:
+def bootstrap_test(differences: Float[np.ndarray, " seeds"], resampled: Float[np.ndarray, "seeds draws"]) -> Comparison:
     """A paired bootstrap: runs of one seed are compared on the same examples.
 
     p is twice the smaller part of draws on one side of 0, those at 0 being on both; with the sample itself as one more

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 INK, GRID = "#1f2328", "#d8dee4"
-# After Okabe and Ito (2008), without the yellow, and the lighter ones darker: all are seen on white. The page has others
-# of the same hues for a dark background.
+# After Okabe and Ito (2008), without the yellow; the lighter ones are darker, to be seen on white. On a dark background
+# the page has others of the same hues.
 COLOURS = ("#0072b2", "#c44e00", "#00835f", "#b0588f", "#b27700", "#57606a")
 MARKERS, GLYPHS = "os^Dv", "●■▲◆▼"  # as matplotlib and text have them; with the colours 30 that are all different
 
@@ -78,14 +78,16 @@ def inline(drawing: Drawing, name: str) -> str:
         name: begins each of its ids, which are the page's; `NAME-title` is that of its title there.
     """
     written = io.StringIO()
-    drawing.figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    drawing.figure.savefig(
+        written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     text = written.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
     text = re.sub(r"'DejaVu Sans'|DejaVu Sans", "var(--sans)", text)
-    for colour, name in ((INK, "ink"), (GRID, "grid"), *((one, f"series-{i}") for i, one in enumerate(COLOURS))):
-        text = text.replace(colour, f"var(--{name})")
+    for colour, role in ((INK, "ink"), (GRID, "grid"), *((one, f"series-{i}") for i, one in enumerate(COLOURS))):
+        text = text.replace(colour, f"var(--{role})")
     text = _own_names(text, name)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()
     head = f'<svg role="img" aria-labelledby="{name}-title" viewBox="0 0 {width} {height}">'
