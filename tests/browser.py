@@ -122,7 +122,7 @@ def chromium() -> Iterator[Page]:
     """An empty page in a browser of its own, which has no history and ends with it."""
     theirs_read, write = os.pipe()
     read, theirs_write = os.pipe()
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         flags = [*_FLAGS, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
         # The browser reads at 3 and writes at 4.
         script = f'exec "$@" 3<&{theirs_read} 4>&{theirs_write}'

@@ -71,8 +71,8 @@ def confusions(counts: Num[np.ndarray, "classes classes"], classes: Sequence[str
     from matplotlib.figure import Figure
 
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 4 + 0.3 * min(len(classes), _NAMED)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    side = 3 + 0.3 * min(len(classes), _NAMED)
+    figure = Figure(figsize=(side + 0.5, side), layout="constrained")
     axes = figure.subplots()
     # The root shows a few per cent, which is what the cells beside the diagonal hold.
     shades = LinearSegmentedColormap.from_list("shades", [(_BLUE, 0.0), (_BLUE, 1.0)])
@@ -89,11 +89,12 @@ def confusions(counts: Num[np.ndarray, "classes classes"], classes: Sequence[str
     if len(classes) <= _COUNTED:
         for (row, column), count in np.ndenumerate(counts):
             if count:
-                colour = "white" if parts[row, column] > 0.3 else rcParams["text.color"]
-                told = f"{count:.3g}" if count % 1 else f"{int(count)}"
+                colour = "white" if parts[row, column] > 0.5 else rcParams["text.color"]
+                told = f"{count:.1f}" if count % 1 and count < 10 else f"{count:.0f}"
                 axes.text(column + 0.5, row + 0.5, told, ha="center", va="center", color=colour, fontsize=8)
-    axes.set_title(f"{np.trace(counts):,.8g} of {counts.sum():,.8g} right")
-    figure.colorbar(image, label="part of the label's examples", shrink=0.8)
+    axes.set_title(f"{np.trace(counts):,.0f} of {counts.sum():,.0f} right")
+    if len(classes) > _COUNTED:
+        figure.colorbar(image, label="part of the label's examples", shrink=0.8)
     return figure
 
 

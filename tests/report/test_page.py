@@ -83,12 +83,12 @@ def test_nothing_is_wider_than_the_window(browser, page, width):
 
 def test_a_number_leads_to_its_runs(browser, page):
     browser.open(page)
-    browser.value(f"{FIRST}.tBodies[0].rows[1].cells[2].querySelector('a').click()")
+    browser.value(f"{FIRST}.tBodies[0].rows[1].cells[9].querySelector('a').click()")
     number = browser.value("location.hash.slice(1)")
     assert browser.value(f"new Promise(done => setTimeout(() => done(document.getElementById('{number}').open), 100))")
     told = browser.value(f"document.getElementById('{number}').innerText")
     assert "last_k" in told and "--config.tuning.strategy=last_k" in told and "seed 0" in told
-    browser.value(f"{FIRST}.tBodies[0].rows[1].cells[3].querySelector('a').click()")
+    browser.value(f"{FIRST}.tBodies[0].rows[1].cells[1].querySelector('a').click()")
     heading = "document.getElementById(location.hash.slice(1)).querySelector('h4').textContent"
     assert browser.value(heading) == "last_k"
 

@@ -68,11 +68,11 @@ def _write(path: epath.Path, content: str | bytes) -> None:
 
 
 def _show(one: Section) -> None:
-    shown = 7 if one.baseline else 5  # what it costs is in the files
+    shown = 5 if one.baseline else 3  # what it costs is in the files
     rows = [tables.row(one, method)[:shown] for method in one.methods]
     for cells, method in zip(rows, one.methods, strict=True):
-        cells[3] += " *" if method.best and len(rows) > 1 else " ≈" if method.tied else ""
-    title = f"{one.title} (* best, ≈ not told from it)" if len(rows) > 1 else one.title
+        cells[1] += " *" if method.best and len(rows) > 1 else " ≈" if method.tied else ""
+    title = f"{one.title} (* best, ≈ not significantly worse)" if len(rows) > 1 else one.title
     console.table(title, tables.columns(one)[:shown], rows)
     for left in one.left_out:
         console.console.print(f"not in the table: {left.name}: {left.reason}", markup=False)

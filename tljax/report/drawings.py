@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SHOWN = 20  # classes whose change is drawn
-_CONFUSED = 40  # classes up to which a confusion matrix can be read
+_CELLS = 12  # classes up to which what has a cell for each fits half of a page
+_CONFUSED = 40  # and up to which a confusion matrix fits a whole one
 
 
 def drawings(section: Section) -> Iterator[Drawing]:
@@ -24,11 +25,12 @@ def drawings(section: Section) -> Iterator[Drawing]:
     yield from _costs(section)
     yield from _efficiency(section)
     yield from _learning(section)
-    if section.baseline is not None and section.methods[0].judged[0].confused is not None:
-        yield _per_class(section)
-    if section.methods[0].judged[0].bins is not None:
+    one = section.methods[0].judged[0]
+    if one.bins is not None:
         yield _reliability(section)
-    if section.methods[0].judged[0].confused is not None and len(_classes(section)) <= _CONFUSED:
+    if one.confused is not None and section.baseline is not None:
+        yield _per_class(section)
+    if one.confused is not None and len(_classes(section)) <= _CONFUSED:
         yield from _confusions(section)
 
 
@@ -56,7 +58,8 @@ def _costs(section: Section) -> Iterator[Drawing]:
         _cost_axis(axes, spent)
         _legend(figure)
         caption = "The dotted line joins those that no other beats at no more cost (Pareto front); bars: 95% intervals."
-        yield Drawing(f"{name}", f"{section.scale.metric.replace('_', ' ')} against {label}", caption, figure)
+        told = section.scale.metric.replace("_", " ").capitalize()
+        yield Drawing(name, f"{told} against {label}", caption, figure)
 
 
 def _efficiency(section: Section) -> Iterator[Drawing]:
@@ -121,7 +124,7 @@ def _per_class(section: Section) -> Drawing:
     axes.pcolormesh(changes, cmap=shades, vmin=-bound, vmax=bound, edgecolors=GRID, linewidth=0.5)
     for (row, column), change in np.ndenumerate(changes):
         if not np.isnan(change):
-            colour = "white" if abs(change) > 0.6 * bound else INK
+            colour = "white" if abs(change) > 0.75 * bound else INK
             told = f"{change:+.0f}".replace("-", "−")
             axes.text(column + 0.5, row + 0.5, told, ha="center", va="center", color=colour, fontsize=7.5)
     axes.set_xticks(np.arange(len(names)) + 0.5, [_short(name) for name in names], rotation=90 if _long(names) else 0)
@@ -134,7 +137,7 @@ def _per_class(section: Section) -> Drawing:
         f"the {len(names)} of {len(classes)} classes that change most" if len(classes) > len(names) else "each class"
     )
     caption = f"Points of recall gained (+) or lost (−) beside {section.baseline.name}, mean over seeds; {which}."
-    return Drawing("per-class", "Change by class", caption, figure, wide=True)
+    return Drawing("per-class", "Change by class", caption, figure, "half" if len(names) <= _CELLS else "full")
 
 
 def _reliability(section: Section) -> Drawing:
@@ -158,7 +161,7 @@ def _confusions(section: Section) -> Iterator[Drawing]:
         name = "confusion-best" if method is section.best else "confusion-baseline"
         seeds = f", mean over {len(method.judged)} seeds" if len(method.judged) > 1 else ""
         caption = f"Examples of each class by what they are taken for{seeds}."
-        yield Drawing(name, f"Confusion: {method.name}", caption, picture)
+        yield Drawing(name, f"Confusion: {method.name}", caption, picture, "half" if len(counts) <= _CELLS else "full")
 
 
 def _figure(section: Section, entries: int) -> tuple[Any, "Axes"]:

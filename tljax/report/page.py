@@ -11,8 +11,6 @@ from tljax.report.section import LeftOut, Method, Section, Setting
 from tljax.report.statistics import mean_and_deviation
 from tljax.report.style import COLOURS, GLYPHS, Drawing, inline
 
-_NAMED = 3  # columns of the table of methods that the page makes by itself: name, setting, seeds
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -86,7 +84,7 @@ def _section(key: str, section: Section, drawn: Sequence[Drawing]) -> dict[str, 
 
 
 def _method(section: Section, number: int, method: Method) -> dict[str, Any]:
-    texts, against = tables.row(section, method)[_NAMED:], method.against
+    texts, against = tables.row(section, method)[1:-2], method.against  # name, seeds and setting are the template's
     nothing = float("-inf")
     keys = [round(method.mean, 12), round(method.low, 12)]  # what is equal but for rounding keeps its place
     if section.baseline is not None:

@@ -51,8 +51,8 @@ def reading(section: Section) -> list[str]:
     if section.baseline is not None:
         told += _comparisons(section)
     told.append(
-        "Parameters that train, and the FLOPs of a training step beside those of full fine-tuning, are counted in the "
-        "compiled program; time is a run's wall time, its evaluations included, and its share of what runs shared."
+        "Trainable counts parameters; GFLOP are those of a training step, from the compiled program, and beside those "
+        "of full fine-tuning; time is a run's wall time with its evaluations, and its share of what runs shared."
     )
     return told
 
@@ -70,7 +70,7 @@ def _comparisons(section: Section) -> list[str]:
     ]
     direction = "lowest" if section.scale.less_is_better else "highest"
     told.append(
-        f"Bold is the {direction} mean; ≈ marks means that are not told from it: by the same test against the best, p "
+        f"Bold is the {direction} mean; ≈ marks what is not significantly worse: against the best, the same test's p "
         f"is {LEVEL:g} or more, or the digits shown are the same."
     )
     return told
@@ -90,5 +90,5 @@ def finding(section: Section) -> str:
         against = scale.text(best.against.difference, sign=True)
         told += f": {against} beside {section.baseline.name} (p {p if p.startswith('<') else f'= {p}'})"
     tied = [method.name for method in section.methods if method.tied]
-    told += f". Not told from it: {'; '.join(tied)}." if tied else ". It is told from all others."
+    told += f". Not significantly worse: {'; '.join(tied)}." if tied else ". All others are significantly worse."
     return told

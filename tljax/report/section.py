@@ -67,8 +67,8 @@ class Method:
         low, high: the 95% interval over examples and seeds.
         against: its comparison with the baseline; None of the baseline.
         best: whether no other has a better mean; of equal ones the first.
-        tied: whether it is not told from the best: the test finds no difference after Holm's correction, or the digits
-            shown are the same.
+        tied: whether it is not significantly worse than the best: the test finds no difference after Holm's correction,
+            or the digits shown are the same.
     """
 
     name: str

@@ -50,14 +50,14 @@ class Drawing:
         name: of its file, without what is after the dot.
         title, caption: in words.
         figure: matplotlib's.
-        wide: whether it needs the whole width of the page.
+        span: the part of the page's width that it needs: `third`, `half` or `full`.
     """
 
     name: str
     title: str
     caption: str
     figure: Any
-    wide: bool = False
+    span: str = "third"
 
 
 @contextmanager
@@ -90,7 +90,8 @@ def inline(drawing: Drawing, name: str) -> str:
         text = text.replace(colour, f"var(--{role})")
     text = _own_names(text, name)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()
-    head = f'<svg role="img" aria-labelledby="{name}-title" viewBox="0 0 {width} {height}">'
+    size = f"max-width: {4 / 3 * float(width):.0f}px"  # as large as it was drawn, and smaller where there is less room
+    head = f'<svg role="img" aria-labelledby="{name}-title" viewBox="0 0 {width} {height}" style="{size}">'
     return re.sub(r"<svg[^>]*>", head, text, count=1).rstrip()
 
 

@@ -11,30 +11,23 @@ from tljax.report.section import Method, Section
 if TYPE_CHECKING:
     import pandas as pd
 
-_NAMED = 2  # columns that hold names; the others hold numbers
-
 
 def columns(section: Section) -> list[str]:
-    """The heads of a table for people."""
+    """The heads of a table for people: the first and the last column hold names, the others numbers."""
+    compared = ["difference", "p"] if section.baseline else []
+    costs = ["trainable", "GFLOP", "÷ full", "time, s"]
     title = f"{section.options.split} {section.scale.title}"
-    costs = ["trainable", "GFLOP / step", "÷ full", "time, s"]
-    if section.baseline is None:
-        return ["method", "setting", "seeds", title, "95% interval", *costs]
-    return ["method", "setting", "seeds", title, "95% interval", "difference", "p", *costs]
+    return ["method", title, "95% interval", *compared, *costs, "seeds", "setting"]
 
 
 def row(section: Section, method: Method) -> list[str]:
     """A method's cells under `columns`, none of them marked."""
     scale, against = section.scale, method.against
-    compared = []
+    compared = [NOTHING, NOTHING] if section.baseline else []
     if against:
         compared = [scale.text(against.difference, sign=True), probability(against.adjusted)]
-    elif section.baseline is not None:
-        compared = [NOTHING, NOTHING]
     return [
         method.name,
-        method.setting.words or NOTHING,
-        str(len(method.runs)),
         scale.spread(method.mean, method.deviation),
         scale.interval(method.low, method.high),
         *compared,
@@ -42,6 +35,8 @@ def row(section: Section, method: Method) -> list[str]:
         f"{method.cost('step_flops') / 1e9:.4g}",
         f"{method.cost('step_share_of_full'):.2f}",
         seconds(method.seconds),
+        str(len(method.runs)),
+        method.setting.words or NOTHING,
     ]
 
 
@@ -51,7 +46,7 @@ def markdown(sections: Sequence[Section]) -> str:
     for section in sections:
         heads = columns(section)
         rows = _marked(section, lambda text: f"**{text}**", lambda text: f"{text} ≈")
-        align = ["---"] * _NAMED + ["---:"] * (len(heads) - _NAMED)
+        align = ["---", *["---:"] * (len(heads) - 2), "---"]
         lines = [_line(heads), _line(align), *map(_line, rows)]
         notes = " ".join([*prose.protocol(section), *prose.reading(section)])
         parts.append(f"## {section.title}\n\n" + "\n".join(lines) + f"\n\n{notes}\n")
@@ -66,10 +61,10 @@ def latex(sections: Sequence[Section]) -> str:
     for section in sections:
         heads = columns(section)
         rows = _marked(section, lambda text: rf"\textbf{{{text}}}", lambda text: rf"\underline{{{text}}}")
-        frame = pd.DataFrame([[*cells[:_NAMED], *map(_in_latex, cells[_NAMED:])] for cells in rows], columns=heads)
-        style = frame.style.hide(axis="index").format(escape="latex", subset=heads[:_NAMED])
+        frame = pd.DataFrame([[cells[0], *map(_in_latex, cells[1:-1]), cells[-1]] for cells in rows], columns=heads)
+        style = frame.style.hide(axis="index").format(escape="latex", subset=[heads[0], heads[-1]])
         style = style.format_index(_head_in_latex, axis="columns")
-        layout = "l" * _NAMED + "r" * (len(heads) - _NAMED)
+        layout = f"l{'r' * (len(heads) - 2)}l"
         notes = "".join(f"% {note}\n" for note in [*prose.protocol(section), *prose.reading(section)])
         parts.append(f"% {section.title}\n{notes}" + style.to_latex(hrules=True, column_format=layout))
     return "\n".join(parts)
@@ -145,12 +140,12 @@ def _cost(of: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def _marked(section: Section, best: Callable[[str], str], tied: Callable[[str], str]) -> list[list[str]]:
-    """The rows, the best mean and those that are not told from it marked; a single method is not the best of any."""
+    """The rows, the best mean and those not significantly worse marked; a single method is not the best of any."""
     found = []
     for method in section.methods:
         cells = row(section, method)
         mark = best if method.best and len(section.methods) > 1 else tied if method.tied else str
-        cells[_NAMED + 1] = mark(cells[_NAMED + 1])
+        cells[1] = mark(cells[1])
         found.append(cells)
     return found
 
