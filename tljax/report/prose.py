@@ -61,7 +61,7 @@ def _comparisons(section: Section) -> list[str]:
     options, number = section.options, len(section.methods) - 1
     test = {
         "bootstrap": "is twice the smaller part of these resamples on one side of no difference",
-        "t": "is Student's paired t-test over seeds, which holds for these examples",
+        "t": "is Student's paired t-test over seeds, which takes these examples as given,",
         "mcnemar": "is McNemar's exact test over examples",
     }[options.test]
     told = [
