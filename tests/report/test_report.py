@@ -1,18 +1,17 @@
 """What a report says of runs, against numpy by hand, and what it chooses."""
 
-import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from tests import configs_sweep
+from tests.conftest import tljax
 from tests.report import made
 from tests.report.conftest import ACCURACIES
 from tests.report.made import compared
-from tljax import sweep
-from tljax.config import Experiment
 from tljax.errors import InputError
 from tljax.report import curves
 
@@ -183,6 +182,7 @@ def test_other_problems(tmp_path, problem):
         assert found.best.mean == pytest.approx(0.9 * 0.1 + 0.1 * 0.5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_five_hundred_runs(tmp_path):
     right = {split: made.hits(0.8, count) for split, count in made.COUNTS.items()}
     for number in range(500):
@@ -195,18 +195,20 @@ def test_five_hundred_runs(tmp_path):
     assert len(found.runs) == 500 and len(found.methods) == 25
 
 
-def test_a_real_sweep_ends_in_a_report(shapes, lively_weights, tmp_path, monkeypatch):
-    monkeypatch.setenv("TLJAX_TEST_FOLDER", str(shapes))
-    monkeypatch.setenv("TLJAX_TEST_WEIGHTS", str(lively_weights))
-    config = configs_sweep.get_config("pretrained")
-    config.task.update(crop="centre", augment=())
-    points = sweep.points(Experiment.from_config(config), configs_sweep.sweep(), tmp_path / "runs")
-    assert sweep.sweep(points) == []
-    (found,) = compared(tmp_path / "runs", tmp_path / "out")
-    assert [method.name for method in found.methods] == ["linear_probe", "last_k, k=1", "last_k, k=2"]
-    assert [len(method.settings) for method in found.methods] == [2, 1, 1]
-    for method in found.methods:
-        for run, judged in zip(method.runs, method.judged, strict=True):
-            assert run.metrics("test")["accuracy"] == judged.value
-    table = pd.read_csv(io.BytesIO((tmp_path / "out" / "methods.csv").read_bytes()))
-    assert table["seeds"].astype(str).tolist() == ["0 1", "0", "0"]
+@pytest.mark.slow
+def test_a_real_sweep_ends_in_a_report(shapes, lively_weights, tmp_path):
+    where = {"TLJAX_TEST_FOLDER": str(shapes), "TLJAX_TEST_WEIGHTS": str(lively_weights)}
+    keys = ("--config.task.crop=centre", "--config.task.augment=()")
+    tljax("sweep", "--config=tests/configs_sweep.py:pretrained", f"--root={tmp_path / 'runs'}", *keys, **where)
+    told = tljax("report", tmp_path / "runs", f"--out={tmp_path / 'out'}", "--figures=pdf").stdout
+    assert f"6 runs: {tmp_path / 'out'}/report.html" in told
+    table = pd.read_csv(tmp_path / "out" / "methods.csv", dtype={"seeds": str})
+    assert table["method"].tolist() == ["linear_probe", "last_k, k=1", "last_k, k=2"]
+    assert table["settings_tried"].tolist() == [2, 1, 1] and table["seeds"].tolist() == ["0 1", "0", "0"]
+    runs = pd.read_csv(tmp_path / "out" / "runs.csv")
+    for _, row in table.iterrows():
+        chosen = runs[(runs["method"] == row["method"]) & runs["chosen"]]
+        assert row["mean"] == pytest.approx(chosen["test_accuracy"].mean())
+        results = [json.loads((Path(workdir) / "result.json").read_text()) for workdir in chosen["workdir"]]
+        assert chosen["test_accuracy"].tolist() == [result["splits"]["test"]["accuracy"] for result in results]
+    assert (tmp_path / "out" / "figures" / "parameters.pdf").stat().st_size > 5000

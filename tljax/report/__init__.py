@@ -84,12 +84,14 @@ def _show(one: Section) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m tljax report", description=__doc__)
     parser.add_argument("folders", nargs="+", metavar="DIR", help="of runs, at any depth below; or a run's workdir")
-    told = "required: a folder for report.html, methods.md, .tex and .csv (a row each), and runs.csv (a row each)"
+    told = (
+        "required: a folder for report.html, methods.md, .tex, .csv (a row per method) and runs.csv (a row per run)"
+    )
     parser.add_argument("--out", required=True, help=told)
     told = "the method that the others are compared with, by its name in the table; the first by default"
     parser.add_argument("--baseline", default="", metavar="NAME", help=told)
-    told = "sections of a config in which the settings of one method differ (default: optim); repeatable"
-    parser.add_argument("--tuned", action="append", metavar="SECTION", help=told)
+    told = "sections of a config, with commas between, in which the settings of one method differ (default: optim)"
+    parser.add_argument("--tuned", default=",".join(selection.TUNED), metavar="SECTIONS", help=told)
     parser.add_argument("--metric", default="", help="of result.json; by default the one that the problem is judged by")
     parser.add_argument("--split", default="test", choices=("test", "validation"), help="that methods are compared on")
     told = "of a difference: paired bootstrap, paired t-test over seeds, or McNemar's (of single seeds)"
@@ -109,7 +111,7 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     if options.resamples < 100:
         raise InputError(f"--resamples={options.resamples} are too few for an interval of 95%: give 100 or more")
-    tuned = tuple(options.tuned or selection.TUNED)
+    tuned = tuple(options.tuned.split(","))
     asked = Options(options.split, options.metric, tuned, options.baseline, options.test, options.resamples)
     command = shlex.join(["python", "-m", "tljax", "report", *arguments])
     found, unfinished = report(options.folders, options.out, asked, options.figures, command)
