@@ -64,7 +64,7 @@ def test_a_runs_command_says_all_of_it(tmp_path):
     made.TRAINABLE["phases"] = 5
     made.leave(tmp_path / "run", tried, {"test": made.hits(0.8, 200)})
     ((run,), _) = read([str(tmp_path / "run")])
-    words = shlex.split(run.command)
+    words = shlex.split(" ".join(run.command))
     assert words[:4] == ["python", "-m", "tljax", "train"] and words[5] == "--workdir=runs/again"
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir")

@@ -47,7 +47,7 @@ def test_a_setting_is_chosen_by_validation_alone(runs, tmp_path):
         np.testing.assert_allclose(method.settings[0].validation, [0.5] * 3)
     text = (tmp_path / "methods.md").read_text()
     assert "18 finished runs of 3 methods in 6 settings." in text
-    assert "Of the 2 settings of each method, the one with the best mean accuracy" in text
+    assert "Of each method's settings (2), the one with the best mean accuracy" in text
     assert "(train[100:140]) was chosen; no other split" in text
     assert "Compared are the 9 runs of these settings, on the test split of 200 examples (test)." in text
     assert "The test split was looked at for no run that was not chosen." in text

@@ -84,9 +84,7 @@ def _show(one: Section) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m tljax report", description=__doc__)
     parser.add_argument("folders", nargs="+", metavar="DIR", help="of runs, at any depth below; or a run's workdir")
-    told = (
-        "required: a folder for report.html, methods.md, .tex, .csv (a row per method) and runs.csv (a row per run)"
-    )
+    told = "required: a folder for report.html, methods.md, .tex, .csv (a row per method) and runs.csv (a row per run)"
     parser.add_argument("--out", required=True, help=told)
     told = "the method that the others are compared with, by its name in the table; the first by default"
     parser.add_argument("--baseline", default="", metavar="NAME", help=told)

@@ -126,14 +126,14 @@ def _group(section: Section, number: int, method: Method | LeftOut, differing: S
                 found = run.metrics(split)
                 if found and (split, scale.metric) not in [(one, metric) for one, metric, _ in scores]:
                     scores.append((split, scale.metric, f"{scale.title}: {scale.text(found[scale.metric])}"))
-            given = run.given
             runs.append(
                 {
                     "run": run,
                     "setting": setting,
                     "scores": [f"{split} {text}" for split, _, text in scores],
-                    "differs": {key: given.get(key, "default") for key in differing},
+                    "differs": {key: run.values[key] for key in differing},
                     "peeked": run in section.peeked,
+                    "command": " \\\n  ".join([" ".join(run.command[:4]), *run.command[4:]]),
                 }
             )
     return {"number": number, "name": method.name, "runs": runs}
@@ -141,6 +141,4 @@ def _group(section: Section, number: int, method: Method | LeftOut, differing: S
 
 def _differing(runs: Sequence[Run]) -> list[str]:
     """The keys of which runs have different values."""
-    given = [run.given for run in runs]
-    keys = dict.fromkeys(key for one in given for key in one)
-    return [key for key in keys if len({repr(one.get(key)) for one in given}) > 1]
+    return [key for key in runs[0].values if len({repr(run.values.get(key)) for run in runs}) > 1]

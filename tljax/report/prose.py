@@ -20,7 +20,7 @@ def protocol(section: Section) -> list[str]:
         most = f"up to {max(tried)}" if min(tried) < max(tried) else f"{max(tried)}"
         validation = next(run.experiment.task.validation for run in section.runs if run.experiment.task.validation)
         told.append(
-            f"Of the {most} settings of each method, the one with the best mean {by} over seeds on the validation "
+            f"Of each method's settings ({most}), the one with the best mean {by} over seeds on the validation "
             f"split ({validation}) was chosen; no other split was used for it."
         )
     chosen = sum(len(method.runs) for method in section.methods)

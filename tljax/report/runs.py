@@ -69,17 +69,23 @@ class Run:
         return f"python -m tljax evaluate --workdir={shlex.quote(self.name)} --split={split}"
 
     @cached_property
-    def given(self) -> dict[str, Any]:
-        """The values that its config has otherwise than by default, by dotted key; what changes no number left out."""
-        mine, plain = (flatten_dict(to_dict(one), sep=".") for one in (self.experiment, Experiment()))
-        return {key: value for key, value in mine.items() if value != plain[key] and not key.startswith(_FREE)}
+    def values(self) -> dict[str, Any]:
+        """All values of its config, by dotted key."""
+        return flatten_dict(to_dict(self.experiment), sep=".")
 
     @property
-    def command(self) -> str:
-        """The command line that trains it anew, by itself, in another workdir."""
-        keys = [f"--config.{key}={value}" for key, value in self.given.items()]
-        words = ["python", "-m", "tljax", "train", "--config=configs/default.py", "--workdir=runs/again", *keys]
-        return shlex.join(words)
+    def command(self) -> list[str]:
+        """The words of the command that trains it anew, by itself, in another workdir."""
+        plain = flatten_dict(to_dict(Experiment()), sep=".")
+        given = [key for key, value in self.values.items() if value != plain[key] and not key.startswith(_FREE)]
+        keys = [shlex.quote(f"--config.{key}={self.values[key]}") for key in given]
+        return ["python", "-m", "tljax", "train", "--config=configs/default.py", "--workdir=runs/again", *keys]
+
+    @property
+    def started_by(self) -> str:
+        """The command that made it, without the path of its Python; empty if it did not come from a command line."""
+        _, program, rest = (self.origin["command"] or "").partition(" -m tljax ")
+        return f"python{program}{rest}" if program else ""
 
     @cached_property
     def _evaluated(self) -> dict[str, Any]:

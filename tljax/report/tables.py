@@ -99,7 +99,11 @@ def runs(sections: Sequence[Section]) -> "pd.DataFrame":
                         "chosen": setting.chosen,
                     }
                     spent = {key: run.result[key] for key in ("steps", "wall_seconds", "input_seconds")}
-                    origin = {"workdir": run.name, "git_commit": run.origin["git_commit"], "command": run.command}
+                    origin = {
+                        "workdir": run.name,
+                        "git_commit": run.origin["git_commit"],
+                        "command": " ".join(run.command),
+                    }
                     found.append(told | measured | _cost(run.result["cost"].get) | spent | origin)
     return pd.DataFrame(found)
 
