@@ -36,8 +36,8 @@ def test_what_is_drawn_is_what_was_counted(tmp_path, monkeypatch):
     figures.confusion(tmp_path, logits, labels, ["a", "b", "c"])
     counts = figures.confused(logits, labels)
     axes = drawn[0].axes[0]
-    np.testing.assert_allclose(axes.images[0].get_array(), counts / counts.sum(axis=1, keepdims=True))
-    assert [text.get_text() for text in axes.texts] == [str(count) for count in counts.ravel()]
+    np.testing.assert_allclose(axes.collections[0].get_array(), counts / counts.sum(axis=1, keepdims=True))
+    assert [text.get_text() for text in axes.texts] == [str(count) for count in counts.ravel() if count]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b", "c"]
     figures.reliability(tmp_path, logits, labels)
     bins = figures.scores.calibration(logits, labels)

@@ -65,6 +65,11 @@ MAY_IMPORT = {
         *("checkpoint", "config", "console", "evaluation", "flags", "metrics", "overrides", "predictions"),
         *("run", "storage", "workdir"),
     },
+    "selection": {"config", "fields", "metrics"},
+    "report": {
+        *("bootstrap", "config", "console", "evaluation", "fields", "figures", "metrics", "predictions", "resolve"),
+        *("scores", "selection", "storage", "workdir"),
+    },
     "formats": set(),
     "predict": {"config", "console", "data", "formats", "run", "sharding", "workdir"},
     "inspect": {"config", "data", "features", "flags", "inputs", "lr_find", "memory", "plan", "resolve", "run"},

@@ -12,7 +12,7 @@ from filelock import FileLock
 from tests.conftest import ROOT
 from tljax import compiled
 
-VERBS = ("train", "evaluate", "predict", "inspect", "convert")
+VERBS = ("train", "evaluate", "predict", "inspect", "convert", "report")
 # What a single kind of data, weights or output needs is loaded where that is met.
 RARE = {"sklearn", "matplotlib", "pandas", "tensorflow", "tensorflow_datasets", "onnx", "datasets", "torch"}
 RARE |= {"tensorboardX", "huggingface_hub"}

@@ -10,6 +10,7 @@ VERBS = {
     "evaluate": "a split's metrics from a run's checkpoint",
     "predict": "class names and probabilities for images or texts",
     "sweep": "many runs that differ in some keys; what they share is computed once",
+    "report": "tables, figures and a page from runs: what was chosen, how good it is, how sure that is",
     "inspect": "what a config would train, freeze and cost; trains nothing",
     "convert": "a pretrained checkpoint to an Orbax folder",
 }

@@ -30,7 +30,7 @@ def interval_of_hits(hits: np.ndarray) -> list[float]:
 def intervals(statistics: list[Statistic], count: int) -> dict[str, list[float]]:
     """The 95% percentile interval of each metric over the resamples in which it is defined."""
     drawn: dict[str, list[np.ndarray]] = {}
-    for times in _resamples(count) if statistics else ():
+    for times in resamples(count, _DRAWS) if statistics else ():
         for statistic in statistics:
             for name, values in statistic(times).items():
                 drawn.setdefault(name, []).append(values[~np.isnan(values)])
@@ -38,12 +38,12 @@ def intervals(statistics: list[Statistic], count: int) -> dict[str, list[float]]
     return {name: np.quantile(draws, (0.025, 0.975)).tolist() for name, draws in whole.items() if len(draws)}
 
 
-def _resamples(count: int) -> Iterator[np.ndarray]:
-    """How often each example is in each of 1000 resamples, [count, draws] in blocks of draws."""
+def resamples(count: int, total: int) -> Iterator[np.ndarray]:
+    """How often each example is in each of `total` resamples, [count, draws] in blocks of draws; always the same."""
     rng = np.random.Generator(np.random.PCG64(0))
     step = max(1, _BLOCK // count)
-    for start in range(0, _DRAWS, step):
-        draws = min(step, _DRAWS - start)
+    for start in range(0, total, step):
+        draws = min(step, total - start)
         places = rng.integers(0, count, (draws, count)) + count * np.arange(draws)[:, None]
         times = np.bincount(places.ravel(), minlength=draws * count).reshape(draws, count)
         yield np.ascontiguousarray(times.T, dtype=np.float64)

@@ -57,28 +57,45 @@ def confusion(
     Args:
         path: the file, anywhere that `epath` can write; its folder is made.
     """
-    from matplotlib.colors import PowerNorm
+    _write(confusions(confused(logits, labels), classes), path)
+
+
+def confusions(counts: Num[np.ndarray, "classes classes"], classes: Sequence[str]) -> "Figure":
+    """The picture of a confusion matrix, in matplotlib's current style: it may lie on any background.
+
+    Args:
+        counts: as `confused` gives them, or their mean over runs.
+    """
+    from matplotlib import rcParams
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
     from matplotlib.figure import Figure
 
-    counts = confused(logits, labels)
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 4 + 0.3 * min(len(classes), _NAMED)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    side = 3 + 0.3 * min(len(classes), _NAMED)
+    figure = Figure(figsize=(side + 0.5, side), layout="constrained")
     axes = figure.subplots()
     # The root shows a few per cent, which is what the cells beside the diagonal hold.
-    image = axes.imshow(parts, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    shades = LinearSegmentedColormap.from_list("shades", [(_BLUE, 0.0), (_BLUE, 1.0)])
+    image = axes.pcolormesh(parts, cmap=shades, norm=PowerNorm(0.5, 0, 1))
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    axes.grid(False)
     axes.set(xlabel="predicted", ylabel="label", xticks=[], yticks=[])
     if len(classes) <= _NAMED:
         names = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
-        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)  # a name may have a $
-        axes.set_yticks(range(len(names)), names, parse_math=False)
+        middles = np.arange(len(names)) + 0.5
+        axes.set_xticks(middles, names, rotation=90, parse_math=False)  # a name may have a $
+        axes.set_yticks(middles, names, parse_math=False)
     if len(classes) <= _COUNTED:
         for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if parts[row, column] > 0.4 else "black"
-            axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set_title(f"{np.trace(counts):,} of {counts.sum():,} right")
-    figure.colorbar(image, label="part of the label's examples", shrink=0.8)
-    _write(figure, path)
+            if count:
+                colour = "white" if parts[row, column] > 0.5 else rcParams["text.color"]
+                told = f"{count:.1f}" if count % 1 and count < 10 else f"{count:.0f}"
+                axes.text(column + 0.5, row + 0.5, told, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_title(f"{np.trace(counts):,.0f} of {counts.sum():,.0f} right")
+    if len(classes) > _COUNTED:
+        figure.colorbar(image, label="part of the label's examples", shrink=0.8)
+    return figure
 
 
 def confused(

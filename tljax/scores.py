@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 
 from tljax import bootstrap
 from tljax.bootstrap import Statistic
@@ -86,8 +86,7 @@ def summarise(
             f"the network's output is not finite for {len(broken)} of {len(logits)} examples, the first at index"
             f" {broken[0]}: look at the weights, and at that example's input"
         )
-    judged = {"single_label": _single_label, "multi_label": _multi_label, "regression": _regression}[problem]
-    points, statistics = judged(logits.astype(np.float64), labels, full)
+    points, statistics = _judged(problem, logits, labels, full)
     intervals = bootstrap.intervals(statistics, len(labels))
     found: dict[str, float | int | list[float]] = {}
     for name, value in points.items():
@@ -97,6 +96,28 @@ def summarise(
     return found | {"count": len(labels)}
 
 
+def statistic(
+    problem: str, logits: Float[np.ndarray, "n classes"], labels: Num[np.ndarray, "n ..."], metric: str
+) -> Statistic:
+    """What gives a metric of `summarise`, under its name, of a split of which each example counts so many times.
+
+    Raises:
+        InputError: there is no such metric, or it is one of a ranking, of too many scores to be resampled.
+    """
+    hits = {"single_label": "accuracy", "multi_label": "exact_match"}
+    if metric == hits.get(problem):
+        return bootstrap.means_of({metric: right(logits, labels)})
+    points, statistics = _judged(problem, logits, labels, True)
+    once = np.ones((len(labels), 1))
+    for one in statistics:
+        if metric in one(once):
+            return one
+    if metric in points:
+        raise InputError(f"{metric} of {logits.size:,} scores takes too long to resample: name another metric")
+    known = [name for name, value in points.items() if not isinstance(value, list)]
+    raise InputError(f"no metric {metric!r}; there are: {', '.join(known)}")
+
+
 def calibration(logits: Float[np.ndarray, "n classes"], labels: Num[np.ndarray, "n ..."]) -> Bins:
     """How confidence, the highest probability for labels [n], or each class's for labels [n, classes], comes true."""
     from scipy.special import expit, softmax
@@ -104,6 +125,18 @@ def calibration(logits: Float[np.ndarray, "n classes"], labels: Num[np.ndarray, 
     if labels.ndim == 1:
         return _bins(softmax(logits.astype(np.float64), axis=-1).max(axis=-1), logits.argmax(axis=-1) == labels)
     return _bins(expit(logits.astype(np.float64)), labels)
+
+
+def right(logits: Float[np.ndarray, "n classes"], labels: Num[np.ndarray, "n ..."]) -> Bool[np.ndarray, " n"]:
+    """Which examples are right: the highest logit is the label's, or of labels [n, classes] all are predicted."""
+    if labels.ndim == 1:
+        return logits.argmax(axis=-1) == labels
+    return ((logits > 0) == (labels > 0)).all(axis=-1)
+
+
+def _judged(problem: str, logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[dict[str, Any], list[Statistic]]:
+    judged = {"single_label": _single_label, "multi_label": _multi_label, "regression": _regression}[problem]
+    return judged(logits.astype(np.float64), labels, full)
 
 
 def _single_label(logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[dict[str, Any], list[Statistic]]:

@@ -8,7 +8,7 @@ method the setting with the best mean over seeds on the validation split is chos
 import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from flax.traverse_util import flatten_dict
 
@@ -20,6 +20,7 @@ from tljax.metrics import JUDGED
 TUNED = ("optim",)
 
 
+@runtime_checkable
 class Outcome(Protocol):
     """A run as far as it has come: a sweep's point, or a workdir."""
 

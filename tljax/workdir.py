@@ -103,6 +103,12 @@ class Workdir:
         resolved = build(Resolved, found["resolved"], "resolved")
         return Experiment.from_config(found["config"]), resolved
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """How the run that `load` gives was made: `versions`, `git_commit` and `command`."""
+        found = self._read(self._config)
+        return {key: found.get(key) for key in ("versions", "git_commit", "command")}
+
     def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
         """The run's checkpoints, of which its config says which are kept and which is best."""
         config, judged = experiment.checkpoint, JUDGED[experiment.task.problem]
@@ -158,15 +164,20 @@ class Workdir:
         """
         if not self._metrics.exists():
             return 0.0, 0.0
+        kept = [line for line in self.metrics if line["step"] <= step]
+        storage.write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        return (kept[-1]["seconds"], kept[-1]["input_seconds"]) if kept else (0.0, 0.0)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The whole lines of `metrics.jsonl`, in order; none if the run has not logged yet."""
         lines = []
-        for line in self._metrics.read_text().splitlines():
+        for line in self._metrics.read_text().splitlines() if self._metrics.exists() else ():
             try:
                 lines.append(json.loads(line))
             except ValueError:  # the line that a killed process was writing
                 break
-        kept = [line for line in lines if line["step"] <= step]
-        storage.write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        return (kept[-1]["seconds"], kept[-1]["input_seconds"]) if kept else (0.0, 0.0)
+        return lines
 
     @property
     def evaluations(self) -> epath.Path:

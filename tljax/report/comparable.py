@@ -1,0 +1,90 @@
+"""Which runs may stand in one table, and what keeps others out of it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from tljax.errors import InputError
+from tljax.report.runs import Run
+
+
+def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs of each data set, by its name; of one with several kinds of labels, by theirs too."""
+    found: dict[tuple, list[Run]] = {}
+    for run in runs:
+        found.setdefault((run.experiment.task.dataset, run.experiment.task.label), []).append(run)
+    datasets = [dataset for dataset, _ in found]
+    return {
+        dataset if datasets.count(dataset) == 1 else f"{dataset}, {' '.join(label) or 'default label'}": members
+        for (dataset, label), members in found.items()
+    }
+
+
+def check(runs: Sequence[Run], split: str) -> None:
+    """Raises InputError, of two runs and what they differ in, where numbers of a data set are of different things."""
+    for run in runs:
+        if not getattr(run.experiment.task, split):
+            raise InputError(f"{run.name} has no {split} split (task.{split} is empty): report it apart")
+    tested = [run for run in runs if run.metrics(split) is not None]
+    validated = [run for run in runs if run.experiment.task.validation]
+    _same(runs, "the kind of problem, task.problem", lambda run: run.experiment.task.problem)
+    _same(runs, "the content of the data set, by its fingerprint", lambda run: run.resolved.data)
+    _same(runs, "the classes", lambda run: run.resolved.classes)
+    _same(runs, f"the {split} split, task.{split}", lambda run: getattr(run.experiment.task, split))
+    _same(validated, "the validation split, task.validation", lambda run: run.experiment.task.validation)
+    _same(tested, "the metrics that there are", lambda run: _names(run.metrics(split) or {}))
+
+
+def check_seeds(members: Sequence[Run]) -> None:
+    """Raises InputError where two runs of a setting have the same seed."""
+    first: dict[int, Run] = {}
+    for run in members:
+        other = first.setdefault(run.seed, run)
+        if other is not run:
+            raise InputError(f"{other.name} and {run.name} are one setting with one seed, {run.seed}: leave out one")
+
+
+def check_examples(runs: Sequence[Run], examples: Sequence[tuple[str, str]]) -> None:
+    """Raises InputError where predictions are not of the same examples in the same order.
+
+    Args:
+        examples: of each run, the key of the split's content and order, and a digest of names and labels.
+    """
+    facts = dict(zip(runs, examples, strict=True))
+    _same(runs, "the examples that they were judged on, or their order", lambda run: facts[run])
+
+
+def check_metric(run: Run, metric: str, split: str, counted: float) -> None:
+    """Raises InputError where a metric of stored predictions is not what the run's result says."""
+    found = run.metrics(split) or {}
+    if metric not in found:
+        raise InputError(f"{run.name} has no metric {metric!r} of {split}; there are: {', '.join(_names(found))}")
+    if abs(found[metric] - counted) > 1e-6 * max(1.0, abs(counted)):
+        raise InputError(
+            f"{run.name} says {split} {metric} {found[metric]:.6g}, and of its predictions it is {counted:.6g}: that "
+            "is of another definition, or version of tljax: leave it out, or train it anew"
+        )
+
+
+def _names(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(name for name, value in metrics.items() if isinstance(value, float)))
+
+
+def _same(runs: Sequence[Run], what: str, of: Callable[[Run], Any]) -> None:
+    for run in runs[1:]:
+        mine, other = of(run), of(runs[0])
+        if mine != other:
+            raise InputError(
+                f"{runs[0].name} and {run.name} differ in {what} ({_apart(other, mine)}): they cannot be compared, "
+                "report them apart"
+            )
+
+
+def _apart(one: Any, other: Any) -> str:
+    """The two in a few words; of tuples the first place where they part."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        for mine, theirs in zip(one, other, strict=False):
+            if mine != theirs:
+                return _apart(mine, theirs)
+        return f"{len(one)} and {len(other)} of them"
+    short = [text if len(text) <= 40 else f"{text[:12]}…" for text in (str(one), str(other))]
+    return " and ".join(repr(text) for text in short)

@@ -1,0 +1,217 @@
+"""The figures of a section, from what it compares."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tljax import figures
+from tljax.report import curves, statistics
+from tljax.report.judged import pooled
+from tljax.report.numbers import compact
+from tljax.report.section import Method, Section
+from tljax.report.style import COLOURS, GRID, INK, MARKERS, Drawing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SHOWN = 20  # classes whose change is drawn
+_CELLS = 12  # classes up to which what has a cell for each fits half of a page
+_CONFUSED = 40  # and up to which a confusion matrix fits a whole one
+
+
+def drawings(section: Section) -> Iterator[Drawing]:
+    """All that the section's runs have something to draw for, in the order of the page."""
+    yield from _costs(section)
+    yield from _efficiency(section)
+    yield from _learning(section)
+    one = section.methods[0].judged[0]
+    if one.bins is not None:
+        yield _reliability(section)
+    if one.confused is not None and section.baseline is not None:
+        yield _per_class(section)
+    if one.confused is not None and len(_classes(section)) <= _CONFUSED:
+        yield from _confusions(section)
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour and marker of the method in a place of the table."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def _costs(section: Section) -> Iterator[Drawing]:
+    of = {
+        "parameters": ("parameters that train", lambda method: method.cost("trainable_params")),
+        "flops": ("GFLOP of a training step", lambda method: method.cost("step_flops") / 1e9),
+        "time": ("wall time of a run, s", lambda method: method.seconds),
+    }
+    title, sign = section.scale.title, -1 if section.scale.less_is_better else 1
+    for name, (label, cost) in of.items():
+        figure, axes = _figure(section, len(section.methods))
+        spent = np.array([cost(method) for method in section.methods])
+        for number, method in enumerate(section.methods):
+            _point(section, axes, spent[number], method, number)
+        front = statistics.pareto(spent, sign * np.array([method.mean for method in section.methods]))
+        reached = [section.scale.shown(section.methods[i].mean) for i in front]
+        axes.step(spent[front], reached, where="post", color=INK, linewidth=0.8, linestyle=":", zorder=1)
+        axes.set(xlabel=label, ylabel=f"{section.options.split} {title}")
+        _cost_axis(axes, spent)
+        _legend(figure)
+        caption = "The dotted line joins those that no other beats at no more cost (Pareto front); bars: 95% intervals."
+        told = section.scale.metric.replace("_", " ").capitalize()
+        yield Drawing(name, f"{told} against {label}", caption, figure)
+
+
+def _efficiency(section: Section) -> Iterator[Drawing]:
+    families = curves.by_training_examples(section)
+    if not families:
+        return
+    figure, axes = _figure(section, len(families))
+    for number, (name, members) in enumerate(families.items()):
+        sizes = [method.runs[0].resolved.train_examples for method in members]
+        for size, method in zip(sizes, members, strict=True):
+            _point(section, axes, size, method, number, label="")
+        means = [section.scale.shown(method.mean) for method in members]
+        axes.plot(sizes, means, label=name, markersize=4, **look(number))
+    axes.set(xlabel="training examples", ylabel=f"{section.options.split} {section.scale.title}")
+    _cost_axis(axes, np.array([method.runs[0].resolved.train_examples for of in families.values() for method in of]))
+    _legend(figure)
+    yield Drawing("efficiency", "Data efficiency", "Methods that differ in training examples alone, joined.", figure)
+
+
+def _learning(section: Section) -> Iterator[Drawing]:
+    metric, scale = section.selected_by, section.selected_scale
+    for split, key, label, unit in (
+        ("validation", metric, f"validation {scale.title}", scale.shown(1.0)),
+        ("train", "loss", "training loss", 1.0),
+    ):
+        figure, axes = _figure(section, len(section.methods))
+        for number, method in enumerate(section.methods):
+            steps, values = curves.over_steps(method, split, key)
+            if len(steps) < 2:
+                continue
+            values = unit * values
+            mean, colour = values.mean(axis=0), look(number)["color"]
+            axes.plot(steps, mean, label=method.name, color=colour, marker=look(number)["marker"], markersize=3)
+            if len(values) > 1:
+                spread = values.std(axis=0, ddof=1)
+                axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
+        if not axes.lines:
+            continue
+        axes.set(xlabel="step", ylabel=label)
+        _legend(figure)
+        told = "Mean over the seeds of each chosen setting; bands: one standard deviation to each side."
+        lacking = len(section.methods) - len(axes.lines)
+        if lacking:
+            told += f" {lacking} of {len(section.methods)} methods have logged it at one step only, and no curve."
+        yield Drawing(f"learning-{split}", f"Learning curves: {label.removesuffix(', %')}", told, figure)
+
+
+def _per_class(section: Section) -> Drawing:
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    classes, base = _classes(section), _recall(section.baseline)
+    rest = [method for method in section.methods if method is not section.baseline]
+    changes = 100 * np.stack([_recall(method) - base for method in rest])
+    most = np.sort(np.argsort(-np.abs(np.nan_to_num(changes)).max(axis=0), kind="stable")[:_SHOWN])
+    changes, names = changes[:, most], [classes[i] for i in most]
+    bound = max(1.0, np.nanmax(np.abs(changes)))
+    figure = Figure(figsize=(max(4.2, 2.4 + 0.45 * len(names)), 1.6 + 0.3 * len(rest)), layout="constrained")
+    axes = figure.subplots()
+    loss, gain = COLOURS[1], COLOURS[0]
+    shades = LinearSegmentedColormap.from_list("change", [(loss, 1.0), (loss, 0.0), (gain, 0.0), (gain, 1.0)])
+    axes.pcolormesh(changes, cmap=shades, vmin=-bound, vmax=bound, edgecolors=GRID, linewidth=0.5)
+    for (row, column), change in np.ndenumerate(changes):
+        if not np.isnan(change):
+            colour = "white" if abs(change) > 0.75 * bound else INK
+            told = f"{change:+.0f}".replace("-", "−")
+            axes.text(column + 0.5, row + 0.5, told, ha="center", va="center", color=colour, fontsize=7.5)
+    axes.set_xticks(np.arange(len(names)) + 0.5, [_short(name) for name in names], rotation=90 if _long(names) else 0)
+    axes.set_yticks(np.arange(len(rest)) + 0.5, [_short(method.name, 36) for method in rest])
+    axes.tick_params(length=0)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    which = (
+        f"the {len(names)} of {len(classes)} classes that change most" if len(classes) > len(names) else "each class"
+    )
+    caption = f"Points of recall gained (+) or lost (−) beside {section.baseline.name}, mean over seeds; {which}."
+    return Drawing("per-class", "Change by class", caption, figure, "half" if len(names) <= _CELLS else "full")
+
+
+def _reliability(section: Section) -> Drawing:
+    figure, axes = _figure(section, len(section.methods))
+    axes.plot((0, 1), (0, 1), ":", color=INK, linewidth=0.8)
+    for number, method in enumerate(section.methods):
+        bins = pooled([one.bins for one in method.judged])
+        there = bins.count > 0
+        label = f"{method.name} (ECE {bins.ece:.3f})"
+        axes.plot(bins.confidence[there], bins.accuracy[there], label=label, markersize=3.5, **look(number))
+    axes.set(xlabel="confidence", ylabel="part that comes true", xlim=(0, 1), ylim=(0, 1))
+    _legend(figure)
+    caption = "How often a confidence comes true, in 15 bins (arXiv:1706.04599), all seeds together; dotted: ideal."
+    return Drawing("reliability", "Reliability", caption, figure)
+
+
+def _confusions(section: Section) -> Iterator[Drawing]:
+    for method in dict.fromkeys((section.best, section.baseline or section.best)):
+        counts = np.mean([one.confused for one in method.judged], axis=0)
+        picture = figures.confusions(counts, _classes(section))
+        name = "confusion-best" if method is section.best else "confusion-baseline"
+        seeds = f", mean over {len(method.judged)} seeds" if len(method.judged) > 1 else ""
+        caption = f"Examples of each class by what they are taken for{seeds}."
+        yield Drawing(name, f"Confusion: {method.name}", caption, picture, "half" if len(counts) <= _CELLS else "full")
+
+
+def _figure(section: Section, entries: int) -> tuple[Any, "Axes"]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2, 2.9 + 0.17 * entries), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _legend(figure: Any) -> None:
+    figure.legend(loc="outside lower left", ncols=1, borderaxespad=0.2, labelspacing=0.25)
+
+
+def _point(section: Section, axes: "Axes", x: float, method: Method, number: int, label: str | None = None) -> None:
+    """A method's mean over its cost, with its interval."""
+    mean, low, high = (section.scale.shown(value) for value in (method.mean, method.low, method.high))
+    told = _short(method.name, 44) if label is None else label
+    apart = [[max(mean - low, 0)], [max(high - mean, 0)]]  # a mean may lie outside of an interval of quantiles
+    axes.errorbar(x, mean, apart, label=told, linestyle="none", markersize=6, elinewidth=1, **look(number))
+
+
+def _cost_axis(axes: "Axes", values: np.ndarray) -> None:
+    """Logarithmic where values are far apart."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = values.min(), values.max()
+    if low > 0 and high > 5 * low:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    shown: Callable[[float, Any], str] = lambda value, _: compact(value)  # noqa: E731
+    axes.xaxis.set_major_formatter(FuncFormatter(shown))
+
+
+def _recall(method: Method) -> np.ndarray:
+    """Of each class, over all seeds together; NaN of one that does not occur."""
+    counts = np.sum([one.confused for one in method.judged], axis=0)
+    occur = counts.sum(axis=1)
+    return np.divide(np.diag(counts), occur, out=np.full(len(counts), np.nan), where=occur > 0)
+
+
+def _classes(section: Section) -> Sequence[str]:
+    return section.runs[0].resolved.classes
+
+
+def _short(name: str, most: int = 18) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _long(names: Sequence[str]) -> bool:
+    return max(map(len, names)) > 4

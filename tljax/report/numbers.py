@@ -1,0 +1,79 @@
+"""Numbers as a person reads them: metrics in per cent or as they are, p-values, large counts."""
+
+import math
+from dataclasses import dataclass
+
+from tljax.metrics import LESS_IS_BETTER
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the values of a metric are shown.
+
+    Attributes:
+        metric: a name in `scores.summarise`.
+        count: examples that it is of, which decide how many digits mean anything.
+    """
+
+    metric: str
+    count: int
+
+    @property
+    def percent(self) -> bool:
+        """Parts of a whole are shown in per cent; losses, errors and R² as they are."""
+        return self.metric not in LESS_IS_BETTER and self.metric != "r2"
+
+    @property
+    def less_is_better(self) -> bool:
+        return self.metric in LESS_IS_BETTER
+
+    @property
+    def title(self) -> str:
+        return self.metric.replace("_", " ") + (", %" if self.percent else "")
+
+    def shown(self, value: float) -> float:
+        """In the unit that is shown."""
+        return 100 * value if self.percent else value
+
+    def text(self, value: float, sign: bool = False) -> str:
+        """`95.7`, or with its sign `+1.2`; `–` where it is NaN."""
+        if math.isnan(value):
+            return NOTHING
+        # One of 10,000 examples is 0.01%.
+        digits = (2 if self.count >= 10_000 else 1) if self.percent else 4
+        told = f"{self.shown(value):{'+' if sign else ''}.{digits}f}"
+        return told.replace("-", "−")
+
+    def interval(self, low: float, high: float, sign: bool = False) -> str:
+        """`95.1 … 96.2`; `–` where there is none."""
+        return NOTHING if math.isnan(low) else f"{self.text(low, sign)} … {self.text(high, sign)}"
+
+    def spread(self, mean: float, sd: float) -> str:
+        """`95.7 ± 0.2`, or the mean alone where there is but one value."""
+        return self.text(mean) if math.isnan(sd) else f"{self.text(mean)} ± {self.text(sd)}"
+
+
+def probability(p: float) -> str:
+    """`0.013`, `< 0.001`, or `–` where nothing was tested."""
+    if math.isnan(p):
+        return NOTHING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def compact(value: float) -> str:
+    """`770`, `10.2k`, `5.9M`, `1.2G`: three digits, as on an axis."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"

@@ -1,0 +1,144 @@
+"""One HTML page with all of a report, which asks for nothing beside itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tljax.report import prose, tables
+from tljax.report.numbers import NOTHING, counted
+from tljax.report.runs import Run, Unfinished
+from tljax.report.section import LeftOut, Method, Section, Setting
+from tljax.report.statistics import mean_and_deviation
+from tljax.report.style import COLOURS, GLYPHS, Drawing, inline
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Of a table: what is shown, what a column is sorted by, and how it is marked: `best`, `tied` or not."""
+
+    text: str
+    key: float | str
+    mark: str = ""
+
+
+def page(
+    sections: Sequence[Section], drawn: Sequence[Sequence[Drawing]], unfinished: Sequence[Unfinished], command: str
+) -> str:
+    """The page.
+
+    Args:
+        drawn: the figures of each section.
+        unfinished: runs that are in no section.
+        command: that made the report.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("tljax.report", "assets")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    numbers = {run: number for number, run in enumerate((run for one in sections for run in one.runs), 1)}
+    shown = [_section(f"s{i}", section, of) for i, (section, of) in enumerate(zip(sections, drawn, strict=True), 1)]
+    runs = counted(len(numbers), "finished run")
+    return environment.get_template("page.html").render(
+        title=", ".join(section.title for section in sections),
+        summary=f"{runs}, {counted(sum(len(section.methods) for section in sections), 'method')}",
+        sections=shown,
+        number=numbers,
+        unfinished=unfinished,
+        command=command,
+        css=_text("page.css"),
+        js=_text("page.js"),
+        nothing=NOTHING,
+    )
+
+
+def _text(name: str) -> str:
+    from importlib.resources import files
+
+    return (files("tljax.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _section(key: str, section: Section, drawn: Sequence[Drawing]) -> dict[str, Any]:
+    differing = _differing(section.runs)
+    versions = {tuple((run.origin["versions"] or {}).items()) for run in section.runs}
+    return {
+        "key": key,
+        "title": section.title,
+        "finding": prose.finding(section),
+        "protocol": " ".join(prose.protocol(section)),
+        "reading": prose.reading(section),
+        "heads": tables.columns(section),
+        "methods": [_method(section, number, method) for number, method in enumerate(section.methods)],
+        "tried": [
+            _tried(section, number, setting)
+            for number, method in enumerate(section.everything)
+            for setting in method.settings
+        ],
+        "selected_by": f"validation {section.selected_scale.title}",
+        "groups": [_group(section, number, method, differing) for number, method in enumerate(section.everything)],
+        "left_out": section.left_out,
+        "versions": dict(versions.pop()) if len(versions) == 1 else None,
+        "drawn": [(one, f"{key}-{one.name}", inline(one, f"{key}-{one.name}")) for one in drawn],
+    }
+
+
+def _method(section: Section, number: int, method: Method) -> dict[str, Any]:
+    texts, against = tables.row(section, method)[1:-2], method.against  # name, seeds and setting are the template's
+    nothing = float("-inf")
+    keys = [round(method.mean, 12), round(method.low, 12)]  # what is equal but for rounding keeps its place
+    if section.baseline is not None:
+        keys += [against.difference, against.adjusted] if against else [nothing, 2.0]
+    keys += [method.cost("trainable_params"), method.cost("step_flops"), method.cost("step_share_of_full")]
+    cells = [Cell(text, key) for text, key in zip(texts, [*keys, method.seconds], strict=True)]
+    if len(section.methods) > 1:
+        mark = "best" if method.best else "tied" if method.tied else ""
+        cells[0] = Cell(texts[0], keys[0], mark)
+    return {
+        "name": method.name,
+        "setting": method.setting.words,
+        "glyph": GLYPHS[number % len(GLYPHS)],
+        "series": number % len(COLOURS),
+        "baseline": method is section.baseline,
+        "runs": method.runs,
+        "cells": cells,
+    }
+
+
+def _tried(section: Section, number: int, setting: Setting) -> dict[str, Any]:
+    values, scale = setting.validation, section.selected_scale
+    mean, deviation = mean_and_deviation(values) if values else (float("nan"), float("nan"))
+    return {
+        "method": section.everything[number].name,
+        "group": number,
+        "setting": setting,
+        "value": Cell(scale.spread(mean, deviation), mean if values else float("-inf")),
+    }
+
+
+def _group(section: Section, number: int, method: Method | LeftOut, differing: Sequence[str]) -> dict[str, Any]:
+    """A method's runs, as the appendix lists them."""
+    runs = []
+    for setting in method.settings:
+        for run in setting.runs:
+            scores = []
+            for split, scale in (("validation", section.selected_scale), (section.options.split, section.scale)):
+                found = run.metrics(split)
+                if found and (split, scale.metric) not in [(one, metric) for one, metric, _ in scores]:
+                    scores.append((split, scale.metric, f"{scale.title}: {scale.text(found[scale.metric])}"))
+            runs.append(
+                {
+                    "run": run,
+                    "setting": setting,
+                    "scores": [f"{split} {text}" for split, _, text in scores],
+                    "differs": {key: run.values[key] for key in differing},
+                    "peeked": run in section.peeked,
+                    "command": " \\\n  ".join([" ".join(run.command[:4]), *run.command[4:]]),
+                }
+            )
+    return {"number": number, "name": method.name, "runs": runs}
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """The keys of which runs have different values."""
+    return [key for key in runs[0].values if len({repr(run.values.get(key)) for run in runs}) > 1]

@@ -1,0 +1,94 @@
+"""What was done and how to read it, in sentences made from the runs: below tables, and on the page."""
+
+from tljax.report.numbers import counted, probability
+from tljax.report.section import Section
+from tljax.report.statistics import LEVEL
+
+_FEW = 5  # seeds, below which a spread over them is hardly known
+
+
+def protocol(section: Section) -> list[str]:
+    """Which runs there are, what was chosen by what, and what was tested."""
+    task, split = section.runs[0].experiment.task, section.options.split
+    finished = counted(len(section.runs), "finished run")
+    told = [f"{finished} of {counted(len(section.everything), 'method')} in {counted(section.tried, 'setting')}."]
+    tried = [len(method.settings) for method in section.methods]
+    by = section.selected_by.replace("_", " ")
+    if max(tried) == 1:
+        told.append("Each method has one setting: nothing was chosen.")
+    else:
+        most = f"up to {max(tried)}" if min(tried) < max(tried) else f"{max(tried)}"
+        validation = next(run.experiment.task.validation for run in section.runs if run.experiment.task.validation)
+        told.append(
+            f"Of each method's settings ({most}), the one with the best mean {by} over seeds on the validation "
+            f"split ({validation}) was chosen; no other split was used for it."
+        )
+    chosen = sum(len(method.runs) for method in section.methods)
+    examples = f"{counted(section.count, 'example')} ({getattr(task, split)})"
+    told.append(f"Compared are the {counted(chosen, 'run')} of these settings, on the {split} split of {examples}.")
+    if split == "validation" and max(tried) > 1:
+        told.append("These are the numbers by which the settings were chosen, so they are better than others would be.")
+    if section.peeked:
+        told.append(f"The test split was looked at for {counted(len(section.peeked), 'run')} that were not chosen.")
+    elif len(section.runs) > chosen:
+        told.append("The test split was looked at for no run that was not chosen.")
+    return told
+
+
+def reading(section: Section) -> list[str]:
+    """What the numbers of the table are, exactly."""
+    options, seeds = section.options, [len(method.runs) for method in section.methods]
+    several = max(seeds) > 1
+    told = ["± is the standard deviation over seeds."] if several else []
+    what = "seeds and, independently of them, examples" if several else "examples (there is but one seed)"
+    told.append(
+        f"An interval holds 95% of the means of {options.draws:,} resamples, each of as many {what}, drawn with "
+        "replacement (the Multi-Bootstrap, arXiv:2106.16163)."
+    )
+    if several and min(seeds) < _FEW:
+        few = f"So few seeds ({min(seeds)}) say little about others"
+        told.append(f"{few}: where they differ much, such an interval is too narrow.")
+    if section.baseline is not None:
+        told += _comparisons(section)
+    told.append(
+        "Trainable counts parameters; GFLOP are those of a training step, from the compiled program, and beside those "
+        "of full fine-tuning; time is a run's wall time with its evaluations, and its share of what runs shared."
+    )
+    return told
+
+
+def _comparisons(section: Section) -> list[str]:
+    options, number = section.options, len(section.methods) - 1
+    test = {
+        "bootstrap": "is twice the smaller part of these resamples on one side of no difference",
+        "t": "is Student's paired t-test over seeds, which takes these examples as given,",
+        "mcnemar": "is McNemar's exact test over examples",
+    }[options.test]
+    told = [
+        f"Differences are to {section.baseline.name}, of runs with the same seed on the same examples; p {test}, "
+        f"two-sided, with Holm's correction for {counted(number, 'comparison')}."
+    ]
+    direction = "lowest" if section.scale.less_is_better else "highest"
+    told.append(
+        f"Bold is the {direction} mean; ≈ marks what is not significantly worse: against the best, the same test's p "
+        f"is {LEVEL:g} or more, or the digits shown are the same."
+    )
+    return told
+
+
+def finding(section: Section) -> str:
+    """What came out, in a sentence or two."""
+    best, scale = section.best, section.scale
+    what = f"{section.options.split} {scale.metric.replace('_', ' ')}"
+    unit = "%" if scale.percent else ""
+    value = f"{scale.spread(best.mean, best.deviation)}{unit}"
+    if section.baseline is None:
+        return f"{best.name} has {what} {value} (95% interval {scale.interval(best.low, best.high)})."
+    told = f"{best.name} is best, with {what} {value} (95% interval {scale.interval(best.low, best.high)})"
+    if best.against:
+        p = probability(best.against.adjusted)
+        against = scale.text(best.against.difference, sign=True)
+        told += f": {against} beside {section.baseline.name} (p {p if p.startswith('<') else f'= {p}'})"
+    tied = [method.name for method in section.methods if method.tied]
+    told += f". Not significantly worse: {'; '.join(tied)}." if tied else ". All others are significantly worse."
+    return told

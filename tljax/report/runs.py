@@ -1,0 +1,161 @@
+"""The runs of a report, as their workdirs tell them: those that are finished, and why the others are not."""
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from etils import epath
+from flax.traverse_util import flatten_dict
+
+from tljax import predictions, storage
+from tljax.config import Experiment
+from tljax.errors import InputError
+from tljax.evaluation import name_of
+from tljax.fields import to_dict
+from tljax.predictions import Predictions
+from tljax.resolve import Resolved
+from tljax.workdir import Workdir
+
+_ERROR = "error.json"  # why a point of a sweep has failed; it may have nothing else
+_FREE = ("input.", "checkpoint.")  # keys on which no number depends
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run.
+
+    Attributes:
+        name: its workdir, as it was asked for.
+        folder: the same.
+        experiment, resolved: as `Workdir.load` gives them.
+        result: of `result.json`.
+        origin: as `Workdir.origin` gives it.
+    """
+
+    name: str
+    folder: Workdir
+    experiment: Experiment
+    resolved: Resolved
+    result: Mapping[str, Any]
+    origin: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return self.experiment.seed
+
+    def metrics(self, split: str) -> Mapping[str, Any] | None:
+        """A split's at the last step: from the run itself, or from an `evaluate` that came later; None without."""
+        if split in self.result["splits"]:
+            return self.result["splits"][split]
+        return self._evaluated.get(split)
+
+    def predictions(self, split: str) -> tuple[Predictions, Mapping[str, Any]]:
+        """What it says of each example of a split at the last step, and the facts of that.
+
+        Raises:
+            InputError: they are not there, or damaged.
+        """
+        path = self.folder.path / "evaluations" / f"{name_of(self.result['steps'], split)}.parquet"
+        if not path.exists():
+            raise InputError(f"{self.name} has no predictions of {split}: {self.evaluation(split)} writes them")
+        return predictions.load(path)
+
+    def evaluation(self, split: str) -> str:
+        """The command that evaluates it."""
+        return f"python -m tljax evaluate --workdir={shlex.quote(self.name)} --split={split}"
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """All values of its config, by dotted key."""
+        return flatten_dict(to_dict(self.experiment), sep=".")
+
+    @property
+    def command(self) -> list[str]:
+        """The words of the command that trains it anew, by itself, in another workdir."""
+        plain = flatten_dict(to_dict(Experiment()), sep=".")
+        given = [key for key, value in self.values.items() if value != plain[key] and not key.startswith(_FREE)]
+        keys = [shlex.quote(f"--config.{key}={self.values[key]}") for key in given]
+        return ["python", "-m", "tljax", "train", "--config=configs/default.py", "--workdir=runs/again", *keys]
+
+    @property
+    def started_by(self) -> str:
+        """The command that made it, without the path of its Python; empty if it did not come from a command line."""
+        _, program, rest = (self.origin["command"] or "").partition(" -m tljax ")
+        return f"python{program}{rest}" if program else ""
+
+    @cached_property
+    def _evaluated(self) -> dict[str, Any]:
+        """The metrics of the splits that only `evaluate` has been asked for, at the last step."""
+        found = {}
+        for split in ("validation", "test"):
+            path = self.folder.path / "evaluations" / f"{name_of(self.result['steps'], split)}.json"
+            if path.exists():
+                found[split] = json.loads(path.read_text())
+        return found
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A workdir without a result.
+
+    Attributes:
+        name: as of a run.
+        reason: how far it came, or what is wrong with it.
+    """
+
+    name: str
+    reason: str
+
+
+def read(folders: Sequence[str]) -> tuple[list[Run], list[Unfinished]]:
+    """All runs below some folders, or those that they are, in the order of their names.
+
+    Raises:
+        InputError: a folder is not there, or has no run in it.
+    """
+    found: dict[str, Run | Unfinished] = {}
+    for folder in folders:
+        root = storage.locate(folder)
+        if not root.is_dir():
+            raise InputError(f"{folder}: no such folder")
+        paths = list(_workdirs(root))
+        if not paths:
+            raise InputError(f"{folder}: no run in it (no config.json)")
+        for path in paths:
+            inside = path.relative_to(root).as_posix()
+            name = folder if inside == "." else f"{folder.rstrip('/')}/{inside}"
+            if os.fspath(path) not in found:
+                found[os.fspath(path)] = _run(name, path)
+    runs = [one for one in found.values() if isinstance(one, Run)]
+    return runs, [one for one in found.values() if isinstance(one, Unfinished)]
+
+
+def _workdirs(folder: epath.Path) -> Iterator[epath.Path]:
+    if any((folder / name).exists() for name in ("config.json", _ERROR)):
+        yield folder
+        return
+    for child in sorted(folder.iterdir()):
+        if child.is_dir():
+            yield from _workdirs(child)
+
+
+def _run(name: str, path: epath.Path) -> Run | Unfinished:
+    folder, failed = Workdir(path), path / _ERROR
+    try:
+        if failed.exists() and folder.result is None:
+            return Unfinished(name, f"failed: {json.loads(failed.read_text())['error']}")
+        experiment, resolved = folder.load()
+        result = folder.result
+        if result is not None:
+            return Run(name, folder, experiment, resolved, result, folder.origin)
+        lines = folder.metrics
+    except InputError as error:
+        return Unfinished(name, str(error))
+    except (KeyError, ValueError) as error:
+        return Unfinished(name, f"its files are not a run's ({type(error).__name__}: {error})")
+    at = f"at step {lines[-1]['step']} of {resolved.steps}" if lines else "no step logged"
+    return Unfinished(name, f"not finished: {at}")
