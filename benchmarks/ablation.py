@@ -25,6 +25,7 @@ import jax
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from configs.ablation import RATES, SEEDS, get_config, sweep  # noqa: E402
+from tljax import selection  # noqa: E402
 from tljax import sweep as sweeps  # noqa: E402
 from tljax.config import Experiment  # noqa: E402
 
@@ -125,7 +126,7 @@ def _same_best(points: list[sweeps.Point], root: Path, strategies: dict[str, lis
         for name, members in strategies.items()
         for number, point in enumerate(members)
     ]
-    chosen = [{name: members[0].setting for name, members in sweeps.best(of).items()} for of in (points, alone)]
+    chosen = [{name: members[0].setting for name, members in selection.chosen(of).items()} for of in (points, alone)]
     return chosen[0] == chosen[1]
 
 

@@ -84,8 +84,8 @@ MAY_IMPORT = {
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
     "sweep": {
-        *("config", "console", "features", "fields", "flags", "metrics", "heads", "plan", "run", "step", "stopping"),
-        *("train", "workdir"),
+        *("config", "console", "features", "fields", "flags", "metrics", "heads", "plan", "run", "selection", "step"),
+        *("stopping", "train", "workdir"),
     },
     "__main__": {"compiled", "stopping", "weights"},
 }

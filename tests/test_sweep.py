@@ -7,7 +7,7 @@ import pytest
 
 from tests.configs_sweep import get_config
 from tests.configs_sweep import sweep as overrides
-from tljax import features, sweep
+from tljax import features, selection, sweep
 from tljax.config import Experiment
 from tljax.errors import InputError
 from tljax.predictions import load
@@ -54,7 +54,7 @@ def test_each_run_is_its_own(shapes, lively_weights, tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("result.json")}
     assert sweep.sweep(points) == []  # nothing is left to do
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("result.json")} == before
-    assert len(sweep.best(points)) == 3
+    assert len(selection.chosen(points)) == 3
 
 
 def _uncached(experiment: Experiment) -> dict:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tljax import console, features, heads
+from tljax import console, features, heads, selection
 from tljax.config import Experiment
 from tljax.errors import InputError
 from tljax.fields import to_dict, with_values
@@ -209,35 +209,13 @@ def _finish(
         train_run(mine, folder, notice)
 
 
-def best(found: Sequence[Point]) -> dict[str, list[Point]]:
-    """Strategy -> the runs of the setting with the best mean validation metric over seeds.
-
-    The metric is the one that the problem is judged by; of equal settings the first counts.
-    """
-    settings: dict[str, dict[str, list[Point]]] = {}
-    for point in found:
-        if point.result and "validation" in point.result["splits"]:
-            strategy = settings.setdefault(point.experiment.tuning.strategy + _arguments(point), {})
-            strategy.setdefault(point.setting, []).append(point)
-    return {name: max(of.values(), key=_quality) for name, of in settings.items()}
-
-
-def _arguments(point: Point) -> str:
-    return "".join(f", {key}={value}" for key, value in point.experiment.tuning.arguments.items())
-
-
-def _quality(members: Sequence[Point]) -> float:
-    judged = JUDGED[members[0].experiment.task.problem]
-    return statistics.mean(judged.quality(point.result["splits"]["validation"]) for point in members)
-
-
 def show(found: Sequence[Point]) -> None:
     """A table: a row per setting, with the mean over its seeds, and a star at each strategy's best."""
     metric = JUDGED[found[0].experiment.task.problem].best
     settings: dict[str, list[Point]] = {}
     for point in found:
         settings.setdefault(point.setting, []).append(point)
-    chosen, rows = list(best(found).values()), []
+    chosen, rows = list(selection.chosen(found).values()), []
     for setting, members in settings.items():
         done = [point for point in members if point.result]
         cells = [_mean(done, name, metric) for name in ("validation", "test")]
