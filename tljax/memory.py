@@ -1,6 +1,8 @@
 """Whether a run fits into the memory of its devices, asked before its first step; and what would fit if it does not."""
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +48,8 @@ def predict(run: Run) -> dict[str, Any]:
         `peak`: of the training or the evaluation step, from the compiled programs, whichever is the higher; `of` says
             which.
         `has`, `free`: what the device has, and what nobody uses of it.
-        `ways_out`: where the step does not fit, setting -> peak with it, as a part of the present step's, or where the
-            setting makes another program, from that one, which is compiled for it.
+        `ways_out`: where the step does not fit, setting -> peak with it, from the program that it makes, which is
+            compiled for it; a linear probe's from evaluation's.
     """
     phase, training = max(((phase, _training(run, phase)) for phase in run.phases), key=lambda found: found[1].peak)
     evaluation = _evaluation(run)
@@ -103,15 +105,19 @@ def _evaluation(run: Run) -> Need:
 
 def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str, int]:
     experiment, rows, parts = run.experiment, run.batch_size, run.experiment.optim.accumulate
-    found = {}
     # Gradients of a batch in parts are added up beside those of a part.
     sums = _bytes(_trained(run, phase)) if parts == 1 else 0
+
+    def in_parts(n: int) -> tuple[str, int]:
+        optim = dataclasses.replace(experiment.optim, accumulate=parts * n)
+        return f"optim.accumulate={parts * n}", _peak_with(run, phase, optim=optim)
+
+    def smaller(n: int) -> tuple[str, int]:
+        task = dataclasses.replace(experiment.task, batch_size=rows // n)
+        return f"task.batch_size={rows // n}", _peak_with(run, phase, task=task)
+
     shares = rows // (run.mesh.size * parts)
-    options = [n for n in range(2, shares + 1) if shares % n == 0]
-    if n := next((n for n in options if sums + need.shared(n) <= room), 0):
-        found[f"optim.accumulate={parts * n}"] = sums + need.shared(n)
-    if n := next((n for n in options if need.shared(n) <= room), 0):
-        found[f"task.batch_size={rows // n}"] = need.shared(n)
+    found = _first(shares, in_parts, need, sums, room) | _first(shares, smaller, need, 0, room)
     if not experiment.remat:
         found["remat=True"] = _peak_with(run, phase, remat=True)
     if experiment.compute_dtype == "float32":
@@ -121,6 +127,12 @@ def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str,
         state, one = run.abstract(phase), _evaluation(run).growing / evaluation_rows(run)
         found["tuning.strategy=linear_probe"] = _bytes((state.params, state.batch_stats)) + round(one * rows)
     return {setting: peak for setting, peak in found.items() if peak <= room}
+
+
+def _first(shares: int, make: Callable[[int], tuple[str, int]], need: Need, beside: int, room: int) -> dict[str, int]:
+    """Setting -> peak of the fewest parts that fit; what an estimate says will not is not compiled."""
+    likely = (n for n in range(2, shares + 1) if shares % n == 0 and need.shared(n) + beside <= room)
+    return dict(itertools.islice((way for way in map(make, likely) if way[1] <= room), 1))
 
 
 def _beside_evaluation(run: Run, phase: Phase, need: Need, room: int) -> dict[str, int]:

@@ -117,8 +117,10 @@ def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tupl
     def add(carry, numbered):
         loss, scores, batch_stats, grads = carry
         part, number = numbered
+        # Without it, what comes of the weights alone, as a convolution's taps, is computed before the loop and kept.
+        weights, part = jax.lax.optimization_barrier((trainable, part)) if parts > 1 else (trainable, part)
         value = jax.value_and_grad(objective, has_aux=True)
-        (more, (found, batch_stats)), new = value(trainable, batch_stats, part, jax.random.fold_in(step_key, number))
+        (more, (found, batch_stats)), new = value(weights, batch_stats, part, jax.random.fold_in(step_key, number))
         return (loss + more, scores + found, batch_stats, jax.tree.map(jnp.add, grads, new)), None
 
     penalty, pulls = _pull(trainable, state.anchor, rules)
