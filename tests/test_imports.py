@@ -83,6 +83,7 @@ MAY_IMPORT = {
         *("metrics", "plan", "predictions"),
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
+    "slurm": {"console", "stopping"},
     "sweep": {
         *("config", "console", "features", "fields", "flags", "metrics", "heads", "plan", "run", "selection", "step"),
         *("stopping", "train", "workdir"),
