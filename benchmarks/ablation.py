@@ -25,8 +25,8 @@ import jax
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from configs.ablation import RATES, SEEDS, get_config, sweep  # noqa: E402
+from tljax import points as sweeps  # noqa: E402
 from tljax import selection  # noqa: E402
-from tljax import sweep as sweeps  # noqa: E402
 from tljax.config import Experiment  # noqa: E402
 
 _CONFIG = """

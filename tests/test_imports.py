@@ -84,8 +84,10 @@ MAY_IMPORT = {
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
     "slurm": {"console", "stopping"},
+    "points": {"config", "fields", "workdir"},
+    "launchers": {"points", "stopping"},
     "sweep": {
-        *("config", "console", "features", "fields", "flags", "metrics", "heads", "plan", "run", "selection", "step"),
+        *("config", "console", "features", "flags", "metrics", "heads", "plan", "points", "run", "selection", "step"),
         *("stopping", "train", "workdir"),
     },
     "__main__": {"compiled", "stopping", "weights"},

@@ -10,6 +10,7 @@ from tests.configs_sweep import sweep as overrides
 from tljax import features, selection, sweep
 from tljax.config import Experiment
 from tljax.errors import InputError
+from tljax.points import points
 from tljax.predictions import load
 from tljax.train import train
 from tljax.weights.sources import cache_dir
@@ -37,12 +38,12 @@ def test_each_run_is_its_own(shapes, lively_weights, tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(features, "computed", counting)
-    points = sweep.points(experiment, overrides(), tmp_path / "runs")
-    assert len({point.folder for point in points}) == 6
-    assert sweep.sweep(points) == []
+    found = points(experiment, overrides(), tmp_path / "runs")
+    assert len({point.folder for point in found}) == 6
+    assert sweep.sweep(found) == []
     # One pass per split, with all boundaries: before block 1, before block 2, and the pooled features.
     assert built == [("train[:16]", [2, 3, 5]), ("train[16:20]", [2, 3, 5]), ("train[20:]", [2, 3, 5])]
-    for number, point in enumerate(points):
+    for number, point in enumerate(found):
         alone = tmp_path / "alone" / str(number)
         wanted = train(Experiment.from_config(_uncached(point.experiment)), alone)
         for split in ("validation", "test"):
@@ -52,9 +53,9 @@ def test_each_run_is_its_own(shapes, lively_weights, tmp_path, monkeypatch):
             assert point.result["splits"][split]["accuracy"] == wanted["splits"][split]["accuracy"]
         assert point.result["frozen_digest_after"] == wanted["frozen_digest_after"]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("result.json")}
-    assert sweep.sweep(points) == []  # nothing is left to do
+    assert sweep.sweep(found) == []  # nothing is left to do
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("result.json")} == before
-    assert len(selection.chosen(points)) == 3
+    assert len(selection.chosen(found)) == 3
 
 
 def _uncached(experiment: Experiment) -> dict:
@@ -72,14 +73,14 @@ def test_a_bad_point_is_found_before_any_is_trained(shapes, tiny_weights, tmp_pa
         ([], "no run"),
     ):
         with pytest.raises(InputError, match=told):
-            sweep.points(experiment, wrong, tmp_path)
+            points(experiment, wrong, tmp_path)
 
 
 def test_a_failed_point_does_not_stop_the_others(shapes, tiny_weights, tmp_path, monkeypatch, capsys):
     experiment = _experiment(shapes, tiny_weights, monkeypatch)
     wrong = [{"tuning.strategy": "last_k", "tuning.k": 9}, {"tuning.strategy": "last_k", "tuning.k": 1}]
-    points = sweep.points(experiment, wrong, tmp_path)
-    assert sweep.sweep(points) == [points[0]]
-    assert points[1].result and not points[0].result
+    found = points(experiment, wrong, tmp_path)
+    assert sweep.sweep(found) == [found[0]]
+    assert found[1].result and not found[0].result
     assert "failed: " in capsys.readouterr().out
-    assert json.loads((points[1].folder / "config.json").read_text())["config"]["tuning"]["k"] == 1
+    assert json.loads((found[1].folder / "config.json").read_text())["config"]["tuning"]["k"] == 1
