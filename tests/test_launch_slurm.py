@@ -24,7 +24,7 @@ SBATCH = """
     array = re.search(r"--array=0-(\\d+)%", text)
     tasks = [f"{number}_{i}" for i in range(int(array[1]) + 1)] if array else [str(number)]
     for task in tasks:
-        (root / "queue" / task).touch()
+        (root / "queue" / task).write_text("RUNNING")
         base, _, index = task.partition("_")
         environment = os.environ | {"SLURM_JOB_ID": base, "SLURM_CPUS_PER_TASK": "1"}
         if index:
@@ -36,8 +36,13 @@ SBATCH = """
 """
 COMMANDS = {
     "sbatch": f"#!{sys.executable}\n{textwrap.dedent(SBATCH)}",
-    "srun": '#!/bin/sh\nwhile case "$1" in --output) shift ;; --*) ;; *) false ;; esac do shift; done\nexec "$@"\n',
-    "squeue": '#!/bin/sh\nls "$FAKE_SLURM/queue" | sed "s/$/ RUNNING/"\n',
+    "srun": '#!/bin/sh\nwhile case "$1" in --output) shift ;; --*) ;; *) false ;; esac; do shift; done\nexec "$@"\n',
+    "squeue": """#!/bin/sh
+        case "$*" in
+            *--jobs=*) cat "$FAKE_SLURM/queue/${*##*--jobs=}" ;;
+            *) for task in $(ls "$FAKE_SLURM/queue"); do echo "$task $(cat "$FAKE_SLURM/queue/$task")"; done ;;
+        esac
+    """,
     "scontrol": '#!/bin/sh\n[ "$1" = requeue ] && touch "$FAKE_SLURM/again/$2"\n',
 }
 # Counts its tries, then ends as it is told to, by a list of statuses; 0 leaves a result.
@@ -132,6 +137,21 @@ def test_what_is_in_the_queue_is_not_submitted_again(tmp_path, cluster, capsys):
     assert "3 jobs are in Slurm's queue already" in capsys.readouterr().out
     assert all(job.points[0].result for job in jobs) and len(list(cluster.glob("*.sh"))) == 2
     assert [job.points[0].tries for job in jobs] == [1, 2, 1]  # Slurm's, which the make-believe one did not stop
+
+
+def test_what_was_cancelled_while_it_saved_is_not_requeued(tmp_path, cluster):
+    jobs = jobs_of(tmp_path / "runs", "75,0")
+    point = jobs[0].points[0]
+    point.folder.mkdir(parents=True)
+    (point.folder / "wait").touch()
+    with pytest.raises(Stopped):
+        launcher(tmp_path / "runs")(jobs, StopAt(3))
+    (cluster / "queue" / "7").write_text("COMPLETING")
+    (point.folder / "wait").unlink()
+    launcher(tmp_path / "runs")(jobs, Notice())
+    assert point.tries == 1 and not point.result
+    launcher(tmp_path / "runs")(jobs, Notice())
+    assert point.tries == 2 and point.result
 
 
 def test_options_of_sbatch(tmp_path, cluster):

@@ -24,9 +24,11 @@ _SBATCH = {"job_name": "tljax", "time": "04:00:00", "cpus_per_task": "2", "signa
 _BEFORE = ["trap : TERM", 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"']
 _AFTER = [
     "status=$?",
-    f'if [ "$status" -eq {SAVED} ]; then',
     # Of an array, a task's own number may be the whole array's.
-    '    scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"',
+    'task="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"',
+    # It saved. If it runs no more, it was cancelled, or Slurm has requeued it by itself.
+    f'if [ "$status" -eq {SAVED} ] && [ "$(squeue --noheader --format=%T --jobs="$task")" = RUNNING ]; then',
+    '    scontrol requeue "$task"',
     "fi",
     'exit "$status"',
 ]
@@ -124,7 +126,7 @@ def queue() -> dict[str, str]:
     return dict(line.split() for line in done.stdout.splitlines())
 
 
-def executor(folder: Path, at_a_time: int, given: Mapping[str, Any], after: Sequence[str] = ()) -> Any:
+def _executor(folder: Path, at_a_time: int, given: Mapping[str, Any], after: Sequence[str] = ()) -> Any:
     """The submitit executor of jobs with these options of sbatch, which start when those in `after` have ended.
 
     A container (pyxis, or Slurm's own) is one of the task: the script around it is the host's, which has scontrol.
@@ -157,7 +159,7 @@ def _submit(
         return {}
     # If this process dies before it has left the commands there, the jobs look for them for a minute, and end.
     try:
-        made = executor(folder, at_a_time, given, [*queued]).submit_array(commands)
+        made = _executor(folder, at_a_time, given, [*queued]).submit_array(commands)
     except RuntimeError as error:  # what sbatch said
         raise InputError(f"sbatch: {' '.join(str(error).split())[-300:]}") from error
     ids = [job.job_id for job in made]
