@@ -173,26 +173,25 @@ def _submit(
 
 
 def _wait(mine: Mapping[str, Command], jobs: Sequence[Job], folder: Path, notice: Notice) -> None:
-    """Until none of them is in the queue; says what changes."""
-    points = {point.folder.name: point for job in jobs for point in job.points}
+    """Until none of them is in the queue; says what changes there."""
     states, said = dict.fromkeys(mine, "PENDING"), ""
     while states:
         notice.raises()
-        left = [name for name, point in points.items() if not (point.result or point.error)]
-        counts = collections.Counter(states.values())
-        now = ", ".join(f"{count} {state.lower()}" for state, count in sorted(counts.items()))
-        line = f"{len(points) - len(left)} of {len(points)} runs ended; Slurm: {now}"
-        if line != said:
-            console.console.print(line, markup=False)
-            said = line
+        counts = sorted(collections.Counter(states.values()).items())
+        now = ", ".join(f"{count} {state.lower()}" for state, count in counts)
+        if now != said:
+            ended = f"{len(mine) - len(states)} of {len(mine)} tasks ended"
+            console.console.print(f"{time.strftime('%H:%M:%S')} Slurm: {now}; {ended}", markup=False)
+            said = now
         time.sleep(POLL)
         try:
-            now_queued = queue()
+            found = queue()
         except InputError as error:  # a controller that is busy, or starts anew
             console.console.print(f"{error}; looking again", markup=False)
             continue
-        states = {id: now_queued[id] for id in mine if id in now_queued}
+        states = {id: found[id] for id in mine if id in found}
+    points = {point.folder.name: point for job in jobs for point in job.points}
     for id, command in mine.items():
-        if any(not (points[name].result or points[name].error) for name in command.points if name in points):
-            log = folder / f"{id}_0_log.out"
-            console.console.print(f"Slurm job {id} ended without all its runs: {log}", markup=False)
+        if any(not (points[name].result or points[name].error) for name in points.keys() & set(command.points)):
+            told = f"Slurm job {id} ended without all its runs, and the same command tries again"
+            console.console.print(f"{told}: {folder / f'{id}_0_log.out'}", markup=False)
