@@ -84,11 +84,16 @@ MAY_IMPORT = {
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
     "slurm": {"console", "stopping"},
-    "points": {"config", "fields", "workdir"},
-    "launchers": {"points", "stopping"},
+    "points": {"config", "fields", "heads", "selection", "workdir"},
+    "joint": {
+        *("config", "console", "features", "heads", "lock", "plan", "points", "run", "step", "stopping", "train"),
+        "workdir",
+    },
+    "launchers": {"console", "devices", "points", "slurm", "stopping", "workdir"},
+    "status": {"console", "metrics", "points", "workdir"},
     "sweep": {
-        *("config", "console", "features", "flags", "metrics", "heads", "plan", "points", "run", "selection", "step"),
-        *("stopping", "train", "workdir"),
+        *("config", "console", "flags", "joint", "launchers", "metrics", "points", "selection", "status", "stopping"),
+        "workdir",
     },
     "__main__": {"compiled", "stopping", "weights"},
 }
