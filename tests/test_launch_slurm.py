@@ -38,10 +38,10 @@ COMMANDS = {
     "sbatch": f"#!{sys.executable}\n{textwrap.dedent(SBATCH)}",
     "srun": '#!/bin/sh\nwhile case "$1" in --output) shift ;; --*) ;; *) false ;; esac; do shift; done\nexec "$@"\n',
     "squeue": """#!/bin/sh
-        case "$*" in
-            *--jobs=*) cat "$FAKE_SLURM/queue/${*##*--jobs=}" ;;
-            *) for task in $(ls "$FAKE_SLURM/queue"); do echo "$task $(cat "$FAKE_SLURM/queue/$task")"; done ;;
-        esac
+        case "$*" in *--jobs=*) exec cat "$FAKE_SLURM/queue/${*##*--jobs=}" ;; esac
+        cd "$FAKE_SLURM/queue"
+        for task in *; do state=$(cat "$task" 2>&-) && echo "$task $state"; done
+        true
     """,
     "scontrol": '#!/bin/sh\n[ "$1" = requeue ] && touch "$FAKE_SLURM/again/$2"\n',
 }
