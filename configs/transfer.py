@@ -6,8 +6,8 @@
 
 The argument is a row of `IMAGES`, `imagenet_5shot`, `sst2`, or `vtab_` and a task of VTAB-1k, which selects on
 `vtab:val200`; for the number to report, train the chosen setting again with `--config.task.validation=` and
-`--config.task.train=vtab:train800val200`. All sets are read from TFDS (`TFDS_DATA_DIR`). One GPU is enough, with
-`--config.optim.accumulate=8` where a batch does not fit.
+`--config.task.train=vtab:train800val200`. All sets are read from TFDS (`TFDS_DATA_DIR`), but for `sst2`, which is
+from a Hugging Face hub. One GPU is enough, with `--config.optim.accumulate=8` where a batch does not fit.
 
 What to expect of `train`, in % of the test set. These are cited, not run here:
 
@@ -100,7 +100,9 @@ def _images(config, dataset, splits, steps, rate):
 def _sst2(config):
     config.backbone.weights = "bert-base-uncased"
     train, validation, test = FEW
-    config.task.update(dataset="tfds:glue/sst2", train=train, validation=validation, test=test, batch_size=32)
+    # TFDS has GLUE only where TensorFlow is.
+    config.task.update(dataset="hf:nyu-mll/glue/sst2", text=("sentence",), label=("label",), batch_size=32)
+    config.task.update(train=train, validation=validation, test=test)
     config.epochs = 3.0
     config.optim.update(learning_rate=5e-5, schedule="linear", warmup_steps=600, clip_norm=1.0, weight_decay=0.01)
     config.regularise.dropout = 0.1

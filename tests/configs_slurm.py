@@ -9,7 +9,7 @@ __all__ = ["get_config", "sweep"]
 
 def get_config():
     config = configs_tiny.get_config("pretrained")
-    config.update(steps=3000, eval_every=1000, log_every=10)
+    config.update(steps=2000, eval_every=1000, log_every=10)
     return config
 
 
