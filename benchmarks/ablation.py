@@ -25,8 +25,8 @@ import jax
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from configs.ablation import RATES, SEEDS, get_config, sweep  # noqa: E402
+from tljax import points as sweeps  # noqa: E402
 from tljax import selection  # noqa: E402
-from tljax import sweep as sweeps  # noqa: E402
 from tljax.config import Experiment  # noqa: E402
 
 _CONFIG = """
@@ -76,7 +76,8 @@ def main() -> None:
     values.epochs = options.epochs
     experiment = Experiment.from_config(values)
     overrides = kept(options.set, options.rates, options.seeds)
-    together = timed("sweep", named, epochs, f"--root={root / 'together'}", cache=root)
+    # With every run tested, as those that train by themselves are.
+    together = timed("sweep", named, epochs, f"--root={root / 'together'}", "--peek-test", cache=root)
     points = sweeps.points(experiment, overrides, root / "together")
     strategies: dict[str, list[sweeps.Point]] = {}
     for point in points:

@@ -83,9 +83,17 @@ MAY_IMPORT = {
         *("metrics", "plan", "predictions"),
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
+    "slurm": {"console", "stopping"},
+    "points": {"config", "fields", "heads", "selection", "workdir"},
+    "joint": {
+        *("config", "console", "features", "heads", "lock", "plan", "points", "run", "step", "stopping", "train"),
+        "workdir",
+    },
+    "launchers": {"console", "devices", "points", "slurm", "stopping", "workdir"},
+    "status": {"console", "metrics", "points", "workdir"},
     "sweep": {
-        *("config", "console", "features", "fields", "flags", "metrics", "heads", "plan", "run", "selection", "step"),
-        *("stopping", "train", "workdir"),
+        *("config", "console", "flags", "joint", "launchers", "metrics", "points", "selection", "status", "stopping"),
+        "workdir",
     },
     "__main__": {"compiled", "stopping", "weights"},
 }

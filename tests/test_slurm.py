@@ -1,4 +1,4 @@
-"""`launch/slurm.sbatch` on a real Slurm, of one node or more; `launch/README.md` says how to have one."""
+"""`launch/slurm.sbatch` and `sweep --launcher=slurm` on a real Slurm; `launch/README.md` says how to have one."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.kill import outcome
 from tests.conftest import ROOT, tljax
+from tljax import slurm
 
 CONFIG = ("--config=tests/configs_tiny.py:pretrained", "--config.eval_every=500", "--config.log_every=10")
 
@@ -114,3 +115,53 @@ def test_a_job_whose_time_is_over_requeues_itself(tmp_path, submit):
     job.wait_for(lambda: job.state == "COMPLETED", 900)
     assert job.log.count("by SIGUSR1: the same command goes on") >= job.log.count("resuming") > 0
     assert outcome(job.workdir) == outcome(_whole(tmp_path, 16000))
+
+
+SWEEP = ("sweep", "--config=tests/configs_slurm.py")
+
+
+def _logged(workdir: Path) -> int:
+    metrics = workdir / "metrics.jsonl"
+    return json.loads(metrics.read_text().splitlines()[-1])["step"] if metrics.exists() else 0
+
+
+def _table(text: str) -> list[list[str]]:
+    """Its rows, but for the seconds in the last column."""
+    return [[cell.strip() for cell in line.split("│")[1:-2]] for line in text.splitlines() if line.startswith("│")]
+
+
+def test_a_sweep_with_a_job_cancelled_and_one_requeued_is_the_sweep_beside(tmp_path, _environment):
+    root, beside = tmp_path / "slurm", tmp_path / "beside"
+    command = (*SWEEP, f"--root={root}", "--launcher=slurm", "--jobs=2", "--sbatch=cpus-per-task=1")
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen([sys.executable, "-m", "tljax", *command], cwd=ROOT, stdout=log, stderr=log)
+    try:
+        begun: list[Path] = []
+        deadline = time.monotonic() + 200
+        while len(begun) < 2:
+            assert time.monotonic() < deadline and driver.poll() is None, (tmp_path / "log").read_text()
+            begun = [path for path in root.glob("full-*") if 100 < _logged(path) < 1500]
+            time.sleep(0.1)
+        running = slurm.queue()
+        assert sorted(running.values()) == ["PENDING", "PENDING", "RUNNING", "RUNNING"]
+        cancelled, requeued = [id for id, state in running.items() if state == "RUNNING"]
+        subprocess.run(["scancel", cancelled], check=True)
+        subprocess.run(["scontrol", "requeue", requeued], check=True)
+        driver.wait(400)
+    finally:
+        driver.kill()
+        subprocess.run(["scancel", "--me"])
+    unfinished = [path for path in root.glob("full-*") if not (path / "result.json").exists()]
+    assert len(unfinished) == 1, (tmp_path / "log").read_text()
+    assert f"Slurm job {cancelled} ended without all its runs" in (tmp_path / "log").read_text()
+    last = tljax(*command)
+    local = tljax(*SWEEP, f"--root={beside}")
+    names = sorted(path.name for path in beside.glob("full-*"))
+    assert len(names) == 4
+    assert _table(last.stdout) == _table(local.stdout) and len(_table(last.stdout)) >= 3
+    for name in names:
+        assert outcome(root / name) == outcome(beside / name)
+    logs = [path.read_text() for path in (root / "logs").glob("*_log.out")]
+    assert sum(log.count("by SIGTERM: the same command goes on") for log in logs) == 2
+    # Four runs, of which one was requeued; what replaced the cancelled one; and the test of those that were chosen.
+    assert sorted(log.count("Starting with") for log in logs) == [1, 1, 1, 1, 1, 2]

@@ -1,0 +1,61 @@
+"""`configs/transfer.py`: every set of it is one that TFDS has, and a sweep of it is made of runs that can be had."""
+
+import runpy
+
+import pytest
+import tensorflow_datasets as tfds
+
+from tests.conftest import ROOT
+from tljax import backbone, phases, sweep
+from tljax.config import Experiment
+from tljax.data import tasks, vtab
+from tljax.errors import InputError
+from tljax.optim import OPTIMIZERS
+from tljax.tuning import check_arguments
+
+TRANSFER = runpy.run_path(str(ROOT / "configs" / "transfer.py"))
+SETS = (*TRANSFER["IMAGES"], "imagenet_5shot", "sst2", *(f"vtab_{name}" for name in vtab.TASKS))
+BUILDERS = tfds.list_builders(with_community_datasets=False)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_set_is_a_sweep(name, tmp_path):
+    experiment = Experiment.from_config(TRANSFER["get_config"](name))
+    kind, _, spec = experiment.task.dataset.partition(":")
+    if name == "sst2":
+        assert (kind, spec) == ("hf", "nyu-mll/glue/sst2")
+    else:
+        assert kind == "tfds" and spec.partition("/")[0] in BUILDERS
+    if name.startswith("vtab_"):
+        assert spec == vtab.TASKS[name.removeprefix("vtab_")].dataset
+        assert (experiment.task.train, experiment.task.test) == ("vtab:train800", "vtab:test")
+    row = backbone.resolve(experiment.backbone)
+    assert backbone.reads(row) == ("text" if name == "sst2" else "image")
+    overrides = list(TRANSFER["sweep"](name))
+    points = sweep.points(experiment, (one for one in overrides if one["seed"] == 0), tmp_path)
+    strategies = {point.experiment.tuning.strategy for point in points}
+    assert len(overrides) == 3 * len(points) == 3 * 4 * len(strategies) and len(strategies) >= 3
+    for point in points:
+        tuning, optim = point.experiment.tuning, point.experiment.optim
+        check_arguments(tuning.strategy, tuning.arguments, phases.arguments_of(tuning.strategy))
+        assert optim.name in OPTIMIZERS and optim.warmup_steps < point.experiment.total_steps(60_000)
+
+
+@pytest.mark.parametrize("name", ["cats", "vtab", "vtab_cats", "dtd", ""])
+def test_another_set_is_named(name):
+    with pytest.raises(InputError, match=f"configs/transfer.py:{name}: there are cifar10, .*sst2, vtab_caltech101, "):
+        TRANSFER["get_config"](name)
+
+
+def test_a_set_that_is_not_at_hand_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "cache"))
+
+    def fails(self, **keys):
+        raise ModuleNotFoundError("No module named 'tensorflow'")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fails)
+    with pytest.raises(InputError) as error:
+        tasks.load(Experiment.from_config(TRANSFER["get_config"]("pets")).task)
+    assert str(error.value).startswith("tfds:oxford_iiit_pet: TFDS cannot prepare it here (ModuleNotFoundError")
+    assert "run `tfds build oxford_iiit_pet --file_format=array_record" in str(error.value)

@@ -1,0 +1,199 @@
+"""`sweep --launcher=slurm`: jobs in arrays of Slurm, submitted by submitit; they outlive the sweep's own process."""
+
+import argparse
+import collections
+import functools
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tljax import console
+from tljax.errors import InputError
+from tljax.stopping import SAVED, Notice
+
+Job = Any  # a `launchers.Job`; that module imports this one
+
+POLL = 5.0  # seconds between two looks at the queue
+# As in launch/slurm.sbatch, where it is said why.
+_SBATCH = {"job_name": "tljax", "time": "04:00:00", "cpus_per_task": "2", "signal": "USR1@120", "requeue": True}
+_BEFORE = ["trap : TERM", 'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"']
+_AFTER = [
+    "status=$?",
+    # Of an array, a task's own number may be the whole array's.
+    'task="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"',
+    # It saved. If it runs no more, it was cancelled, or Slurm has requeued it by itself.
+    f'if [ "$status" -eq {SAVED} ] && [ "$(squeue --noheader --format=%T --jobs="$task")" = RUNNING ]; then',
+    '    scontrol requeue "$task"',
+    "fi",
+    'exit "$status"',
+]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    told = (
+        "for --launcher=slurm: an option of sbatch, as partition=gpu, gpus-per-node=1 or time=08:00:00; may be repeated"
+    )
+    parser.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help=told)
+
+
+def launcher(options: argparse.Namespace) -> Callable[[Sequence[Job], Notice], None]:
+    """Runs jobs on a cluster, at most `--jobs` at a time, from the folder that the sweep is called in.
+
+    A job that is preempted, requeued, or near its time limit saves, and waits in the queue again. What `--root` has in
+    the queue is not submitted again, so the sweep may be stopped and called anew meanwhile. What was cancelled is.
+
+    Raises:
+        InputError: submitit is not installed, there is no Slurm, or an option cannot be given.
+    """
+    if not shutil.which("sbatch") or not shutil.which("srun"):
+        raise InputError("--launcher=slurm: there is no sbatch on PATH; call it on a login node of the cluster")
+    try:
+        import submitit  # noqa: F401
+    except ImportError as error:
+        raise InputError("--launcher=slurm needs submitit: pip install 'tljax[slurm]'") from error
+    if options.jobs < 1:
+        raise InputError(f"--jobs must be at least 1, not {options.jobs}")
+    given = sbatch_options(options.sbatch)
+    return functools.partial(_run, folder=options.root / "logs", at_a_time=options.jobs, given=given)
+
+
+def sbatch_options(given: Sequence[str]) -> dict[str, Any]:
+    """By sbatch's long names with underscores, what `--sbatch=KEY=VALUE` gives; True of a `KEY` alone.
+
+    Raises:
+        InputError: one that the sweep sets itself.
+    """
+    found = {}
+    for one in given:
+        key, is_given, value = one.partition("=")
+        key = key.lstrip("-").replace("-", "_")
+        if key in ("array", "output", "error", "open_mode"):
+            raise InputError(f"--sbatch={one}: the sweep sets it itself; --jobs says how many run at a time")
+        found[key] = value if is_given else True
+    return found
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a node runs, which submitit keeps with the job: so a later process knows whose points are in the queue."""
+
+    command: tuple[str, ...]
+    points: tuple[str, ...]
+
+    def __call__(self) -> None:
+        # In place of submitit's process: some Slurms signal only the one that srun started, others all below it too,
+        # and each signal must come once.
+        os.execv(self.command[0], self.command)
+
+
+def _run(jobs: Sequence[Job], notice: Notice, *, folder: Path, at_a_time: int, given: Mapping[str, Any]) -> None:
+    """Submits what is not in the queue, and waits until no job is."""
+    queued = _of(jobs, folder, queue())
+    held = {point for command in queued.values() for point in command.points}
+    new = [one for one in map(_command, jobs) if held.isdisjoint(one.points)]
+    if queued:
+        console.console.print(f"{len(queued)} jobs are in Slurm's queue already", markup=False)
+    _wait(queued | _submit(new, folder, at_a_time, given, queued), jobs, folder, notice)
+
+
+def _command(job: Job) -> Command:
+    return Command(tuple(job.command), tuple(point.folder.name for point in job.points))
+
+
+def _of(jobs: Sequence[Job], folder: Path, ids: Mapping[str, str]) -> dict[str, Command]:
+    """By Slurm's number, those in the queue that were submitted from this folder, for points of these jobs."""
+    import submitit
+
+    wanted = {point.folder.name for job in jobs for point in job.points}
+    known = (submitit.SlurmJob(folder, id) for id in ids)
+    found = {job.job_id: job.submission().function for job in known if job.paths.submitted_pickle.exists()}
+    return {id: command for id, command in found.items() if not wanted.isdisjoint(command.points)}
+
+
+def queue() -> dict[str, str]:
+    """The state of each job of this user, by number, a task of an array as `12_3`.
+
+    Raises:
+        InputError: no Slurm answers.
+    """
+    command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"no Slurm answers: {' '.join(done.stderr.split())[-200:]}")
+    return dict(line.split() for line in done.stdout.splitlines())
+
+
+def _executor(folder: Path, at_a_time: int, given: Mapping[str, Any], after: Sequence[str] = ()) -> Any:
+    """The submitit executor of jobs with these options of sbatch, which start when those in `after` have ended.
+
+    A container (pyxis, or Slurm's own) is one of the task: the script around it is the host's, which has scontrol.
+    """
+    import submitit
+
+    options = _SBATCH | ({"dependency": f"afterany:{':'.join(after)}"} if after else {}) | given
+    containers = [key for key in options if "container" in key]
+    found = submitit.SlurmExecutor(folder=folder)
+    found.update_parameters(
+        array_parallelism=at_a_time,
+        setup=_BEFORE,
+        teardown=_AFTER,
+        stderr_to_stdout=True,
+        srun_args=[_flag(key, options[key]) for key in containers],
+        additional_parameters={key: value for key, value in options.items() if key not in containers},
+    )
+    return found
+
+
+def _flag(key: str, value: Any) -> str:
+    return f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
+
+
+def _submit(
+    commands: Sequence[Command], folder: Path, at_a_time: int, given: Mapping[str, Any], queued: Mapping[str, Command]
+) -> dict[str, Command]:
+    """As one array; after those that are in the queue already, so that no more run at a time than they may."""
+    if not commands:
+        return {}
+    # If this process dies before it has left the commands there, the jobs look for them for a minute, and end.
+    try:
+        made = _executor(folder, at_a_time, given, [*queued]).submit_array(commands)
+    except RuntimeError as error:  # what sbatch said
+        raise InputError(f"sbatch: {' '.join(str(error).split())[-300:]}") from error
+    ids = [job.job_id for job in made]
+    number = ids[0].partition("_")[0]
+    console.console.print(
+        f"Slurm job {number}: {len(ids)} tasks, {min(at_a_time, len(ids))} at a time, logs in {folder}; this process "
+        f"may be stopped meanwhile, and called again; `scancel {number}` cancels them",
+        markup=False,
+    )
+    return dict(zip(ids, commands, strict=True))
+
+
+def _wait(mine: Mapping[str, Command], jobs: Sequence[Job], folder: Path, notice: Notice) -> None:
+    """Until none of them is in the queue; says what changes there."""
+    states, said = dict.fromkeys(mine, "PENDING"), ""
+    while states:
+        notice.raises()
+        counts = sorted(collections.Counter(states.values()).items())
+        now = ", ".join(f"{count} {state.lower()}" for state, count in counts)
+        if now != said:
+            ended = f"{len(mine) - len(states)} of {len(mine)} tasks ended"
+            console.console.print(f"{time.strftime('%H:%M:%S')} Slurm: {now}; {ended}", markup=False)
+            said = now
+        time.sleep(POLL)
+        try:
+            found = queue()
+        except InputError as error:  # a controller that is busy, or starts anew
+            console.console.print(f"{error}; looking again", markup=False)
+            continue
+        states = {id: found[id] for id in mine if id in found}
+    points = {point.folder.name: point for job in jobs for point in job.points}
+    for id, command in mine.items():
+        if any(not (points[name].result or points[name].error) for name in points.keys() & set(command.points)):
+            told = f"Slurm job {id} ended without all its runs, and the same command tries again"
+            console.console.print(f"{told}: {folder / f'{id}_0_log.out'}", markup=False)
