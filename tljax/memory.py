@@ -4,9 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
-from tljax import console, tuning
+from tljax import console, sharding, tuning
 from tljax.config import Experiment
 from tljax.cost import evaluation_rows, peak_bytes
 from tljax.devices import device_bytes
@@ -88,14 +86,14 @@ def _sentence(found: dict[str, Any]) -> str:
 
 
 def _training(run: Run, phase: Phase) -> Need:
-    fixed = _bytes(run.abstract(phase)) + _bytes(_trained(run, phase))
+    fixed = sharding.shares(run.abstract(phase)) + sharding.shares(_trained(run, phase))
     return Need(fixed, max(peak_bytes(run.train_step(phase).program) - fixed, 0))
 
 
 def _evaluation(run: Run) -> Need:
     """With the whole State beside it, of the phase in which that is the largest."""
-    state, largest = run.abstract_state(), max(_bytes(run.abstract(phase)) for phase in run.phases)
-    variables = _bytes((state.params, state.batch_stats))
+    state, largest = run.abstract_state(), max(sharding.shares(run.abstract(phase)) for phase in run.phases)
+    variables = sharding.shares((state.params, state.batch_stats))
     return Need(
         largest, max(peak_bytes(run.eval_step(evaluation_rows(run), start=run.start(run.phases[-1]))) - variables, 0)
     )
@@ -105,7 +103,7 @@ def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str,
     experiment, rows, parts = run.experiment, run.batch_size, run.experiment.optim.accumulate
     found = {}
     # Gradients of a batch in parts are added up beside those of a part.
-    sums = _bytes(_trained(run, phase)) if parts == 1 else 0
+    sums = sharding.shares(_trained(run, phase)) if parts == 1 else 0
     shares = rows // (run.mesh.size * parts)
     options = [n for n in range(2, shares + 1) if shares % n == 0]
     if n := next((n for n in options if sums + need.shared(n) <= room), 0):
@@ -119,7 +117,7 @@ def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str,
     if experiment.tuning.strategy != "linear_probe":
         # Nothing is kept for a backward pass: what evaluation needs, for as many rows.
         state, one = run.abstract(phase), _evaluation(run).growing / evaluation_rows(run)
-        found["tuning.strategy=linear_probe"] = _bytes((state.params, state.batch_stats)) + round(one * rows)
+        found["tuning.strategy=linear_probe"] = sharding.shares((state.params, state.batch_stats)) + round(one * rows)
     return {setting: peak for setting, peak in found.items() if peak <= room}
 
 
@@ -142,10 +140,6 @@ def _peak_with(run: Run, phase: Phase, **changes: Any) -> int:
 
 def _trained(run: Run, phase: Phase) -> tuning.Tree:
     return tuning.select(run.abstract(phase).params, phase.multipliers)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _gb(count: int) -> str:

@@ -82,7 +82,7 @@ def points(experiment: Experiment, overrides: Iterable[Mapping[str, Any]], root:
 
 def _content(experiment: Experiment) -> dict[str, Any]:
     """What a run's result depends on."""
-    return {key: value for key, value in to_dict(experiment).items() if key not in ("input", "checkpoint")}
+    return {key: value for key, value in to_dict(experiment).items() if key not in ("input", "checkpoint", "mesh")}
 
 
 def sweep(found: Sequence[Point], notice: Notice | None = None) -> list[Point]:
