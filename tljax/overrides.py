@@ -18,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 _DATA = tuple(f"task.{name}" for name in ("dataset", "image", "text", "label", "split", "on_error"))
 _OF_IMAGES, _OF_TEXTS = ("task.image_size", "task.flip_test"), ("task.max_tokens", "task.token_multiple")
 # What changes speed and memory only.
-_SPEED = ("task.eval_batch_size", "task.token_multiple", "input.workers", "input.cache_gb", "mesh.fsdp", "mesh.frozen")
+_SPEED = ("task.eval_batch_size", "task.token_multiple", "input.workers", "input.cache_gb")
 _ALLOWED = (*_DATA, *(f"task.{name}" for name in SPLITS), *_OF_IMAGES, *_OF_TEXTS, "compute_dtype", *_SPEED)
 
 

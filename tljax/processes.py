@@ -1,10 +1,13 @@
 """The processes of a run: how they find each other, what one does for all, what all agree upon."""
 
 import argparse
+import contextlib
 import json
 import os
+import sys
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,36 +19,88 @@ from jax.sharding import Mesh
 from tljax import console, sharding
 from tljax.errors import InputError
 
+LOST = 69  # the exit status, sysexits.h's EX_UNAVAILABLE: another process is gone, the same command goes on
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `join`."""
-    group = parser.add_argument_group("several processes of one run", "under Slurm's srun they are found")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where the first process is to be reached")
+    """The flags of `joined`."""
+    told = "Slurm's srun, Open MPI's mpirun and TPU slices on GKE are seen by themselves"
+    group = parser.add_argument_group("several processes of one run", told)
+    where = "where the first process is to be reached; auto: where Slurm, Open MPI, a TPU slice or Kubernetes say"
+    group.add_argument("--coordinator", default="", metavar="HOST:PORT", help=where)
     group.add_argument("--num-processes", type=int, default=1, metavar="N")
     group.add_argument("--process-id", type=int, default=0, metavar="I", help="of this one, from 0")
+    waits = "seconds in which all processes must have come (default: 300)"
+    group.add_argument("--join-timeout", type=int, default=300, metavar="S", help=waits)
 
 
-def join(options: argparse.Namespace) -> None:
-    """Joins the other processes of a run, as the flags or Slurm say; before any device is touched.
+@contextlib.contextmanager
+def joined(options: argparse.Namespace) -> Iterator[None]:
+    """Within, this process is one of those that the flags or the launcher tell of; only the first of them prints.
 
-    Only the first of them prints.
+    To be entered before any device is touched. Where another process is lost, this one ends, with `LOST`: none can go
+    on by itself, and what they would say to each other at the end would never come.
 
     Raises:
-        InputError: there is no word of where they are.
+        InputError: there is no word of where the others are, or they did not come in time.
     """
-    if options.num_processes > 1 and not options.coordinator:
+    _join(options)
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        told = f"process {jax.process_index()} of {jax.process_count()} lost another, or its device ({_line(error)})"
+        print(f"error: {told}: the same command goes on from the last step saved", file=sys.stderr, flush=True)
+        os._exit(LOST)
+
+
+def _join(options: argparse.Namespace) -> None:
+    if not options.coordinator and options.num_processes > 1:
         raise InputError("--num-processes needs --coordinator=HOST:PORT, the same in each process")
-    if not options.coordinator and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+    if not (options.coordinator or _launched()):
         return
+    where = {}
+    if options.coordinator not in ("", "auto"):
+        where = {"coordinator_address": options.coordinator, "num_processes": options.num_processes}
+        where["process_id"] = options.process_id
+        _check(options)
     # Its handler would take SIGTERM away from `stopping`, which all processes agree upon.
     jax.config.update("jax_enable_preemption_service", False)
     # On CPUs, programs in flight at the same time would meet those of the other processes in any order.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if options.coordinator:
-        jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
-    else:
-        jax.distributed.initialize()
+    began = time.monotonic()
+    try:
+        jax.distributed.initialize(**where, initialization_timeout=options.join_timeout)
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        what = f"process {options.process_id} of {options.num_processes}" if where else "this process"
+        at = f", at {options.coordinator} where the first of them is to be reached" if where else ""
+        raise InputError(
+            f"{what} waited {time.monotonic() - began:.0f} s for the others{at} ({_line(error)}): are all of them"
+            " started, and can they reach it? --join-timeout=S waits longer"
+        ) from error
     console.console.quiet = jax.process_index() > 0
+
+
+def _launched() -> bool:
+    """Whether a launcher started this process as one of several, and left word of the others that jax finds."""
+    told = os.environ
+    by_slurm = int(told.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    by_mpi = "OMPI_MCA_orte_hnp_uri" in told and int(told.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+    return by_slurm or by_mpi or "," in told.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def _check(options: argparse.Namespace) -> None:
+    host, _, port = options.coordinator.rpartition(":")
+    if not (host and port.isdigit()):
+        raise InputError(f"--coordinator={options.coordinator} is neither HOST:PORT nor auto")
+    if not 0 <= options.process_id < options.num_processes:
+        few = f"--num-processes={options.num_processes}"
+        raise InputError(f"--process-id={options.process_id} is none of {few}: they count from 0")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def is_first() -> bool:

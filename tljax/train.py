@@ -225,6 +225,5 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--max-seconds", type=float, default=0, metavar="S", help=told)
     processes.add_arguments(parser)
     experiment, options = parse_experiment(parser, arguments)
-    with Notice(options.max_seconds).listening() as notice:
-        processes.join(options)
+    with Notice(options.max_seconds).listening() as notice, processes.joined(options):
         train(experiment, options.workdir, notice)
