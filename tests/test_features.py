@@ -195,7 +195,7 @@ def test_the_name_is_that_of_all_it_depends_on(tmp_path):
         "fewer examples": key(task__train="train[:20]"),
     }
     # What does not matter changes nothing.
-    assert key(optim__learning_rate=0.5, task__batch_size=4) == names["as it is"]
+    assert key(optim__learning_rate=0.5, task__batch_size=4, mesh__frozen="sharded") == names["as it is"]
     assert key(stop=2, change=in_block(2)) == key(stop=2)
     picture = next(data.rglob("*.png"))
     pixels = np.array(Image.open(picture))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from tljax.errors import InputError
 
@@ -33,7 +33,7 @@ def make_mesh(devices: Sequence[jax.Device] = (), fsdp: int = 1) -> Mesh:
     return Mesh(np.array(devices).reshape(-1, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -43,7 +43,7 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
-def spread(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+def spread(mesh: Mesh | AbstractMesh, shape: Sequence[int]) -> NamedSharding:
     """How an array of parameters, or of an optimizer's state, lies: its longest axis that `fsdp` divides is shared out.
 
     Small arrays, and those without such an axis, are whole on every device. As it goes by the shape alone, moments and
