@@ -170,7 +170,8 @@ def test_the_name_is_that_of_all_it_depends_on(tmp_path):
     def key(network: str = "tiny_vit", stop: int = 5, change=lambda state: state, **values) -> Path:
         run = tiny_run(f"folder:{data}", network, tuning__strategy="linear_probe", **values)
         source = features._source(run, run.inputs.splits["train"], True)
-        return features._folder(run, change(run.init_state()), source, stop)
+        state = change(run.init_state())
+        return features._folder(run, {"params": state.params, "batch_stats": state.batch_stats}, source, stop)
 
     def in_block(number: int):
         def change(state):
@@ -194,7 +195,7 @@ def test_the_name_is_that_of_all_it_depends_on(tmp_path):
         "fewer examples": key(task__train="train[:20]"),
     }
     # What does not matter changes nothing.
-    assert key(optim__learning_rate=0.5, task__batch_size=4) == names["as it is"]
+    assert key(optim__learning_rate=0.5, task__batch_size=4, mesh__frozen="sharded") == names["as it is"]
     assert key(stop=2, change=in_block(2)) == key(stop=2)
     picture = next(data.rglob("*.png"))
     pixels = np.array(Image.open(picture))

@@ -80,6 +80,8 @@ class Checkpoints:
     def save(self, state: State, unmoved: Collection[str] = (), validation: Mapping[str, Any] | None = None) -> None:
         """Starts saving `state` under its step, when the save before it is done.
 
+        With several processes, all have to call it, as each may have a part of an array; one writes.
+
         Args:
             unmoved: names of leaves that still are as in the base.
             validation: metrics, which decide which step is best.
@@ -89,11 +91,12 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
+        leaves = sharding.gathered({name: leaf for name, leaf in named(state).items() if name not in unmoved})
         if not self._writer or step in self.steps:
             return
-        leaves = {name: leaf for name, leaf in named(state).items() if not (self._base and name in unmoved)}
         for leaf in leaves.values():
-            leaf.copy_to_host_async()
+            if isinstance(leaf, jax.Array):
+                leaf.copy_to_host_async()
         # Copied, not viewed: on a CPU the step that follows may write into donated buffers that are still being read.
         copied = {name: np.array(leaf) for name, leaf in leaves.items()}
         facts = {"step": step, "base": self._base, "metrics": dict(validation or {})}

@@ -317,6 +317,24 @@ class BatchNormConfig:
     trained_groups: str = "update_stats"
 
 
+FROZEN_LAYOUTS = ("replicated", "sharded")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How a run lies on its devices: no number depends on it beyond rounding, and a run may go on with other values.
+
+    Attributes:
+        fsdp: over how many devices each array of what trains, and of its optimizer state, is shared out; it must
+            divide their number. Batches are shared out over all devices, whatever it is.
+        frozen: how leaves that never train lie: `replicated` on every device, or `sharded` as those that train, and
+            brought together where they are used.
+    """
+
+    fsdp: int = 1
+    frozen: str = "replicated"
+
+
 @dataclass(frozen=True)
 class Experiment:
     """All that determines a run's result.
@@ -345,6 +363,7 @@ class Experiment:
     task: TaskConfig = field(default_factory=TaskConfig)
     input: InputConfig = field(default_factory=InputConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)

@@ -25,6 +25,7 @@ from tljax.data.examples import Split
 from tljax.data.pipeline import ahead, length_of, padded
 from tljax.data.readers import Reader, Texts
 from tljax.errors import InputError
+from tljax.network import Variables
 from tljax.phases import Phase
 from tljax.run import Run
 from tljax.step import State
@@ -120,7 +121,9 @@ def computed(
         InputError: the disk, or `input.cache_gb`, does not hold them.
     """
     stops, source = sorted(set(stops)), _source(run, split, training)
-    folders = {stop: _folder(run, state, source, stop) for stop in stops}
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = sharding.gathered(run.of_groups(variables, max(stops)))
+    folders = {stop: _folder(run, variables, source, stop) for stop in stops}
     # Held from here on, so that no other process takes it for unused.
     used = {stop: cache.using(folder) for stop, folder in folders.items()}
     for stop, folder in folders.items():
@@ -131,7 +134,7 @@ def computed(
                 f" raise input.cache_gb, free some disk, name another TLJAX_CACHE, or set cache=off"
             )
     try:
-        _complete(run, state, source, folders, halt)
+        _complete(run, variables, source, folders, halt)
     except OSError as error:
         where = folders[stops[-1]].parent
         raise InputError(f"{where}: cannot be written ({error.strerror}): free some disk, or set cache=off") from error
@@ -241,23 +244,21 @@ def _source(run: Run, split: Split, training: bool) -> _Source:
     return _Source(split, read, views, varies, recipe)
 
 
-def _folder(run: Run, state: State, source: _Source, stop: int) -> Path:
+def _folder(run: Run, variables: Variables, source: _Source, stop: int) -> Path:
     versions = _FORMAT, jax.__version__
     network = run.network.backbone, run.network.additions, run.experiment.compute_dtype, jax.default_backend()
-    prefix = tuning.digest(flatten_dict(run.of_groups(_variables(state), stop), sep="/"))
+    prefix = tuning.digest(flatten_dict(run.of_groups(variables, stop), sep="/"))
     return cache.name("features", *versions, *network, prefix, stop, source.split.key, *source.recipe)
 
 
-def _variables(state: State) -> dict[str, Any]:
-    return {"params": state.params, "batch_stats": state.batch_stats}
-
-
-def _complete(run: Run, state: State, source: _Source, folders: dict[int, Path], halt: Callable[[], None]) -> None:
+def _complete(
+    run: Run, variables: Variables, source: _Source, folders: dict[int, Path], halt: Callable[[], None]
+) -> None:
     """Makes the parts that are missing; those that another process is at are left to it, and waited for at the end."""
     parts = _parts(source)
     if not any(_missing(folders, number) for number in range(len(parts))):
         return
-    compute = _program(run, state, max(folders), parts[0].step)
+    compute = _program(run, variables, max(folders), parts[0].step)
     with console.progress(f"features of {source.split.name}, once", 0, source.rows, "examples") as report:
         for patient in (False, True):
             for number, rows in enumerate(parts):
@@ -286,10 +287,9 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}"
 
 
-def _program(run: Run, state: State, stop: int, size: int) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
+def _program(run: Run, variables: Variables, stop: int, size: int) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
     """(input of at most `size` rows, stops) -> activations, computed by this process's devices alone."""
     mesh = sharding.make_mesh(jax.local_devices())
-    variables = run.of_groups(_variables(state), stop)
     if jax.process_count() > 1:
         variables = jax.tree.map(np.asarray, variables)
     variables = jax.device_put(variables, sharding.replicated(mesh))

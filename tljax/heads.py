@@ -222,7 +222,7 @@ def _advance(like: Experiment, steps: int, mesh: Mesh) -> Callable[..., Any]:
 
         return jax.lax.scan(step, states, rows)[0]
 
-    heads, whole = PartitionSpec(sharding.DATA), PartitionSpec()
+    heads, whole = sharding.split(mesh).spec, PartitionSpec()
     # Unchecked: the loop's constants are no device's own, and become so.
     sharded = jax.shard_map(
         all_steps, mesh=mesh, in_specs=(heads, heads, whole, whole), out_specs=heads, check_vma=False

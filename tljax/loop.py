@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from tljax import console, features, sharding
+from tljax import console, features, processes, sharding
 from tljax.checkpoint import Checkpoints
 from tljax.data.pipeline import length_of
 from tljax.data.readers import Reader
@@ -37,7 +37,7 @@ class Loop:
         self._started, self.waited = started, waited
         self._readers: dict[tuple[str, Phase | None], Reader] = {}
         self._unread: list[tuple[int, dict[str, jax.Array]]] = []
-        self._all = sharding.Agreement(run.mesh)
+        self._all = processes.Agreement(run.mesh)
         self._found: tuple[int, dict[str, Any]] = 0, {}
         self.validated: Predictions | None = None
 
@@ -54,7 +54,7 @@ class Loop:
         """The State after the last step, or after the one at which it was told to stop; saved either way."""
         run, start, last = self._run, int(state.step), self._run.resolved.steps
         with (
-            Events(self._folder.path, start) if sharding.is_first() else contextlib.nullcontext() as board,
+            Events(self._folder.path, start) if processes.is_first() else contextlib.nullcontext() as board,
             console.progress("train", start, last) as report,
         ):
             for phase in run.phases:
@@ -164,13 +164,13 @@ class Loop:
     def _save(self, step: int, state: State) -> None:
         if self._unread:  # a step that is not finite must not be saved
             self._read()
-        if sharding.is_first():
+        if processes.is_first():
             self._folder.flush()
         at, metrics = self._found
         self._checkpoints.save(state, self._run.unmoved(step), metrics if at == step else None)
 
     def _write(self, board: Events | None, step: int, split: str, values: dict[str, Any]) -> None:
-        if not sharding.is_first():
+        if not processes.is_first():
             return
         self._folder.append({"step": step, "split": split, **self._times, **values})
         for name, value in values.items():

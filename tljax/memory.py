@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
-from tljax import console, tuning
+from tljax import console, sharding, tuning
 from tljax.config import Experiment
 from tljax.cost import evaluation_rows, peak_bytes
 from tljax.devices import device_bytes
@@ -90,14 +88,14 @@ def _sentence(found: dict[str, Any]) -> str:
 
 
 def _training(run: Run, phase: Phase) -> Need:
-    fixed = _bytes(run.abstract(phase)) + _bytes(_trained(run, phase))
+    fixed = sharding.shares(run.abstract(phase)) + sharding.shares(_trained(run, phase))
     return Need(fixed, max(peak_bytes(run.train_step(phase).program) - fixed, 0))
 
 
 def _evaluation(run: Run) -> Need:
     """With the whole State beside it, of the phase in which that is the largest."""
-    state, largest = run.abstract_state(), max(_bytes(run.abstract(phase)) for phase in run.phases)
-    variables = _bytes((state.params, state.batch_stats))
+    state, largest = run.abstract_state(), max(sharding.shares(run.abstract(phase)) for phase in run.phases)
+    variables = sharding.shares((state.params, state.batch_stats))
     return Need(
         largest, max(peak_bytes(run.eval_step(evaluation_rows(run), start=run.start(run.phases[-1]))) - variables, 0)
     )
@@ -106,7 +104,7 @@ def _evaluation(run: Run) -> Need:
 def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str, int]:
     experiment, rows, parts = run.experiment, run.batch_size, run.experiment.optim.accumulate
     # Gradients of a batch in parts are added up beside those of a part.
-    sums = _bytes(_trained(run, phase)) if parts == 1 else 0
+    sums = sharding.shares(_trained(run, phase)) if parts == 1 else 0
 
     def in_parts(n: int) -> tuple[str, int]:
         optim = dataclasses.replace(experiment.optim, accumulate=parts * n)
@@ -125,7 +123,7 @@ def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str,
     if experiment.tuning.strategy != "linear_probe":
         # Nothing is kept for a backward pass: what evaluation needs, for as many rows.
         state, one = run.abstract(phase), _evaluation(run).growing / evaluation_rows(run)
-        found["tuning.strategy=linear_probe"] = _bytes((state.params, state.batch_stats)) + round(one * rows)
+        found["tuning.strategy=linear_probe"] = sharding.shares((state.params, state.batch_stats)) + round(one * rows)
     return {setting: peak for setting, peak in found.items() if peak <= room}
 
 
@@ -154,10 +152,6 @@ def _peak_with(run: Run, phase: Phase, **changes: Any) -> int:
 
 def _trained(run: Run, phase: Phase) -> tuning.Tree:
     return tuning.select(run.abstract(phase).params, phase.multipliers)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _gb(count: int) -> str:

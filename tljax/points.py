@@ -153,4 +153,4 @@ def uneven(found: Sequence[Point]) -> str:
 
 def _content(experiment: Experiment) -> dict[str, Any]:
     """What a run's result depends on."""
-    return {key: value for key, value in to_dict(experiment).items() if key not in ("input", "checkpoint")}
+    return {key: value for key, value in to_dict(experiment).items() if key not in ("input", "checkpoint", "mesh")}

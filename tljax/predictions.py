@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from etils import epath
 from rich.markup import escape
 
-from tljax import console, scores, sharding, storage
+from tljax import console, processes, scores, sharding, storage
 from tljax.data.examples import Split, labels_of
 from tljax.data.parts import index_schema
 from tljax.data.pipeline import evaluation_batches, length_of
@@ -88,7 +88,7 @@ def predictions_of(
     read = read or run.inputs.reader(split)
     params, batch_stats = run.evaluated(state)
     logits = []
-    batches = evaluation_batches(split, read, size, run.experiment.input.workers, sharding.part())
+    batches = evaluation_batches(split, read, size, run.experiment.input.workers, processes.part())
     with console.progress(escape(label), 0, -(-len(split) // size), "batches") as report:
         for i, batch in enumerate(batches):
             step = run.eval_step(size, length_of(batch), start)

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tljax import optim, sharding, tuning
-from tljax.config import Experiment
+from tljax import optim, processes, sharding, tuning
+from tljax.config import FROZEN_LAYOUTS, Experiment
 from tljax.data import tasks
 from tljax.data.examples import Split
 from tljax.data.pipeline import TrainInput
@@ -77,7 +77,9 @@ class Run:
         self._made: dict[Hashable, Any] = {}
         self.cached = False
         self.inputs = Inputs(experiment, resolved, splits, tokenizer)
-        self.mesh = sharding.make_mesh()
+        if experiment.mesh.frozen not in FROZEN_LAYOUTS:
+            raise InputError(f"no mesh.frozen {experiment.mesh.frozen!r}; there are: {', '.join(FROZEN_LAYOUTS)}")
+        self.mesh = sharding.make_mesh(fsdp=experiment.mesh.fsdp)
         self.network = Network(
             experiment, resolved.pretrained, resolved.preprocessing, resolved.classes, additions(experiment.tuning)
         )
@@ -133,9 +135,17 @@ class Run:
 
     def abstract(self, phase: Phase) -> State:
         """The same of a State in a phase."""
-        place = functools.partial(_placed, sharding=sharding.replicated(self.mesh))
         make = functools.partial(jax.eval_shape, functools.partial(self._state, phase=phase), self.network.abstract)
-        return self.once(("state", self._key(phase)), lambda: jax.tree.map(place, make()))
+        return self.once(("state", self._key(phase)), lambda: self._laid(make()))
+
+    def _laid(self, state: State) -> State:
+        """Shapes and dtypes of a State, with how each array lies on the mesh: in every phase the same."""
+        state = jax.tree.map(lambda leaf: _placed(leaf, sharding.spread(self.mesh, leaf.shape)), state)
+        if self.experiment.mesh.frozen == "sharded":
+            return state
+        whole = functools.partial(_placed, sharding=sharding.replicated(self.mesh))
+        params = jax.tree.map(lambda m, leaf: leaf if m else whole(leaf), self.multipliers, state.params)
+        return state.replace(params=params)
 
     def frozen_leaves(self, state: State) -> dict[str, jax.Array]:
         """Parameters that never train, and stored statistics that the run's modes never move, by path."""
@@ -173,7 +183,7 @@ class Run:
 
     def init_state(self) -> State:
         """The State at step 0."""
-        return sharding.place(self._begun(self.network.start(), self.phases[0]), sharding.replicated(self.mesh))
+        return self._begun(self.network.start(), self.phases[0])
 
     def enter(self, state: State, phase: Phase) -> State:
         """The State with which a phase begins; see `phases` for what is carried over."""
@@ -182,8 +192,7 @@ class Run:
             optim.carry_over(old, new)
             for old, new in ((state.opt_state, fresh.opt_state), (state.average, fresh.average))
         )
-        entered = state.replace(opt_state=opt_state, average=average)
-        return sharding.place(entered, sharding.replicated(self.mesh))
+        return state.replace(opt_state=opt_state, average=average)
 
     def evaluated(self, state: State) -> tuple[Any, Any]:
         """The parameters and batch statistics to evaluate and export: an average's, where the config asks for one."""
@@ -210,18 +219,24 @@ class Run:
         Raises:
             InputError: the batch cannot be shared by the devices.
         """
-        return self.inputs.train_input(self.batch_size, sharding.part(), read)
+        return self.inputs.train_input(self.batch_size, processes.part(), read)
 
     def lower_train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Lowered:
         """The training step of a phase, traced; for texts of `length` tokens, by default those of the longest."""
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
+        state = self.abstract(phase)
 
         def step(state, batch, numbers):
             return train_step(state, batch, self._rules(phase, numbers))
 
-        jitted = jax.jit(step, donate_argnums=0, in_shardings=(replicated, split, replicated), out_shardings=replicated)
+        jitted = jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(_layouts(state), split, replicated),
+            out_shardings=(_layouts(state), replicated),
+        )
         batch = self.abstract_batch(self.batch_size, length, self.start(phase))
-        return jitted.lower(self.abstract(phase), batch, self._numbers(phase))
+        return jitted.lower(state, batch, self._numbers(phase))
 
     def train_step(
         self, phase: Phase, length: int | None = None, lowered: jax.stages.Lowered | None = None
@@ -267,13 +282,13 @@ class Run:
     def lower_eval_step(self, batch_size: int, length: int | None = None, start: int = 0) -> jax.stages.Lowered:
         """The same, traced."""
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
+        state, batch = self.abstract_state(), self.abstract_batch(batch_size, length, start)
         jitted = jax.jit(
             functools.partial(eval_step, forward=self._forward(None, start), flip=self.experiment.task.flip_test),
-            in_shardings=(replicated, replicated, split),
+            in_shardings=(_layouts(state.params), _layouts(state.batch_stats), split),
             # What one process computes, all of them count.
-            out_shardings=split if sharding.part()[1] == 1 else replicated,
+            out_shardings=split if processes.part()[1] == 1 else replicated,
         )
-        state, batch = self.abstract_state(), self.abstract_batch(batch_size, length, start)
         return jitted.lower(state.params, state.batch_stats, batch["input"])
 
     def _prefix_step(self, batch_size: int, length: int | None, stops: tuple[int, ...]) -> jax.stages.Compiled:
@@ -306,7 +321,7 @@ class Run:
             batch_norm = dict.fromkeys(phase.frozen, modes.frozen_groups) | dict.fromkeys(trained, modes.trained_groups)
 
         def forward(params, batch_stats, x, key=None):
-            variables = {"params": params, "batch_stats": batch_stats}
+            variables = {"params": sharding.whole(params, self.mesh), "batch_stats": batch_stats}
             return self.network.forward(variables, x, key, batch_norm, tuple(trained), start)
 
         return forward
@@ -345,12 +360,23 @@ class Run:
         return unflatten_dict({path: new if path in started else pretrained for path in self.layout.group_of}, sep="/")
 
     def _begun(self, variables, phase: Phase) -> State:
-        """A State at its beginning, by one program: an operation by itself has one for each shape that it meets."""
-        return jax.jit(functools.partial(self._state, phase=phase))(variables)
+        """A State at its beginning, laid on the mesh.
+
+        What is beside the variables is made there by one program: an operation by itself has one for each shape.
+        """
+        laid = _layouts(self.abstract(phase))
+        params = sharding.place(variables["params"], laid.params)
+        batch_stats = sharding.place(variables.get("batch_stats", {}), laid.batch_stats)
+        beside = {name: getattr(laid, name) for name in ("step", "opt_state", "average", "anchor", "skipped")}
+        make = jax.jit(functools.partial(self._beside, phase=phase), out_shardings=beside)
+        return State(params=params, batch_stats=batch_stats, **make(params, batch_stats))
 
     def _state(self, variables, phase: Phase) -> State:
-        """A State at its beginning, with the optimizer of `phase`."""
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        return State(params=params, batch_stats=batch_stats, **self._beside(params, batch_stats, phase))
+
+    def _beside(self, params, batch_stats, phase: Phase) -> dict[str, Any]:
+        """What a State has at its beginning beside the variables, with the optimizer of `phase`."""
         trainable = tuning.select(params, phase.multipliers)
         average, anchor, regularise = {}, {}, self.experiment.regularise
         # Copies: a step gives its State's arrays away, and none may be given twice.
@@ -361,9 +387,8 @@ class Run:
             anchor = jax.tree.map(
                 lambda w, one: w * one, ever, tuning.select(self._by_origin(1.0, 0.0), self.multipliers)
             )
-        zero = jnp.zeros((), jnp.int32)
-        opt_state = self._optimizer(phase).init(trainable)
-        return State(zero, params, opt_state, batch_stats, average, anchor, jnp.copy(zero))
+        zero, opt_state = jnp.zeros((), jnp.int32), self._optimizer(phase).init(trainable)
+        return {"step": zero, "opt_state": opt_state, "average": average, "anchor": anchor, "skipped": jnp.copy(zero)}
 
     def abstract_batch(self, batch_size: int, length: int | None = None, start: int = 0) -> Any:
         """Shapes, dtypes and shardings of a batch whose input has `start` groups behind it."""
@@ -384,6 +409,10 @@ class Run:
         single = self.experiment.task.problem == "single_label"
         label = place((), np.int32) if single else place((len(self.resolved.classes),), np.float32)
         return {"input": x, "label": label, "mask": place((), np.float32), "weight": place((), np.float32)}
+
+
+def _layouts(abstract: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
 def _placed(leaf, sharding) -> jax.ShapeDtypeStruct:

@@ -1,139 +1,110 @@
-"""The processes of a run, the mesh of their devices, and how batches and state lie on it."""
+"""The mesh of a run's devices, and how batches, parameters and optimizer state lie on it."""
 
-import argparse
-import json
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from tljax import console
 from tljax.errors import InputError
 
-DATA = "data"
+DATA, FSDP = "data", "fsdp"
+
+# Elements of an array below which its shares are not worth the messages that bring them together.
+_LEAST = 4096
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `join`."""
-    group = parser.add_argument_group("several processes of one run", "under Slurm's srun they are found")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where the first process is to be reached")
-    group.add_argument("--num-processes", type=int, default=1, metavar="N")
-    group.add_argument("--process-id", type=int, default=0, metavar="I", help="of this one, from 0")
+def make_mesh(devices: Sequence[jax.Device] = (), fsdp: int = 1) -> Mesh:
+    """Devices along `data` × `fsdp`; by default those of all processes.
 
-
-def join(options: argparse.Namespace) -> None:
-    """Joins the other processes of a run, as the flags or Slurm say; before any device is touched.
-
-    Only the first of them prints.
+    Those of a process stand side by side, as its rows of a batch do, and so do as many as share parameters (`spread`).
 
     Raises:
-        InputError: there is no word of where they are.
+        InputError: the devices cannot be shared out so; the numbers that they can are named.
     """
-    if options.num_processes > 1 and not options.coordinator:
-        raise InputError("--num-processes needs --coordinator=HOST:PORT, the same in each process")
-    if not options.coordinator and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
-        return
-    # Its handler would take SIGTERM away from `stopping`, which all processes agree upon.
-    jax.config.update("jax_enable_preemption_service", False)
-    # On CPUs, programs in flight at the same time would meet those of the other processes in any order.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if options.coordinator:
-        jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
-    else:
-        jax.distributed.initialize()
-    console.console.quiet = jax.process_index() > 0
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    count = len(devices)
+    if fsdp < 1 or count % fsdp:
+        can = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        raise InputError(f"mesh.fsdp={fsdp} does not divide the {count} devices: use {can}")
+    return Mesh(np.array(devices).reshape(-1, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return jax.process_index() == 0
-
-
-def part() -> tuple[int, int]:
-    """The number of this process, and of how many."""
-    return jax.process_index(), jax.process_count()
-
-
-def on_first(make: Callable[[], Any]) -> Any:
-    """What `make` returns (JSON) in the first process, which alone calls it, to all of them.
-
-    Raises:
-        InputError: the one that it raised there, in each.
-    """
-    if jax.process_count() == 1:
-        return make()
-    told = {}
-    if is_first():
-        try:
-            told = {"found": make()}
-        except InputError as error:
-            told = {"error": str(error)}
-    content = np.frombuffer(json.dumps(told).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    content = content if is_first() else np.zeros(size, np.uint8)
-    told = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
-    if "error" in told:
-        raise InputError(told["error"])
-    return told["found"]
-
-
-def anyone(wanted: bool) -> bool:
-    """Whether any process wants something; all wait for each other. For each step there is `Agreement`."""
-    return wanted if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.array(wanted))))
-
-
-class Agreement:
-    """Lets all processes learn at the same step that one of them wants something, two steps after it said so.
-
-    So late, nobody waits for a device that still computes.
-    """
-
-    def __init__(self, mesh: Mesh):
-        self._mesh = mesh
-        self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
-        self._asked: deque[jax.Array] = deque()
-
-    def __call__(self, wanted: bool) -> bool:
-        """To be called once a step, in each process; with one process, `wanted` itself."""
-        if jax.process_count() == 1:
-            return wanted
-        mine = np.full(len(self._mesh.local_devices), wanted)
-        self._asked.append(self._any(jax.make_array_from_process_local_data(split(self._mesh), mine)))
-        return len(self._asked) > 2 and bool(self._asked.popleft())
-
-
-def make_mesh(devices: Sequence[jax.Device] = ()) -> Mesh:
-    """Devices along one `data` axis; by default those of all processes."""
-    devices = devices or jax.devices()
-    return jax.make_mesh((len(devices),), (DATA,), (AxisType.Auto,), devices=devices)
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
     """Each device holds its share of the first axis."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
-def place(tree: Any, sharding: Sharding) -> Any:
-    """Arrays that every process has whole, laid out on the devices of all."""
+def spread(mesh: Mesh | AbstractMesh, shape: Sequence[int]) -> NamedSharding:
+    """How an array of parameters, or of an optimizer's state, lies: its longest axis that `fsdp` divides is shared out.
+
+    Small arrays, and those without such an axis, are whole on every device. As it goes by the shape alone, moments and
+    averages lie as their parameters do.
+    """
+    count = mesh.shape[FSDP]
+    axes = [axis for axis, length in enumerate(shape) if length % count == 0]
+    if count == 1 or math.prod(shape) < _LEAST or not axes:
+        return replicated(mesh)
+    longest = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * longest, FSDP))
+
+
+def whole(tree: Any, mesh: Mesh) -> Any:
+    """Within a program: the arrays of a tree as every device needs them whole, to compute its rows of a batch.
+
+    Their gradients are summed over all devices before they are shared out again.
+    """
+    if mesh.shape[FSDP] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def place(tree: Any, laid: Sharding | Any) -> Any:
+    """Arrays that every process has whole, or that already lie on the devices of all, laid out otherwise.
+
+    Args:
+        laid: one sharding, or a tree of them.
+    """
     if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
+        return jax.device_put(tree, laid)
 
-    def put(leaf):
+    def put(leaf, sharding):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-    return jax.tree.map(put, tree)
+    if isinstance(laid, Sharding):
+        return jax.tree.map(lambda leaf: put(leaf, laid), tree)
+    return jax.tree.map(put, tree, laid)
+
+
+def gathered(tree: Any) -> Any:
+    """The same arrays, such that each process can read them: those of which others have a part are brought together.
+
+    With several processes, all have to call it.
+    """
+
+    def gather(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(gather, tree)
+
+
+def shares(tree: Any) -> int:
+    """Bytes of a tree's arrays on each device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def check_batch(size: int, mesh: Mesh, key: str, parts: int = 1) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tljax import console, features, memory, scores, sharding, storage, tuning
+from tljax import console, features, memory, processes, scores, sharding, storage, tuning
 from tljax.checkpoint import Checkpoints, named
 from tljax.config import Experiment
 from tljax.data import health
@@ -51,11 +51,11 @@ def train(
     run = prepared or prepare(experiment, folder.tokenizer)
     run.batch_size  # noqa: B018 (which the devices here may not be able to share)
     with contextlib.ExitStack() as stack:
-        if not sharding.on_first(lambda: bool(folder.result)):
-            sharding.on_first(lambda: stack.enter_context(folder.locked()))
+        if not processes.on_first(lambda: bool(folder.result)):
+            processes.on_first(lambda: stack.enter_context(folder.locked()))
         tokenizer = run.inputs.tokenizer if run.network.reads == "text" else None
-        sharding.on_first(lambda: folder.start(experiment, run.resolved, tokenizer))
-        result = sharding.on_first(lambda: folder.result)
+        processes.on_first(lambda: folder.start(experiment, run.resolved, tokenizer))
+        result = processes.on_first(lambda: folder.result)
         if result:
             held = f" ({', '.join(result['held'])} is held back by its sweep)" if "held" in result else ""
             console.console.print(f"{folder.path} is finished: nothing to do{held}")
@@ -74,14 +74,14 @@ def train_run(
     """
     held = [name for name in hold if name in run.inputs.splits]
     _check_best(run)
-    with folder.checkpoints(run.experiment, writer=sharding.is_first()) as checkpoints:
+    with folder.checkpoints(run.experiment, writer=processes.is_first()) as checkpoints:
         _print_header(run)
         state, seconds, waited = _begin(run, folder, checkpoints, runs)
         loop = Loop(run, folder, checkpoints, notice, time.monotonic() - seconds, waited)
         with notice.held():
             state = loop.to_the_end(state)
             checkpoints.wait()
-            told = sharding.anyone(bool(notice.reason()))
+            told = processes.anyone(bool(notice.reason()))
     if told:
         raise Stopped(f"stopped at step {state.step} of {run.resolved.steps} by {notice.reason() or 'another process'}")
     planned, digest = folder.plan, digest_of(run, state)
@@ -102,7 +102,7 @@ def train_run(
         "frozen_digest_after": digest,
     }
     result |= ({"held": held} if held else {}) | ({"peeked": True} if peeked else {})
-    sharding.on_first(lambda: folder.finish(result))
+    processes.on_first(lambda: folder.finish(result))
     _print_result(run, result, folder)
     return result
 
@@ -133,19 +133,22 @@ def _evaluated(
     """The metrics of a split by the last step's State; its predictions are kept."""
     # A run whose last step was taken by another process has validated nothing here.
     found = (loop.validated if name == "validation" else None) or loop.predictions(name, state)
-    if sharding.is_first():
+    if processes.is_first():
         _keep(found, folder, checkpoints, int(state.step), name, run.inputs.splits[name])
     return found.metrics()
 
 
 def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tuple[State, float, float]:
     """The State to go on from, the seconds already spent, and those of them that were spent waiting for input."""
-    step, seconds, waited = sharding.on_first(lambda: _find(run, folder, checkpoints))
+    step, whole, seconds, waited = processes.on_first(lambda: _find(folder, checkpoints))
+    if not whole:
+        console.console.print(f"{folder.path}: what does not train is damaged there, and comes from the weights anew")
+        _keep_base(run, run.init_state(), checkpoints)
     if step:
         console.console.print(f"resuming {folder.path} at step {step} of {run.resolved.steps}")
-        run.cached = sharding.on_first(lambda: folder.plan["cached"])
+        run.cached = processes.on_first(lambda: folder.plan["cached"])
         return checkpoints.restore(step, run.abstract_state(step)), seconds, waited
-    run.cached, told = sharding.on_first(lambda: features.choice(run, runs))
+    run.cached, told = processes.on_first(lambda: features.choice(run, runs))
     if told:
         console.console.print(told)
     # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
@@ -155,19 +158,23 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
     memory.check(needed)
     state = run.init_state()
     frozen = digest_of(run, state)
-    if sharding.is_first():
+    if processes.is_first():
         folder.save_plan(found | {"peak_bytes": needed["peak"], "frozen_digest": frozen})
-        checkpoints.keep_base(base_of(run, state))
+    _keep_base(run, state, checkpoints)
     return state, seconds, waited
 
 
-def _find(run: Run, folder: Workdir, checkpoints: Checkpoints) -> tuple[int, float, float]:
-    """The step to go on from, 0 for none, and `Workdir.rewind` to it."""
+def _find(folder: Workdir, checkpoints: Checkpoints) -> tuple[int, bool, float, float]:
+    """The step to go on from, 0 for none; whether its base is whole; and `Workdir.rewind` to it."""
     step = checkpoints.newest()
-    if step and not checkpoints.base_is_whole():
-        console.console.print(f"{folder.path}: what does not train is damaged there, and comes from the weights anew")
-        checkpoints.keep_base(base_of(run, run.init_state()))
-    return step, *folder.rewind(step)
+    return step, not step or checkpoints.base_is_whole(), *folder.rewind(step)
+
+
+def _keep_base(run: Run, state: State, checkpoints: Checkpoints) -> None:
+    """Of a State at its beginning; by the first process, but all have parts of it."""
+    leaves = sharding.gathered(base_of(run, state))
+    if processes.is_first():
+        checkpoints.keep_base(leaves)
 
 
 def base_of(run: Run, state: State) -> dict[str, jax.Array]:
@@ -197,7 +204,7 @@ def _keep(found: Predictions, folder: Workdir, checkpoints: Checkpoints, step: i
 
 def digest_of(run: Run, state: State) -> str:
     """SHA-256 of all that is frozen."""
-    return tuning.digest(run.frozen_leaves(state))
+    return tuning.digest(sharding.gathered(run.frozen_leaves(state)))
 
 
 def _print_header(run: Run) -> None:
@@ -252,8 +259,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workdir", required=True, help="required: a new folder or bucket, or one to resume")
     told = "stop with all saved before so many seconds are over, with exit status 75; the same command goes on"
     parser.add_argument("--max-seconds", type=float, default=0, metavar="S", help=told)
-    sharding.add_arguments(parser)
+    processes.add_arguments(parser)
     experiment, options = parse_experiment(parser, arguments)
-    with Notice(options.max_seconds).listening() as notice:
-        sharding.join(options)
+    with Notice(options.max_seconds).listening() as notice, processes.joined(options):
         train(experiment, options.workdir, notice)

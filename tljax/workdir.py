@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 
 from tljax import storage
 from tljax.checkpoint import Checkpoints
-from tljax.config import Experiment
+from tljax.config import Experiment, MeshConfig
 from tljax.data.text import Tokenizer
 from tljax.errors import InputError
 from tljax.fields import build, to_dict
@@ -96,7 +96,7 @@ class Workdir:
         return storage.local(folder) if folder.is_dir() and self._metrics.exists() else None
 
     def load(self) -> tuple[Experiment, Resolved]:
-        """What `start` wrote.
+        """What `start` wrote, but for the mesh, which was that of the devices then.
 
         Raises:
             InputError: there is no run here, or its config cannot be read.
@@ -105,7 +105,7 @@ class Workdir:
             raise InputError(f"{self.path}: no run here (no config.json)")
         found = self._read(self._config)
         resolved = build(Resolved, found["resolved"], "resolved")
-        return Experiment.from_config(found["config"]), resolved
+        return dataclasses.replace(Experiment.from_config(found["config"]), mesh=MeshConfig()), resolved
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -253,8 +253,8 @@ def _unwritable(path: epath.Path, error: OSError) -> InputError:
 
 def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
     old, new = (flatten_dict(tree, keep_empty_nodes=True, sep=".") for tree in (theirs, mine))
-    # How fast examples come, and what is kept, does not change what is computed.
-    free = ("config.input.", "config.checkpoint.")
+    # How fast examples come, what is kept, and what lies where, does not change what is computed.
+    free = ("config.input.", "config.checkpoint.", "config.mesh.")
     keys = [key for key in old | new if old.get(key) != new.get(key) and not key.startswith(free)]
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]
 

@@ -20,7 +20,7 @@ from tljax.predictions import Predictions
 from tljax.resolve import Resolved
 from tljax.workdir import Workdir
 
-_FREE = ("input.", "checkpoint.")  # keys on which no number depends
+_FREE = ("input.", "checkpoint.", "mesh.")  # keys on which no number depends
 
 
 @dataclass(frozen=True, eq=False)
