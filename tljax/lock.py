@@ -18,6 +18,10 @@ from tljax.errors import InputError
 BEAT = 10.0  # seconds between two signs of life
 
 
+class Taken(InputError):
+    """Another process is the writer; the message names it."""
+
+
 class Lock:
     """Held from `acquire` to `release`, or until its process is dead.
 
@@ -36,7 +40,7 @@ class Lock:
         """Takes the folder, which must be there.
 
         Raises:
-            InputError: another process has it; its host, process and start are named.
+            Taken: another process has it; its host, process and start are named.
         """
         if self._system:
             try:
@@ -77,17 +81,14 @@ class Lock:
                     self._system.release()
                 raise self._refused(now)
 
-    def _refused(self, holder: dict[str, Any] | None) -> InputError:
+    def _refused(self, holder: dict[str, Any] | None) -> Taken:
         who = "another process"
         if holder:
             who = f"process {holder['pid']} on {holder['host']}, which began at {holder['started']}"
-        return InputError(f"{self._folder} is being written by {who}: wait for it, stop it, or give another --workdir")
+        return Taken(f"{self._folder} is being written by {who}: wait for it, stop it, or give another --workdir")
 
     def _holder(self) -> dict[str, Any] | None:
-        try:
-            return json.loads(self._file.read_text())
-        except (OSError, ValueError):
-            return None
+        return _read(self._file)
 
     def _beat(self) -> None:
         self._beats += 1
@@ -98,6 +99,33 @@ class Lock:
         while not self._done.wait(BEAT):
             with contextlib.suppress(OSError):  # a disk that is gone for a moment
                 self._beat()
+
+
+def writer(folder: epath.Path) -> dict[str, Any] | None:
+    """Who writes to a folder, as `host`, `pid` and `started`, by a look from outside; None if nobody does.
+
+    A look is for people: a writer elsewhere that has shown no sign of life for a minute counts as dead by the clocks of
+    both. Who wants to write asks `acquire`.
+    """
+    found = _read(folder / "writer.json")
+    if found is None:
+        return None
+    try:
+        if found["host"] != socket.gethostname():
+            return found if time.time() - (folder / "writer.json").stat().mtime < 6 * BEAT else None
+        os.kill(found["pid"], 0)
+    except (ProcessLookupError, FileNotFoundError):
+        return None
+    except PermissionError:  # another user's
+        pass
+    return found
+
+
+def _read(file: epath.Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 _STARTED = datetime.now(UTC).isoformat(timespec="seconds")

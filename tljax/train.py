@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -56,14 +57,22 @@ def train(
         sharding.on_first(lambda: folder.start(experiment, run.resolved, tokenizer))
         result = sharding.on_first(lambda: folder.result)
         if result:
-            console.console.print(f"{folder.path} is finished: nothing to do")
+            held = f" ({', '.join(result['held'])} is held back by its sweep)" if "held" in result else ""
+            console.console.print(f"{folder.path} is finished: nothing to do{held}")
             return result
         return train_run(run, folder, notice or Notice(), runs)
 
 
-def train_run(run: Run, folder: Workdir, notice: Notice, runs: int = 1) -> dict[str, Any]:
-    """`train`, in a workdir that is this process's own and has been started."""
-    held_out = {name: split for name, split in run.inputs.splits.items() if name != "train"}
+def train_run(
+    run: Run, folder: Workdir, notice: Notice, runs: int = 1, hold: Sequence[str] = (), peeked: bool = False
+) -> dict[str, Any]:
+    """`train`, in a workdir that is this process's own and has been started.
+
+    Args:
+        hold: splits that are not evaluated, which the result names in `held`; `conclude` evaluates them.
+        peeked: the result says so: the test split is looked at before it is known whether the run is chosen.
+    """
+    held = [name for name in hold if name in run.inputs.splits]
     _check_best(run)
     with folder.checkpoints(run.experiment, writer=sharding.is_first()) as checkpoints:
         _print_header(run)
@@ -78,14 +87,8 @@ def train_run(run: Run, folder: Workdir, notice: Notice, runs: int = 1) -> dict[
     planned, digest = folder.plan, digest_of(run, state)
     if digest != planned["frozen_digest"]:
         raise RuntimeError(f"{folder.path}: frozen leaves changed in training, which tljax must never let happen")
-    splits = {}
-    for name, split in held_out.items():
-        # A run whose last step was taken by another process has validated nothing here.
-        validated = loop.validated if name == "validation" else None
-        found = validated or loop.predictions(name, state)
-        if sharding.is_first():
-            _keep(found, folder, checkpoints, int(state.step), name, split)
-        splits[name] = found.metrics()
+    names = [name for name in run.inputs.splits if name != "train" and name not in held]
+    splits = {name: _evaluated(run, folder, checkpoints, loop, state, name) for name in names}
     task = run.inputs.task
     result = {
         "splits": splits,
@@ -98,9 +101,41 @@ def train_run(run: Run, folder: Workdir, notice: Notice, runs: int = 1) -> dict[
         "frozen_digest_before": planned["frozen_digest"],
         "frozen_digest_after": digest,
     }
+    result |= ({"held": held} if held else {}) | ({"peeked": True} if peeked else {})
     sharding.on_first(lambda: folder.finish(result))
     _print_result(run, result, folder)
     return result
+
+
+def conclude(run: Run, folder: Workdir, notice: Notice) -> dict[str, Any]:
+    """Evaluates the splits that a finished run has held back, in a workdir that is this process's own.
+
+    `result.json` then says what it would if nothing had been held back.
+    """
+    before, began = folder.result, time.monotonic()
+    run.cached = folder.plan["cached"]
+    with folder.checkpoints(run.experiment) as checkpoints:
+        state = checkpoints.restore(before["steps"], run.abstract_state(before["steps"]))
+        loop = Loop(run, folder, checkpoints, notice, began - before["wall_seconds"], before["input_seconds"])
+        found = {name: _evaluated(run, folder, checkpoints, loop, state, name) for name in before["held"]}
+    splits = before["splits"] | found
+    result = before | {"splits": {name: splits[name] for name in run.inputs.splits if name in splits}}
+    result |= {"wall_seconds": loop.seconds, "input_seconds": round(loop.waited, 3)}
+    del result["held"]
+    folder.finish(result)
+    _print_result(run, result, folder)
+    return result
+
+
+def _evaluated(
+    run: Run, folder: Workdir, checkpoints: Checkpoints, loop: Loop, state: State, name: str
+) -> dict[str, Any]:
+    """The metrics of a split by the last step's State; its predictions are kept."""
+    # A run whose last step was taken by another process has validated nothing here.
+    found = (loop.validated if name == "validation" else None) or loop.predictions(name, state)
+    if sharding.is_first():
+        _keep(found, folder, checkpoints, int(state.step), name, run.inputs.splits[name])
+    return found.metrics()
 
 
 def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tuple[State, float, float]:
@@ -116,11 +151,12 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
     # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
     found = plan(run)
     show(found)
-    memory.check(memory.predict(run))
+    needed = memory.predict(run)
+    memory.check(needed)
     state = run.init_state()
     frozen = digest_of(run, state)
     if sharding.is_first():
-        folder.save_plan(found | {"frozen_digest": frozen})
+        folder.save_plan(found | {"peak_bytes": needed["peak"], "frozen_digest": frozen})
         checkpoints.keep_base(base_of(run, state))
     return state, seconds, waited
 

@@ -9,7 +9,9 @@ import platform
 import shlex
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from tljax.config import Experiment
 from tljax.data.text import Tokenizer
 from tljax.errors import InputError
 from tljax.fields import build, to_dict
-from tljax.lock import Lock
+from tljax.lock import Lock, writer
 from tljax.metrics import JUDGED
 from tljax.resolve import Resolved
 
@@ -42,6 +44,7 @@ class Workdir:
         self._plan = self.path / "plan.json"
         self._metrics = self.path / "metrics.jsonl"
         self._result = self.path / "result.json"
+        self._error = self.path / "error.json"
         self._unwritten: list[str] = []
 
     @contextlib.contextmanager
@@ -49,7 +52,8 @@ class Workdir:
         """Makes the folder, and this process its only writer.
 
         Raises:
-            InputError: another process writes to it, or it cannot be written to.
+            Taken: another process writes to it.
+            InputError: it cannot be written to.
         """
         lock = Lock(self.path)
         try:
@@ -130,6 +134,28 @@ class Workdir:
             InputError: the disk does not take it.
         """
         storage.persistently(lambda: _write(self._result, result), str(self._result))
+        self.forget_error()
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """Why the run has failed: `error`, in a line, and `when`. None if it has not, or has ended well since."""
+        return self._read(self._error) if self._error.exists() else None
+
+    def fail(self, error: Exception) -> None:
+        """Writes `error.json`, by which a sweep does not try the run again."""
+        line = " ".join(str(error).split())
+        told = {"error": line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"}
+        trace = [] if isinstance(error, InputError) else traceback.format_exception(error)
+        _write(self._error, told | {"when": datetime.now(UTC).isoformat(timespec="seconds"), "traceback": trace})
+
+    def forget_error(self) -> None:
+        """Removes `error.json`, if it is there."""
+        self._error.unlink(missing_ok=True)
+
+    @property
+    def writer(self) -> dict[str, Any] | None:
+        """As `lock.writer` sees it."""
+        return writer(self.path)
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -137,7 +163,7 @@ class Workdir:
         return self._read(self._plan)
 
     def save_plan(self, found: Mapping[str, Any]) -> None:
-        """Writes `plan.json`: what `inspect` says, and the digest of what is frozen."""
+        """Writes `plan.json`: what `inspect` says, what a step needs of memory, and the digest of what is frozen."""
         _write(self._plan, found)
 
     def append(self, line: Mapping[str, Any]) -> None:
