@@ -7,12 +7,13 @@
 computed once for all of them, and the twelve heads train side by side.
 """
 
-import itertools
-
 from tljax.config import default
 from tljax.errors import InputError
+from tljax.grids import grid, product
 
-STRATEGIES = ({"tuning.strategy": "linear_probe"}, *({"tuning.strategy": "last_k", "tuning.k": k} for k in (1, 2, 4)))
+STRATEGIES = grid({"tuning.strategy": ("linear_probe",)}) + grid(
+    {"tuning.strategy": ("last_k",), "tuning.k": (1, 2, 4)}
+)
 RATES = {"mnist": (3e-4, 1e-3, 3e-3, 1e-2), "elpv": (3e-5, 1e-4, 3e-4, 1e-3)}
 SEEDS = (0, 1, 2)
 
@@ -35,5 +36,4 @@ def get_config(arg: str = "mnist"):
 
 
 def sweep(arg: str = "mnist"):
-    for strategy, rate, seed in itertools.product(STRATEGIES, RATES[arg], SEEDS):
-        yield {**strategy, "optim.learning_rate": rate, "seed": seed}
+    return product(STRATEGIES, grid({"optim.learning_rate": RATES[arg], "seed": SEEDS}))

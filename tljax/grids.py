@@ -1,0 +1,78 @@
+"""What a config's `sweep()` returns: for each run, the values that it has otherwise than the config, by dotted key.
+
+    def sweep():
+        seeds = grid({"seed": (0, 1, 2)})
+        probes = grid({"tuning.strategy": ("linear_probe",), "optim.learning_rate": (1e-3, 1e-2)})
+        rates = {"optim.learning_rate": log_uniform(1e-5, 1e-3)}
+        deeper = random(8, 0, {"tuning.strategy": choice("full", "lora"), **rates})
+        return product(probes + deeper, seeds)
+
+All are lists of dicts, so that `+` puts one after another, `product` each with each, and a comprehension leaves some
+out. A generator of such dicts does as well.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
+from typing import Any
+
+from tljax.errors import InputError
+
+Overrides = dict[str, Any]  # value by dotted key
+Distribution = Callable[[Random], Any]
+
+
+def grid(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
+    """Every combination, the last key varying fastest."""
+    return [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
+
+
+def zipped(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
+    """The first value of every key, then the second of each, and so on.
+
+    Raises:
+        InputError: one key has more of them than another.
+    """
+    if len({len(of) for of in values.values()}) > 1:
+        raise InputError(f"zipped needs as many values of each key: { ({key: len(of) for key, of in values.items()}) }")
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+
+def product(*parts: Iterable[Mapping[str, Any]]) -> list[Overrides]:
+    """Each of the first with each of the second, and so on; of a key that both have, the later value counts."""
+    return [{key: value for one in row for key, value in one.items()} for row in itertools.product(*parts)]
+
+
+def random(count: int, seed: int, distributions: Mapping[str, Distribution]) -> list[Overrides]:
+    """Values drawn independently: the same on every machine and in every Python for the same seed.
+
+    A draw depends on the seed, its key and its place alone: with a larger count, or another key, what was drawn before
+    stays, and so do the runs that it named.
+    """
+    return [{key: of(Random(f"{seed} {place} {key}")) for key, of in distributions.items()} for place in range(count)]
+
+
+def uniform(low: float, high: float) -> Distribution:
+    """Between two values, to four digits."""
+    return lambda rng: _rounded(low + (high - low) * rng.random())
+
+
+def log_uniform(low: float, high: float) -> Distribution:
+    """Between two values above 0, each factor as likely wherever it is, to four digits.
+
+    Raises:
+        InputError: a value is 0 or below.
+    """
+    if not 0 < low <= high:
+        raise InputError(f"log_uniform needs 0 < low <= high, not {low} and {high}")
+    return lambda rng: _rounded(low * math.exp(math.log(high / low) * rng.random()))
+
+
+def choice(*values: Any) -> Distribution:
+    """One of them."""
+    return lambda rng: values[int(rng.random() * len(values))]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
