@@ -28,6 +28,9 @@ def protocol(section: Section) -> list[str]:
     told.append(f"Compared are the {counted(chosen, 'run')} of these settings, on the {split} split of {examples}.")
     if split == "validation" and max(tried) > 1:
         told.append("These are the numbers by which the settings were chosen, so they are better than others would be.")
+    early = [run for run in section.runs if run.result.get("peeked")]
+    if early:
+        told.append(f"Tested before any was chosen (sweep --peek-test): {counted(len(early), 'run')}.")
     if section.peeked:
         told.append(f"The test split was looked at for {counted(len(section.peeked), 'run')} that were not chosen.")
     elif len(section.runs) > chosen:

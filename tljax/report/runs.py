@@ -20,7 +20,6 @@ from tljax.predictions import Predictions
 from tljax.resolve import Resolved
 from tljax.workdir import Workdir
 
-_ERROR = "error.json"  # why a point of a sweep has failed; it may have nothing else
 _FREE = ("input.", "checkpoint.")  # keys on which no number depends
 
 
@@ -135,7 +134,7 @@ def read(folders: Sequence[str]) -> tuple[list[Run], list[Unfinished]]:
 
 
 def _workdirs(folder: epath.Path) -> Iterator[epath.Path]:
-    if any((folder / name).exists() for name in ("config.json", _ERROR)):
+    if any((folder / name).exists() for name in ("config.json", "error.json")):  # of a sweep's point maybe this alone
         yield folder
         return
     for child in sorted(folder.iterdir()):
@@ -144,10 +143,10 @@ def _workdirs(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _run(name: str, path: epath.Path) -> Run | Unfinished:
-    folder, failed = Workdir(path), path / _ERROR
+    folder = Workdir(path)
     try:
-        if failed.exists() and folder.result is None:
-            return Unfinished(name, f"failed: {json.loads(failed.read_text())['error']}")
+        if (failed := folder.error) and folder.result is None:
+            return Unfinished(name, f"failed: {failed['error']}")
         experiment, resolved = folder.load()
         result = folder.result
         if result is not None:
