@@ -76,7 +76,8 @@ def main() -> None:
     values.epochs = options.epochs
     experiment = Experiment.from_config(values)
     overrides = kept(options.set, options.rates, options.seeds)
-    together = timed("sweep", named, epochs, f"--root={root / 'together'}", cache=root)
+    # With every run tested, as those that train by themselves are.
+    together = timed("sweep", named, epochs, f"--root={root / 'together'}", "--peek-test", cache=root)
     points = sweeps.points(experiment, overrides, root / "together")
     strategies: dict[str, list[sweeps.Point]] = {}
     for point in points:

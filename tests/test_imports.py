@@ -83,11 +83,17 @@ MAY_IMPORT = {
         *("metrics", "plan", "predictions"),
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
-    "points": {"config", "fields", "workdir"},
-    "launchers": {"points", "stopping"},
+    "grids": set(),
+    "points": {"config", "fields", "heads", "selection", "workdir"},
+    "joint": {
+        *("config", "console", "features", "heads", "lock", "plan", "points", "run", "step", "stopping", "train"),
+        "workdir",
+    },
+    "launchers": {"console", "devices", "points", "stopping", "workdir"},
+    "status": {"console", "metrics", "points", "workdir"},
     "sweep": {
-        *("config", "console", "features", "flags", "metrics", "heads", "plan", "points", "run", "selection", "step"),
-        *("stopping", "train", "workdir"),
+        *("config", "console", "flags", "joint", "launchers", "metrics", "points", "selection", "status", "stopping"),
+        "workdir",
     },
     "__main__": {"compiled", "stopping", "weights"},
 }

@@ -1,12 +1,14 @@
 """The runs of a sweep: each is named by its content, so that it is found again, and never made twice."""
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tljax import heads, selection
 from tljax.config import Experiment
 from tljax.errors import InputError
 from tljax.fields import to_dict, with_values
@@ -28,8 +30,24 @@ class Point:
     folder: Path
 
     @property
+    def name(self) -> str:
+        """By which the command line and the status call it."""
+        return self.folder.name
+
+    @property
     def result(self) -> dict[str, Any] | None:
         return Workdir(self.folder).result
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        return Workdir(self.folder).error
+
+    def left(self, test: bool) -> bool:
+        """Whether something is to be done: training or, with `test`, what it holds back. What has failed is done."""
+        if self.error:
+            return False
+        result = self.result
+        return result is None or (test and "held" in result)
 
     @property
     def setting(self) -> str:
@@ -62,6 +80,75 @@ def points(experiment: Experiment, overrides: Iterable[Mapping[str, Any]], root:
     if not found:
         raise InputError("the sweep yields no run")
     return list(found.values())
+
+
+def named(found: Sequence[Point], names: Sequence[str]) -> list[Point]:
+    """The points with these names, in the sweep's order.
+
+    Raises:
+        InputError: a name that none has.
+    """
+    by_name = {point.name: point for point in found}
+    for name in names:
+        if name not in by_name:
+            raise InputError(f"the sweep has no point {name}: --status shows what there is")
+    return [point for point in found if point.name in names]
+
+
+def common(experiment: Experiment) -> Experiment:
+    """What a frozen prefix, and the examples that it sees, depend on."""
+    task = dataclasses.replace(
+        experiment.task, batch_size=1, eval_batch_size=1, balance="", class_weights=(), flip_test=False
+    )
+    return Experiment(
+        seed=experiment.seed if task.varies or not experiment.backbone.weights else 0,
+        compute_dtype=experiment.compute_dtype,
+        cache=experiment.cache,
+        backbone=experiment.backbone,
+        task=task,
+    )
+
+
+def side_by_side(found: Sequence[Point]) -> list[list[Point]]:
+    """The points, those together that can train as heads of one program, which others share with nobody."""
+    groups: list[list[Point]] = []
+    for point in found:
+        mates = next((group for group in groups if _together(group[0].experiment, point.experiment)), None)
+        if mates is None:
+            groups.append([point])
+        else:
+            mates.append(point)
+    return groups
+
+
+def _together(a: Experiment, b: Experiment) -> bool:
+    return heads.together(a, b) and common(a) == common(b)
+
+
+def units(found: Sequence[Point]) -> list[list[Point]]:
+    """The least shares of a sweep that one process can have without doing what another does, too.
+
+    Heads train side by side. What is only to be tested takes one process for runs that differ in numbers.
+    """
+    trained: dict[Experiment, list[Point]] = {}
+    for point in found:
+        if point.result:
+            trained.setdefault(point.experiment.numberless(), []).append(point)
+    return side_by_side([point for point in found if not point.result]) + list(trained.values())
+
+
+def uneven(found: Sequence[Point]) -> str:
+    """What is wrong with the seeds, in a line; empty if all settings have the same."""
+    seeds: dict[Experiment, list[int]] = {}
+    for point in found:
+        seeds.setdefault(selection.setting_of(point.experiment), []).append(point.experiment.seed)
+    if len(every := {tuple(sorted(of)) for of in seeds.values()}) < 2:
+        return ""
+    most, least = max(every, key=len), min(every, key=len)
+    return (
+        f"the settings have different seeds, such as {most} and {least}: runs are compared in pairs of one seed, and a"
+        " setting with fewer than another of its method is not chosen"
+    )
 
 
 def _content(experiment: Experiment) -> dict[str, Any]:

@@ -1,168 +1,118 @@
-"""`sweep`: many runs of a config that differ in some keys; what they have in common is computed once."""
+"""`sweep`: many runs of a config that differ in some keys; what they have in common is computed once.
+
+Every setting is trained with the test split held back. When all are in, the setting of each method with the best mean
+over seeds on validation is chosen, and its runs alone are tested.
+"""
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import inspect
 import runpy
+import shlex
 import statistics
-import time
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tljax import console, features, heads, selection
+from tljax import console, launchers, selection, status
 from tljax.config import Experiment
 from tljax.errors import InputError
 from tljax.flags import config_file, parse_experiment
 from tljax.metrics import JUDGED
-from tljax.plan import plan
-from tljax.points import Point, points
-from tljax.run import Run, prepare
-from tljax.step import State
+from tljax.points import Point, named, points, uneven
 from tljax.stopping import Notice
-from tljax.train import base_of, digest_of, train, train_run
 from tljax.workdir import Workdir
 
 
-def sweep(found: Sequence[Point], notice: Notice | None = None) -> list[Point]:
-    """Carries out the runs that are not finished; returns those that ended with an error, which is printed.
+@dataclass(frozen=True)
+class Protocol:
+    """Which points are trained, and which are tested.
 
-    Runs that share a frozen prefix share its features, tapped at all of their boundaries in one pass; linear probes
-    that differ in numbers only train side by side (`heads`). Each ends as if it had been trained by itself.
+    Attributes:
+        tuned: sections of a config in which the settings of a method differ (`selection`).
+        seeds: `all` of every setting before one is chosen; or `chosen`: the first of each, then the others of those
+            that were chosen by it.
+        peek: whether every point is tested.
+    """
+
+    tuned: tuple[str, ...] = selection.TUNED
+    seeds: str = "all"
+    peek: bool = False
+
+    def due(self, found: Sequence[Point]) -> tuple[list[Point], bool]:
+        """What is to be done next as the workdirs stand; and whether it is tested, too, or trained alone.
+
+        What has failed is not due, and is never chosen before what has not.
+        """
+        if self.peek:
+            return [point for point in found if point.left(test=True)], True
+        first = found
+        if self.seeds == "chosen":
+            first = [members[0] for members in _settings(found).values()]
+        if training := [point for point in first if point.left(test=False)]:
+            return training, False
+        picked = self.chosen(first)
+        return [
+            point for point in found if selection.setting_of(point.experiment) in picked and point.left(test=True)
+        ], True
+
+    def chosen(self, found: Sequence[Point]) -> set[Experiment]:
+        """The setting of each method that is tested: the best, or the only one."""
+        chosen = selection.chosen(found, self.tuned)
+        picked = {selection.setting_of(members[0].experiment) for members in chosen.values()}
+        for method, settings in selection.methods(found, self.tuned).items():
+            if method not in chosen and len(settings) == 1:
+                picked |= settings.keys()
+        return picked
+
+
+CarryOut = Callable[[Sequence[Point], bool], None]
+
+
+def sweep(found: Sequence[Point], protocol: Protocol, carry_out: CarryOut) -> list[Point]:
+    """Has carried out what is due until nothing is, each point at most once; returns those that are due all the same.
+
+    Args:
+        carry_out: trains points or, if told so, trains and tests them as far as they are not; leaves them failed or
+            unfinished, if it must.
 
     Raises:
         Stopped: told to; the same call goes on.
     """
-    notice, failed = notice or Notice(), []
-    groups: dict[Experiment, list[Point]] = {}
+    tried: set[tuple[Point, bool]] = set()
+    while True:
+        due, test = protocol.due(found)
+        new = [point for point in due if (point, test) not in tried]
+        if not new:
+            return due
+        tried |= {(point, test) for point in new}
+        carry_out(new, test)
+
+
+def _settings(found: Sequence[Point]) -> dict[Experiment, list[Point]]:
+    settings: dict[Experiment, list[Point]] = {}
     for point in found:
-        if not point.result:
-            groups.setdefault(_common(point.experiment), []).append(point)
-    for group in groups.values():
-        alone, probes = _parted(group, notice)
-        alike: dict[Experiment, list[Point]] = {}
-        for point in alone:
-            alike.setdefault(point.experiment.numberless(), []).append(point)
-        for members in alike.values():
-            failed += _one_after_another(members, notice, len(group))
-        for mates in probes:
-            failed += _side_by_side(mates, notice)
-    return failed
+        settings.setdefault(selection.setting_of(point.experiment), []).append(point)
+    return settings
 
 
-def _common(experiment: Experiment) -> Experiment:
-    """What a frozen prefix, and the examples that it sees, depend on."""
-    task = dataclasses.replace(
-        experiment.task, batch_size=1, eval_batch_size=1, balance="", class_weights=(), flip_test=False
-    )
-    return Experiment(
-        seed=experiment.seed if task.varies or not experiment.backbone.weights else 0,
-        compute_dtype=experiment.compute_dtype,
-        cache=experiment.cache,
-        backbone=experiment.backbone,
-        task=task,
-    )
-
-
-def _parted(group: Sequence[Point], notice: Notice) -> tuple[list[Point], list[list[Point]]]:
-    """Those that train by themselves, and those that train side by side; the features that they share are made."""
-    run, stops = None, set()
-    for tuning in dict.fromkeys(point.experiment.tuning for point in group):
-        with contextlib.suppress(InputError):  # which the point meets again by itself
-            run = prepare(next(point.experiment for point in group if point.experiment.tuning == tuning))
-            run.cached, _ = features.choice(run, len(group))
-            stops |= set(features.stops(run, run.phases[0]))
-    if not stops:
-        return list(group), []
-    state = run.init_state()
-    for name, split in run.inputs.splits.items():
-        features.computed(run, state, split, sorted(stops), training=name == "train", halt=notice.raises)
-    probes: list[list[Point]] = []
-    for point in group:
-        mates = next((mates for mates in probes if heads.together(mates[0].experiment, point.experiment)), None)
-        if mates is None:
-            probes.append([point])
-        else:
-            mates.append(point)
-    return [one for mates in probes if len(mates) == 1 for one in mates], [mates for mates in probes if len(mates) > 1]
-
-
-def _tried(point: Point, carry_out: Callable[[], Any]) -> list[Point]:
-    """The point, if it failed, and why is printed; else nothing."""
-    console.console.print(f"{point.setting}, seed {point.experiment.seed}: {point.folder}")
-    try:
-        with console.quiet():
-            carry_out()
-    except InputError as error:
-        console.console.print(f"failed: {error}")
-        return [point]
-    return []
-
-
-def _one_after_another(alike: Sequence[Point], notice: Notice, runs: int) -> list[Point]:
-    """Trains runs that differ in numbers only, with the programs of the first; returns those that failed."""
-    prepared: list[Run] = []
-
-    def carry_out(point: Point) -> None:
-        if not prepared:
-            prepared.append(prepare(point.experiment))
-        train(point.experiment, point.folder, notice, runs, prepared[0].of(point.experiment))
-
-    return [failed for point in alike for failed in _tried(point, functools.partial(carry_out, point))]
-
-
-def _side_by_side(mates: Sequence[Point], notice: Notice) -> list[Point]:
-    """Trains linear probes together, and leaves each as a run of its own; returns those that failed."""
-    run, began = prepare(mates[0].experiment), time.monotonic()
-    run.cached, state = True, run.init_state()
-    console.console.print(f"{len(mates)} linear probes side by side")
-    train_split, (start,) = run.inputs.splits["train"], features.stops(run, run.phases[0])
-    found = features.computed(run, state, train_split, [start], training=True, halt=notice.raises)[start]
-    stream = run.train_input(found)
-    fitted = heads.fit([point.experiment for point in mates], found.array(), stream, len(run.resolved.classes))
-    planned, seconds = plan(run), (time.monotonic() - began) / len(mates)
-    failed = []
-    for point, head in zip(mates, fitted, strict=True):
-        failed += _tried(point, functools.partial(_finish, run, state, planned, point, head, seconds, notice))
-    return failed
-
-
-def _finish(
-    run: Run, state: State, planned: dict[str, Any], point: Point, head: heads.Head, seconds: float, notice: Notice
-) -> None:
-    """Leaves a head as `train` leaves a run at its last step, and has `train` find out how good it is."""
-    if head.failed:
-        raise InputError("the loss was not finite at some step: lower optim.learning_rate, or set optim.clip_norm")
-    mine = run.of(point.experiment)
-    state = head.in_state(state)
-    folder, step = Workdir(point.folder), int(state.step)
-    with folder.locked():
-        folder.start(point.experiment, run.resolved, run.inputs.tokenizer if run.network.reads == "text" else None)
-        folder.save_plan(planned | {"frozen_digest": digest_of(mine, state)})
-        with folder.checkpoints(point.experiment, writer=True) as checkpoints:
-            checkpoints.keep_base(base_of(mine, state))
-            checkpoints.save(state, mine.unmoved(step))
-            checkpoints.wait()
-        folder.append({"step": step, "split": "train", "seconds": seconds, "input_seconds": 0.0})
-        folder.flush()
-        train_run(mine, folder, notice)
-
-
-def show(found: Sequence[Point]) -> None:
-    """A table: a row per setting, with the mean over its seeds, and a star at each strategy's best."""
-    metric = JUDGED[found[0].experiment.task.problem].best
-    settings: dict[str, list[Point]] = {}
-    for point in found:
-        settings.setdefault(point.setting, []).append(point)
-    chosen, rows = list(selection.chosen(found).values()), []
-    for setting, members in settings.items():
+def show(found: Sequence[Point], picked: Collection[Experiment]) -> None:
+    """A table: a row per setting, with the mean over its seeds, and a star at those that were chosen."""
+    metric, rows = JUDGED[found[0].experiment.task.problem].best, []
+    for setting, members in _settings(found).items():
         done = [point for point in members if point.result]
         cells = [_mean(done, name, metric) for name in ("validation", "test")]
         seconds = f"{sum(point.result['wall_seconds'] for point in done):.0f}"
-        rows.append((setting + (" *" if done in chosen else ""), f"{len(done)} of {len(members)}", *cells, seconds))
-    console.table("sweep", ("setting", "runs", f"validation {metric}", f"test {metric}", "s"), rows)
+        star = " *" if done and setting in picked else ""
+        rows.append((members[0].setting + star, f"{len(done)} of {len(members)}", *cells, seconds))
+    title = "sweep (* the best of its method on validation)"
+    console.table(title, ("setting", "runs", f"validation {metric}", f"test {metric}", "s"), rows)
+    for point in found:
+        if point.error:
+            told = f"failed: {point.setting}, seed {point.experiment.seed} ({point.folder}): {point.error['error']}"
+            console.console.print(told, markup=False)
 
 
 def _mean(done: Sequence[Point], split: str, metric: str) -> str:
@@ -171,19 +121,82 @@ def _mean(done: Sequence[Point], split: str, metric: str) -> str:
     return f"{statistics.mean(values):.4f}{spread}" if values else ""
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("python -m tljax sweep", description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="required: the folder of the runs' workdirs")
-    told = "stop with all saved before so many seconds are over, with exit status 75; the same command goes on"
-    parser.add_argument("--max-seconds", type=float, default=0, metavar="S", help=told)
-    experiment, options = parse_experiment(parser, arguments)
+def _found(experiment: Experiment, arguments: list[str], root: Path) -> list[Point]:
     file, arg = config_file(arguments)
     overrides = runpy.run_path(file).get("sweep")
     if overrides is None:
         raise InputError(f"{file} has no function sweep(), which yields the keys of each run: {{'seed': 1}}, …")
     takes = inspect.signature(overrides).parameters
-    found = points(experiment, overrides(arg) if takes and arg else overrides(), options.root)
+    return points(experiment, overrides(arg) if takes and arg else overrides(), root)
+
+
+def _in_this_process(found: Sequence[Point], notice: Notice, peek: bool, wanted: Sequence[Point], test: bool) -> None:
+    from tljax import joint  # with all that trains, which --status does not need
+
+    joint.carry_out(wanted, found, notice, test, peek)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m tljax sweep", description=__doc__)
+    parser.add_argument("--root", type=Path, required=True, help="required: the folder of the runs' workdirs")
+    told = (
+        "all (default) of every setting, then choose; chosen: the first of each, choose, then the chosen one's others"
+    )
+    parser.add_argument("--seeds", choices=("all", "chosen"), default="all", help=told)
+    told = "sections of a config, with commas between, in which the settings of one method differ (default: optim)"
+    parser.add_argument("--tuned", default=",".join(selection.TUNED), metavar="SECTIONS", help=told)
+    told = "test every run, not only those that validation chooses; their results and the report say so"
+    parser.add_argument("--peek-test", action="store_true", help=told)
+    told = "try again what has failed; what was stopped or killed goes on in any case"
+    parser.add_argument("--retry-failed", action="store_true", help=told)
+    told = "print how far each run is, and do nothing"
+    parser.add_argument("--status", action="store_true", help=told)
+    told = "stop with all saved before so many seconds are over, with exit status 75; the same command goes on"
+    parser.add_argument("--max-seconds", type=float, default=0, metavar="S", help=told)
+    told = "with commas between: train these alone, test held back, and choose nothing (what a launched process does)"
+    parser.add_argument("--points", default="", metavar="NAMES", help=told)
+    parser.add_argument("--conclude", action="store_true", help="of --points: test them, too")
+    launchers.add_arguments(parser)
+    return parser
+
+
+def _launched(options: argparse.Namespace, arguments: Sequence[str], notice: Notice) -> CarryOut:
+    """Carries points out by processes of their own, which are given the same config."""
+    configs = [argument for argument in arguments if argument.startswith("--config")]
+    command = [sys.executable, "-m", "tljax", "sweep", *configs, f"--root={options.root}"]
+    command += ["--peek-test"] if options.peek_test else []
+    launch = launchers.LAUNCHERS[options.launcher](options)
+    return lambda wanted, test: launch(launchers.jobs(wanted, command, test and not options.peek_test), notice)
+
+
+def main(arguments: list[str]) -> int:
+    experiment, options = parse_experiment(_parser(), arguments)
+    found, tuned = _found(experiment, arguments, options.root), tuple(options.tuned.split(","))
+    protocol = Protocol(tuned, options.seeds, options.peek_test)
+    selection.methods(found, tuned)  # which knows these sections
+    if options.status:
+        status.show(found)
+        return 0
     with Notice(options.max_seconds).listening() as notice:
-        failed = sweep(found, notice)
-    show(found)
-    return 1 if failed else 0
+        here = functools.partial(_in_this_process, found, notice, options.peek_test)
+        if options.points:
+            if options.while_stdin:
+                launchers.end_with_stdin()
+            wanted = named(found, options.points.split(","))
+            here(wanted, options.conclude or options.peek_test)
+            return 1 if any(point.error for point in wanted) else 0
+        if options.retry_failed:
+            for point in found:
+                Workdir(point.folder).forget_error()
+        alone = options.launcher == "local" and options.jobs == 1
+        prints = options.launcher == "print"
+        with console.on_stderr() if prints else contextlib.nullcontext():
+            if warning := uneven(found):
+                console.console.print(warning, markup=False)
+            left = sweep(found, protocol, here if alone else _launched(options, arguments, notice))
+    if prints and left:
+        again = [argument for argument in arguments if not argument.startswith("--launcher")]
+        print(f"# and when these have ended: {shlex.join([sys.executable, '-m', 'tljax', 'sweep', *again])}")
+        return 0
+    show(found, set() if left else protocol.chosen(found))
+    return 1 if left or any(point.error for point in found) else 0
