@@ -85,12 +85,13 @@ MAY_IMPORT = {
         *("metrics", "plan", "predictions", "processes"),
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
-    "slurm": {"console", "stopping"},
+    "grids": set(),
     "points": {"config", "fields", "heads", "selection", "workdir"},
     "joint": {
         *("config", "console", "features", "heads", "lock", "plan", "points", "run", "step", "stopping", "train"),
         "workdir",
     },
+    "slurm": {"console", "stopping"},
     "launchers": {"console", "devices", "points", "slurm", "stopping", "workdir"},
     "status": {"console", "metrics", "points", "workdir"},
     "sweep": {

@@ -33,7 +33,7 @@ facts = {"began": began, "ended": time.monotonic(), "cores": sorted(os.sched_get
 """
 
 
-def _jobs(folder: Path, count: int, seconds: float = 0.3, peak: int = 1) -> list[Job]:
+def _jobs(folder: Path, count: int, seconds: float = 0.5, peak: int = 1) -> list[Job]:
     """Processes that sleep, with a plan as a run writes it, and leave how long they lived."""
     found = []
     for number in range(count):
@@ -182,7 +182,7 @@ def test_what_print_prints_can_be_run_from_anywhere(shapes, tiny_weights, tmp_pa
     root = f"--root={tmp_path / 'my runs'}"
     printed = tljax("sweep", *flags, root, "--launcher=print").stdout.splitlines()
     assert len(printed) == 3 and not (tmp_path / "my runs").exists()
-    points = re.findall(r"--points=(\S+)", "".join(printed))
+    points = re.findall(r"--points=(\S+)", "\n".join(printed))
     assert [one.count(",") for one in points] == [1, 0]
     for line in printed[:2]:
         subprocess.run(line, shell=True, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)

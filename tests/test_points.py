@@ -55,7 +55,8 @@ def test_a_bad_point_is_found_before_any_is_trained(tmp_path):
 
 
 def test_heads_share_a_process_and_so_do_runs_that_are_only_to_be_tested(tmp_path):
-    found = _points(tmp_path, DEEPER[:2] + PROBES + DEEPER[2:])
+    experiment = made.experiment(backbone__weights="some.weights", task__crop="centre", task__augment=())
+    found = points(experiment, DEEPER[:2] + PROBES + DEEPER[2:], tmp_path)
     assert [[found.index(point) for point in unit] for unit in units(found)] == [[0], [1], [2, 3, 4, 5], [6], [7]]
     for point in (found[0], found[1], found[2]):
         _finish(point, 0.5)
@@ -171,7 +172,10 @@ def test_status_tells_how_far_each_point_is_and_computes_nothing(tmp_path, capsy
     assert (states[3].step, states[3].steps, states[3].seconds) == (20, 20, 2.0)
     status.show(found)
     shown = capsys.readouterr().out
-    assert "8 points: 1 tested, 1 trained, 2 running, 1 failed, 3 to do" in shown and "the loss is nan" in shown
+    assert (
+        "8 points: 1 tested, 1 trained, 2 running, 1 failed, 3 to do" in shown
+        and f"{found[2].name} failed: the loss is nan" in shown
+    )
     sleeper.communicate(b"\n")
     assert status.standing(found[3]).state == "to do"  # its process is dead
 

@@ -16,14 +16,13 @@ import pytest
 from benchmarks.kill import outcome
 from tests.configs_sweep import get_config
 from tests.configs_sweep import sweep as overrides
-from tests.conftest import ROOT, StopAt
+from tests.conftest import ROOT
 from tests.report import made
 from tljax import features, joint, loop, selection, sweep
 from tljax.config import Experiment
 from tljax.fields import to_dict
 from tljax.points import Point, points
 from tljax.predictions import load
-from tljax.stopping import Stopped
 from tljax.sweep import Protocol
 from tljax.train import train
 from tljax.weights.sources import cache_dir
@@ -117,8 +116,7 @@ def test_what_fails_is_kept_and_tried_again_only_when_asked(shapes, tiny_weights
     found = points(experiment, wrong, tmp_path)
     joint.carry_out(found, found)
     assert found[1].result and not found[0].result and not found[1].error
-    assert found[0].error["error"].startswith("k=9") or "9" in found[0].error["error"]
-    assert "failed: " in capsys.readouterr().out
+    assert f"failed: {found[0].error['error']}" in capsys.readouterr().out
     assert json.loads((found[1].folder / "config.json").read_text())["config"]["tuning"]["k"] == 1
     crash = points(experiment, [{"tuning.strategy": "last_k", "tuning.k": 2}], tmp_path)
     train_run = joint.train_run
@@ -142,7 +140,7 @@ def test_a_point_that_another_process_is_at_is_waited_for_and_not_run_again(
     shapes, tiny_weights, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(joint, "_LOOK", 0.02)
-    experiment = _experiment(shapes, tiny_weights, monkeypatch, steps=2, eval_every=0)
+    experiment = _experiment(shapes, tiny_weights, monkeypatch, steps=4, eval_every=0)
     theirs, mine = points(experiment, [{"tuning.strategy": "last_k", "tuning.k": k} for k in (1, 2)], tmp_path)
     held, ended = threading.Event(), threading.Event()
 
@@ -150,7 +148,7 @@ def test_a_point_that_another_process_is_at_is_waited_for_and_not_run_again(
         folder = Workdir(theirs.folder)
         with folder.locked():
             held.set()
-            while not mine.result:
+            while not (mine.result or mine.error):
                 time.sleep(0.02)
             time.sleep(0.2)
             folder.finish({"splits": {}})
@@ -162,20 +160,7 @@ def test_a_point_that_another_process_is_at_is_waited_for_and_not_run_again(
     joint.carry_out([theirs, mine], [theirs, mine])
     thread.join()
     assert ended.is_set() and theirs.result == {"splits": {}} and not (theirs.folder / "metrics.jsonl").exists()
-    assert "1 points are being run by another process: waiting for them" in capsys.readouterr().out
-
-
-def test_a_stopped_sweep_goes_on(shapes, tiny_weights, tmp_path, monkeypatch):
-    experiment = _experiment(shapes, tiny_weights, monkeypatch, steps=4, eval_every=0)
-    found = points(experiment, [{"tuning.strategy": "full", "seed": seed} for seed in (0, 1)], tmp_path / "runs")
-    with pytest.raises(Stopped, match="stopped at step 2 of 4"):
-        joint.carry_out(found, found, StopAt(2))
-    assert not found[0].result and not found[0].error and not found[1].folder.exists()
-    joint.carry_out(found, found, test=True)
-    whole = points(experiment, [{"tuning.strategy": "full", "seed": seed} for seed in (0, 1)], tmp_path / "whole")
-    joint.carry_out(whole, whole, test=True)
-    for point, twin in zip(found, whole, strict=True):
-        assert outcome(point.folder) == outcome(twin.folder)
+    assert "waiting for points that another process is at: 1" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -207,12 +192,19 @@ def test_killed_again_and_again_each_point_is_run_once(shapes, lively_weights, t
     whole = points(experiment, overrides(), tmp_path / "whole")
     assert start(tmp_path / "whole").wait() == 0
     for point, twin in zip(found, whole, strict=True):
-        assert outcome(point.folder) == outcome(twin.folder)
+        assert _last(point) == _last(twin)
         steps = Counter((line["split"], line["step"]) for line in Workdir(point.folder).metrics)
         assert set(steps.values()) == {1} and ("train", 400) in steps
     assert ["held" in point.result for point in found].count(True) == 2
     unchosen = [point for point in found if "held" in point.result and point in first]
     assert all((point.folder / "result.json").stat().st_mtime_ns == first[point] for point in unchosen)
+
+
+def _last(point: Point) -> dict:
+    """All that it leaves but earlier checkpoints: one that was told to stop has saved there, too."""
+    return {
+        key: value for key, value in outcome(point.folder).items() if not key.startswith(("step 1", "step 2", "step 3"))
+    }
 
 
 def _one_trains(found: list[Point]) -> bool:

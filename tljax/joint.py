@@ -51,7 +51,7 @@ def carry_out(
         work.over(point for point in wanted if point.left(test))
         if not work.taken:
             return
-        console.console.print(f"{len(work.taken)} points are being run by another process: waiting for them")
+        console.console.print(f"waiting for points that another process is at: {len(work.taken)}")
         while all(Workdir(point.folder).writer for point in work.taken):
             notice.raises()
             time.sleep(_LOOK)

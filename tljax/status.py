@@ -65,7 +65,10 @@ def show(found: Sequence[Point]) -> None:
     standings = [standing(point) for point in found]
     rows = [_row(point, one) for point, one in zip(found, standings, strict=True)]
     metric = JUDGED[found[0].experiment.task.problem].best
-    console.table("sweep", ("point", "setting", "seed", "state", "step", f"validation {metric}", "s", ""), rows)
+    console.table("sweep", ("point", "setting", "seed", "state", "step", f"validation {metric}", "s"), rows)
+    for point, one in zip(found, standings, strict=True):
+        if one.note:
+            console.console.print(f"{point.name} {one.state}: {one.note}", markup=False)
     counts = Counter(one.state for one in standings)
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     console.console.print(f"{len(found)} points: {told}")
@@ -75,4 +78,4 @@ def _row(point: Point, one: Standing) -> tuple[Any, ...]:
     step = f"{one.step} of {one.steps or '?'}" if one.step else ""
     value = "" if one.validation is None else f"{one.validation:.4f}"
     seconds = f"{one.seconds:.0f}" if one.seconds else ""
-    return point.name, point.setting, point.experiment.seed, one.state, step, value, seconds, one.note
+    return point.name, point.setting, point.experiment.seed, one.state, step, value, seconds
