@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import submitit  # noqa: F401  as it sets up logging it has absl close its stream: not one that a test captures
 
 from tests.conftest import StopAt
 from tljax import slurm

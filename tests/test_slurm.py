@@ -41,7 +41,7 @@ class Job:
         command = ["sbatch", "--parsable", "--cpus-per-task=1", f"--output={self._log}", *options]
         command += ["launch/slurm.sbatch", *CONFIG, f"--config.steps={steps}", f"--workdir={self.workdir}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        self._number = done.stdout.strip()
+        self.number = done.stdout.strip()
 
     @property
     def log(self) -> str:
@@ -56,14 +56,14 @@ class Job:
 
     @property
     def facts(self) -> str:
-        return self._scontrol("show", "job", "--oneliner", self._number)
+        return self._scontrol("show", "job", "--oneliner", self.number)
 
     @property
     def state(self) -> str:
         return self.facts.split("JobState=")[1].split()[0]
 
     def requeue(self) -> None:
-        self._scontrol("requeue", self._number)
+        self._scontrol("requeue", self.number)
 
     def wait_for(self, moment: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
@@ -77,7 +77,7 @@ class Job:
         return subprocess.run(["scontrol", *arguments], capture_output=True, text=True).stdout
 
     def cancel(self) -> None:
-        subprocess.run(["scancel", self._number])
+        subprocess.run(["scancel", self.number])
 
 
 @pytest.fixture
@@ -115,6 +115,20 @@ def test_a_job_whose_time_is_over_requeues_itself(tmp_path, submit):
     job.wait_for(lambda: job.state == "COMPLETED", 900)
     assert job.log.count("by SIGUSR1: the same command goes on") >= job.log.count("resuming") > 0
     assert outcome(job.workdir) == outcome(_whole(tmp_path, 16000))
+
+
+def test_a_job_that_is_cancelled_and_saves_is_not_requeued(tmp_path, submit, monkeypatch):
+    saving = tmp_path / "saving"
+    saving.write_text("#!/bin/bash\ntrap 'echo saved; exit 75' TERM\necho begun\nsleep 300 & wait\n")
+    saving.chmod(0o755)
+    monkeypatch.setenv("PYTHON", str(saving))
+    job = submit(1)
+    job.wait_for(lambda: "begun" in job.log)
+    job.cancel()
+    deadline = time.monotonic() + 60
+    while job.number in slurm.queue() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert "saved" in job.log and job.state == "CANCELLED"
 
 
 SWEEP = ("sweep", "--config=tests/configs_slurm.py")

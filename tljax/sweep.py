@@ -6,7 +6,6 @@ over seeds on validation is chosen, and its runs alone are tested.
 
 import argparse
 import contextlib
-import functools
 import inspect
 import runpy
 import shlex
@@ -16,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tljax import console, launchers, selection, status
+from tljax import console, joint, launchers, selection, status
 from tljax.config import Experiment
 from tljax.errors import InputError
 from tljax.flags import config_file, parse_experiment
@@ -130,12 +129,6 @@ def _found(experiment: Experiment, arguments: list[str], root: Path) -> list[Poi
     return points(experiment, overrides(arg) if takes and arg else overrides(), root)
 
 
-def _in_this_process(found: Sequence[Point], notice: Notice, peek: bool, wanted: Sequence[Point], test: bool) -> None:
-    from tljax import joint  # with all that trains, which --status does not need
-
-    joint.carry_out(wanted, found, notice, test, peek)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m tljax sweep", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="required: the folder of the runs' workdirs")
@@ -178,7 +171,10 @@ def main(arguments: list[str]) -> int:
         status.show(found)
         return 0
     with Notice(options.max_seconds).listening() as notice:
-        here = functools.partial(_in_this_process, found, notice, options.peek_test)
+
+        def here(wanted: Sequence[Point], test: bool) -> None:
+            joint.carry_out(wanted, found, notice, test, options.peek_test)
+
         if options.points:
             if options.while_stdin:
                 launchers.end_with_stdin()
