@@ -106,7 +106,7 @@ def test_who_waits_in_vain_says_for_whom_and_how_long(number):
 def test_where_nobody_says_where_the_others_are_it_is_said():
     status, told, _ = _alone("--coordinator=auto")
     assert status == 2, told
-    assert "error: this process waited" in told and "coordinator_address should be defined" in told
+    assert "error: this process cannot join the others" in told and "coordinator_address should be defined" in told
 
 
 @pytest.mark.slow

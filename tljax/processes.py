@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import sys
-import time
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,7 +42,7 @@ def joined(options: argparse.Namespace) -> Iterator[None]:
     on by itself, and what they would say to each other at the end would never come.
 
     Raises:
-        InputError: there is no word of where the others are, or they did not come in time.
+        InputError: there is no word of where the others are. Where they do not come in time, the process ends with 2.
     """
     _join(options)
     try:
@@ -69,16 +69,24 @@ def _join(options: argparse.Namespace) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     # On CPUs, programs in flight at the same time would meet those of the other processes in any order.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    began = time.monotonic()
+    what = f"process {options.process_id} of {options.num_processes}" if where else "this process"
+    at = f", at {options.coordinator} where the first of them is to be reached" if where else ""
+
+    def late() -> None:
+        told = f"{what} waited {options.join_timeout} s for the others{at}: are all started, and do they reach it?"
+        print(f"error: {told} --join-timeout=S waits longer", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    # By itself, jax aborts the process when its time is over.
+    watch = threading.Timer(options.join_timeout, late)
+    watch.daemon = True
+    watch.start()
     try:
-        jax.distributed.initialize(**where, initialization_timeout=options.join_timeout)
+        jax.distributed.initialize(**where, initialization_timeout=options.join_timeout + 60)
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        what = f"process {options.process_id} of {options.num_processes}" if where else "this process"
-        at = f", at {options.coordinator} where the first of them is to be reached" if where else ""
-        raise InputError(
-            f"{what} waited {time.monotonic() - began:.0f} s for the others{at} ({_line(error)}): are all of them"
-            " started, and can they reach it? --join-timeout=S waits longer"
-        ) from error
+        raise InputError(f"{what} cannot join the others{at} ({_line(error)})") from error
+    finally:
+        watch.cancel()
     console.console.quiet = jax.process_index() > 0
 
 
