@@ -121,9 +121,13 @@ def load_tree(folder: Path) -> dict[str, Any]:
 
 
 def _load(folder: Path) -> dict[str, Any]:
+    """By this process alone: where a run has several, the others may be reading at another time."""
+    me = jax.process_index()
+    alone = v1.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}")
     try:
-        found = v1.metadata(folder).metadata
-        return v1.load(folder, jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), found))
+        with v1.Context(multiprocessing_options=alone):
+            found = v1.metadata(folder).metadata
+            return v1.load(folder, jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), found))
     except Exception as error:  # whatever Orbax or TensorStore met in the files
         raise InputError(f"{folder}: cannot be restored ({storage.reason(error)})") from error
 
