@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from tests.conftest import tiny_run
-from tljax import selection, sharding, sweep
+from tljax import points, selection, sharding
 from tljax.config import MeshConfig
 from tljax.errors import InputError
 from tljax.workdir import Workdir
@@ -49,8 +49,8 @@ def test_a_layout_of_frozen_leaves_that_there_is_not_is_an_error(shapes):
 def test_no_name_of_what_is_computed_depends_on_the_mesh(shapes, tmp_path):
     run = tiny_run(f"folder:{shapes}")
     other = dataclasses.replace(run.experiment, mesh=MeshConfig(fsdp=8, frozen="sharded"))
-    assert sweep._content(run.experiment) == sweep._content(other)
-    assert sweep._common(run.experiment) == sweep._common(other)
+    assert points._content(run.experiment) == points._content(other)
+    assert points.common(run.experiment) == points.common(other)
     assert selection.setting_of(run.experiment) == selection.setting_of(other)
     folder = Workdir(tmp_path / "run")
     with folder.locked():
