@@ -335,6 +335,10 @@ class MeshConfig:
     frozen: str = "replicated"
 
 
+# Sections that change no number beyond rounding: names of runs leave them out, and a run goes on with others.
+INDIFFERENT = ("input", "checkpoint", "mesh")
+
+
 @dataclass(frozen=True)
 class Experiment:
     """All that determines a run's result.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tljax import heads, selection
-from tljax.config import Experiment
+from tljax.config import INDIFFERENT, Experiment
 from tljax.errors import InputError
 from tljax.fields import to_dict, with_values
 from tljax.workdir import Workdir
@@ -153,4 +153,4 @@ def uneven(found: Sequence[Point]) -> str:
 
 def _content(experiment: Experiment) -> dict[str, Any]:
     """What a run's result depends on."""
-    return {key: value for key, value in to_dict(experiment).items() if key not in ("input", "checkpoint", "mesh")}
+    return {key: value for key, value in to_dict(experiment).items() if key not in INDIFFERENT}

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from flax.traverse_util import flatten_dict
 
-from tljax.config import CheckpointConfig, Experiment, InputConfig, MeshConfig
+from tljax.config import INDIFFERENT, Experiment
 from tljax.errors import InputError
 from tljax.fields import to_dict
 from tljax.metrics import JUDGED
@@ -36,8 +36,8 @@ Run = TypeVar("Run", bound=Outcome)
 
 def setting_of(experiment: Experiment) -> Experiment:
     """What is left of an experiment without its seed, and without what changes no number."""
-    indifferent = {"input": InputConfig(), "checkpoint": CheckpointConfig(), "mesh": MeshConfig()}
-    return dataclasses.replace(experiment, seed=0, **indifferent)
+    empty = Experiment()
+    return dataclasses.replace(experiment, seed=0, **{section: getattr(empty, section) for section in INDIFFERENT})
 
 
 def method_of(experiment: Experiment, tuned: Sequence[str] = TUNED) -> Experiment:

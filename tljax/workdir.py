@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 
 from tljax import storage
 from tljax.checkpoint import Checkpoints
-from tljax.config import Experiment, MeshConfig
+from tljax.config import INDIFFERENT, Experiment, MeshConfig
 from tljax.data.text import Tokenizer
 from tljax.errors import InputError
 from tljax.fields import build, to_dict
@@ -253,8 +253,7 @@ def _unwritable(path: epath.Path, error: OSError) -> InputError:
 
 def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
     old, new = (flatten_dict(tree, keep_empty_nodes=True, sep=".") for tree in (theirs, mine))
-    # How fast examples come, what is kept, and what lies where, does not change what is computed.
-    free = ("config.input.", "config.checkpoint.", "config.mesh.")
+    free = tuple(f"config.{section}." for section in INDIFFERENT)
     keys = [key for key in old | new if old.get(key) != new.get(key) and not key.startswith(free)]
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]
 

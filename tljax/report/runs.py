@@ -12,7 +12,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from tljax import predictions, storage
-from tljax.config import Experiment
+from tljax.config import INDIFFERENT, Experiment
 from tljax.errors import InputError
 from tljax.evaluation import name_of
 from tljax.fields import to_dict
@@ -20,7 +20,7 @@ from tljax.predictions import Predictions
 from tljax.resolve import Resolved
 from tljax.workdir import Workdir
 
-_FREE = ("input.", "checkpoint.", "mesh.")  # keys on which no number depends
+_FREE = tuple(f"{section}." for section in INDIFFERENT)
 
 
 @dataclass(frozen=True, eq=False)
