@@ -171,5 +171,5 @@ def test_reading_frozen_gradients_would_cost_the_whole_backward_pass(dataset, mo
 
     run = _run(dataset, "vit_tiny_patch16", "linear_probe")
     monkeypatch.setattr("tljax.run.train_step", careless)
-    careless_flops = run.lower_train_step(run.phases[0]).compile().cost_analysis()["flops"]
+    careless_flops = run.trace_train_step(run.phases[0]).lower().compile().cost_analysis()["flops"]
     assert careless_flops > 2 * run.train_step(run.phases[0]).program.cost_analysis()["flops"]

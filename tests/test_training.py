@@ -172,7 +172,7 @@ def test_bfloat16_computes_and_float32_keeps(dataset, backbone):
     (wanted, told), (found, again) = (_train(run, _batches(3)) for run in (exact, coarse))
     assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(found.batch_stats)} <= {jnp.dtype("float32")}
-    text = coarse.lower_train_step(coarse.phases[0]).as_text()
+    text = coarse.trace_train_step(coarse.phases[0]).lower().as_text()
     # Each product of the network is of bfloat16s; a convolution or product of float32s would be one that slipped.
     products = [line for line in text.splitlines() if "dot_general" in line or "convolution" in line]
     assert products and all("xbf16>" in line.split(":")[-1].split("->")[0] for line in products)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax import tuning
+from tljax import flops, tuning
 from tljax.phases import Phase
 from tljax.run import Run
 
@@ -22,35 +22,36 @@ def cost(run: Run) -> Block:
         `optimizer_state_bytes`: of the moments; step counters are left out.
         `forward_flops`, `step_flops`: of one training batch over all devices, from the compiled evaluation (of a batch
             of another size, in proportion) and training step. With the feature cache, a step is what is left of it,
-            and the forward pass, which no program has as a whole, is counted before optimisation.
+            and the forward pass, which no program has as a whole, is counted by `flops`.
         `step_temp_bytes`: that the training step needs on each device beside its arguments.
         `step_peak_bytes`: the same with its arguments: parameters, optimizer state and batch.
         `evaluation_peak_bytes`: the same of the evaluation step.
-        `step_share_of_full`: the step's FLOPs over those of one that trains everything, both counted before
-            optimisation (to compile the full step only for this would take longer than anything else here).
+        `step_share_of_full`: the step's FLOPs over those of one that trains everything, both counted by `flops` (to
+            compile the full step only for this would take longer than anything else here).
         `phases`: where there are several, a block for each; the FLOPs above are then the mean over all steps, the
             bytes the highest.
     """
     rows = evaluation_rows(run)
     # The compiler needs no Python: while it is at one program, the next is traced.
     with ThreadPoolExecutor() as pool:
-        lowered, compiled = [], []
+        traced, compiled = [], []
         for phase in run.phases:
-            lowered.append(run.lower_train_step(phase))
-            compiled.append(pool.submit(run.train_step, phase, lowered=lowered[-1]))
+            traced.append(run.trace_train_step(phase))
+            compiled.append(pool.submit(run.train_step, phase, traced=traced[-1]))
         evaluation = run.eval_step(rows, start=run.start(run.phases[-1]))
-        forward = _flops(evaluation) * run.mesh.size if not run.cached else _flops(run.lower_eval_step(rows))
-        unoptimised = [_flops(one) for one in lowered]
+        whole = run.trace_eval_step(rows).jaxpr if run.cached else None
+        forward = flops.count(whole) if whole else _flops(evaluation) * run.mesh.size
+        counted = [flops.count(one.jaxpr) for one in traced]
         last = run.phases[-1]
-        full = unoptimised[-1] if _trains_everything(last) else _flops(run.lower_train_step(_everything(last)))
+        full = counted[-1] if _trains_everything(last) else flops.count(run.trace_train_step(_everything(last)).jaxpr)
         programs = [one.result().program for one in compiled]
     common = {
         "forward_flops": forward * run.batch_size / rows,
         "evaluation_peak_bytes": peak_bytes(evaluation),
     }
     blocks = [
-        _of_phase(run, phase, program) | common | {"step_share_of_full": flops / full}
-        for phase, program, flops in zip(run.phases, programs, unoptimised, strict=True)
+        _of_phase(run, phase, program) | common | {"step_share_of_full": own / full}
+        for phase, program, own in zip(run.phases, programs, counted, strict=True)
     ]
     if len(blocks) == 1:
         return blocks[0]
@@ -81,11 +82,11 @@ def evaluation_rows(run: Run) -> int:
 
 def _of_phase(run: Run, phase: Phase, program: jax.stages.Compiled) -> Block:
     # XLA counts the body of a loop once. The optimizer's few FLOPs are thereby counted with every part: no less.
-    flops = _flops(program) * run.mesh.size * run.experiment.optim.accumulate
+    step_flops = _flops(program) * run.mesh.size * run.experiment.optim.accumulate
     return {
         **_parameters(run, phase.multipliers),
         "optimizer_state_bytes": optimizer_state_bytes(run.abstract(phase).opt_state),
-        "step_flops": flops,
+        "step_flops": step_flops,
         "step_temp_bytes": program.memory_analysis().temp_size_in_bytes,
         "step_peak_bytes": peak_bytes(program),
     }
@@ -120,6 +121,6 @@ def optimizer_state_bytes(opt_state) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
-def _flops(program: jax.stages.Compiled | jax.stages.Lowered) -> float:
-    """Of the whole batch where the program is only lowered, of one device's share where it is compiled."""
+def _flops(program: jax.stages.Compiled) -> float:
+    """Of one device's share of the batch."""
     return float(program.cost_analysis()["flops"])

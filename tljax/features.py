@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from tljax import console, sharding, tuning
+from tljax import console, flops, sharding, tuning
 from tljax.data import cache
 from tljax.data.examples import Split
 from tljax.data.pipeline import ahead, length_of, padded
@@ -190,16 +190,16 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     """Whether computing, writing and reading features takes less time than the prefixes in every step, and the sums."""
     task, splits = run.experiment.task, run.inputs.splits
     views = task.views if _varies(run) else 1
-    flops = {stop: _flops(run, stop) for stop in set(prefixes.values())}
+    each = {stop: _flops(run, stop) for stop in set(prefixes.values())}
     steps = {phase: runs * run.batch_size * (phase.stop - phase.start) for phase in prefixes}
-    again = sum(flops[stop] * steps[phase] for phase, stop in prefixes.items())
-    once = sum(flops.values()) * views * len(splits["train"])
+    again = sum(each[stop] * steps[phase] for phase, stop in prefixes.items())
+    once = sum(each.values()) * views * len(splits["train"])
     rows = sum(views * len(split) if name == "train" else len(split) for name, split in splits.items())
-    size = sum(bytes_of(run, rows, stop) for stop in flops)
+    size = sum(bytes_of(run, rows, stop) for stop in each)
     read = sum(bytes_of(run, steps[phase], stop) for phase, stop in prefixes.items())
     rate = _RATE_OF_CPU if jax.default_backend() == "cpu" else _RATE * run.mesh.size
     room = size < run.experiment.input.cache_gb * 1e9
-    groups = " and ".join(str(stop) for stop in sorted(flops))
+    groups = " and ".join(str(stop) for stop in sorted(each))
     told = (
         f"the first {groups} of {len(run.layout.groups) - 1} groups are frozen and can be computed once:"
         f" {once / 1e12:.3g} instead of {again / 1e12:.3g} TFLOP, {size / 1e9:.2g} GB of disk"
@@ -209,11 +209,10 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
 
 
 def _flops(run: Run, stop: int) -> float:
-    """Of a prefix for one example, before optimisation."""
-    program, count = jax.jit(functools.partial(run.network.features, stops=(stop,))), run.mesh.size
-    batch = run.abstract_batch(count)["input"]
-    analysis = run.once(("flops", stop), lambda: program.lower(run.network.abstract, batch).cost_analysis())
-    return analysis["flops"] / count
+    """Of a prefix for one example."""
+    program, rows = jax.jit(functools.partial(run.network.features, stops=(stop,))), run.mesh.size
+    batch = run.abstract_batch(rows)["input"]
+    return run.once(("flops", stop), lambda: flops.count(program.trace(run.network.abstract, batch).jaxpr)) / rows
 
 
 def bytes_of(run: Run, rows: int, stop: int) -> int:

@@ -221,7 +221,7 @@ class Run:
         """
         return self.inputs.train_input(self.batch_size, processes.part(), read)
 
-    def lower_train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Lowered:
+    def trace_train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Traced:
         """The training step of a phase, traced; for texts of `length` tokens, by default those of the longest."""
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
         state = self.abstract(phase)
@@ -236,18 +236,16 @@ class Run:
             out_shardings=(_layouts(state), replicated),
         )
         batch = self.abstract_batch(self.batch_size, length, self.start(phase))
-        return jitted.lower(state, batch, self._numbers(phase))
+        return jitted.trace(state, batch, self._numbers(phase))
 
-    def train_step(
-        self, phase: Phase, length: int | None = None, lowered: jax.stages.Lowered | None = None
-    ) -> TrainStep:
-        """(State, batch) -> State, metrics; compiled, the old State donated; of the `lowered` where it is there."""
+    def train_step(self, phase: Phase, length: int | None = None, traced: jax.stages.Traced | None = None) -> TrainStep:
+        """(State, batch) -> State, metrics; compiled, the old State donated; of the `traced` where it is there."""
         # A CPU's compiler takes away the barriers that hold recomputation back, unless told not to.
         on_cpu = self.experiment.remat and jax.default_backend() == "cpu"
         options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
 
         def make():
-            return (lowered or self.lower_train_step(phase, length)).compile(compiler_options=options)
+            return (traced or self.trace_train_step(phase, length)).lower().compile(compiler_options=options)
 
         key, numbers = ("train", self._key(phase), length, self.cached), self._numbers(phase)
         laid = functools.partial(sharding.place, numbers, sharding.replicated(self.mesh))
@@ -260,7 +258,8 @@ class Run:
     def eval_step(self, batch_size: int, length: int | None = None, start: int = 0) -> jax.stages.Compiled:
         """(params, batch_stats, input of `batch_size` rows with `start` groups behind them) -> logits; compiled."""
         return self.once(
-            ("eval", batch_size, length, start), lambda: self.lower_eval_step(batch_size, length, start).compile()
+            ("eval", batch_size, length, start),
+            lambda: self.trace_eval_step(batch_size, length, start).lower().compile(),
         )
 
     def prefix_step(self, batch_size: int, length: int | None, stops: tuple[int, ...]) -> jax.stages.Compiled:
@@ -279,7 +278,7 @@ class Run:
             self._made[key] = make()
         return self._made[key]
 
-    def lower_eval_step(self, batch_size: int, length: int | None = None, start: int = 0) -> jax.stages.Lowered:
+    def trace_eval_step(self, batch_size: int, length: int | None = None, start: int = 0) -> jax.stages.Traced:
         """The same, traced."""
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
         state, batch = self.abstract_state(), self.abstract_batch(batch_size, length, start)
@@ -289,7 +288,7 @@ class Run:
             # What one process computes, all of them count.
             out_shardings=split if processes.part()[1] == 1 else replicated,
         )
-        return jitted.lower(state.params, state.batch_stats, batch["input"])
+        return jitted.trace(state.params, state.batch_stats, batch["input"])
 
     def _prefix_step(self, batch_size: int, length: int | None, stops: tuple[int, ...]) -> jax.stages.Compiled:
         mesh = sharding.make_mesh(jax.local_devices())
