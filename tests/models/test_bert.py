@@ -14,7 +14,7 @@ from tests.conftest import GOLDEN, golden
 from tljax.data.text import Tokenizer
 from tljax.errors import InputError
 from tljax.models import ops
-from tljax.models.bert import Bert
+from tljax.models.bert import Bert, _Stem
 from tljax.weights import files
 from tljax.weights.rules import Shape, convert, unconvert
 from tljax.weights.sources import fetch
@@ -283,3 +283,19 @@ def test_a_trained_minilm_finds_sentences_as_similar_as_its_authors_say():
     embedding = features / np.linalg.norm(features, axis=1, keepdims=True)
     similarity = [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]]
     np.testing.assert_allclose(embedding @ embedding.T, similarity, atol=1e-4)
+
+
+def test_in_half_precision_the_gradients_of_a_rows_tokens_add_up():
+    stem = _Stem(width=8, vocabulary=10, positions=1000, token_types=2, pad_id=None, eps=1e-12)
+    ids = jnp.full((4, 1000), 7)
+    x = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
+    params, towards = stem.init(jax.random.key(0), x)["params"], jnp.arange(8.0)
+
+    def gradient(dtype):
+        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return jax.jit(jax.grad(lambda params: jnp.sum(stem.apply({"params": params}, x)["hidden"] * towards)))(cast)
+
+    exact, coarse = gradient(jnp.float32), gradient(jnp.bfloat16)
+    for table, row in (("word_embed", 7), ("type_embed", 0)):
+        scale = np.abs(exact[table][row]).max()
+        np.testing.assert_allclose(coarse[table][row].astype(np.float32), exact[table][row], atol=0.05 * scale)

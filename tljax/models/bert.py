@@ -40,8 +40,9 @@ class _Stem(nn.Module):
 
     def _embedding(self, name, rows, ids):
         table = self.param(name, _normal, (rows, self.width))
+        # In float32 the gradients of a row's tokens add up: one by one in bfloat16, a thousand ones would be 256.
         # Unlike table[ids], which takes the last row for an id beyond it, this gives NaN.
-        return jnp.take(table, ids, axis=0, mode="fill")
+        return jnp.take(table.astype(jnp.float32), ids, axis=0, mode="fill").astype(table.dtype)
 
     def _places(self, ids):
         if self.pad_id is None:
