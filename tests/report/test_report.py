@@ -53,6 +53,14 @@ def test_a_setting_is_chosen_by_validation_alone(runs, tmp_path):
     assert "The test split was looked at for no run that was not chosen." in text
 
 
+def test_settings_stand_in_the_order_of_their_numbers(tmp_path):
+    rates = (1e-2, 3e-4, 1e-3, 1e-5)
+    root = made.sweep(tmp_path / "runs", {"linear_probe": (0.8,)}, rates=rates, seeds=(0,))
+    (found,) = compared(root, tmp_path / "out")
+    words = [setting.words for setting in found.methods[0].settings]
+    assert words == [f"learning_rate={rate:g}" for rate in sorted(rates)]
+
+
 def test_a_look_at_the_test_split_is_told(tmp_path):
     root = made.sweep(tmp_path / "runs", {"linear_probe": (0.8, 0.9), "full": (0.7, 0.8)}, seeds=(0, 1))
     for rate, strategy in ((3e-3, "full"), (1e-4, "linear_probe")):

@@ -1,6 +1,7 @@
 """From the runs of a data set to its part of a report: what is chosen, how good it is, and how sure differences are."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -34,6 +35,7 @@ def section_of(title: str, runs: Sequence[Run], options: Options) -> Section:
         if best is None and len(settings) == 1:  # nothing to choose
             (best,) = settings
         tried = [_setting(words[one], members, selected_by, one == best) for one, members in settings.items()]
+        tried.sort(key=lambda setting: _natural(setting.words))
         reason = _reason(tried, options.split)
         if reason:
             left_out.append(LeftOut(name, tried, reason))
@@ -57,6 +59,12 @@ def _words(found: Mapping[Experiment, Mapping[Experiment, list[Run]]], tuned: Se
     if "tuning" not in tuned:  # which every name begins with
         named = [name.partition(", ")[2] for name in named]
     return dict(zip(settings, named, strict=True))
+
+
+def _natural(words: str) -> list[str | float]:
+    """By which texts are sorted as their numbers are: 0.0003 before 0.001."""
+    parts = re.split(r"(?<![\w.])(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)", words)
+    return [float(part) if odd % 2 else part for odd, part in enumerate(parts)]
 
 
 def _setting(words: str, members: Sequence[Run], metric: str, chosen: bool) -> Setting:
