@@ -176,6 +176,9 @@ def test_status_tells_how_far_each_point_is_and_computes_nothing(tmp_path, capsy
         "8 points: 1 tested, 1 trained, 2 running, 1 failed, 3 to do" in shown
         and f"{found[2].name} failed: the loss is nan" in shown
     )
+    assert f"{found[3].name} running: step 20 of 20, process {sleeper.pid} on {socket.gethostname()}" in shown
+    assert "tested 1; trained 0" in shown and "0.6250" in shown  # one setting, its mean over both seeds
+    assert "running 1; failed 0" in shown
     sleeper.communicate(b"\n")
     assert status.standing(found[3]).state == "to do"  # its process is dead
 

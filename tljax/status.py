@@ -1,5 +1,6 @@
 """How far the points of a sweep are, as their workdirs tell: nothing is computed, and nobody is disturbed."""
 
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,21 +62,27 @@ def _steps(folder: Workdir) -> int:
 
 
 def show(found: Sequence[Point]) -> None:
-    """A table with a row per point, and how many there are of each state."""
+    """A table with a row per setting, a line for each point that runs or failed, and the number in each state."""
     standings = [standing(point) for point in found]
-    rows = [_row(point, one) for point, one in zip(found, standings, strict=True)]
+    settings: dict[str, list[tuple[Any, Standing]]] = {}
+    for point, one in zip(found, standings, strict=True):
+        settings.setdefault(point.setting, []).append((point.experiment.seed, one))
     metric = JUDGED[found[0].experiment.task.problem].best
-    console.table("sweep", ("point", "setting", "seed", "state", "step", f"validation {metric}", "s"), rows)
+    rows = [_row(setting, members) for setting, members in settings.items()]
+    console.table("sweep", ("setting", "seeds", f"validation {metric}", "s"), rows)
     for point, one in zip(found, standings, strict=True):
         if one.note:
-            console.console.print(f"{point.name} {one.state}: {one.note}", markup=False)
+            step = f"step {one.step} of {one.steps or '?'}, " if one.state == "running" else ""
+            console.console.print(f"{point.name} {one.state}: {step}{one.note}", markup=False)
     counts = Counter(one.state for one in standings)
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     console.console.print(f"{len(found)} points: {told}")
 
 
-def _row(point: Point, one: Standing) -> tuple[Any, ...]:
-    step = f"{one.step} of {one.steps or '?'}" if one.step else ""
-    value = "" if one.validation is None else f"{one.validation:.4f}"
-    seconds = f"{one.seconds:.0f}" if one.seconds else ""
-    return point.name, point.setting, point.experiment.seed, one.state, step, value, seconds
+def _row(setting: str, members: Sequence[tuple[Any, Standing]]) -> tuple[str, str, str, str]:
+    by_state = {state: [str(seed) for seed, one in members if one.state == state] for state in STATES}
+    seeds = "; ".join(f"{state} {' '.join(of)}" for state, of in by_state.items() if of)
+    values = [one.validation for _, one in members if one.validation is not None]
+    value = f"{statistics.mean(values):.4f}" if values else ""
+    seconds = sum(one.seconds for _, one in members)
+    return setting, seeds, value, f"{seconds:.0f}" if seconds else ""
