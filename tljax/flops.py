@@ -43,13 +43,13 @@ def _of(equation: JaxprEqn, used: list[bool]) -> tuple[float, list[bool]]:
         case "scan" | "while" | "cond" as name:
             found = [_count(body, [True] * len(body.outvars))[0] for body in _bodies(equation)]
             return (max(found) if name == "cond" else sum(found) * equation.params.get("length", 1)), everything
-    total = 0.0
+    total, needed = 0.0, everything
     for body in _bodies(equation):
         same = len(body.outvars) == len(used) and len(body.invars) == len(everything)
-        found, needed = _count(body, used if same else [True] * len(body.outvars))
+        found, own = _count(body, used if same else [True] * len(body.outvars))
         total += found
-        everything = needed if same else everything
-    return total, everything
+        needed = own if same else everything
+    return total, needed
 
 
 def _bodies(equation: JaxprEqn) -> Iterator[Jaxpr]:
