@@ -94,7 +94,7 @@ MAY_IMPORT = {
     },
     "slurm": {"console", "stopping"},
     "launchers": {"console", "devices", "points", "slurm", "stopping", "workdir"},
-    "status": {"console", "metrics", "points", "workdir"},
+    "status": {"console", "metrics", "points", "selection", "workdir"},
     "sweep": {
         *("config", "console", "flags", "joint", "launchers", "metrics", "points", "selection", "status", "stopping"),
         "workdir",

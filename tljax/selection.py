@@ -40,6 +40,14 @@ def setting_of(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, seed=0, **{section: getattr(empty, section) for section in INDIFFERENT})
 
 
+def by_setting(runs: Iterable[Run]) -> dict[Experiment, list[Run]]:
+    """The runs by setting, in the order in which they come."""
+    found: dict[Experiment, list[Run]] = {}
+    for run in runs:
+        found.setdefault(setting_of(run.experiment), []).append(run)
+    return found
+
+
 def method_of(experiment: Experiment, tuned: Sequence[str] = TUNED) -> Experiment:
     """What is left of a setting without its tuned sections.
 

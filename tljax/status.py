@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tljax import console
+from tljax import console, selection
 from tljax.errors import InputError
 from tljax.metrics import JUDGED
 from tljax.points import Point
@@ -63,18 +63,16 @@ def _steps(folder: Workdir) -> int:
 
 def show(found: Sequence[Point]) -> None:
     """A table with a row per setting, a line for each point that runs or failed, and the number in each state."""
-    standings = [standing(point) for point in found]
-    settings: dict[str, list[tuple[Any, Standing]]] = {}
-    for point, one in zip(found, standings, strict=True):
-        settings.setdefault(point.setting, []).append((point.experiment.seed, one))
+    standings = {point: standing(point) for point in found}
     metric = JUDGED[found[0].experiment.task.problem].best
-    rows = [_row(setting, members) for setting, members in settings.items()]
+    settings = selection.by_setting(found).values()
+    rows = [_row(of[0].setting, [(point.experiment.seed, standings[point]) for point in of]) for of in settings]
     console.table("sweep", ("setting", "seeds", f"validation {metric}", "s"), rows)
-    for point, one in zip(found, standings, strict=True):
+    for point, one in standings.items():
         if one.note:
             step = f"step {one.step} of {one.steps or '?'}, " if one.state == "running" else ""
             console.console.print(f"{point.name} {one.state}: {step}{one.note}", markup=False)
-    counts = Counter(one.state for one in standings)
+    counts = Counter(one.state for one in standings.values())
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     console.console.print(f"{len(found)} points: {told}")
 

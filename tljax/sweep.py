@@ -49,7 +49,7 @@ class Protocol:
             return [point for point in found if point.left(test=True)], True
         first = found
         if self.seeds == "chosen":
-            first = [members[0] for members in _settings(found).values()]
+            first = [members[0] for members in selection.by_setting(found).values()]
         if training := [point for point in first if point.left(test=False)]:
             return training, False
         picked = self.chosen(first)
@@ -90,17 +90,10 @@ def sweep(found: Sequence[Point], protocol: Protocol, carry_out: CarryOut) -> li
         carry_out(new, test)
 
 
-def _settings(found: Sequence[Point]) -> dict[Experiment, list[Point]]:
-    settings: dict[Experiment, list[Point]] = {}
-    for point in found:
-        settings.setdefault(selection.setting_of(point.experiment), []).append(point)
-    return settings
-
-
 def show(found: Sequence[Point], picked: Collection[Experiment]) -> None:
     """A table: a row per setting, with the mean over its seeds, and a star at those that were chosen."""
     metric, rows = JUDGED[found[0].experiment.task.problem].best, []
-    for setting, members in _settings(found).items():
+    for setting, members in selection.by_setting(found).items():
         done = [point for point in members if point.result]
         cells = [_mean(done, name, metric) for name in ("validation", "test")]
         seconds = f"{sum(point.result['wall_seconds'] for point in done):.0f}"
