@@ -26,6 +26,8 @@ from tljax.weights.sources import cache_dir
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
+# Seconds until what other processes do has failed: on a machine that is busy, two of one run take minutes.
+PATIENCE = 900
 
 
 def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:

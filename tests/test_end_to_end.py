@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tbparse import SummaryReader
 
-from tests.conftest import ROOT, tljax
+from tests.conftest import PATIENCE, ROOT, tljax
 from tljax import tuning
 from tljax.run import Run
 from tljax.workdir import Workdir
@@ -167,7 +167,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, case):
     killed = tmp_path / "killed"
     for wait_for in steps:
         process = subprocess.Popen(command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + PATIENCE
         while process.poll() is None and time.monotonic() < deadline:
             if (killed / "metrics.jsonl").exists() and f'"step": {wait_for},' in (killed / "metrics.jsonl").read_text():
                 process.send_signal(signal.SIGKILL)

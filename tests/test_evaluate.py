@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn import metrics as judges
 
 from tests.configs_tiny import get_config
-from tests.conftest import ROOT, make_folder, make_table
+from tests.conftest import PATIENCE, ROOT, make_folder, make_table
 from tests.data import made
 from tljax import __main__, evaluation, predictions
 from tljax.config import Experiment
@@ -483,7 +483,7 @@ def test_a_watcher_beside_a_run_evaluates_each_step_once_whoever_is_killed(tmp_p
         return process
 
     def until(reached, process):
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + PATIENCE
         while not reached():
             assert time.monotonic() < deadline and process.poll() is None, started[-1][0].read_text()[-2000:]
             time.sleep(0.02)

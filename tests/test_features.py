@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, StopAt, make_folder, make_table, tiny_run
+from tests.conftest import PATIENCE, ROOT, StopAt, make_folder, make_table, tiny_run
 from tljax import config, features, sharding
 from tljax.data import cache
 from tljax.data.pipeline import length_of
@@ -152,7 +152,7 @@ def test_builds_killed_anywhere_and_beside_each_other_leave_what_one_makes(probe
     """Two processes build the same; one is killed with -9 while it writes, and the other takes over what it was at."""
     command = [sys.executable, "-c", _BUILD, str(shapes)]
     pair = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
-    until = time.monotonic() + 120
+    until = time.monotonic() + PATIENCE
     while not list((cache_dir() / "features").rglob("*.making")) and time.monotonic() < until:
         time.sleep(0.001)
     os.kill(pair[0].pid, signal.SIGKILL)

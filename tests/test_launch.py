@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 from tests.test_stopping import _at
 from tljax.stopping import SAVED
 
@@ -83,26 +83,26 @@ def _local(workdir: Path, environment: dict[str, str], *flags: str) -> subproces
     return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=ROOT, env=environment, **pipes)
 
 
+def _told(process: subprocess.Popen, status: int) -> str:
+    told, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == status, told[-3000:]
+    return told
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
 def test_two_local_processes_train_stop_and_go_on(tmp_path, environment):
-    run = tmp_path / "run"
-    process = _local(run, environment, "--config.steps=400", "--config.eval_every=200")
+    run, length = tmp_path / "run", ("--config.steps=150", "--config.eval_every=75")
+    process = _local(run, environment, *length)
     _at(run, 20, process)
     process.send_signal(signal.SIGTERM)
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == SAVED, told[-3000:]
-    assert told.count("by SIGTERM: the same command goes on") == 2
-    process = _local(run, environment, "--config.steps=400", "--config.eval_every=200")
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, told[-3000:]
+    assert _told(process, SAVED).count("by SIGTERM: the same command goes on") == 2
+    told = _told(_local(run, environment, *length), 0)
     assert "on 2 cpu device(s)" in told and "resuming" in told
-    assert json.loads((run / "result.json").read_text())["steps"] == 400
+    assert json.loads((run / "result.json").read_text())["steps"] == 150
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
 def test_local_processes_end_with_the_highest_of_their_statuses(tmp_path, environment):
     process = _local(tmp_path / "run", environment, "--config.task.batch_size=3")
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == 2, told
-    assert told.count("task.batch_size=3 cannot be shared by 2 devices: use 2 or 4") == 2
+    assert _told(process, 2).count("task.batch_size=3 cannot be shared by 2 devices: use 2 or 4") == 2

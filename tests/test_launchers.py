@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, tljax
+from tests.conftest import PATIENCE, ROOT, tljax
 from tests.report import made
 from tljax import launchers
 from tljax.errors import InputError
@@ -143,8 +143,8 @@ class _Once(Notice):
         return "a test" if self._path.exists() else ""
 
 
-def _until(moment, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
+def _until(moment) -> None:
+    deadline = time.monotonic() + PATIENCE
     while not moment():
         assert time.monotonic() < deadline
         time.sleep(0.05)

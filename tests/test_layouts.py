@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from tests.conftest import ROOT, tiny_run
+from tests.conftest import PATIENCE, ROOT, tiny_run
 from tljax import array_files, processes, sharding, tuning
 from tljax.checkpoint import named
 from tljax.models import BACKBONES
@@ -112,7 +112,7 @@ def _part(options: argparse.Namespace) -> None:
     }
     if processes.is_first():
         (root / f"{name}.trained").touch()
-    deadline = time.monotonic() + 900
+    deadline = time.monotonic() + PATIENCE
     while not all((root / f"{other}.trained").exists() for other in LAYOUTS):
         assert time.monotonic() < deadline, "another layout's run has not ended"
         time.sleep(0.1)
@@ -143,7 +143,7 @@ def root(tmp_path_factory, shapes) -> Path:
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
             started.append((name, subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)))
     for name, process in started:
-        told, _ = process.communicate(timeout=1000)
+        told, _ = process.communicate(timeout=PATIENCE + 100)
         assert process.returncode == 0, f"{name}: {told[-5000:]}"
     return root
 

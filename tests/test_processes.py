@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 from tests.test_stopping import _at, _end, _start
 from tljax import processes
 from tljax.checkpoint import Checkpoints
@@ -90,7 +90,7 @@ def _alone(*flags: str) -> tuple[int, str, float]:
     """Exit status, what is said, and the seconds, of a process that is one of two."""
     began, command = time.monotonic(), [sys.executable, "-m", "tljax", "train"]
     command += ["--config=tests/configs_tiny.py:pretrained", "--workdir=nowhere", "--join-timeout=3", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     return done.returncode, done.stdout + done.stderr, time.monotonic() - began
 
 
@@ -121,7 +121,7 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on_from_what_was_saved(
     started = pair(*long)
     _at(run, 30, *started)
     started[lost].send_signal(signal.SIGKILL)
-    told, _ = started[1 - lost].communicate(timeout=200)
+    told, _ = started[1 - lost].communicate(timeout=PATIENCE)
     started[lost].communicate()
     assert started[1 - lost].returncode in (processes.LOST, -signal.SIGABRT), told[-3000:]
     if started[1 - lost].returncode == processes.LOST:

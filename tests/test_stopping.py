@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
-from tests.conftest import ROOT, TINY, tiny_run
+from tests.conftest import PATIENCE, ROOT, TINY, tiny_run
 from tests.test_end_to_end import _leaves
 from tljax import predictions, stopping
 from tljax.evaluate import evaluate
@@ -79,14 +79,14 @@ def _start(workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
 
 
 def _end(process: subprocess.Popen, status: int = 0) -> str:
-    told, _ = process.communicate(timeout=300)
+    told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, told[-3000:]
     return told
 
 
 def _at(workdir: Path, step: int, *processes: subprocess.Popen) -> None:
     """Waits until a step is logged."""
-    lines, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
+    lines, deadline = workdir / "metrics.jsonl", time.monotonic() + PATIENCE
     while not (lines.exists() and f'"step": {step},' in lines.read_text()):
         assert all(process.poll() is None for process in processes), processes[0].communicate()
         assert time.monotonic() < deadline
@@ -146,25 +146,26 @@ def _free_port() -> int:
         return found.getsockname()[1]
 
 
-def _pair(workdir: Path) -> list[subprocess.Popen]:
+def _pair(workdir: Path, *flags: str) -> list[subprocess.Popen]:
     address = f"--coordinator=127.0.0.1:{_free_port()}"
-    return [_start(workdir, *LONG, address, "--num-processes=2", f"--process-id={i}") for i in range(2)]
+    return [_start(workdir, *flags, address, "--num-processes=2", f"--process-id={i}") for i in range(2)]
 
 
 @pytest.mark.slow
 def test_two_processes_stop_at_the_same_step_and_end_as_two_devices_of_one(tmp_path):
-    _end(_start(tmp_path / "one", *LONG, JAX_NUM_CPU_DEVICES="2"))
+    flags = ("--config.steps=120", "--config.eval_every=60", *LONG[2:])
+    _end(_start(tmp_path / "one", *flags, JAX_NUM_CPU_DEVICES="2"))
     run = tmp_path / "two"
-    for step, told in ((20, (1,)), (210, (0, 1))):  # a machine is taken away, or the job
-        pair = _pair(run)
+    for step, told in ((20, (1,)), (70, (0, 1))):  # a machine is taken away, or the job
+        pair = _pair(run, *flags)
         _at(run, step, *pair)
         for i in told:
             pair[i].send_signal(signal.SIGTERM)
         said = [_end(process, SAVED) for process in pair]
         stopped = _steps(run)[-1]
         assert stopped >= step
-        assert all(f"stopped at step {stopped} of 400" in some for some in said)
-    for process in _pair(run):
+        assert all(f"stopped at step {stopped} of 120" in some for some in said)
+    for process in _pair(run, *flags):
         _end(process)
     assert _leaves(run) == _leaves(tmp_path / "one")
     assert _history(run) == _history(tmp_path / "one")

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.kill import outcome
 from tests.configs_sweep import get_config
 from tests.configs_sweep import sweep as overrides
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 from tests.report import made
 from tljax import features, joint, loop, selection, sweep
 from tljax.config import Experiment
@@ -220,8 +220,8 @@ def _writers(found: list[Point]) -> list[int]:
     return [writer["pid"] for point in found if (writer := Workdir(point.folder).writer)]
 
 
-def _until(moment, driver: subprocess.Popen | None = None, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
+def _until(moment, driver: subprocess.Popen | None = None) -> None:
+    deadline = time.monotonic() + PATIENCE
     while not moment():
         assert time.monotonic() < deadline and (driver is None or driver.poll() is None)
         time.sleep(0.05)

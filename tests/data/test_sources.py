@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, make_folder
+from tests.conftest import PATIENCE, ROOT, make_folder
 from tests.data.test_tasks import column, load
 from tljax.data import images, parts, prepare
 from tljax.data.examples import Item, Source
@@ -255,12 +255,12 @@ def _start(dataset: str, how: str, cache: Path) -> subprocess.Popen:
 def test_a_killed_process_is_gone_on_with_to_the_same_bytes(shapes, tmp_path):
     dataset = f"folder:{shapes}"
     killed = _start(dataset, "die", tmp_path / "killed")
-    killed.communicate(timeout=60)
+    killed.communicate(timeout=PATIENCE)
     assert killed.returncode == -signal.SIGKILL
     (partial,) = (tmp_path / "killed" / "datasets").glob("*.partial")
     assert sorted(path.suffix for path in partial.iterdir()) == ["", *2 * [".array_record"], *2 * [".parquet"]]
     runs = [_start(dataset, "on", tmp_path / cache) for cache in ("killed", "whole")]
-    said = [run.communicate(timeout=60)[0] for run in runs]
+    said = [run.communicate(timeout=PATIENCE)[0] for run in runs]
     assert [out.count("decoded") for out in said] == [14, 24]  # ten were finished
     assert said[0].splitlines()[-1] == said[1].splitlines()[-1] != ""
     files = [
@@ -276,7 +276,7 @@ def test_a_killed_process_is_gone_on_with_to_the_same_bytes(shapes, tmp_path):
 
 def test_processes_that_want_one_set_make_it_once(shapes, tmp_path):
     runs = [_start(f"folder:{shapes}", "slowly", tmp_path / "shared") for _ in range(3)]
-    said = [run.communicate(timeout=120) for run in runs]
+    said = [run.communicate(timeout=PATIENCE) for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0]
     assert sum(out.count("decoded") for out, _ in said) == 24
     assert len({out.splitlines()[-1] for out, _ in said}) == 1

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
 from tljax.errors import InputError
 from tljax.weights import sources
 from tljax.weights.sources import fetch, made_once
@@ -280,7 +281,7 @@ def test_many_processes_make_a_thing_once(tmp_path):
     workers = [spawn.Process(target=_make, args=(tmp_path / "thing", results)) for _ in range(4)]
     for worker in workers:
         worker.start()
-    made = [results.get(timeout=60) for _ in workers]
+    made = [results.get(timeout=PATIENCE) for _ in workers]
     for worker in workers:
         worker.join()
     assert sorted(made) == [False, False, False, True]
