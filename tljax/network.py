@@ -57,7 +57,7 @@ class Network:
         init = head.init if head.init in HEAD_INITS else "zeros"
         rates = noise.dropout, noise.drop_path
         self._model = Classifier(self.backbone, len(classes), init, head.bias, additions, *rates)
-        self.abstract = jax.eval_shape(self._init)
+        self.abstract = jax.eval_shape(self._init, jax.random.key(0))
         self.layout = Layout.of(self.abstract["params"], self.backbone.groups, self.backbone.pooled_norm)
 
     def of(self, experiment: Experiment) -> "Network":
@@ -81,14 +81,16 @@ class Network:
         Raises:
             InputError: the weights cannot be had or do not fit, or have no head for these classes.
         """
+        # An argument, so that runs of other seeds find the same compiled program on disk.
+        key = jax.random.key(self._experiment.seed)
         if not self._experiment.backbone.weights:
-            return jax.jit(self._init)()
+            return jax.jit(self._init)(key)
         found = backbone.restore(self._row, self.backbone, self._preprocessing.inputs)
         params = {"backbone": found["params"]}
         if self._experiment.head.init == "pretrained":
             params[HEAD] = self._own_head(found)
         # Compiled, so that of all that `_init` makes only what is new is ever computed.
-        made = jax.jit(self._init_new)()
+        made = jax.jit(self._init_new)(key)
         variables = {"params": unflatten_dict(flatten_dict(params, sep="/") | made, sep="/")}
         return variables | ({"batch_stats": {"backbone": found["batch_stats"]}} if "batch_stats" in found else {})
 
@@ -149,8 +151,8 @@ class Network:
         """What the stem takes of a batch."""
         return images.normalise(x, self._preprocessing).astype(self._dtype) if self.reads == "image" else x
 
-    def _init(self) -> Variables:
-        return self._model.init(jax.random.key(self._experiment.seed), self._example())
+    def _init(self, key: jax.Array) -> Variables:
+        return self._model.init(key, self._example())
 
     def _example(self) -> Any:
         if self.reads == "text":
@@ -159,8 +161,8 @@ class Network:
         size = self._preprocessing.size
         return jnp.zeros((1, size, size, self._preprocessing.inputs))
 
-    def _init_new(self) -> dict[str, jax.Array]:
-        params = flatten_dict(self._init()["params"], sep="/")
+    def _init_new(self, key: jax.Array) -> dict[str, jax.Array]:
+        params = flatten_dict(self._init(key)["params"], sep="/")
         return {path: params[path] for path in self.new}
 
     def _own_head(self, pretrained: Variables) -> dict[str, Any]:
