@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from filelock import FileLock
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiny_run
 from tljax import compiled
+from tljax.run import Run
 
 VERBS = ("train", "evaluate", "predict", "inspect", "convert", "report")
 # What a single kind of data, weights or output needs is loaded where that is met.
@@ -81,6 +84,29 @@ def test_the_second_start_compiles_nothing(tmp_path):
     value, hits, misses = first.rsplit(" ", 2)
     assert int(hits) == 0 and int(misses) == len(_programs(tmp_path)) > 0
     assert _start(tmp_path)[0] == f"{value} {misses} 0"
+
+
+def test_a_run_of_another_seed_compiles_nothing(shapes):
+    misses = []
+
+    def count(name: str, **_: object) -> None:
+        misses.append(name.endswith("/cache_misses"))
+
+    def begin(seed: int) -> Run:
+        jax.clear_caches()
+        run = tiny_run(f"folder:{shapes}", seed=seed)
+        run.train_step(run.phases[0])
+        return run
+
+    first = begin(0).init_state()
+    jax.monitoring.register_event_listener(count)
+    try:
+        second = begin(1).init_state()
+    finally:
+        jax.monitoring.unregister_event_listener(count)
+    assert misses and not any(misses)
+    kernels = [state.params["backbone"]["block_0"]["mlp"]["fc1"]["kernel"] for state in (first, second)]
+    assert not np.array_equal(*kernels)
 
 
 def test_a_program_whose_writing_was_cut_short_is_compiled_again_once(tmp_path):
