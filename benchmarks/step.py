@@ -251,7 +251,8 @@ class Worker:
         environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads))
         environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # a GPU is shared with the other sides
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        paths = str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         shared = (f"--{name}={getattr(options, name)}" for name in ("device", "batch", "dtype", "threads"))
         command = [sys.executable, __file__, "--worker", side, model, strategy, *shared]
         pipe = subprocess.PIPE

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import pytest
 
-from tests.conftest import TINY, tiny_run, tljax
+from tests.conftest import ROOT, TINY, tiny_run, tljax
 from tljax import devices, memory
 from tljax.cost import cost, evaluation_rows, peak_bytes
 from tljax.errors import InputError
@@ -94,6 +97,29 @@ def test_a_step_that_does_not_fit_is_an_error_that_names_what_fits(dataset, monk
     assert all(peak <= 0.9 * has for peak in ways.values())
     with pytest.raises(InputError, match=r"a training step needs .* MB on each device, .*optim\.accumulate=2 \("):
         memory.check(found)
+
+
+_ON_FOUR = """
+import sys
+from tests.conftest import tiny_run
+from tljax import memory
+from tljax.cost import peak_bytes
+from tljax.models import BACKBONES
+from tljax.models.vit import ViT
+
+BACKBONES["wide_vit"] = ViT(width=128, depth=1, heads=2, patch_size=8, grid=(4, 4))
+whole, shared = (tiny_run(sys.argv[1], "wide_vit", optim__name="adamw", mesh__fsdp=fsdp) for fsdp in (1, 4))
+needs, wants = (peak_bytes(run.train_step(run.phases[0]).program) for run in (whole, shared))
+memory.device_bytes = lambda: (needs - 1, needs - 1)
+told = memory.predict(whole)["ways_out"]
+assert told["mesh.fsdp=4"] == wants < 0.9 * needs, told
+assert not any(name.startswith("mesh") for name in memory.predict(shared)["ways_out"])
+"""
+
+
+def test_where_several_devices_hold_the_same_sharing_it_out_is_a_way_out(dataset):
+    four = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
+    subprocess.run([sys.executable, "-c", _ON_FOUR, dataset], check=True, env=four, cwd=ROOT)
 
 
 def test_where_no_setting_helps_that_is_said(dataset, monkeypatch):

@@ -116,6 +116,9 @@ def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str,
 
     shares = rows // (run.mesh.size * parts)
     found = _first(shares, in_parts, need, sums, room) | _first(shares, smaller, need, 0, room)
+    if run.mesh.size > experiment.mesh.fsdp:
+        mesh = dataclasses.replace(experiment.mesh, fsdp=run.mesh.size)
+        found[f"mesh.fsdp={mesh.fsdp}"] = _peak_with(run, phase, mesh=mesh)
     if not experiment.remat:
         found["remat=True"] = _peak_with(run, phase, remat=True)
     if experiment.compute_dtype == "float32":
