@@ -1,6 +1,6 @@
 """A whole ablation by `sweep`, against the same runs one by one without the cache.
 
-    .venv/bin/python benchmarks/ablation.py [--set=mnist] [--epochs=20] [--rates=4] [--seeds=3] [--alone=1]
+    .venv/bin/python benchmarks/ablation.py [--set=mnist] [--epochs=20] [--image-size=64] [--rates=4] [--seeds=3]
 
 configs/ablation.py: linear probe and the last 1, 2 and 4 blocks × learning rates × seeds. Wall times are those of whole
 processes, with imports and compilation. Runs that differ in numbers only take the same time, so that of each strategy
@@ -65,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--set", choices=tuple(RATES), default="mnist")
     parser.add_argument("--epochs", type=float, default=20.0)
+    parser.add_argument("--image-size", type=int, default=0, help="default: that of the config")
     parser.add_argument("--rates", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--alone", type=int, default=1, help="runs of each strategy by themselves; 0 for all")
@@ -72,16 +73,20 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="ablation-"))
     config = root / "config.py"
     config.write_text(_CONFIG.format(rates=options.rates, seeds=options.seeds))
-    named, epochs = f"--config={config}:{options.set}", f"--config.epochs={options.epochs}"
     values = get_config(options.set)
-    values.epochs = options.epochs
+    values.epochs, values.task.image_size = options.epochs, options.image_size or values.task.image_size
     experiment = Experiment.from_config(values)
+    named = (
+        f"--config={config}:{options.set}",
+        f"--config.epochs={values.epochs}",
+        f"--config.task.image_size={values.task.image_size}",
+    )
     overrides = kept(options.set, options.rates, options.seeds)
     # What has to be fetched is nobody's time.
-    timed("inspect", named, epochs, cache=root)
+    timed("inspect", *named, cache=root)
     shutil.rmtree(root / "compiled")
     # With every run tested, as those that train by themselves are.
-    together = timed("sweep", named, epochs, f"--root={root / 'together'}", "--peek-test", cache=root)
+    together = timed("sweep", *named, f"--root={root / 'together'}", "--peek-test", cache=root)
     points = sweeps.points(experiment, overrides, root / "together")
     strategies: dict[str, list[sweeps.Point]] = {}
     for point in points:
@@ -92,9 +97,7 @@ def main() -> None:
         for number, point in enumerate(members[: options.alone or len(members)]):
             workdir = root / "alone" / f"{name}-{number}"
             keys = [f"--config.{key}={value}" for key, value in point.overrides.items()]
-            seconds.append(
-                timed("train", named, epochs, *keys, "--config.cache=off", f"--workdir={workdir}", cache=root)
-            )
+            seconds.append(timed("train", *named, *keys, "--config.cache=off", f"--workdir={workdir}", cache=root))
             results.append(json.loads((workdir / "result.json").read_text()))
             for split, mine in point.result["splits"].items():
                 differences.append(abs(mine["accuracy"] - results[-1]["splits"][split]["accuracy"]))

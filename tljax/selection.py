@@ -64,11 +64,10 @@ def method_of(experiment: Experiment, tuned: Sequence[str] = TUNED) -> Experimen
 
 def methods(runs: Iterable[Run], tuned: Sequence[str] = TUNED) -> dict[Experiment, dict[Experiment, list[Run]]]:
     """The runs by method, and within it by setting, each in the order in which they come."""
-    found: dict[Experiment, dict[Experiment, list[Run]]] = {}
+    found: dict[Experiment, list[Run]] = {}
     for run in runs:
-        method = found.setdefault(method_of(run.experiment, tuned), {})
-        method.setdefault(setting_of(run.experiment), []).append(run)
-    return found
+        found.setdefault(method_of(run.experiment, tuned), []).append(run)
+    return {method: by_setting(members) for method, members in found.items()}
 
 
 def chosen(runs: Iterable[Run], tuned: Sequence[str] = TUNED) -> dict[Experiment, list[Run]]:
