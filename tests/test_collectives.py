@@ -62,7 +62,7 @@ def found() -> dict[str, dict[str, Any]]:
     return json.loads(done.stdout)
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.unoptimised]
 
 
 @pytest.mark.parametrize("case", [name for name, of in CASES.items() if "mesh" not in of])

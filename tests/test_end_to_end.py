@@ -19,7 +19,10 @@ from tljax import tuning
 from tljax.run import Run
 from tljax.workdir import Workdir
 
+pytestmark = pytest.mark.unoptimised
+
 TINY = "--config=tests/configs_tiny.py"
+LITTLE = f"{TINY}:pretrained"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +34,7 @@ def _folder(shapes, tiny_weights):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, _folder) -> tuple[Path, subprocess.CompletedProcess]:
     workdir = tmp_path_factory.mktemp("run") / "vit"
-    return workdir, tljax("train", TINY, f"--workdir={workdir}")
+    return workdir, tljax("train", LITTLE, f"--workdir={workdir}")
 
 
 def _lines(workdir: Path) -> list[dict]:
@@ -89,14 +92,14 @@ def test_tensorboard_has_the_same_numbers(finished):
 def test_a_finished_run_is_left_alone(finished):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
-    done = tljax("train", TINY, f"--workdir={workdir}")
+    done = tljax("train", LITTLE, f"--workdir={workdir}")
     assert "is finished: nothing to do" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before
 
 
 def test_another_config_on_the_same_workdir_is_refused_with_the_difference(finished):
     workdir, _ = finished
-    done = tljax("train", TINY, f"--workdir={workdir}", "--config.optim.learning_rate=0.5", status=2)
+    done = tljax("train", LITTLE, f"--workdir={workdir}", "--config.optim.learning_rate=0.5", status=2)
     assert "config.optim.learning_rate: 0.001 there, 0.5 now" in done.stderr
     assert "give another --workdir" in done.stderr
 
@@ -141,12 +144,12 @@ def test_inspect_prints_the_plan_and_trains_nothing(finished):
 # Checkpoints are at steps 4, 8, …; the steps to be killed after are within a stretch between them, at a phase's last
 # step, and just after a switch.
 KILLED = {
-    "vit": ([":vit"], (6, 13, 22)),
-    "resnet": ([":resnet"], (6, 13, 22)),
-    "lp_ft": ([":pretrained", "--config.tuning.strategy=lp_ft", "--config.optim.average=ema"], (7, 12, 13)),
+    "vit": ([], (6, 13, 22)),
+    "resnet": ([], (6, 13, 22)),
+    "lp_ft": (["--config.tuning.strategy=lp_ft", "--config.optim.average=ema"], (7, 12, 13)),
     "gradual": (
         [
-            *(":pretrained", "--config.tuning.strategy=gradual_unfreezing", "--config.tuning.every=5"),
+            *("--config.tuning.strategy=gradual_unfreezing", "--config.tuning.every=5"),
             *("--config.optim.accumulate=2", "--config.regularise.dropout=0.1", "--config.regularise.l2_sp=0.1"),
         ],
         (10, 11, 17),
@@ -156,11 +159,13 @@ KILLED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", KILLED)
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, case):
-    (model, *flags), steps = KILLED[case]
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, case, tiny_resnet_weights, monkeypatch):
+    flags, steps = KILLED[case]
+    if case == "resnet":
+        monkeypatch.setenv("TLJAX_TEST_WEIGHTS", str(tiny_resnet_weights))
 
     def command(workdir):
-        fixed = ["train", f"{TINY}{model}", f"--workdir={workdir}", "--config.steps=24"]
+        fixed = ["train", LITTLE, f"--workdir={workdir}", "--config.steps=24"]
         return [sys.executable, "-m", "tljax", *fixed, *flags]
 
     subprocess.run(command(tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
@@ -189,11 +194,13 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, case):
 
 @pytest.mark.parametrize(
     ("model", "flags"),
-    [("vit", ()), ("resnet", ()), ("pretrained", ("--config.task.batch_size=8", "--config.optim.accumulate=2"))],
+    [("vit", ()), ("resnet", ()), ("vit", ("--config.task.batch_size=8", "--config.optim.accumulate=2"))],
 )
-def test_four_devices_train_what_one_does(tmp_path, model, flags):
+def test_four_devices_train_what_one_does(tmp_path, model, flags, tiny_resnet_weights, monkeypatch):
+    if model == "resnet":
+        monkeypatch.setenv("TLJAX_TEST_WEIGHTS", str(tiny_resnet_weights))
     for devices in ("1", "4"):
-        command = ("train", f"{TINY}:{model}", f"--workdir={tmp_path / devices}", "--config.optim.name=sgd")
+        command = ("train", LITTLE, f"--workdir={tmp_path / devices}", "--config.optim.name=sgd")
         tljax(*command, "--config.steps=3", *flags, JAX_NUM_CPU_DEVICES=devices)
     one, four = ({k: np.frombuffer(v, np.float32) for k, v in _leaves(tmp_path / n).items()} for n in ("1", "4"))
     assert len(one) > 30
@@ -209,20 +216,16 @@ def test_four_devices_train_what_one_does(tmp_path, model, flags):
 def test_the_whole_test_split_counts_once_whatever_the_batch_and_the_devices(tmp_path):
     workdir = tmp_path / "quickstart"
     short = ("--config.epochs=0.0", "--config.steps=4", "--config.optim.warmup_steps=0", "--config.task.validation=")
-    tljax("train", "--config=configs/quickstart.py", f"--workdir={workdir}", *short)
+    tljax("train", "--config=configs/quickstart.py", "--config.task.image_size=32", f"--workdir={workdir}", *short)
     wanted = json.loads((workdir / "result.json").read_text())["splits"]["test"]
     assert wanted["count"] == 3000
-    for devices in (1, 4):
-        for batch_size in (7, 64, 4096):
-            shutil.rmtree(workdir / "evaluations", ignore_errors=True)  # which are read, where they are
-            done = tljax(
-                *("evaluate", f"--workdir={workdir}", f"--batch-size={batch_size}", "--json"),
-                JAX_NUM_CPU_DEVICES=str(devices),
-            )
-            found = json.loads(done.stdout)
-            assert found["count"] == 3000
-            assert found["accuracy"] == wanted["accuracy"]
-            assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
+    for devices, batch_size in ((1, 7), (1, 4096), (4, 7), (4, 64)):
+        shutil.rmtree(workdir / "evaluations", ignore_errors=True)  # which are read, where they are
+        command = ("evaluate", f"--workdir={workdir}", f"--batch-size={batch_size}", "--json")
+        found = json.loads(tljax(*command, JAX_NUM_CPU_DEVICES=str(devices)).stdout)
+        assert found["count"] == 3000
+        assert found["accuracy"] == wanted["accuracy"]
+        assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
 
 
 def test_convert_gives_weights_that_train_takes(tmp_path):
@@ -252,7 +255,7 @@ def test_an_exported_run_evaluates_to_the_same_bits(finished, tmp_path, to):
 
 
 def test_lora_is_merged_into_what_is_exported(tmp_path):
-    base = [f"{TINY}:pretrained", "--config.tuning.strategy=lora", "--config.optim.learning_rate=0.01"]
+    base = [LITTLE, "--config.tuning.strategy=lora", "--config.optim.learning_rate=0.01"]
     done = tljax("train", *base, f"--workdir={tmp_path / 'run'}")
     assert "2 of 14" in done.stdout
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
@@ -271,14 +274,14 @@ def test_lora_is_merged_into_what_is_exported(tmp_path):
 
 def test_what_cannot_be_merged_is_not_exported(tmp_path):
     flags = ("--config.tuning.strategy=adapter", "--config.tuning.bottleneck=2", f"--workdir={tmp_path / 'run'}")
-    tljax("train", f"{TINY}:pretrained", *flags)
+    tljax("train", LITTLE, *flags)
     refused = tljax("convert", tmp_path / "run", tmp_path / "timm", "--to=timm", status=2).stderr
     assert "a plain network has no place for Adapter(bottleneck=2" in refused
 
 
 def test_learning_rates_are_tried_and_drawn(tmp_path):
     picture = tmp_path / "rates.png"
-    found = json.loads(tljax("inspect", f"{TINY}:pretrained", f"--lr-find={picture}", "--json").stdout)["lr_find"]
+    found = json.loads(tljax("inspect", LITTLE, f"--lr-find={picture}", "--json").stdout)["lr_find"]
     assert Image.open(picture).size == (900, 600)
     rates = found["rates"]
     assert rates[0] == pytest.approx(1e-7) and rates == sorted(rates)
@@ -289,7 +292,7 @@ def test_learning_rates_are_tried_and_drawn(tmp_path):
 
 def test_a_plan_of_phases_is_shown_before_it_is_run():
     flags = ("--config.tuning.strategy=gradual_unfreezing", "--config.tuning.every=4")
-    found = json.loads(tljax("inspect", f"{TINY}:pretrained", *flags, "--json").stdout)
+    found = json.loads(tljax("inspect", LITTLE, *flags, "--json").stdout)
     assert [(phase["strategy"], phase["start"], phase["stop"]) for phase in found["phases"]] == [
         ("linear_probe", 0, 4),
         ("last_k", 4, 8),
@@ -300,7 +303,7 @@ def test_a_plan_of_phases_is_shown_before_it_is_run():
     blocks = found["cost"]["phases"]
     assert blocks[0]["step_flops"] < blocks[1]["step_flops"] < blocks[2]["step_flops"]
     assert found["cost"]["step_flops"] == pytest.approx(np.mean([block["step_flops"] for block in blocks]))
-    shown = tljax("inspect", f"{TINY}:pretrained", *flags).stdout
+    shown = tljax("inspect", LITTLE, *flags).stdout
     assert "0 … 3" in shown and "last_k, k=2" in shown
 
 

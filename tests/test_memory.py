@@ -17,6 +17,8 @@ from tljax.errors import InputError
 from tljax.models import BACKBONES
 from tljax.run import Run
 
+pytestmark = pytest.mark.unoptimised
+
 GB = 10**9
 
 

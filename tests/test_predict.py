@@ -22,6 +22,8 @@ from tljax.run import Run
 from tljax.train import train
 from tljax.workdir import Workdir
 
+pytestmark = pytest.mark.unoptimised
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _data(shapes, lively_weights, tiny_text_weights, tmp_path_factory):

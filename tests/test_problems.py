@@ -25,13 +25,16 @@ from tljax.predict import predict
 from tljax.run import Run, prepare
 from tljax.train import train
 
-TEXT = "--config=tests/configs_tiny.py:text"
+pytestmark = pytest.mark.unoptimised
+
+TEXT, IMAGES = "--config=tests/configs_tiny.py:text", "--config=tests/configs_tiny.py:pretrained"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def table(tmp_path_factory, tiny_text_weights) -> Path:
+def table(tmp_path_factory, tiny_text_weights, tiny_weights) -> Path:
     os.environ["TLJAX_TEST_TABLE"] = str(make_table(tmp_path_factory.mktemp("table") / "reviews.csv"))
     os.environ["TLJAX_TEST_TEXT_WEIGHTS"] = str(tiny_text_weights)
+    os.environ["TLJAX_TEST_WEIGHTS"] = str(tiny_weights)
     return Path(os.environ["TLJAX_TEST_TABLE"])
 
 
@@ -271,7 +274,7 @@ def test_mixing_trains_and_a_step_repeats_itself(shapes):
 def test_inspect_looks_at_the_data_and_draws_what_the_network_sees(shapes, tmp_path):
     os.environ["TLJAX_TEST_FOLDER"] = str(shapes)
     sheet = tmp_path / "sheet.png"
-    command = ("inspect", "--config=tests/configs_tiny.py", "--data", f"--sheet={sheet}")
+    command = ("inspect", IMAGES, "--data", f"--sheet={sheet}")
     found = json.loads(tljax(*command, "--json").stdout)
     assert sum(found["splits"]["train"]["classes"].values()) == 16
     assert found["warnings"] == [] and sheet.read_bytes()[1:4] == b"PNG"
@@ -285,7 +288,7 @@ def test_train_warns_of_a_picture_that_two_splits_share(shapes, tmp_path):
         shutil.copytree(shapes, tmp_path / "data" / split)
         for path in (tmp_path / "data" / split).rglob("*1*.png"):
             path.write_bytes(path.read_bytes() + split.encode())  # which decodes to the same, but is another file
-    command = ("--config=tests/configs_tiny.py", "--config.task.train=train", "--config.task.validation=")
+    command = (IMAGES, "--config.task.train=train", "--config.task.validation=")
     folder = {"TLJAX_TEST_FOLDER": str(tmp_path / "data")}
     options = ("--config.task.test=test", "--config.steps=3", f"--workdir={tmp_path / 'run'}")
     done = tljax("train", *command, *options, **folder)
@@ -300,7 +303,7 @@ def test_a_run_on_images_or_texts_imports_neither_tensorflow_nor_torch(shapes, t
     for name in ("tensorflow", "torch"):
         (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported')")
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
-    for kind in ("vit", "text"):
-        arguments = [f"--config=tests/configs_tiny.py:{kind}", f"--workdir={tmp_path / kind}", "--config.steps=3"]
-        tljax("train", *arguments, PYTHONPATH=paths)
-        tljax("evaluate", f"--workdir={tmp_path / kind}", PYTHONPATH=paths)
+    for kind in (IMAGES, TEXT):
+        workdir = f"--workdir={tmp_path / kind[-4:]}"
+        tljax("train", kind, workdir, "--config.steps=3", PYTHONPATH=paths)
+        tljax("evaluate", workdir, PYTHONPATH=paths)

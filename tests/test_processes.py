@@ -18,6 +18,8 @@ from tljax.config import CheckpointConfig
 from tljax.errors import InputError
 from tljax.metrics import JUDGED
 
+pytestmark = pytest.mark.unoptimised
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _folder(shapes, tiny_weights):

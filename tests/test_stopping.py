@@ -26,6 +26,8 @@ from tljax.stopping import SAVED, Notice, Stopped
 from tljax.train import train
 from tljax.workdir import Workdir
 
+pytestmark = pytest.mark.unoptimised
+
 CONFIG = "--config=tests/configs_tiny.py:pretrained"
 
 
