@@ -182,14 +182,11 @@ class StopAt(Notice):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _optimised(request: pytest.FixtureRequest) -> Iterator[None]:
+def _optimised(request: pytest.FixtureRequest) -> None:
     """Of files marked `unoptimised`, LLVM makes the kernels as they stand, here and in processes that tests start."""
     plain = request.node.get_closest_marker("unoptimised") is not None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(plain)))
-        jax.config.update("jax_disable_most_optimizations", plain)
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(plain))
+    jax.config.update("jax_disable_most_optimizations", plain)
 
 
 @pytest.fixture(scope="module", autouse=True)
