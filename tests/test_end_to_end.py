@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -92,6 +93,8 @@ def test_tensorboard_has_the_same_numbers(finished):
 def test_a_finished_run_is_left_alone(finished):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    dead = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": "now", "beats": 1}  # no process has this number
+    (workdir / "writer.json").write_text(json.dumps(dead))  # killed after the result, before it let go
     done = tljax("train", LITTLE, f"--workdir={workdir}")
     assert "is finished: nothing to do" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()} == before

@@ -41,16 +41,33 @@ def test_a_second_writer_is_refused_with_who_has_it_and_let_in_when_he_is_done(t
     third.release()
 
 
-def test_a_dead_writers_lock_is_taken_over_at_once(tmp_path, monkeypatch):
+@pytest.fixture
+def left(tmp_path) -> epath.Path:
+    """A folder whose writer died before it let go."""
     code = (
         "import sys, os; from etils import epath; from tljax.lock import Lock; Lock(epath.Path(sys.argv[1])).acquire()"
     )
     subprocess.run([sys.executable, "-c", f"{code}; os._exit(9)", str(tmp_path)], check=False)
     assert (tmp_path / "writer.json").exists()
+    return epath.Path(tmp_path)
+
+
+def test_a_dead_writers_lock_is_taken_over_at_once(left, monkeypatch):
     monkeypatch.setattr(Lock, "_wait_for_death", lambda *_: pytest.fail("waited to see whether he lives"))
-    mine = Lock(epath.Path(tmp_path))
+    mine = Lock(left)
     mine.acquire()
     mine.release()
+
+
+def test_what_a_dead_writer_left_is_cleared_and_a_living_one_is_left_alone(left):
+    lock.clear(left)
+    assert not (left / "writer.json").exists()
+    living = Lock(left)
+    living.acquire()
+    lock.clear(left)
+    assert (left / "writer.json").exists()
+    living.release()
+    lock.clear(left)  # where nothing lies
 
 
 @pytest.fixture(params=["disk", "bucket"])

@@ -121,6 +121,17 @@ def writer(folder: epath.Path) -> dict[str, Any] | None:
     return found
 
 
+def clear(folder: epath.Path) -> None:
+    """Removes what a writer left who died with all done but letting go. One who lives is left alone, and a folder that
+    may not be written to as it is.
+    """
+    if _read(folder / "writer.json") and writer(folder) is None:
+        lock = Lock(folder)
+        with contextlib.suppress(OSError, Taken):
+            lock.acquire()
+            lock.release()
+
+
 def _read(file: epath.Path) -> dict[str, Any] | None:
     try:
         return json.loads(file.read_text())

@@ -57,6 +57,7 @@ def train(
         processes.on_first(lambda: folder.start(experiment, run.resolved, tokenizer))
         result = processes.on_first(lambda: folder.result)
         if result:
+            processes.on_first(folder.clear)
             held = f" ({', '.join(result['held'])} is held back by its sweep)" if "held" in result else ""
             console.console.print(f"{folder.path} is finished: nothing to do{held}")
             return result

@@ -24,7 +24,7 @@ from tljax.config import INDIFFERENT, Experiment, MeshConfig
 from tljax.data.text import Tokenizer
 from tljax.errors import InputError
 from tljax.fields import build, to_dict
-from tljax.lock import Lock, writer
+from tljax.lock import Lock, clear, writer
 from tljax.metrics import JUDGED
 from tljax.resolve import Resolved
 
@@ -133,8 +133,8 @@ class Workdir:
         Raises:
             InputError: the disk does not take it.
         """
-        storage.persistently(lambda: _write(self._result, result), str(self._result))
         self.forget_error()
+        storage.persistently(lambda: _write(self._result, result), str(self._result))
 
     @property
     def error(self) -> dict[str, Any] | None:
@@ -151,6 +151,10 @@ class Workdir:
     def forget_error(self) -> None:
         """Removes `error.json`, if it is there."""
         self._error.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """As `lock.clear` does."""
+        clear(self.path)
 
     @property
     def writer(self) -> dict[str, Any] | None:
