@@ -102,6 +102,15 @@ def test_every_optimizer_is_optaxs_own(name):
         np.testing.assert_allclose(*(flatten_dict(tree, sep="/")[paths] for tree in (params, theirs)), rtol=2e-6)
 
 
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_a_step_that_is_not_finite_leaves_every_state_alone(name):
+    params = unflatten_dict({"backbone/block_0/fc1/kernel": jnp.ones((4, 6)), "head/bias": jnp.ones(3)}, sep="/")
+    tx = optim.optimizer(OptimConfig(name=name, momentum=0.9), jax.tree.map(lambda _: 1.0, params))
+    before = tx.update(jax.tree.map(jnp.cos, params), tx.init(params), params)[1]
+    after = tx.update(jax.tree.map(lambda w: w * jnp.nan, params), before, params, finite=jnp.array(False))[1]
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
 def test_muon_is_for_the_matrices_of_blocks_alone():
     paths = {"backbone/block_0/fc1/kernel": (2, 5), "backbone/block_0/fc1/bias": (5,), "head/kernel": (5, 4)}
     params = unflatten_dict({path: jnp.ones(shape) for path, shape in paths.items()}, sep="/")

@@ -1,6 +1,7 @@
 """What a training step does, beside keeping frozen leaves still (`test_freezing.py`): values, on tiny networks."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +161,22 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(dataset):
     for name in ("params", "opt_state", "batch_stats", "average"):
         jax.tree.map(np.testing.assert_array_equal, getattr(before, name), jax.tree.map(np.array, getattr(after, name)))
     assert int(_train(run, _batches(1))[0].skipped) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "arrays"),
+    [({}, 4), ({"optim__name": "sgd"}, 4), ({"optim__average": "ema"}, 5), ({"optim__clip_norm": 1.0}, 4)],
+)
+def test_the_optimizer_writes_each_of_its_arrays_once_and_copies_none(dataset, values, arrays):
+    """Of three blocks: a kernel's gradient (SGD's with the decay, too), its moments, itself, its average."""
+    run = tiny_run(dataset, tuning__strategy="full", **values)
+    text = run.trace_train_step(run.phases[0]).lower().compile().as_text()
+    shape = ",".join(map(str, run.init_state().params["backbone"]["block_0"]["mlp"]["fc1"]["kernel"].shape))
+    made = re.findall(
+        rf"^  (?:ROOT )?%\S+ = f32\[{shape}\]\S* ([a-z-]+)\(", text[text.index("\nENTRY") :], re.MULTILINE
+    )
+    assert len([name for name in made if name not in ("parameter", "bitcast")]) == 3 * arrays
+    assert "copy" not in made
 
 
 def test_remat_gives_the_same_step(dataset):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
@@ -20,38 +21,63 @@ _NOT_DECAYED += ("adapter_down_bias", "adapter_up_bias")
 Transformation = optax.GradientTransformation
 
 
+def _still(tx: Transformation, direction: Callable[[optax.OptState], Tree] | None = None) -> Transformation:
+    """`tx`, whose state stays what it was where its update is told that a step is not `finite`.
+
+    Args:
+        direction: the update as a function of the state that is kept; it is `tx`'s own wherever that is used. `tx`'s
+            own reads the old moments, for which XLA's CPU compiler copies all moments and parameters before it writes
+            the new ones in their place.
+    """
+
+    def update(updates, state, params=None, *, finite=True, **_):
+        updates, new = tx.update(updates, state, params)
+        new = jax.tree.map(partial(jnp.where, finite), new, state)
+        return direction(new) if direction else updates, new
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def _adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transformation:
+    def direction(state):
+        first, second = (optax.tree.bias_correction(m, b, state.count) for m, b in ((state.mu, b1), (state.nu, b2)))
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), first, second)
+
+    return _still(optax.scale_by_adam(b1, b2, eps), direction)
+
+
 def _adamw(config: OptimConfig, decay: Transformation) -> Transformation:
     """Adam's direction (1412.6980), the weights decayed beside it (1711.05101)."""
-    return optax.chain(optax.scale_by_adam(**_betas(config)), decay)
+    return optax.chain(_adam(**_betas(config)), decay)
 
 
 def _sgd(config: OptimConfig, decay: Transformation) -> Transformation:
     """Momentum; the decay, as in PyTorch, is part of the gradient."""
-    return optax.chain(decay, optax.trace(decay=config.momentum))
+    return optax.chain(decay, _still(optax.trace(decay=config.momentum), lambda state: state.trace))
 
 
 def _adafactor(config: OptimConfig, decay: Transformation) -> Transformation:
     """1804.04235 without momentum; steps are relative to each parameter's own size."""
     sizes = optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
-    return optax.chain(optax.scale_by_factored_rms(), *sizes, decay)
+    return optax.chain(_still(optax.scale_by_factored_rms()), *sizes, decay)
 
 
 def _lamb(config: OptimConfig, decay: Transformation) -> Transformation:
     """1904.00962."""
-    return optax.chain(optax.scale_by_adam(eps=1e-6, **_betas(config)), decay, optax.scale_by_trust_ratio())
+    return optax.chain(_adam(eps=1e-6, **_betas(config)), decay, optax.scale_by_trust_ratio())
 
 
 def _lion(config: OptimConfig, decay: Transformation) -> Transformation:
     """2302.06675; it wants a learning rate three to ten times lower than AdamW's."""
-    return optax.chain(optax.scale_by_lion(**_betas(config)), decay)
+    return optax.chain(_still(optax.scale_by_lion(**_betas(config))), decay)
 
 
 def _muon(config: OptimConfig, decay: Transformation) -> Transformation:
     """Muon (Jordan 2024) for the matrices between input and head, AdamW for all else."""
     as_matrices = partial(jax.tree.map, lambda _: contrib.MuonDimensionNumbers())
-    direction = contrib.scale_by_muon(weight_dimension_numbers=as_matrices)
+    direction = _still(contrib.scale_by_muon(weight_dimension_numbers=as_matrices))
     muon = optax.chain(direction, optax.stateless_with_tree_map(_muon_scale), decay)
-    return optax.multi_transform({"muon": muon, "adam": optax.chain(optax.scale_by_adam(), decay)}, _muon_labels)
+    return optax.multi_transform({"muon": muon, "adam": optax.chain(_adam(), decay)}, _muon_labels)
 
 
 def _muon_scale(update: jax.Array, _) -> jax.Array:
@@ -127,6 +153,8 @@ def optimizer(
     weight_decay: Float[Array, ""] | None = None,
 ) -> Transformation:
     """Masked clip → direction and weight decay → multiplier; a step is that times minus the learning rate.
+
+    Its `update` takes `finite`, by default true; where it is not, the state stays what it was.
 
     Made for trees in which `tuning.select` has masked the frozen leaves, so that the clip's norm is that of the
     trainable ones; `set_to_zero` keeps a frozen leaf still even where a caller passes its gradient.

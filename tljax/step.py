@@ -1,8 +1,8 @@
 """One training step and one evaluation step: pure functions of State and batch."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -83,17 +83,18 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
     key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
     batch = mix.mixed(batch, jax.random.fold_in(key, mix.KEY), rules.regularise.mixup, rules.regularise.cutmix)
     loss, scores, batch_stats, grads = _gradients(trainable, state, batch, rules)
-    norm = optax.tree.norm(grads)
+    norm = _norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     if rules.optim.sam_rho:
         climbed = jax.tree.map(lambda w, g: w + g * (rules.optim.sam_rho / (norm + 1e-12)), trainable, grads)
         _, _, _, grads = _gradients(climbed, state, batch, rules)
+        finite &= jnp.isfinite(_norm(grads))
     rate = rules.schedule(state.step)
-    updates, opt_state = rules.tx.update(grads, state.opt_state, trainable)
-    moved = jax.tree.map(lambda w, u: w - rate * u, trainable, updates)
-    moved = moved, opt_state, batch_stats, _averaged(state, moved, batch_stats, rules)
-    still = trainable, state.opt_state, state.batch_stats, state.average
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(grads))
-    moved, opt_state, batch_stats, average = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, still)
+    updates, opt_state = rules.tx.update(grads, state.opt_state, trainable, finite=finite)
+    moved = jax.tree.map(lambda w, u: jnp.where(finite, w - rate * u, w), trainable, updates)
+    batch_stats = jax.tree.map(partial(jnp.where, finite), batch_stats, state.batch_stats)
+    average = _averaged(state, moved, batch_stats, rules)
+    average = jax.tree.map(partial(jnp.where, finite), average, state.average)
     params = tuning.merge(moved, state.params, rules.multipliers)
     skipped = state.skipped + jnp.where(finite, 0, 1)
     trained = metrics.JUDGED[rules.problem].trained
@@ -110,7 +111,7 @@ def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tupl
     def objective(trainable, batch_stats, part, key):
         params = tuning.merge(trainable, state.params, rules.multipliers)
         logits, batch_stats = rules.forward(params, batch_stats, part["input"], key)
-        losses = mix.loss(part, functools.partial(_losses, logits, rules))
+        losses = mix.loss(part, partial(_losses, logits, rules))
         scores = metrics.total(metrics.score(rules.problem, logits, part["label"]), part["mask"])
         return metrics.total(losses, part["weight"]) / weight, (scores, batch_stats)
 
@@ -130,6 +131,11 @@ def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tupl
     # Strided, so that each part has its share of every device's rows and nothing moves between them.
     split = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), batch)
     return jax.lax.scan(add, carry, (split, jnp.arange(parts)))[0]
+
+
+def _norm(grads: Any) -> jax.Array:
+    # Without it, the squares are those of Adam's second moment, too, and XLA's CPU compiler writes them to memory.
+    return optax.tree.norm(jax.lax.optimization_barrier(grads))
 
 
 def _losses(logits: jax.Array, rules: Rules, labels: jax.Array) -> jax.Array:
