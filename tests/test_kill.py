@@ -4,8 +4,9 @@ import pytest
 
 from benchmarks.kill import kill
 
+pytestmark = [pytest.mark.slow, pytest.mark.unoptimised]
 
-@pytest.mark.slow
+
 def test_runs_killed_at_any_moment_end_with_the_bits_of_those_that_were_not(tmp_path):
     rows = kill(dict.fromkeys(("last_k", "full", "lora", "lp_ft"), 3), tmp_path / "kill")
     assert sum(row.kills.total() for row in rows) == 12
