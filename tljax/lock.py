@@ -16,6 +16,7 @@ from tljax import console, storage
 from tljax.errors import InputError
 
 BEAT = 10.0  # seconds between two signs of life
+_NAME = "writer.json"
 
 
 class Taken(InputError):
@@ -30,7 +31,7 @@ class Lock:
     """
 
     def __init__(self, folder: epath.Path):
-        self._folder, self._file = folder, folder / "writer.json"
+        self._folder, self._file = folder, folder / _NAME
         self._system = None if storage.is_remote(folder) else FileLock(folder / ".lock")
         self._done = threading.Event()
         self._beating: threading.Thread | None = None
@@ -107,12 +108,12 @@ def writer(folder: epath.Path) -> dict[str, Any] | None:
     A look is for people: a writer elsewhere that has shown no sign of life for a minute counts as dead by the clocks of
     both. Who wants to write asks `acquire`.
     """
-    found = _read(folder / "writer.json")
+    found = _read(folder / _NAME)
     if found is None:
         return None
     try:
         if found["host"] != socket.gethostname():
-            return found if time.time() - (folder / "writer.json").stat().mtime < 6 * BEAT else None
+            return found if time.time() - (folder / _NAME).stat().mtime < 6 * BEAT else None
         os.kill(found["pid"], 0)
     except (ProcessLookupError, FileNotFoundError):
         return None
@@ -122,10 +123,8 @@ def writer(folder: epath.Path) -> dict[str, Any] | None:
 
 
 def clear(folder: epath.Path) -> None:
-    """Removes what a writer left who died with all done but letting go. One who lives is left alone, and a folder that
-    may not be written to as it is.
-    """
-    if _read(folder / "writer.json") and writer(folder) is None:
+    """Removes the sign of a writer who died with all done but letting go; not of one who lives, nor where none may."""
+    if _read(folder / _NAME) and writer(folder) is None:
         lock = Lock(folder)
         with contextlib.suppress(OSError, Taken):
             lock.acquire()

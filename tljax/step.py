@@ -92,9 +92,9 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
     rate = rules.schedule(state.step)
     updates, opt_state = rules.tx.update(grads, state.opt_state, trainable, finite=finite)
     moved = jax.tree.map(lambda w, u: jnp.where(finite, w - rate * u, w), trainable, updates)
-    batch_stats = jax.tree.map(partial(jnp.where, finite), batch_stats, state.batch_stats)
-    average = _averaged(state, moved, batch_stats, rules)
-    average = jax.tree.map(partial(jnp.where, finite), average, state.average)
+    where_finite = partial(jax.tree.map, partial(jnp.where, finite))
+    batch_stats = where_finite(batch_stats, state.batch_stats)
+    average = where_finite(_averaged(state, moved, batch_stats, rules), state.average)
     params = tuning.merge(moved, state.params, rules.multipliers)
     skipped = state.skipped + jnp.where(finite, 0, 1)
     trained = metrics.JUDGED[rules.problem].trained

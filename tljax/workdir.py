@@ -133,7 +133,7 @@ class Workdir:
         Raises:
             InputError: the disk does not take it.
         """
-        self.forget_error()
+        self.forget_error()  # first: killed in between, a run is not finished and failed at once
         storage.persistently(lambda: _write(self._result, result), str(self._result))
 
     @property
