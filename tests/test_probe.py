@@ -128,6 +128,31 @@ def test_in_one_chunk_or_several():
             np.testing.assert_allclose(head.params["bias"], other.params["bias"], atol=1e-6)
 
 
+def test_each_core_trains_a_chunk(monkeypatch):
+    """As many chunks as cores, though one would hold all heads; and of one program, whoever asks for it first."""
+    sizes, programs, advance = [], [], heads._advance
+
+    def noted(*of, **also):
+        programs.append(advance(*of, **also))
+
+        def call(states, *rest):
+            sizes.append(len(states.params["head"]["bias"]))
+            return programs[-1](states, *rest)
+
+        return call
+
+    monkeypatch.setattr(heads, "_advance", noted)
+    x, labels = _problem()
+    kernels = []
+    for cores in (1, 3):
+        monkeypatch.setattr(heads.sharding, "cores", lambda cores=cores: cores)
+        advance.cache_clear()
+        kernels.append(np.stack([head.params["kernel"] for head in heads.fit(GRID[:5], x, _stream(labels), 3)]))
+    assert sizes == [5, 2, 2, 2]
+    assert [program._cache_size() for program in programs] == [1, 1]
+    np.testing.assert_allclose(*kernels, atol=1e-6)
+
+
 _ON_FOUR = """
 import sys
 import numpy as np

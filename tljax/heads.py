@@ -10,6 +10,7 @@ seed's heads are the same, so that a step is one product of a batch with all of 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from tljax.step import Rules, State, train_step
 
 Params = dict[str, Float[np.ndarray, "..."]]  # kernel [features, classes], and bias [classes] if there is one
 
-# Parameters that train at once. On a CPU they, their moments and gradients shall stay in its cache.
+# Parameters that train at once. On a CPU they, their moments and gradients shall stay in a core's cache.
 _BYTES = {"cpu": 1 << 20}
 _BYTES_ELSEWHERE = 1 << 28
 
@@ -94,8 +95,8 @@ def fit(
         stream: gives the order of examples, their labels, as the network learns them, and their weights; its seed
             is replaced by each experiment's.
         classes: outputs of a head.
-        bytes_at_once: of parameters that train at the same time, on each device; 0 for a default. It changes nothing
-            but time and memory, of which training takes some five times as much.
+        bytes_at_once: of parameters that train at the same time, on each device or core of a CPU; 0 for a default. It
+            changes nothing but time and memory, of which training takes some five times as much.
 
     Raises:
         InputError: an experiment is not such a probe, differs from the first in another key, or has a setting out of
@@ -105,28 +106,29 @@ def fit(
     mesh = sharding.make_mesh()
     like, width = experiments[0], features.shape[-1]
     steps = like.total_steps(len(stream.labels))
-    groups: dict[int, list[int]] = {}
-    for i, experiment in enumerate(experiments):
-        groups.setdefault(experiment.seed, []).append(i)
-    budget = bytes_at_once or _BYTES.get(jax.default_backend(), _BYTES_ELSEWHERE)
-    size = _chunk_size(max(map(len, groups.values())), budget // (4 * width * classes), mesh.size)
+    lanes, budget = _lanes(mesh), bytes_at_once or _BYTES.get(jax.default_backend(), _BYTES_ELSEWHERE)
+    chunks, size = _chunks(experiments, budget // (4 * width * classes), lanes, mesh.size)
     views = features.reshape(-1, *features.shape[-2:])
     data = {"input": views.reshape(-1, width), "label": stream.labels, "weight": stream.weights}
     data = sharding.place(data, sharding.replicated(mesh))
     numbers = _numbers(experiments)
-    advance = _advance(_compiled_for(like), steps, mesh)
-    heads: list[Any] = [None] * len(experiments)
-    for seed, members in groups.items():
+    advance = _advance(_compiled_for(like), steps, mesh, alone=lanes == 1 or len(chunks) == 1)
+
+    @functools.lru_cache(lanes)
+    def order(seed: int) -> jax.Array:
         epoch, example = np.moveaxis(dataclasses.replace(stream, seed=seed).order(steps), -1, 0)
-        rows = sharding.place(epoch % len(views) * views.shape[1] + example, sharding.replicated(mesh))
+        return sharding.place(epoch % len(views) * views.shape[1] + example, sharding.replicated(mesh))
+
+    def trained(chunk: list[int]) -> Any:
+        seed, filled = experiments[chunk[0]].seed, chunk + chunk[-1:] * (size - len(chunk))
         start = _start(like, steps, init_head(seed, width, classes, like.head.init, like.head.bias))
-        for first in range(0, len(members), size):
-            chunk = members[first : first + size]
-            filled = chunk + chunk[-1:] * (size - len(chunk))
-            states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (size, *leaf.shape)), start)
-            laid = sharding.place((states, {name: of[filled] for name, of in numbers.items()}), sharding.split(mesh))
-            ended = advance(*laid, rows, data)
-            ended = _on_host(ended, mesh)
+        states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (size, *leaf.shape)), start)
+        laid = sharding.place((states, {name: of[filled] for name, of in numbers.items()}), sharding.split(mesh))
+        return _on_host(advance(*laid, order(seed), data), mesh)
+
+    heads: list[Any] = [None] * len(experiments)
+    with ThreadPoolExecutor(lanes) as pool:
+        for chunk, ended in zip(chunks, pool.map(trained, chunks), strict=True):
             for place, i in enumerate(chunk):
                 state = jax.tree.map(lambda leaf, place=place: leaf[place].T, ended)
                 evaluated = state.average["params"] if like.optim.average else state.params
@@ -180,6 +182,22 @@ def _check(experiments: Sequence[Experiment]) -> None:
         optim.optimizer(experiment.optim, {"kernel": 1.0})  # which checks its settings
 
 
+def _lanes(mesh: Mesh) -> int:
+    """Chunks that train at the same time: one for each core of a CPU, as a head's products are too small to share."""
+    return sharding.cores() if jax.default_backend() == "cpu" and mesh.size == 1 else 1
+
+
+def _chunks(experiments: Sequence[Experiment], most: int, lanes: int, devices: int) -> tuple[list[list[int]], int]:
+    """The places of those that train at once, each time of one seed; and to how many they are filled up."""
+    groups: dict[int, list[int]] = {}
+    for i, experiment in enumerate(experiments):
+        groups.setdefault(experiment.seed, []).append(i)
+    share = -(-len(experiments) // (lanes * devices))  # beyond which a core would have nothing to do
+    size = _chunk_size(max(map(len, groups.values())), min(most, share), devices)
+    parts = (members[first : first + size] for members in groups.values() for first in range(0, len(members), size))
+    return list(parts), size
+
+
 def _chunk_size(heads: int, most: int, devices: int) -> int:
     """Heads that train at once: a multiple of the devices, alike in each chunk, with few to fill the last one up."""
     most = max(most, 1) * devices
@@ -204,10 +222,11 @@ def _compiled_for(like: Experiment) -> Experiment:
 
 
 @functools.lru_cache(maxsize=8)  # for a search of many parts, and one that is repeated
-def _advance(like: Experiment, steps: int, mesh: Mesh) -> Callable[..., Any]:
+def _advance(like: Experiment, steps: int, mesh: Mesh, alone: bool) -> Callable[..., Any]:
     """(states, numbers, rows [steps, batch], data) -> the states after the last step; compiled.
 
-    Examples of `data` come by row of `input`: with views, one after another.
+    Examples of `data` come by row of `input`: with views, one after another. A program that is not `alone` leaves
+    other cores to others.
     """
 
     def one(state, numbers, batch):
@@ -227,7 +246,8 @@ def _advance(like: Experiment, steps: int, mesh: Mesh) -> Callable[..., Any]:
     sharded = jax.shard_map(
         all_steps, mesh=mesh, in_specs=(heads, heads, whole, whole), out_specs=heads, check_vma=False
     )
-    return jax.jit(sharded, donate_argnums=0)
+    options = {} if alone else {"xla_cpu_multi_thread_eigen": False}
+    return jax.jit(sharded, donate_argnums=0, compiler_options=options)
 
 
 def _rules(like: Experiment, steps: int, numbers: dict[str, Float[Array, ""]]) -> Rules:

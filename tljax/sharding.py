@@ -1,6 +1,7 @@
 """The mesh of a run's devices, and how batches, parameters and optimizer state lie on it."""
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -31,6 +32,11 @@ def make_mesh(devices: Sequence[jax.Device] = (), fsdp: int = 1) -> Mesh:
         can = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise InputError(f"mesh.fsdp={fsdp} does not divide the {count} devices: use {can}")
     return Mesh(np.array(devices).reshape(-1, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
+
+
+def cores() -> int:
+    """Cores of the CPU that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
