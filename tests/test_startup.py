@@ -14,6 +14,7 @@ from filelock import FileLock
 from tests.conftest import ROOT, tiny_run
 from tljax import compiled
 from tljax.run import Run
+from tljax.train import train
 
 VERBS = ("train", "evaluate", "predict", "inspect", "convert", "report")
 # What a single kind of data, weights or output needs is loaded where that is met.
@@ -107,6 +108,28 @@ def test_a_run_of_another_seed_compiles_nothing(shapes):
     assert misses and not any(misses)
     kernels = [state.params["backbone"]["block_0"]["mlp"]["fc1"]["kernel"] for state in (first, second)]
     assert not np.array_equal(*kernels)
+
+
+@pytest.mark.parametrize("strategy", ["full", "linear_probe"])
+def test_a_run_traces_each_program_once(strategy, shapes, tmp_path, monkeypatch):
+    """What the plan is counted from is what then trains and evaluates."""
+    traced = []
+
+    def noted(name: str) -> None:
+        original = getattr(Run, name)
+
+        def trace(run: Run, *of, **also):
+            traced.append(name)
+            return original(run, *of, **also)
+
+        monkeypatch.setattr(Run, name, trace)
+
+    noted("trace_train_step")
+    noted("trace_eval_step")
+    run = tiny_run(f"folder:{shapes}", tuning__strategy=strategy, cache="on" if strategy != "full" else "off")
+    train(run.experiment, tmp_path, prepared=run)
+    beside = ["trace_train_step", "trace_eval_step"] if strategy != "full" else []  # the whole network's, only counted
+    assert sorted(traced) == sorted(["trace_train_step", "trace_eval_step", *beside])
 
 
 def test_a_program_whose_writing_was_cut_short_is_compiled_again_once(tmp_path):

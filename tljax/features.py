@@ -9,7 +9,6 @@ a prefix than in a whole step.
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,9 +209,7 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
 
 def _flops(run: Run, stop: int) -> float:
     """Of a prefix for one example."""
-    program, rows = jax.jit(functools.partial(run.network.features, stops=(stop,))), run.mesh.size
-    batch = run.abstract_batch(rows)["input"]
-    return run.once(("flops", stop), lambda: flops.count(program.trace(run.network.abstract, batch).jaxpr)) / rows
+    return run.once(("flops", stop), lambda: flops.count(run.trace_prefix(stop).jaxpr)) / run.mesh.size
 
 
 def bytes_of(run: Run, rows: int, stop: int) -> int:

@@ -247,7 +247,7 @@ class Run:
         def make():
             return (traced or self.trace_train_step(phase, length)).lower().compile(compiler_options=options)
 
-        key, numbers = ("train", self._key(phase), length, self.cached), self._numbers(phase)
+        key, numbers = ("train", self._key(phase), self._tokens(length), self.cached), self._numbers(phase)
         laid = functools.partial(sharding.place, numbers, sharding.replicated(self.mesh))
         return self.once((*key, *numbers.values()), lambda: TrainStep(self.once(key, make), laid()))
 
@@ -258,7 +258,7 @@ class Run:
     def eval_step(self, batch_size: int, length: int | None = None, start: int = 0) -> jax.stages.Compiled:
         """(params, batch_stats, input of `batch_size` rows with `start` groups behind them) -> logits; compiled."""
         return self.once(
-            ("eval", batch_size, length, start),
+            ("eval", batch_size, self._tokens(length), start),
             lambda: self.trace_eval_step(batch_size, length, start).lower().compile(),
         )
 
@@ -267,7 +267,21 @@ class Run:
 
         The variables are those of these groups. Compiled for the devices of this process alone.
         """
-        return self.once(("prefix", batch_size, length, stops), lambda: self._prefix_step(batch_size, length, stops))
+        key = "prefix", batch_size, self._tokens(length), stops
+        return self.once(key, lambda: self._prefix_step(batch_size, length, stops))
+
+    def trace_prefix(self, stop: int, length: int | None = None) -> jax.stages.Traced:
+        """The first `stop` groups, traced with an example for each device."""
+
+        def make() -> jax.stages.Traced:
+            program = jax.jit(functools.partial(self.network.features, stops=(stop,)))
+            return program.trace(self.network.abstract, self.abstract_batch(self.mesh.size, length)["input"])
+
+        return self.once(("traced prefix", stop, self._tokens(length)), make)
+
+    def _tokens(self, length: int | None) -> int:
+        """Of the texts of a program that is asked for with this `length`; 0 of images."""
+        return length or self.resolved.length
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What was made before under this key, if it was, by this run or by one that it is `of`.
@@ -396,14 +410,13 @@ class Run:
             return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding.split(self.mesh))
 
         if self.network.reads == "text":
-            tokens = place((length or self.resolved.length,), np.int32)
+            tokens = place((self._tokens(length),), np.int32)
             x = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), tokens)
         else:
             size = self.resolved.preprocessing.size
             x = place((size, size, self.resolved.preprocessing.inputs), np.uint8)
         if start:
-            features = functools.partial(self.network.features, stops=(start,))
-            (x,) = jax.eval_shape(features, self.network.abstract, x)
+            (x,) = self.trace_prefix(start, length).out_info
             x = jax.tree.map(lambda leaf: place(leaf.shape[1:], leaf.dtype), x)
         single = self.experiment.task.problem == "single_label"
         label = place((), np.int32) if single else place((len(self.resolved.classes),), np.float32)
