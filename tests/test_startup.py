@@ -110,9 +110,9 @@ def test_a_run_of_another_seed_compiles_nothing(shapes):
     assert not np.array_equal(*kernels)
 
 
-@pytest.mark.parametrize("strategy", ["full", "linear_probe"])
-def test_a_run_traces_each_program_once(strategy, shapes, tmp_path, monkeypatch):
-    """What the plan is counted from is what then trains and evaluates."""
+@pytest.mark.parametrize("strategy, cache, each", [("full", "off", 1), ("linear_probe", "on", 2)])
+def test_a_run_traces_each_program_once(strategy, cache, each, shapes, tmp_path, monkeypatch):
+    """What the plan is counted from is what then trains and evaluates; of a cached run the whole network's, too."""
     traced = []
 
     def noted(name: str) -> None:
@@ -126,10 +126,9 @@ def test_a_run_traces_each_program_once(strategy, shapes, tmp_path, monkeypatch)
 
     noted("trace_train_step")
     noted("trace_eval_step")
-    run = tiny_run(f"folder:{shapes}", tuning__strategy=strategy, cache="on" if strategy != "full" else "off")
+    run = tiny_run(f"folder:{shapes}", tuning__strategy=strategy, cache=cache)
     train(run.experiment, tmp_path, prepared=run)
-    beside = ["trace_train_step", "trace_eval_step"] if strategy != "full" else []  # the whole network's, only counted
-    assert sorted(traced) == sorted(["trace_train_step", "trace_eval_step", *beside])
+    assert sorted(traced) == ["trace_eval_step"] * each + ["trace_train_step"] * each
 
 
 def test_a_program_whose_writing_was_cut_short_is_compiled_again_once(tmp_path):

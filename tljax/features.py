@@ -209,7 +209,7 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
 
 def _flops(run: Run, stop: int) -> float:
     """Of a prefix for one example."""
-    return run.once(("flops", stop), lambda: flops.count(run.trace_prefix(stop).jaxpr)) / run.mesh.size
+    return flops.count(run.trace_prefix(stop).jaxpr) / run.mesh.size
 
 
 def bytes_of(run: Run, rows: int, stop: int) -> int:
