@@ -1,12 +1,13 @@
 """How long until a run's first step: of a first start, of a second one, and of one that goes on with the run.
 
-    .venv/bin/python benchmarks/startup.py [--rounds=3] [--cases=vit_full,vit_probe,resnet_full,resnet_probe]
+    .venv/bin/python benchmarks/startup.py [--rounds=3] [--cases=quickstart,solar,vit_full,vit_probe,…]
 
-Each start is a process of `train` on pictures of 224 px in batches of 16, from random weights, with AdamW. Its clock
-starts before Python does, and stops when program, state and batch of the first step are there. A round is a first
-start, whose folder of compiled programs is empty, a second one in another workdir, and one in the workdir of a run that
-was stopped after a step; the cases take turns. Seconds are medians of the rounds, with the least and the most, and so
-is the share, of each round's start in its first.
+Each start is a process of `train`. Its clock starts before Python does, and stops when program, state and batch of the
+first step are there. `quickstart` and `solar` are configs of this project, with trained weights and real pictures; the
+others are networks of random weights on 48 pictures of 224 px in batches of 16, with AdamW. A round is a first start,
+for which TLJAX_CACHE holds what was downloaded and nothing else, a second one in another workdir, and one in the
+workdir of a run that was stopped after a step; the cases take turns. Seconds are medians of the rounds, with the least
+and the most, and so is the share, of each round's start in its first.
 
 Parts of it, as medians: `imports` until there is a config, `data` until the run is assembled, `tracing` in Python, and
 `programs`, from the compiler or the disk; what two threads do at the same time counts twice. Then `--help`, and
@@ -29,12 +30,13 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-CASES = {
+REAL = {"quickstart": "configs/quickstart.py", "solar": "configs/elpv_vit.py:last_k"}
+RANDOM = {
     "vit_full": ("vit_small_patch16", "full"),
     "vit_probe": ("vit_small_patch16", "linear_probe"),
     "resnet_full": ("resnet50", "full"),
     "resnet_probe": ("resnet50", "linear_probe"),
-    "vit_b": ("vit_base_patch16", "full"),
+    "vit_b": ("vit_base_patch16", "full"),  # of `inspect`
 }
 PARTS = {
     "tracing": ("jaxpr_trace_duration", "jaxpr_to_mlir_module_duration"),
@@ -48,7 +50,7 @@ def get_config(case: str):
     from tljax.config import default
 
     values = default()
-    values.backbone.name, values.tuning.strategy = CASES[case]
+    values.backbone.name, values.tuning.strategy = RANDOM[case]
     values.task.update(dataset=f"folder:{os.environ['STARTUP_PICTURES']}", image_size=224, batch_size=16)
     values.optim.update(learning_rate=1e-4, weight_decay=0.05, clip_norm=1.0)
     values.update(steps=10, log_every=1)
@@ -100,9 +102,13 @@ def start(arguments: list[str]) -> None:
     sys.exit(__main__.main(["train", *arguments]))
 
 
+def config(case: str) -> str:
+    return f"--config={REAL.get(case, f'{__file__}:{case}')}"
+
+
 def timed(case: str, workdir: Path) -> dict[str, float]:
     """What `start` prints, in a process of its own."""
-    command = [sys.executable, __file__, "start", f"--config={__file__}:{case}", f"--workdir={workdir}"]
+    command = [sys.executable, __file__, "start", config(case), f"--workdir={workdir}"]
     environment = os.environ | {"STARTUP_BEGAN": str(time.time())}
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -112,13 +118,15 @@ def rounds(cases: list[str], number: int, folder: Path) -> dict[str, dict[str, l
     """Case -> kind of start -> what each round found."""
     found = {case: {kind: [] for kind in ("first", "second", "goes on")} for case in cases}
     for case in cases:
-        command = [*TLJAX, "train", f"--config={__file__}:{case}", f"--workdir={folder / case}", "--max-seconds=1"]
+        command = [*TLJAX, "train", config(case), f"--workdir={folder / case}", "--max-seconds=1"]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode != 75:
             raise SystemExit(f"{case}: exit status {done.returncode}\n{done.stderr[-3000:]}")
     for turn in range(number):
         for case, kinds in found.items():
-            shutil.rmtree(folder / "cache" / "compiled")
+            for kept in (folder / "cache").iterdir():
+                if kept.is_dir() and kept.name != "downloads":
+                    shutil.rmtree(kept)
             for kind, starts in kinds.items():
                 workdir = folder / case
                 starts.append(timed(case, workdir if kind == "goes on" else folder / f"{case}-{kind}-{turn}"))
@@ -162,7 +170,7 @@ def _pictures(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cases", default="vit_full,vit_probe,resnet_full,resnet_probe")
+    parser.add_argument("--cases", default="quickstart,solar,vit_full,vit_probe,resnet_full,resnet_probe")
     options = parser.parse_args()
     import jax
 
@@ -181,7 +189,7 @@ def main() -> None:
         for case, kinds in rounds(options.cases.split(","), options.rounds, folder).items():
             print("\n".join(row(case, kinds)))
         shutil.rmtree(folder / "cache" / "compiled")
-        inspect = [seconds(["inspect", f"--config={__file__}:vit_b"]) for _ in range(2)]
+        inspect = [seconds(["inspect", config("vit_b")]) for _ in range(2)]
         print("\n| | seconds |\n|---|---|")
         print(f"| `--help` | {spread([seconds(['--help']) for _ in range(5)], 2)} |")
         print(f"| `train --help` | {spread([seconds(['train', '--help']) for _ in range(5)], 2)} |")

@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from tests.conftest import ROOT, tiny_run
 from tljax import compiled
+from tljax.network import Network
 from tljax.run import Run
 from tljax.train import train
 
@@ -67,6 +68,20 @@ def test_a_verb_loads_nothing_that_only_some_runs_use(verb):
     assert not _modules(f"import tljax.{verb}") & RARE
 
 
+def test_prepared_images_are_opened_without_pandas(shapes):
+    """Which `pyarrow.parquet.read_table` imports, to no use."""
+    tiny_run(f"folder:{shapes}")
+    loaded = _modules(f"from tests.conftest import tiny_run; tiny_run('folder:{shapes}')")
+    assert "tensorflow_datasets" in loaded and "pandas" not in loaded
+
+
+def test_what_a_verb_imports_is_not_searched_for_garbage():
+    code = "import gc, sys, tljax.__main__ as main; main._imported('tljax.train'); print(gc.isenabled())"
+    code += "; print(len(gc.get_objects()) / (len(gc.get_objects()) + gc.get_freeze_count()) < 0.01)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
 def _start(folder: Path, *arguments: str, status: int = 0, **environment: str) -> tuple[str, str]:
     """stdout and stderr of a process that compiles a few programs; the user has set nothing of jax's but this."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
@@ -115,20 +130,21 @@ def test_a_run_traces_each_program_once(strategy, cache, each, shapes, tmp_path,
     """What the plan is counted from is what then trains and evaluates; of a cached run the whole network's, too."""
     traced = []
 
-    def noted(name: str) -> None:
-        original = getattr(Run, name)
+    def noted(kind: type, name: str) -> None:
+        original = getattr(kind, name)
 
-        def trace(run: Run, *of, **also):
+        def trace(self, *of, **also):
             traced.append(name)
-            return original(run, *of, **also)
+            return original(self, *of, **also)
 
-        monkeypatch.setattr(Run, name, trace)
+        monkeypatch.setattr(kind, name, trace)
 
-    noted("trace_train_step")
-    noted("trace_eval_step")
+    noted(Run, "trace_train_step")
+    noted(Run, "trace_eval_step")
+    noted(Network, "_init")
     run = tiny_run(f"folder:{shapes}", tuning__strategy=strategy, cache=cache)
     train(run.experiment, tmp_path, prepared=run)
-    assert sorted(traced) == ["trace_eval_step"] * each + ["trace_train_step"] * each
+    assert sorted(traced) == ["_init"] + ["trace_eval_step"] * each + ["trace_train_step"] * each
 
 
 def test_a_program_whose_writing_was_cut_short_is_compiled_again_once(tmp_path):

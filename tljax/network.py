@@ -57,8 +57,12 @@ class Network:
         init = head.init if head.init in HEAD_INITS else "zeros"
         rates = noise.dropout, noise.drop_path
         self._model = Classifier(self.backbone, len(classes), init, head.bias, additions, *rates)
-        self.abstract = jax.eval_shape(self._init, jax.random.key(0))
+        # Traced once, for the shapes and for `start`. The key is an argument: all seeds have the same program.
+        init = jax.jit(self._init)
+        self.abstract = init.eval_shape(jax.random.key(0))
         self.layout = Layout.of(self.abstract["params"], self.backbone.groups, self.backbone.pooled_norm)
+        # Compiled, so that of all that `_init` makes only what is new is ever computed.
+        self._made = jax.jit(lambda key: self._of_new(init(key))) if experiment.backbone.weights else init
 
     def of(self, experiment: Experiment) -> "Network":
         """The same network, started by another seed."""
@@ -75,22 +79,23 @@ class Network:
         own_head = self._experiment.head.init == "pretrained"
         return [path for path in paths if is_added(path) or (path.startswith(f"{HEAD}/") and not own_head)]
 
+    def compile(self) -> None:
+        """Compiles what `start` runs, so that it need not wait for the compiler."""
+        self._made.lower(jax.random.key(0)).compile()
+
     def start(self) -> Variables:
         """The variables at step 0: pretrained, and new what the weights lack; or all new where the config has none.
 
         Raises:
             InputError: the weights cannot be had or do not fit, or have no head for these classes.
         """
-        # An argument, so that runs of other seeds find the same compiled program on disk.
-        key = jax.random.key(self._experiment.seed)
+        made = self._made(jax.random.key(self._experiment.seed))
         if not self._experiment.backbone.weights:
-            return jax.jit(self._init)(key)
+            return made
         found = backbone.restore(self._row, self.backbone, self._preprocessing.inputs)
         params = {"backbone": found["params"]}
         if self._experiment.head.init == "pretrained":
             params[HEAD] = self._own_head(found)
-        # Compiled, so that of all that `_init` makes only what is new is ever computed.
-        made = jax.jit(self._init_new)(key)
         variables = {"params": unflatten_dict(flatten_dict(params, sep="/") | made, sep="/")}
         return variables | ({"batch_stats": {"backbone": found["batch_stats"]}} if "batch_stats" in found else {})
 
@@ -161,8 +166,8 @@ class Network:
         size = self._preprocessing.size
         return jnp.zeros((1, size, size, self._preprocessing.inputs))
 
-    def _init_new(self, key: jax.Array) -> dict[str, jax.Array]:
-        params = flatten_dict(self._init(key)["params"], sep="/")
+    def _of_new(self, made: Variables) -> dict[str, jax.Array]:
+        params = flatten_dict(made["params"], sep="/")
         return {path: params[path] for path in self.new}
 
     def _own_head(self, pretrained: Variables) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -153,7 +154,9 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
     if told:
         console.console.print(told)
     # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
-    found = plan(run)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(run.network.compile)  # beside the programs that the plan has compiled
+        found = plan(run)
     show(found)
     needed = memory.predict(run)
     memory.check(needed)

@@ -33,7 +33,8 @@ def conv(
         if stride == 2:
             return _conv_halving(x, kernel)
         if stride == 1 and min(x.shape[1:3]) > 5 and min(inputs, outputs) >= 32:  # below, its sums cost what it saves
-            return _conv_winograd(x, kernel)
+            # Its hundred operations are traced once for each shape, not for each layer.
+            return jax.jit(_conv_winograd)(x, kernel)
     return _conv(x, kernel, stride, padding)
 
 
