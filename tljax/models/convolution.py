@@ -33,8 +33,7 @@ def conv(
         if stride == 2:
             return _conv_halving(x, kernel)
         if stride == 1 and min(x.shape[1:3]) > 5 and min(inputs, outputs) >= 32:  # below, its sums cost what it saves
-            # Its hundred operations are traced once for each shape, not for each layer.
-            return jax.jit(_conv_winograd)(x, kernel)
+            return _conv_winograd(x, kernel)
     return _conv(x, kernel, stride, padding)
 
 
@@ -163,6 +162,7 @@ def _conv_winograd_backward(kept, dy):
 
 
 _conv_winograd.defvjp(_conv_winograd_forward, _conv_winograd_backward)
+_conv_winograd = jax.jit(_conv_winograd)
 
 
 def interleaved(phases: list[list[Float[Array, "batch rows columns channels"]]]) -> Float[Array, "batch ..."]:
@@ -261,3 +261,4 @@ def _batch_norm_backward(eps, kept, cotangents):
 
 
 batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+batch_norm = jax.jit(batch_norm, static_argnums=3)

@@ -1,4 +1,7 @@
-"""Arithmetic that XLA does not write well by itself, each with its plain form in `tests/models/test_ops.py`."""
+"""Arithmetic that XLA does not write well by itself, each with its plain form in `tests/models/test_ops.py`.
+
+A network has an operation many times over; under `jax.jit`, each is traced and differentiated once for a shape.
+"""
 
 from functools import partial
 
@@ -32,6 +35,7 @@ def _gelu_backward(x, dy):
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+gelu = jax.jit(gelu)
 
 
 @jax.custom_vjp
@@ -64,6 +68,7 @@ def _matmul_backward(kept, dy):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+@jax.jit
 def linear(
     x: Float[Array, "*batch inputs"],
     kernel: Float[Array, "inputs outputs"],
@@ -107,6 +112,7 @@ def _layer_norm_backward(eps, kept, dy):
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+layer_norm = jax.jit(layer_norm, static_argnums=3)
 
 
 def attention(
@@ -155,3 +161,4 @@ def _attended_backward(kept, dy):
 
 
 _attended.defvjp(_attended_forward, _attended_backward)
+_attended = jax.jit(_attended)
