@@ -221,8 +221,8 @@ class Run:
         """
         return self.inputs.train_input(self.batch_size, processes.part(), read)
 
-    def trace_train_step(self, phase: Phase, length: int | None = None) -> jax.stages.Traced:
-        """The training step of a phase, traced; for texts of `length` tokens, by default those of the longest."""
+    def trace_train_step(self, phase: Phase, length: int = 0) -> jax.stages.Traced:
+        """The training step of a phase, traced; `length`: tokens of each text, 0 for the longest, or of images."""
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
         state = self.abstract(phase)
 
@@ -238,7 +238,7 @@ class Run:
         batch = self.abstract_batch(self.batch_size, length, self.start(phase))
         return jitted.trace(state, batch, self._numbers(phase))
 
-    def train_step(self, phase: Phase, length: int | None = None, traced: jax.stages.Traced | None = None) -> TrainStep:
+    def train_step(self, phase: Phase, length: int = 0, traced: jax.stages.Traced | None = None) -> TrainStep:
         """(State, batch) -> State, metrics; compiled, the old State donated; of the `traced` where it is there."""
         # A CPU's compiler takes away the barriers that hold recomputation back, unless told not to.
         on_cpu = self.experiment.remat and jax.default_backend() == "cpu"
@@ -255,14 +255,14 @@ class Run:
         """What names a phase among the programs that runs `of` several experiments share."""
         return self.phases.index(phase) if phase in self.phases else phase
 
-    def eval_step(self, batch_size: int, length: int | None = None, start: int = 0) -> jax.stages.Compiled:
+    def eval_step(self, batch_size: int, length: int = 0, start: int = 0) -> jax.stages.Compiled:
         """(params, batch_stats, input of `batch_size` rows with `start` groups behind them) -> logits; compiled."""
         return self.once(
             ("eval", batch_size, self._tokens(length), start),
             lambda: self.trace_eval_step(batch_size, length, start).lower().compile(),
         )
 
-    def prefix_step(self, batch_size: int, length: int | None, stops: tuple[int, ...]) -> jax.stages.Compiled:
+    def prefix_step(self, batch_size: int, length: int, stops: tuple[int, ...]) -> jax.stages.Compiled:
         """(variables, input of `batch_size` rows) -> what the backbone gives after as many groups as each of `stops`.
 
         The variables are those of these groups. Compiled for the devices of this process alone.
@@ -270,7 +270,7 @@ class Run:
         key = "prefix", batch_size, self._tokens(length), stops
         return self.once(key, lambda: self._prefix_step(batch_size, length, stops))
 
-    def trace_prefix(self, stop: int, length: int | None = None) -> jax.stages.Traced:
+    def trace_prefix(self, stop: int, length: int = 0) -> jax.stages.Traced:
         """The first `stop` groups, traced with an example for each device."""
 
         def make() -> jax.stages.Traced:
@@ -279,7 +279,7 @@ class Run:
 
         return self.once(("traced prefix", stop, self._tokens(length)), make)
 
-    def _tokens(self, length: int | None) -> int:
+    def _tokens(self, length: int) -> int:
         """Of the texts of a program that is asked for with this `length`; 0 of images."""
         return length or self.resolved.length
 
@@ -292,7 +292,7 @@ class Run:
             self._made[key] = make()
         return self._made[key]
 
-    def trace_eval_step(self, batch_size: int, length: int | None = None, start: int = 0) -> jax.stages.Traced:
+    def trace_eval_step(self, batch_size: int, length: int = 0, start: int = 0) -> jax.stages.Traced:
         """The same, traced."""
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
         state, batch = self.abstract_state(), self.abstract_batch(batch_size, length, start)
@@ -304,7 +304,7 @@ class Run:
         )
         return jitted.trace(state.params, state.batch_stats, batch["input"])
 
-    def _prefix_step(self, batch_size: int, length: int | None, stops: tuple[int, ...]) -> jax.stages.Compiled:
+    def _prefix_step(self, batch_size: int, length: int, stops: tuple[int, ...]) -> jax.stages.Compiled:
         mesh = sharding.make_mesh(jax.local_devices())
         replicated, split = sharding.replicated(mesh), sharding.split(mesh)
         jitted = jax.jit(
@@ -403,7 +403,7 @@ class Run:
         zero, opt_state = jnp.zeros((), jnp.int32), self._optimizer(phase).init(trainable)
         return {"step": zero, "opt_state": opt_state, "average": average, "anchor": anchor, "skipped": jnp.copy(zero)}
 
-    def abstract_batch(self, batch_size: int, length: int | None = None, start: int = 0) -> Any:
+    def abstract_batch(self, batch_size: int, length: int = 0, start: int = 0) -> Any:
         """Shapes, dtypes and shardings of a batch whose input has `start` groups behind it."""
 
         def place(shape, dtype):
