@@ -99,7 +99,7 @@ def fit(
         raise InputError(f"logistic regression wants one label below {classes} for each example, and two classes")
     if not all(strength > 0 for strength in strengths):
         raise InputError(f"each C must be above 0, not {min(strengths)}")
-    x = np.asarray(train.features, np.float32)
+    features = x = np.asarray(train.features, np.float32)
     # The bias is free, so that a shift changes no minimum; the way to that of centred features is far shorter.
     shift, scale = x.mean(axis=0), np.ones(x.shape[-1], np.float32)
     if standardise:
@@ -122,9 +122,23 @@ def fit(
         for place, i in enumerate(chunk):
             kernel, bias = np.split(np.asarray(ended.weights[place]).T, [-1])
             kernel = kernel / scale[:, None]
-            bias = bias[0] - shift @ kernel
+            bias = _balanced(features, labels, kernel, bias[0] - shift @ kernel)
             fits[i] = Fit(float(strengths[i]), kernel, bias, int(ended.steps[place]), float(largest[place]))
     return fits
+
+
+def _balanced(features, labels, kernel, bias):
+    """The bias with which each class's mean probability is its share of the labels, as it is at the minimum.
+
+    A step of iterative scaling, in float64: nothing but its gradient holds a bias, and float32 leaves 1e-8 of that.
+    """
+    from scipy.special import softmax
+
+    share = np.bincount(labels, minlength=len(bias)) / len(labels)
+    mean = softmax((features @ kernel + bias).astype(np.float64), axis=1).mean(axis=0)
+    there = share > 0  # the bias of another class has no minimum
+    step = np.log(share, where=there, out=np.zeros_like(share)) - np.log(mean, where=there, out=np.zeros_like(mean))
+    return (bias + step).astype(np.float32)
 
 
 class _Iterate(NamedTuple):
