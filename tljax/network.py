@@ -58,11 +58,11 @@ class Network:
         rates = noise.dropout, noise.drop_path
         self._model = Classifier(self.backbone, len(classes), init, head.bias, additions, *rates)
         # Traced once, for the shapes and for `start`. The key is an argument: all seeds have the same program.
-        init = jax.jit(self._init)
-        self.abstract = init.eval_shape(jax.random.key(0))
+        whole = jax.jit(self._init)
+        self.abstract = whole.eval_shape(jax.random.key(0))
         self.layout = Layout.of(self.abstract["params"], self.backbone.groups, self.backbone.pooled_norm)
         # Compiled, so that of all that `_init` makes only what is new is ever computed.
-        self._made = jax.jit(lambda key: self._of_new(init(key))) if experiment.backbone.weights else init
+        self._made = jax.jit(lambda key: self._of_new(whole(key))) if experiment.backbone.weights else whole
 
     def of(self, experiment: Experiment) -> "Network":
         """The same network, started by another seed."""
@@ -89,13 +89,14 @@ class Network:
         Raises:
             InputError: the weights cannot be had or do not fit, or have no head for these classes.
         """
-        made = self._made(jax.random.key(self._experiment.seed))
+        key = jax.random.key(self._experiment.seed)
         if not self._experiment.backbone.weights:
-            return made
+            return self._made(key)
         found = backbone.restore(self._row, self.backbone, self._preprocessing.inputs)
         params = {"backbone": found["params"]}
         if self._experiment.head.init == "pretrained":
             params[HEAD] = self._own_head(found)
+        made = self._made(key)
         variables = {"params": unflatten_dict(flatten_dict(params, sep="/") | made, sep="/")}
         return variables | ({"batch_stats": {"backbone": found["batch_stats"]}} if "batch_stats" in found else {})
 
