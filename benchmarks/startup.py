@@ -124,9 +124,9 @@ def rounds(cases: list[str], number: int, folder: Path) -> dict[str, dict[str, l
             raise SystemExit(f"{case}: exit status {done.returncode}\n{done.stderr[-3000:]}")
     for turn in range(number):
         for case, kinds in found.items():
-            for kept in (folder / "cache").iterdir():
-                if kept.is_dir() and kept.name != "downloads":
-                    shutil.rmtree(kept)
+            for made in (folder / "cache").iterdir():
+                if made.is_dir() and made.name != "downloads":
+                    shutil.rmtree(made)
             for kind, starts in kinds.items():
                 workdir = folder / case
                 starts.append(timed(case, workdir if kind == "goes on" else folder / f"{case}-{kind}-{turn}"))

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -34,7 +33,7 @@ def test_a_benchmark_says_what_it_takes(script):
 
 def test_a_start_is_timed_up_to_its_first_step(shapes, tmp_path):
     environment = {"STARTUP_BEGAN": str(time.time()), "TLJAX_TEST_FOLDER": str(shapes)}
-    workdir: Path = tmp_path / "run"
+    workdir = tmp_path / "run"
     out = _stdout("startup.py", "start", "--config=tests/configs_tiny.py", f"--workdir={workdir}", **environment)
     found = json.loads(out.splitlines()[-1])
     assert found.keys() == {"imports", "data", "tracing", "programs", "seconds"} and min(found.values()) > 0

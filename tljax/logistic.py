@@ -136,9 +136,9 @@ def _balanced(features, labels, kernel, bias):
 
     share = np.bincount(labels, minlength=len(bias)) / len(labels)
     mean = softmax((features @ kernel + bias).astype(np.float64), axis=1).mean(axis=0)
-    there = share > 0  # the bias of another class has no minimum
-    step = np.log(share, where=there, out=np.zeros_like(share)) - np.log(mean, where=there, out=np.zeros_like(mean))
-    return (bias + step).astype(np.float32)
+    there, bias = share > 0, bias.astype(np.float64)
+    bias[there] += np.log(share[there] / mean[there])  # of another class it has no minimum
+    return bias.astype(np.float32)
 
 
 class _Iterate(NamedTuple):

@@ -1,4 +1,7 @@
-"""What a convolutional network computes, where XLA does not write it well by itself; see `tests/models`."""
+"""What a convolutional network computes, where XLA does not write it well by itself; see `tests/models`.
+
+What it computes often and takes many operations is under `jax.jit`, as in `ops`.
+"""
 
 from functools import partial
 
