@@ -15,7 +15,8 @@ import re
 import jax
 
 from tljax import config, sharding, tuning
-from tljax.config import Experiment, Preprocessing
+from tljax.config import Experiment
+from tljax.preprocessing import Preprocessing
 from tljax.run import Resolved, Run
 from tljax.weights import Pretrained
 

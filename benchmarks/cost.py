@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 
 from tljax import config, console
-from tljax.config import Experiment, Preprocessing
+from tljax.config import Experiment
 from tljax.cost import Block, cost
+from tljax.preprocessing import Preprocessing
 from tljax.run import Resolved, Run
 from tljax.weights import Pretrained
 

@@ -30,10 +30,11 @@ from safetensors.numpy import load_file
 from tests.conftest import GOLDEN, golden
 from tests.models import test_bert, test_resnet, test_vit
 from tljax import backbone, console
-from tljax.config import BackboneConfig, Preprocessing
+from tljax.config import BackboneConfig
 from tljax.convert import convert
 from tljax.models import BACKBONES, Backbone, attributes
 from tljax.models.bert import Bert
+from tljax.preprocessing import Preprocessing
 from tljax.weights import Pretrained, files
 from tljax.weights.surgery import adapt_channels, with_channels
 

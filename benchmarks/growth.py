@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tljax import config, features
-from tljax.config import Experiment, Preprocessing
+from tljax.config import Experiment
+from tljax.preprocessing import Preprocessing
 from tljax.run import Resolved, Run, prepare
 from tljax.weights import Pretrained
 

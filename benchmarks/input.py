@@ -34,8 +34,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode
 
 from tljax import console
-from tljax.config import Preprocessing
 from tljax.data import images, store
+from tljax.preprocessing import Preprocessing
 
 SIZE, RESIZE, BATCH = 224, 256, 64
 SIZES = ((500, 375), (1024, 768))

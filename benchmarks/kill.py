@@ -41,11 +41,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from tljax import backbone, predictions
-from tljax.config import Preprocessing, default
+from tljax.config import default
 from tljax.models import attributes
 from tljax.models.bert import Bert
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
+from tljax.preprocessing import Preprocessing
 from tljax.run import Run
 from tljax.weights import Pretrained
 from tljax.workdir import Workdir

@@ -35,7 +35,8 @@ def _steps(options: argparse.Namespace) -> None:
     import numpy as np
 
     from tljax import config, processes, sharding
-    from tljax.config import Experiment, Preprocessing
+    from tljax.config import Experiment
+    from tljax.preprocessing import Preprocessing
     from tljax.run import Resolved, Run
     from tljax.weights import Pretrained
 

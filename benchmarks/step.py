@@ -46,7 +46,8 @@ def tljax_step(model: str, strategy: str, options: argparse.Namespace) -> Callab
     import numpy as np
 
     from tljax import config, sharding
-    from tljax.config import Experiment, Preprocessing
+    from tljax.config import Experiment
+    from tljax.preprocessing import Preprocessing
     from tljax.resolve import Resolved
     from tljax.run import Run
     from tljax.weights import Pretrained

@@ -19,6 +19,7 @@ from tljax.models import BACKBONES, attributes
 from tljax.models.bert import Bert
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
+from tljax.preprocessing import Preprocessing
 from tljax.run import Run, prepare
 from tljax.stopping import Notice
 from tljax.weights import Pretrained
@@ -116,7 +117,7 @@ def make_weights(folder: Path, scale: float, network: str = "tiny_vit", kind: st
     shapes = {path: shape for path, shape in backbone.shapes(module).items() if path not in backbone.optional(module)}
     arrays = {path: scale * rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
     arrays |= {path: np.ones(shape, np.float32) for path, shape in shapes.items() if path.endswith("/var")}
-    size = config.Preprocessing(size=32)
+    size = Preprocessing(size=32)
     row = Pretrained("tiny", "", kind, "", size, "MIT", architecture=attributes(module))
     folder.mkdir()
     backbone.write(folder, row, arrays)
@@ -147,7 +148,7 @@ def tiny_text_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module, rng = Bert(width=16, depth=2, heads=2, vocabulary=len(WORDS), positions=32), np.random.default_rng(0)
     shapes = {path: shape for path, shape in backbone.shapes(module).items() if path not in backbone.optional(module)}
     arrays = {path: 0.3 * rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
-    row = Pretrained("tiny", "", "bert_base", "", config.Preprocessing(), "MIT", architecture=attributes(module))
+    row = Pretrained("tiny", "", "bert_base", "", Preprocessing(), "MIT", architecture=attributes(module))
     folder = tmp_path_factory.mktemp("weights") / "tiny_text"
     folder.mkdir()
     backbone.write(folder, row, arrays)

@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax import array_files
-from tljax.config import BackboneConfig, Experiment, Preprocessing
+from tljax.config import BackboneConfig, Experiment
 from tljax.errors import InputError
 from tljax.fields import build, to_dict
 from tljax.models import BACKBONES, Backbone
@@ -22,6 +24,7 @@ from tljax.models.bert import Bert
 from tljax.models.bit import BiT
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
+from tljax.preprocessing import Preprocessing
 from tljax.weights import CATALOG, Pretrained, configs, files
 from tljax.weights.rules import Shape, Table, convert
 from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, made_once, sha256_of
@@ -100,7 +103,8 @@ def _described(weights: str) -> Pretrained | None:
     return configs.read(folder, weights) if folder.is_dir() else None
 
 
-def shapes(module: Backbone, channels: int = 3) -> dict[str, Shape]:
+@functools.lru_cache(maxsize=4)  # of one network it is asked several times
+def shapes(module: Backbone, channels: int = 3) -> Mapping[str, Shape]:
     """Path (`params/…`, `batch_stats/…`) -> shape of every array in a backbone, and `head/…` for any classes.
 
     Args:
@@ -110,7 +114,8 @@ def shapes(module: Backbone, channels: int = 3) -> dict[str, Shape]:
     variables = jax.eval_shape(module.init, jax.random.key(0), _example(module, channels))
     heads = dict.fromkeys(optional(module), (None,))
     heads |= {path: (module.feature_dim, None) for path in heads if path.endswith("kernel")}
-    return {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables, sep="/").items()} | heads
+    found = {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables, sep="/").items()} | heads
+    return MappingProxyType(found)
 
 
 def _example(module: Backbone, channels: int) -> Any:
@@ -166,10 +171,10 @@ def provenance(experiment: Experiment, row: Pretrained, module: Backbone, new: S
     if not experiment.backbone.weights:
         return {"kept": 0, "resampled": [], "adapted": [], "initialised": list(new), "ignored": []}
     heads = ("kernel", "bias")[: 1 + experiment.head.bias]
-    own = shapes(module).keys() - optional(module)
+    channels = experiment.task.channels or row.preprocessing.inputs
+    own = shapes(module, channels).keys() - optional(module)
     facts = array_files.load_facts(converted(row))
     resampled = [POS_EMBED] if isinstance(module, ViT) and module.grid != module_of(row).grid else []
-    channels = experiment.task.channels or row.preprocessing.inputs
     adapted = [FIRST_KERNEL[type(module)]] if channels != row.preprocessing.inputs else []
     pretrained = experiment.head.init == "pretrained"
     return {

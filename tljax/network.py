@@ -11,12 +11,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax import backbone
 from tljax.additions import Addition, MlpHead, is_added
-from tljax.config import Experiment, Preprocessing
+from tljax.config import Experiment
 from tljax.data import images
 from tljax.errors import InputError
 from tljax.models import BATCH_NORM_MODES
 from tljax.models.classifier import HEAD_INITS, Classifier
 from tljax.models.vit import ViT
+from tljax.preprocessing import Preprocessing
 from tljax.strategies import HEAD, Layout
 from tljax.weights import Pretrained
 from tljax.weights.surgery import class_subset, resample_pos_embed

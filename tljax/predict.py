@@ -17,13 +17,13 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from tljax import console, sharding
-from tljax.config import Preprocessing
 from tljax.data import images
 from tljax.data.folders import images_below
 from tljax.data.pipeline import length_of, padded
 from tljax.data.readers import Texts
 from tljax.errors import InputError
 from tljax.formats import FORMATS, opened
+from tljax.preprocessing import Preprocessing
 from tljax.run import Run
 from tljax.workdir import Workdir
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from tljax import backbone
-from tljax.config import Experiment, Preprocessing, TaskConfig
+from tljax.config import Experiment, TaskConfig
 from tljax.data import images, splits
 from tljax.data.examples import Split, Task
 from tljax.data.readers import Texts
 from tljax.data.text import Tokenizer, tokenised
 from tljax.errors import InputError
+from tljax.preprocessing import Preprocessing
 from tljax.weights import Pretrained
 from tljax.weights.surgery import with_channels
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from tljax.config import Preprocessing, TaskConfig
+from tljax.config import TaskConfig
 from tljax.data import images
 from tljax.data.encoded import Encoded
 from tljax.errors import InputError
+from tljax.preprocessing import Preprocessing
 
 PHOTOGRAPHS = [Image.fromarray(pixels) for pixels in load_sample_images().images]  # 640 × 427
 RANDOM = {"decode": "exact", "resize": 40, "crop": "random"}

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from tljax import report
-from tljax.config import Experiment, Preprocessing
+from tljax.config import Experiment
 from tljax.fields import to_dict, with_values
 from tljax.predictions import Predictions
+from tljax.preprocessing import Preprocessing
 from tljax.report.section import Options, Section
 from tljax.resolve import Resolved
 from tljax.weights import Pretrained

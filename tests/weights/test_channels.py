@@ -13,10 +13,11 @@ from tests.models import test_resnet as resnets
 from tests.models.test_bit import standardise
 from tests.models.test_vit import VIT, load
 from tljax import backbone
-from tljax.config import BackboneConfig, Experiment, Preprocessing, TaskConfig
+from tljax.config import BackboneConfig, Experiment, TaskConfig
 from tljax.convert import convert
 from tljax.errors import InputError
 from tljax.models import attributes
+from tljax.preprocessing import Preprocessing
 from tljax.weights import Pretrained
 from tljax.weights.surgery import adapt_channels, with_channels
 

@@ -12,12 +12,13 @@ from safetensors.numpy import load_file, save_file
 from tests.conftest import GOLDEN, golden
 from tests.models import test_bert as text
 from tljax import backbone
-from tljax.config import BackboneConfig, Preprocessing
+from tljax.config import BackboneConfig
 from tljax.convert import convert
 from tljax.errors import InputError
 from tljax.models import BACKBONES, attributes, build
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
+from tljax.preprocessing import Preprocessing
 from tljax.weights import Pretrained, configs, export
 
 DINOV2 = {"model_type": "dinov2", "hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3}

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import golden
-from tljax.config import Preprocessing
 from tljax.errors import InputError
+from tljax.preprocessing import Preprocessing
 from tljax.weights.surgery import RESAMPLINGS, adapt_channels, class_subset, resample_pos_embed, with_channels
 
 OURS = {

@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
 from PIL import Image
 
-from tljax.config import Preprocessing, TaskConfig
+from tljax.config import TaskConfig
 from tljax.data.augment import AUGMENTATIONS, to_array, to_image
 from tljax.data.encoded import Encoded, named
 from tljax.errors import InputError
+from tljax.preprocessing import Preprocessing
 
 DECODERS = ("exact", "fast")
 CROPS = ("centre", "random", "inception")

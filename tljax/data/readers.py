@@ -9,11 +9,12 @@ import grain
 import numpy as np
 
 from tljax import console
-from tljax.config import Preprocessing, TaskConfig
+from tljax.config import TaskConfig
 from tljax.data import cache, images, store
 from tljax.data.examples import Split
 from tljax.data.keyed import generators
 from tljax.data.text import Tokenizer
+from tljax.preprocessing import Preprocessing
 
 
 @runtime_checkable

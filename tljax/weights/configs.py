@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tljax.config import Preprocessing
 from tljax.errors import InputError
+from tljax.preprocessing import Preprocessing
 from tljax.weights import Pretrained
 from tljax.weights.surgery import with_channels
 

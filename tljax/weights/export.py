@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tljax.config import Preprocessing
 from tljax.errors import InputError
+from tljax.preprocessing import Preprocessing
 from tljax.weights import Pretrained
 from tljax.weights.configs import CROP_MODES, FILTERS, TIMM_ARGS
 
