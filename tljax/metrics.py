@@ -40,9 +40,13 @@ def cross_entropy(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], smoothing: float | Float[Array, ""] = 0.0
 ) -> Float[Array, " batch"]:
     """Softmax cross-entropy of each example, in nats; `smoothing` of the target is uniform (1512.00567)."""
-    if isinstance(smoothing, float) and not smoothing:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing))
+    # Over the first axis: the logits of `heads` come from a product that way round, and so are never copied.
+    log_probs = jax.nn.log_softmax(logits.T, axis=0)
+    right = jnp.arange(logits.shape[-1])[:, None] == labels
+    found = jnp.sum(jnp.where(right, log_probs, 0), axis=0)
+    if not isinstance(smoothing, float) or smoothing:
+        found = (1 - smoothing) * found + smoothing * jnp.mean(log_probs, axis=0)
+    return -found
 
 
 def loss(
