@@ -39,11 +39,29 @@ def _still(tx: Transformation, direction: Callable[[optax.OptState], Tree] | Non
 
 
 def _adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transformation:
-    def direction(state):
-        first, second = (optax.tree.bias_correction(m, b, state.count) for m, b in ((state.mu, b1), (state.nu, b2)))
-        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), first, second)
+    """`optax.scale_by_adam`, but leaf by leaf, so that it is traced once for a shape and not for each of its leaves."""
 
-    return _still(optax.scale_by_adam(b1, b2, eps), direction)
+    def update(grads, state, params=None, *, finite=True, **_):
+        count = jnp.where(finite, optax.safe_increment(state.count), state.count)
+        mu, nu = (
+            jax.tree.map(lambda g, m, b=b, order=order: _moment(g, m, finite, b, order), grads, moments)
+            for moments, b, order in ((state.mu, b1, 1), (state.nu, b2, 2))
+        )
+        updates = jax.tree.map(lambda m, v: _direction(m, v, count, b1, b2, eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2, eps).init, update)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _moment(grad, old, finite, decay, order):
+    return jnp.where(finite, optax.tree.update_moment(grad, old, decay, order), old)
+
+
+@jax.jit
+def _direction(first, second, count, b1, b2, eps):
+    first, second = (optax.tree.bias_correction(m, b, count) for m, b in ((first, b1), (second, b2)))
+    return first / (jnp.sqrt(second) + eps)
 
 
 def _adamw(config: OptimConfig, decay: Transformation) -> Transformation:
@@ -174,7 +192,7 @@ def optimizer(
     decay = optax.add_decayed_weights(config.weight_decay if weight_decay is None else weight_decay, decay_mask)
     began = jax.tree.map(lambda m, phase: f"since {phase}" if m else FROZEN, multipliers, since)
     directions = {label: OPTIMIZERS[config.name](config, decay) for label in jax.tree.leaves(began)}
-    scales = {_label(m): optax.scale(m) if m else optax.set_to_zero() for m in jax.tree.leaves(multipliers)}
+    scales = {_label(m): _scale(m) for m in jax.tree.leaves(multipliers)}
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     parts += [optax.multi_transform(directions | {FROZEN: optax.set_to_zero()}, began)]
     parts += [optax.multi_transform(scales, jax.tree.map(_label, multipliers))]
@@ -208,6 +226,12 @@ def decay_mask(params: Tree) -> Tree:
     """True for the kernels that weight decay acts on: no bias, norm, token or position embedding."""
     paths = flatten_dict(params, sep="/")
     return unflatten_dict({path: path.split("/")[-1] not in _NOT_DECAYED for path in paths}, sep="/")
+
+
+def _scale(multiplier: float) -> Transformation:
+    if multiplier == 1:
+        return optax.identity()
+    return optax.scale(multiplier) if multiplier else optax.set_to_zero()
 
 
 def _label(multiplier: float) -> str:

@@ -91,7 +91,7 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
         finite &= jnp.isfinite(_norm(grads))
     rate = rules.schedule(state.step)
     updates, opt_state = rules.tx.update(grads, state.opt_state, trainable, finite=finite)
-    moved = jax.tree.map(lambda w, u: jnp.where(finite, w - rate * u, w), trainable, updates)
+    moved = jax.tree.map(lambda w, u: _moved(w, u, rate, finite), trainable, updates)
     where_finite = partial(jax.tree.map, partial(jnp.where, finite))
     batch_stats = where_finite(batch_stats, state.batch_stats)
     average = where_finite(_averaged(state, moved, batch_stats, rules), state.average)
@@ -115,22 +115,31 @@ def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tupl
         scores = metrics.total(metrics.score(rules.problem, logits, part["label"]), part["mask"])
         return metrics.total(losses, part["weight"]) / weight, (scores, batch_stats)
 
+    def of(weights, batch_stats, part, number):
+        value = jax.value_and_grad(objective, has_aux=True)
+        (loss, (scores, batch_stats)), grads = value(weights, batch_stats, part, jax.random.fold_in(step_key, number))
+        return loss, scores, batch_stats, grads
+
     def add(carry, numbered):
         loss, scores, batch_stats, grads = carry
         part, number = numbered
         # Without it, what comes of the weights alone, as a convolution's taps, is computed before the loop and kept.
-        weights, part = jax.lax.optimization_barrier((trainable, part)) if parts > 1 else (trainable, part)
-        value = jax.value_and_grad(objective, has_aux=True)
-        (more, (found, batch_stats)), new = value(weights, batch_stats, part, jax.random.fold_in(step_key, number))
+        weights, part = jax.lax.optimization_barrier((trainable, part))
+        more, found, batch_stats, new = of(weights, batch_stats, part, number)
         return (loss + more, scores + found, batch_stats, jax.tree.map(jnp.add, grads, new)), None
 
-    penalty, pulls = _pull(trainable, state.anchor, rules)
-    carry = penalty, jnp.zeros(()), state.batch_stats, pulls
     if parts == 1:
-        return add(carry, (batch, 0))[0]
-    # Strided, so that each part has its share of every device's rows and nothing moves between them.
-    split = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), batch)
-    return jax.lax.scan(add, carry, (split, jnp.arange(parts)))[0]
+        found = of(trainable, state.batch_stats, batch, 0)
+    else:
+        # Strided, so that each part has its share of every device's rows and nothing moves between them.
+        split = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0), batch)
+        carry = jnp.zeros(()), jnp.zeros(()), state.batch_stats, jax.tree.map(jnp.zeros_like, trainable)
+        found = jax.lax.scan(add, carry, (split, jnp.arange(parts)))[0]
+    if not state.anchor:
+        return found
+    loss, scores, batch_stats, grads = found
+    penalty, pulls = _pull(trainable, state.anchor, rules)
+    return loss + penalty, scores, batch_stats, jax.tree.map(jnp.add, grads, pulls)
 
 
 def _norm(grads: Any) -> jax.Array:
@@ -138,14 +147,17 @@ def _norm(grads: Any) -> jax.Array:
     return optax.tree.norm(jax.lax.optimization_barrier(grads))
 
 
+@jax.jit
+def _moved(leaf, update, rate, finite):
+    return jnp.where(finite, leaf - rate * update, leaf)
+
+
 def _losses(logits: jax.Array, rules: Rules, labels: jax.Array) -> jax.Array:
     return metrics.loss(rules.problem, logits, labels, rules.smoothing)
 
 
 def _pull(trainable: Any, anchor: Any, rules: Rules) -> tuple[jax.Array, Any]:
-    """L2-SP (1802.01483): half the sum of pull · (w - anchor)², and its gradient; zeros without an anchor."""
-    if not anchor:
-        return jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable)
+    """L2-SP (1802.01483): half the sum of pull · (w - anchor)², and its gradient."""
     moved = jax.tree.map(jnp.subtract, trainable, tuning.select(anchor, rules.multipliers))
     grads = jax.tree.map(lambda pull, leaf: pull * leaf, tuning.select(rules.pull, rules.multipliers), moved)
     return optax.tree.vdot(grads, moved) / 2, grads

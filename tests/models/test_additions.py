@@ -450,15 +450,29 @@ def test_loras_dropout_acts_on_its_inputs_in_noisy_groups():
     np.testing.assert_array_equal(noisy, _logits(VIT))
 
 
-def test_nothing_is_intercepted_where_there_is_nothing_to_do(monkeypatch):
-    def entered(_):
-        raise AssertionError("an interceptor")
+def test_blocks_that_are_alike_are_traced_once_where_nothing_is_added():
+    """The last one is not quite alike: of what it gives, the class token alone is used."""
 
-    monkeypatch.setattr("tljax.models.additions.nn.intercept_methods", entered)
-    weights = some_variables.__wrapped__(VIT, MlpHead(6))
-    model = Classifier(VIT, 5, additions=(MlpHead(6),), dropout=0.5)
-    assert model.apply(weights, some_input(VIT)).shape == (2, 5)
-    assert Classifier(VIT, 5).apply(some_variables.__wrapped__(VIT), some_input(VIT), noisy=VIT.groups).shape == (2, 5)
+    def traced(mlp_width, additions=(), noisy=()) -> int:
+        backbone = VIT.clone(mlp_width=mlp_width)  # one of its own, or a block that was traced before stands for these
+        model = Classifier(backbone, 5, additions=additions, dropout=0.5)
+        weights, x = some_variables.__wrapped__(backbone, *additions), some_input(backbone)
+        found = []
+
+        def count(call, args, kwargs, context):
+            found.append(type(context.module).__name__)
+            return call(*args, **kwargs)
+
+        program = jax.jit(functools.partial(model.apply, noisy=noisy))
+        with nn.intercept_methods(count):
+            logits = program(weights, x, rngs={"dropout": jax.random.key(0)})
+        if not noisy:
+            np.testing.assert_allclose(logits, model.apply(weights, x), atol=1e-6)
+        return found.count("Attention")
+
+    assert VIT.depth > 2
+    assert traced(31) == traced(33, (MlpHead(6),)) == 2
+    assert traced(35, (Lora(rank=2),)) == traced(37, noisy=VIT.groups) == VIT.depth
 
 
 def test_gradients_reach_every_added_leaf_but_the_first_of_a_zero_pair():

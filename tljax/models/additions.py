@@ -155,12 +155,15 @@ def added(
     for name, kind in ADDITIONS.items():
         if kinds.count(kind) > 1:
             raise InputError(f"{name} twice among the additions: their parameters would have the same names")
+    inside = [addition for addition in additions if not isinstance(addition, MlpHead)]
+    noise = noisy and (dropout or drop_path)
     with contextlib.ExitStack() as stack:
-        if noisy and (dropout or drop_path):  # entered first, so that it acts last
+        if not inside and not noise:
+            stack.enter_context(_at(r"block_\d+", _as_its_like))
+        if noise:  # entered first, so that it acts last
             stack.enter_context(_noise(backbone, noisy, dropout, drop_path))
-        for addition in additions:
-            if not isinstance(addition, MlpHead):
-                stack.enter_context(_BUILD[type(addition)](addition, backbone, noisy, whole))
+        for addition in inside:
+            stack.enter_context(_BUILD[type(addition)](addition, backbone, noisy, whole))
         yield
 
 
@@ -235,6 +238,19 @@ def _noise(backbone, noisy, dropout, drop_path):
         return _dropped(module, y, rates[group], (len(y),) + (1,) * (y.ndim - 1))
 
     return _at(backbone.branches, act)
+
+
+def _as_its_like(module, call, x, *rest):
+    """Where a program is made, of blocks that are alike, as a transformer's are, one is traced for all."""
+    made = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x))
+    if not made or module.is_initializing() or set(module.variables) != {"params"}:
+        return call(x, *rest)
+    return _traced_once(module.clone(name=None, parent=None), module.variables, x, rest)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _traced_once(module, variables, x, rest):
+    return module.apply(variables, x, *rest)
 
 
 def _prompt_init(backbone):
