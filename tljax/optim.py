@@ -39,14 +39,12 @@ def _still(tx: Transformation, direction: Callable[[optax.OptState], Tree] | Non
 
 
 def _adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transformation:
-    """`optax.scale_by_adam`, but leaf by leaf, so that it is traced once for a shape and not for each of its leaves."""
+    """`optax.scale_by_adam` as `_still` would have it, but traced once for each shape of a leaf, not for each leaf."""
 
     def update(grads, state, params=None, *, finite=True, **_):
         count = jnp.where(finite, optax.safe_increment(state.count), state.count)
-        mu, nu = (
-            jax.tree.map(lambda g, m, b=b, order=order: _moment(g, m, finite, b, order), grads, moments)
-            for moments, b, order in ((state.mu, b1, 1), (state.nu, b2, 2))
-        )
+        mu = jax.tree.map(lambda g, m: _moment(g, m, finite, b1, 1), grads, state.mu)
+        nu = jax.tree.map(lambda g, v: _moment(g, v, finite, b2, 2), grads, state.nu)
         updates = jax.tree.map(lambda m, v: _direction(m, v, count, b1, b2, eps), mu, nu)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
