@@ -47,8 +47,9 @@ MAY_IMPORT = {
     },
     "resolve": {"backbone", "config", "data", "preprocessing", "weights"},
     "inputs": {"backbone", "config", "data", "resolve"},
+    "beginning": {"config", "network", "optim", "phases", "sharding", "step", "tuning"},
     "run": {
-        *("config", "data", "inputs", "network", "optim", "phases", "processes"),
+        *("beginning", "config", "data", "inputs", "network", "optim", "phases", "processes"),
         *("resolve", "sharding", "step", "tuning"),
     },
     "heads": {"config", "data", "models", "optim", "sharding", "step"},

@@ -80,6 +80,11 @@ class Network:
         own_head = self._experiment.head.init == "pretrained"
         return [path for path in paths if is_added(path) or (path.startswith(f"{HEAD}/") and not own_head)]
 
+    def by_origin(self, pretrained: float, new: float) -> Mapping[str, Any]:
+        """One value for each parameter that the weights bring, another for those that start anew."""
+        started = set(self.new)
+        return unflatten_dict({path: new if path in started else pretrained for path in self.layout.group_of}, sep="/")
+
     def compile(self) -> None:
         """Compiles what `start` runs, so that it need not wait for the compiler."""
         self._made.lower(jax.random.key(0)).compile()

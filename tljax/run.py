@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from tljax import optim, processes, sharding, tuning
+from tljax.beginning import Beginning
 from tljax.config import FROZEN_LAYOUTS, Experiment
 from tljax.data import tasks
 from tljax.data.examples import Split
@@ -86,7 +85,9 @@ class Run:
         self.layout = self.network.layout
         length = Length(resolved.steps, resolved.train_examples / experiment.task.batch_size, self.layout)
         self.phases = phases(experiment.tuning, experiment.optim, length)
-        self._optimizer(self.phases[0])  # which checks its settings
+        self._beginning = Beginning(experiment, self.network, self.mesh, self.multipliers)
+        first = self.phases[0]
+        optim.optimizer(experiment.optim, first.multipliers, first.since)  # which checks its settings
 
     def of(self, experiment: Experiment) -> "Run":
         """The run of an experiment that trains the same leaves of the same network on the same data.
@@ -135,17 +136,7 @@ class Run:
 
     def abstract(self, phase: Phase) -> State:
         """The same of a State in a phase."""
-        make = functools.partial(jax.eval_shape, functools.partial(self._state, phase=phase), self.network.abstract)
-        return self.once(("state", self._key(phase)), lambda: self._laid(make()))
-
-    def _laid(self, state: State) -> State:
-        """Shapes and dtypes of a State, with how each array lies on the mesh: in every phase the same."""
-        state = jax.tree.map(lambda leaf: _placed(leaf, sharding.spread(self.mesh, leaf.shape)), state)
-        if self.experiment.mesh.frozen == "sharded":
-            return state
-        whole = functools.partial(_placed, sharding=sharding.replicated(self.mesh))
-        params = jax.tree.map(lambda m, leaf: leaf if m else whole(leaf), self.multipliers, state.params)
-        return state.replace(params=params)
+        return self.once(("state", self._key(phase)), lambda: self._beginning.abstract(phase))
 
     def frozen_leaves(self, state: State) -> dict[str, jax.Array]:
         """Parameters that never train, and stored statistics that the run's modes never move, by path."""
@@ -184,6 +175,9 @@ class Run:
     def init_state(self) -> State:
         """The State at step 0."""
         return self._begun(self.network.start(), self.phases[0])
+
+    def _begun(self, variables: Variables, phase: Phase) -> State:
+        return self._beginning.state(variables, phase, self.abstract(phase))
 
     def enter(self, state: State, phase: Phase) -> State:
         """The State with which a phase begins; see `phases` for what is carried over."""
@@ -232,8 +226,8 @@ class Run:
         jitted = jax.jit(
             step,
             donate_argnums=0,
-            in_shardings=(_layouts(state), split, replicated),
-            out_shardings=(_layouts(state), replicated),
+            in_shardings=(sharding.layouts(state), split, replicated),
+            out_shardings=(sharding.layouts(state), replicated),
         )
         batch = self.abstract_batch(self.batch_size, length, self.start(phase))
         return jitted.trace(state, batch, self._numbers(phase))
@@ -298,7 +292,7 @@ class Run:
         state, batch = self.abstract_state(), self.abstract_batch(batch_size, length, start)
         jitted = jax.jit(
             functools.partial(eval_step, forward=self._forward(None, start), flip=self.experiment.task.flip_test),
-            in_shardings=(_layouts(state.params), _layouts(state.batch_stats), split),
+            in_shardings=(sharding.layouts(state.params), sharding.layouts(state.batch_stats), split),
             # What one process computes, all of them count.
             out_shardings=split if processes.part()[1] == 1 else replicated,
         )
@@ -313,9 +307,9 @@ class Run:
             out_shardings=split,
         )
         abstract = self.of_groups(self.network.abstract, max(stops))
-        abstract = jax.tree.map(functools.partial(_placed, sharding=replicated), abstract)
+        abstract = jax.tree.map(functools.partial(sharding.placed, sharding=replicated), abstract)
         x = self.abstract_batch(batch_size, length)["input"]
-        return jitted.lower(abstract, jax.tree.map(functools.partial(_placed, sharding=split), x)).compile()
+        return jitted.lower(abstract, jax.tree.map(functools.partial(sharding.placed, sharding=split), x)).compile()
 
     def of_groups(self, variables: Variables, stop: int) -> Variables:
         """The variables of the backbone's first `stop` groups."""
@@ -339,9 +333,6 @@ class Run:
 
         return forward
 
-    def _optimizer(self, phase: Phase) -> optax.GradientTransformation:
-        return optim.optimizer(self.experiment.optim, phase.multipliers, phase.since)
-
     def _numbers(self, phase: Phase) -> Numbers:
         """What a compiled step is given, so that runs which differ in it have one program."""
         config = self.experiment
@@ -361,47 +352,11 @@ class Run:
             optim=experiment.optim,
             regularise=experiment.regularise,
             smoothing=numbers.get("label_smoothing", 0.0),
-            pull=self._by_origin(experiment.regularise.l2_sp, experiment.regularise.l2_sp_new),
+            pull=self.network.by_origin(experiment.regularise.l2_sp, experiment.regularise.l2_sp_new),
             average_from=round(experiment.optim.average_start * self.resolved.steps),
             seed=numbers["seed"],
             problem=experiment.task.problem,
         )
-
-    def _by_origin(self, pretrained: float, new: float) -> tuning.Tree:
-        """One value for each leaf that the weights bring, another for those that start anew."""
-        started = set(self.network.new)
-        return unflatten_dict({path: new if path in started else pretrained for path in self.layout.group_of}, sep="/")
-
-    def _begun(self, variables, phase: Phase) -> State:
-        """A State at its beginning, laid on the mesh.
-
-        What is beside the variables is made there by one program: an operation by itself has one for each shape.
-        """
-        laid = _layouts(self.abstract(phase))
-        params = sharding.place(variables["params"], laid.params)
-        batch_stats = sharding.place(variables.get("batch_stats", {}), laid.batch_stats)
-        beside = {name: getattr(laid, name) for name in ("step", "opt_state", "average", "anchor", "skipped")}
-        make = jax.jit(functools.partial(self._beside, phase=phase), out_shardings=beside)
-        return State(params=params, batch_stats=batch_stats, **make(params, batch_stats))
-
-    def _state(self, variables, phase: Phase) -> State:
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        return State(params=params, batch_stats=batch_stats, **self._beside(params, batch_stats, phase))
-
-    def _beside(self, params, batch_stats, phase: Phase) -> dict[str, Any]:
-        """What a State has at its beginning beside the variables, with the optimizer of `phase`."""
-        trainable = tuning.select(params, phase.multipliers)
-        average, anchor, regularise = {}, {}, self.experiment.regularise
-        # Copies: a step gives its State's arrays away, and none may be given twice.
-        if self.experiment.optim.average:
-            average = jax.tree.map(jnp.copy, {"params": trainable, "batch_stats": batch_stats})
-        if regularise.l2_sp or regularise.l2_sp_new:
-            ever = tuning.select(params, self.multipliers)
-            anchor = jax.tree.map(
-                lambda w, one: w * one, ever, tuning.select(self._by_origin(1.0, 0.0), self.multipliers)
-            )
-        zero, opt_state = jnp.zeros((), jnp.int32), self._optimizer(phase).init(trainable)
-        return {"step": zero, "opt_state": opt_state, "average": average, "anchor": anchor, "skipped": jnp.copy(zero)}
 
     def abstract_batch(self, batch_size: int, length: int = 0, start: int = 0) -> Any:
         """Shapes, dtypes and shardings of a batch whose input has `start` groups behind it."""
@@ -421,11 +376,3 @@ class Run:
         single = self.experiment.task.problem == "single_label"
         label = place((), np.int32) if single else place((len(self.resolved.classes),), np.float32)
         return {"input": x, "label": label, "mask": place((), np.float32), "weight": place((), np.float32)}
-
-
-def _layouts(abstract: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
-
-
-def _placed(leaf, sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -145,3 +145,13 @@ def put_ahead(batches: Iterable[Any], mesh: Mesh) -> Iterator[Any]:
         waiting = laid
     if waiting is not None:
         yield waiting
+
+
+def layouts(tree: Any) -> Any:
+    """How each array of a tree lies on its mesh."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array that is to lie so."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,83 @@
+"""How the State of a phase begins, and how it lies on the mesh."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from tljax import optim, sharding, tuning
+from tljax.config import Experiment
+from tljax.network import Network, Variables
+from tljax.phases import Phase
+from tljax.step import State
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Makes States.
+
+    Attributes:
+        experiment, network, mesh: a run's.
+        multipliers: the highest that each leaf has in any phase.
+    """
+
+    experiment: Experiment
+    network: Network
+    mesh: Mesh
+    multipliers: tuning.Tree
+
+    def abstract(self, phase: Phase) -> State:
+        """Shapes and dtypes of a State, with how each array lies on the mesh: in every phase the same."""
+
+        def make(variables):
+            return _joined(variables, self._beside(variables, phase))
+
+        state = jax.eval_shape(make, self.network.abstract)
+        state = jax.tree.map(lambda leaf: sharding.placed(leaf, sharding.spread(self.mesh, leaf.shape)), state)
+        if self.experiment.mesh.frozen == "sharded":
+            return state
+        whole = functools.partial(sharding.placed, sharding=sharding.replicated(self.mesh))
+        params = jax.tree.map(lambda m, leaf: leaf if m else whole(leaf), self.multipliers, state.params)
+        return state.replace(params=params)
+
+    def state(self, variables: Variables, phase: Phase, abstract: State) -> State:
+        """A State that begins with these variables, laid as `abstract` says.
+
+        What is beside the variables is made there by one program: an operation by itself has one for each shape.
+        """
+        laid = sharding.layouts(abstract)
+        params = sharding.place(variables["params"], laid.params)
+        variables = {
+            "params": params,
+            "batch_stats": sharding.place(variables.get("batch_stats", {}), laid.batch_stats),
+        }
+        beside = {name: getattr(laid, name) for name in ("step", "opt_state", "average", "anchor", "skipped")}
+        make = jax.jit(functools.partial(self._beside, phase=phase), out_shardings=beside)
+        return _joined(variables, make(variables))
+
+    def _beside(self, variables: Variables, phase: Phase) -> dict[str, Any]:
+        """What a State has at its beginning beside the variables, with the optimizer of `phase`."""
+        params, config, regularise = variables["params"], self.experiment.optim, self.experiment.regularise
+        trainable = tuning.select(params, phase.multipliers)
+        average, anchor = {}, {}
+        # Copies: a step gives its State's arrays away, and none may be given twice.
+        if config.average:
+            beside = {"params": trainable, "batch_stats": variables.get("batch_stats", {})}
+            average = jax.tree.map(jnp.copy, beside)
+        if regularise.l2_sp or regularise.l2_sp_new:
+            ever, pretrained = (
+                tuning.select(tree, self.multipliers) for tree in (params, self.network.by_origin(1.0, 0.0))
+            )
+            anchor = jax.tree.map(lambda leaf, one: leaf * one, ever, pretrained)
+        zero, opt_state = (
+            jnp.zeros((), jnp.int32),
+            optim.optimizer(config, phase.multipliers, phase.since).init(trainable),
+        )
+        return {"step": zero, "opt_state": opt_state, "average": average, "anchor": anchor, "skipped": jnp.copy(zero)}
+
+
+def _joined(variables: Variables, beside: dict[str, Any]) -> State:
+    return State(params=variables["params"], batch_stats=variables.get("batch_stats", {}), **beside)
