@@ -85,7 +85,6 @@ class Run:
         self.layout = self.network.layout
         length = Length(resolved.steps, resolved.train_examples / experiment.task.batch_size, self.layout)
         self.phases = phases(experiment.tuning, experiment.optim, length)
-        self._beginning = Beginning(experiment, self.network, self.mesh, self.multipliers)
         first = self.phases[0]
         optim.optimizer(experiment.optim, first.multipliers, first.since)  # which checks its settings
 
@@ -129,6 +128,10 @@ class Run:
     def multipliers(self) -> tuning.Tree:
         """The highest multiplier that each leaf has in any phase; 0 where it never trains."""
         return jax.tree.map(lambda *found: max(found), *(phase.multipliers for phase in self.phases))
+
+    @property
+    def _beginning(self) -> Beginning:
+        return Beginning(self.experiment, self.network, self.mesh, self.multipliers)
 
     def abstract_state(self, step: int = 0) -> State:
         """Shapes, dtypes and shardings of the State after `step` steps."""
