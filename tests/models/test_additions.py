@@ -450,6 +450,17 @@ def test_loras_dropout_acts_on_its_inputs_in_noisy_groups():
     np.testing.assert_array_equal(noisy, _logits(VIT))
 
 
+def test_nothing_is_intercepted_where_there_is_nothing_to_do(monkeypatch):
+    def entered(_):
+        raise AssertionError("an interceptor")
+
+    monkeypatch.setattr("tljax.models.additions.nn.intercept_methods", entered)
+    weights = some_variables.__wrapped__(VIT, MlpHead(6))
+    model = Classifier(VIT, 5, additions=(MlpHead(6),), dropout=0.5)
+    assert model.apply(weights, some_input(VIT)).shape == (2, 5)
+    assert Classifier(VIT, 5).apply(some_variables.__wrapped__(VIT), some_input(VIT), noisy=VIT.groups).shape == (2, 5)
+
+
 def test_blocks_that_are_alike_are_traced_once_where_nothing_is_added():
     """The last one is not quite alike: of what it gives, the class token alone is used."""
 

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax.additions import ADDITIONS, Adapter, Addition, Lora, MlpHead, Prompt
 from tljax.errors import InputError
-from tljax.models import ops
+from tljax.models import groups, ops
 from tljax.models.bit import BiT
 from tljax.models.resnet import Conv, ResNet
 from tljax.models.transformer import Dense
@@ -142,8 +142,7 @@ def added(
 ) -> Iterator[None]:
     """Every call of `backbone` inside has the additions and, in the groups `noisy`, dropout and stochastic depth.
 
-    `whole` says that all of its groups are called, so that an addition can tell whether it found its place. Where there
-    is nothing to add, a program is traced the faster for it: of blocks that are alike, once.
+    `whole` says that all of its groups are called, so that an addition can tell whether it found its place.
 
     Both act on what `backbone.branches` give, after adapters and before LayerScale and the sum. Dropout as BERT's
     (1810.04805) hidden dropout; stochastic depth (1603.09382) silences a branch for a whole example, in block i of n
@@ -156,15 +155,12 @@ def added(
     for name, kind in ADDITIONS.items():
         if kinds.count(kind) > 1:
             raise InputError(f"{name} twice among the additions: their parameters would have the same names")
-    inside = [addition for addition in additions if not isinstance(addition, MlpHead)]
-    noise = noisy and (dropout or drop_path)
     with contextlib.ExitStack() as stack:
-        if not inside and not noise:
-            stack.enter_context(_at(r"block_\d+", _as_its_like))
-        if noise:  # entered first, so that it acts last
+        if noisy and (dropout or drop_path):  # entered first, so that it acts last
             stack.enter_context(_noise(backbone, noisy, dropout, drop_path))
-        for addition in inside:
-            stack.enter_context(_BUILD[type(addition)](addition, backbone, noisy, whole))
+        for addition in additions:
+            if not isinstance(addition, MlpHead):
+                stack.enter_context(_BUILD[type(addition)](addition, backbone, noisy, whole))
         yield
 
 
@@ -195,7 +191,8 @@ def drop(key: jax.Array, x: jax.Array, rate: float, shape: tuple[int, ...] | Non
     return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
-def _at(pattern: str, act: Callable) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _at(pattern: str, act: Callable) -> Iterator[None]:
     """Has `act(module, call, *args)` answer for the modules at paths like `pattern`; `call` is their own `__call__`."""
     regex = re.compile(pattern)
 
@@ -204,7 +201,8 @@ def _at(pattern: str, act: Callable) -> contextlib.AbstractContextManager[None]:
             return call(*args, **kwargs)
         return act(context.module, functools.partial(call, **kwargs), *args)
 
-    return nn.intercept_methods(intercept)
+    with groups.each_by_itself(), nn.intercept_methods(intercept):
+        yield
 
 
 def _path(module: nn.Module) -> str:
@@ -239,19 +237,6 @@ def _noise(backbone, noisy, dropout, drop_path):
         return _dropped(module, y, rates[group], (len(y),) + (1,) * (y.ndim - 1))
 
     return _at(backbone.branches, act)
-
-
-def _as_its_like(module, call, x, *rest):
-    """Where a program is made, of blocks that are alike, as a transformer's are, one is traced for all."""
-    made = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x))
-    if not made or module.is_initializing() or set(module.variables) != {"params"}:
-        return call(x, *rest)
-    return _traced_once(module.clone(name=None, parent=None), module.variables, x, rest)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _traced_once(module, variables, x, rest):
-    return module.apply(variables, x, *rest)
 
 
 def _prompt_init(backbone):
