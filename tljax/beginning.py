@@ -14,6 +14,8 @@ from tljax.network import Network, Variables
 from tljax.phases import Phase
 from tljax.step import State
 
+_NONE = {"batch_stats": {}}  # of a network without BatchNorm
+
 
 @dataclass(frozen=True)
 class Beginning:
@@ -33,9 +35,9 @@ class Beginning:
         """Shapes and dtypes of a State, with how each array lies on the mesh: in every phase the same."""
 
         def make(variables):
-            return _joined(variables, self._beside(variables, phase))
+            return State(**variables, **self._beside(variables, phase))
 
-        state = jax.eval_shape(make, self.network.abstract)
+        state = jax.eval_shape(make, _NONE | self.network.abstract)
         state = jax.tree.map(lambda leaf: sharding.placed(leaf, sharding.spread(self.mesh, leaf.shape)), state)
         if self.experiment.mesh.frozen == "sharded":
             return state
@@ -49,14 +51,10 @@ class Beginning:
         What is beside the variables is made there by one program: an operation by itself has one for each shape.
         """
         laid = sharding.layouts(abstract)
-        params = sharding.place(variables["params"], laid.params)
-        variables = {
-            "params": params,
-            "batch_stats": sharding.place(variables.get("batch_stats", {}), laid.batch_stats),
-        }
+        variables = sharding.place(_NONE | variables, {"params": laid.params, "batch_stats": laid.batch_stats})
         beside = {name: getattr(laid, name) for name in ("step", "opt_state", "average", "anchor", "skipped")}
         make = jax.jit(functools.partial(self._beside, phase=phase), out_shardings=beside)
-        return _joined(variables, make(variables))
+        return State(**variables, **make(variables))
 
     def _beside(self, variables: Variables, phase: Phase) -> dict[str, Any]:
         """What a State has at its beginning beside the variables, with the optimizer of `phase`."""
@@ -65,19 +63,11 @@ class Beginning:
         average, anchor = {}, {}
         # Copies: a step gives its State's arrays away, and none may be given twice.
         if config.average:
-            beside = {"params": trainable, "batch_stats": variables.get("batch_stats", {})}
-            average = jax.tree.map(jnp.copy, beside)
+            average = jax.tree.map(jnp.copy, variables | {"params": trainable})
         if regularise.l2_sp or regularise.l2_sp_new:
-            ever, pretrained = (
-                tuning.select(tree, self.multipliers) for tree in (params, self.network.by_origin(1.0, 0.0))
-            )
+            ever = tuning.select(params, self.multipliers)
+            pretrained = tuning.select(self.network.by_origin(1.0, 0.0), self.multipliers)
             anchor = jax.tree.map(lambda leaf, one: leaf * one, ever, pretrained)
-        zero, opt_state = (
-            jnp.zeros((), jnp.int32),
-            optim.optimizer(config, phase.multipliers, phase.since).init(trainable),
-        )
+        opt_state = optim.optimizer(config, phase.multipliers, phase.since).init(trainable)
+        zero = jnp.zeros((), jnp.int32)
         return {"step": zero, "opt_state": opt_state, "average": average, "anchor": anchor, "skipped": jnp.copy(zero)}
-
-
-def _joined(variables: Variables, beside: dict[str, Any]) -> State:
-    return State(params=variables["params"], batch_stats=variables.get("batch_stats", {}), **beside)
