@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.extend.core import Primitive
 
 from tests.conftest import make_folder, tiny_run
 from tljax import flops
@@ -43,6 +44,15 @@ def test_gradients_of_a_convolution_cost_what_it_costs(stride, padding):
         assert _count(jax.grad(loss, arguments), *shapes) == times * forward
 
 
+@pytest.mark.parametrize(("name", "products"), [("fwd", 2), ("bwd", 5)])
+def test_attention_by_cudnn(name, products):
+    kernel = Primitive(f"dot_product_attention_{name}_wrapper")
+    kernel.def_abstract_eval(lambda q, k, v: q)
+    batch, queries, keys, heads, depth = 2, 4, 6, 3, 8
+    whole = _count(kernel.bind, (batch, queries, heads, depth), *[(batch, keys, heads, depth)] * 2)
+    assert whole == products * batch * heads * 2 * queries * keys * depth
+
+
 def test_what_nothing_needs_is_not_counted():
     def three(a, b):
         @jax.jit
@@ -66,6 +76,7 @@ def test_loops_and_branches():
     )
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="XLA counts what is not compiled yet on a CPU alone")
 @pytest.mark.parametrize("network", ["vit_tiny_patch16", "resnet18", "resnet50"])
 @pytest.mark.parametrize("strategy", ["linear_probe", "full"])
 def test_it_is_nearly_all_that_xla_counts(tmp_path, network, strategy):

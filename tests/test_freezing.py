@@ -160,6 +160,16 @@ def test_cost_falls_with_what_is_frozen(dataset, backbone):
     assert all(found["trainable_params"] + found["frozen_params"] == flops[2]["trainable_params"] for found in flops)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_where_xla_does_not_count_flops_are_the_same(dataset, monkeypatch, parts):
+    """On a GPU, where its count has nothing of what cuDNN and cuBLAS compute."""
+    run = tiny_run(dataset, "vit_tiny_patch16", tuning__strategy="linear_probe", optim__accumulate=parts)
+    xla = cost(run)
+    monkeypatch.setattr("tljax.cost._counts", lambda: False)
+    for key in ("forward_flops", "step_flops"):
+        assert 0.9 * xla[key] < cost(run)[key] < xla[key]
+
+
 def test_reading_frozen_gradients_would_cost_the_whole_backward_pass(dataset, monkeypatch):
     """The mistake that the step is written to avoid, put back: the bound above is one that can fail."""
 

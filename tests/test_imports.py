@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "probe": {"config", "data", "heads", "metrics", "scores"},
     "logistic": {"probe"},
     "knn": {"probe", "sharding"},
-    "cost": {"flops", "phases", "run", "tuning"},
+    "cost": {"flops", "models", "phases", "run", "tuning"},
     "devices": set(),
     "memory": {"config", "console", "cost", "devices", "phases", "run", "sharding", "tuning"},
     "plan": {"backbone", "console", "cost", "fields", "phases", "run"},

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax import flops, tuning
+from tljax.models import ops
 from tljax.phases import Phase
 from tljax.run import Run
 
@@ -22,7 +23,8 @@ def cost(run: Run) -> Block:
         `optimizer_state_bytes`: of the moments; step counters are left out.
         `forward_flops`, `step_flops`: of one training batch over all devices, from the compiled evaluation (of a batch
             of another size, in proportion) and training step. With the feature cache, a step is what is left of it,
-            and the forward pass, which no program has as a whole, is counted by `flops`.
+            and the forward pass, which no program has as a whole, is counted by `flops`. On a GPU both are: XLA
+            counts nothing there of what cuDNN and cuBLAS compute.
         `step_temp_bytes`: that the training step needs on each device beside its arguments.
         `step_peak_bytes`: the same with its arguments: parameters, optimizer state and batch.
         `evaluation_peak_bytes`: the same of the evaluation step.
@@ -39,7 +41,7 @@ def cost(run: Run) -> Block:
             traced.append(run.trace_train_step(phase))
             compiled.append(pool.submit(run.train_step, phase, traced=traced[-1]))
         evaluation = run.eval_step(rows, start=run.start(run.phases[-1]))
-        whole = run.trace_eval_step(rows).jaxpr if run.cached else None
+        whole = run.trace_eval_step(rows).jaxpr if run.cached or not _counts() else None
         forward = flops.count(whole) if whole else _flops(evaluation) * run.mesh.size
         counted = [flops.count(one.jaxpr) for one in traced]
         last = run.phases[-1]
@@ -50,7 +52,7 @@ def cost(run: Run) -> Block:
         "evaluation_peak_bytes": peak_bytes(evaluation),
     }
     blocks = [
-        _of_phase(run, phase, program) | common | {"step_share_of_full": own / full}
+        _of_phase(run, phase, program, own) | common | {"step_share_of_full": own / full}
         for phase, program, own in zip(run.phases, programs, counted, strict=True)
     ]
     if len(blocks) == 1:
@@ -80,13 +82,13 @@ def evaluation_rows(run: Run) -> int:
     return -(-rows // run.mesh.size) * run.mesh.size
 
 
-def _of_phase(run: Run, phase: Phase, program: jax.stages.Compiled) -> Block:
+def _of_phase(run: Run, phase: Phase, program: jax.stages.Compiled, counted: float) -> Block:
     # XLA counts the body of a loop once. The optimizer's few FLOPs are thereby counted with every part: no less.
-    step_flops = _flops(program) * run.mesh.size * run.experiment.optim.accumulate
+    parts = run.experiment.optim.accumulate
     return {
         **_parameters(run, phase.multipliers),
         "optimizer_state_bytes": optimizer_state_bytes(run.abstract(phase).opt_state),
-        "step_flops": step_flops,
+        "step_flops": _flops(program) * run.mesh.size * parts if _counts() else counted,
         "step_temp_bytes": program.memory_analysis().temp_size_in_bytes,
         "step_peak_bytes": peak_bytes(program),
     }
@@ -119,6 +121,11 @@ def optimizer_state_bytes(opt_state) -> int:
     """Bytes of an optimizer state's floating-point arrays (its counters are integers)."""
     leaves = jax.tree.leaves(opt_state)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def _counts() -> bool:
+    """Whether XLA counts all that its programs compute."""
+    return ops.platform() != "gpu"
 
 
 def _flops(program: jax.stages.Compiled) -> float:

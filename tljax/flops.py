@@ -40,6 +40,10 @@ def _of(equation: JaxprEqn, used: list[bool]) -> tuple[float, list[bool]]:
             return 2.0 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in axes), everything
         case "conv_general_dilated":
             return _convolution(equation), everything
+        case "dot_product_attention_fwd_wrapper" | "dot_product_attention_bwd_wrapper" as name:
+            # cuDNN's two products; backward the gradients of both, and the scores once more.
+            (q, k), products = (var.aval for var in equation.invars[:2]), 2 if "fwd" in name else 5
+            return 2.0 * products * q.size * k.shape[1], everything
         case "scan" | "while" | "cond" as name:
             found = [_count(body, [True] * len(body.outvars))[0] for body in _bodies(equation)]
             return (max(found) if name == "cond" else sum(found) * equation.params.get("length", 1)), everything

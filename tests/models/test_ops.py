@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tljax.models import ops
 
@@ -69,11 +70,44 @@ def test_layer_norm():
     np.testing.assert_allclose(half.astype(jnp.float32), plain(x, scale, bias), atol=0.03)
 
 
-def test_attention_as_a_gpu_computes_it_gives_the_same(monkeypatch):
-    q, k, v = (random(2, 3, 5, 4, seed=seed) for seed in range(3))
-    mask = jnp.array([[True] * 5, [True, True, False, True, False]])
-    for seen in (None, mask):
-        plain = ops.attention(q, k, v, seen)
-        with monkeypatch.context() as patch:
-            patch.setattr(ops, "platform", lambda: "gpu")
-            np.testing.assert_allclose(ops.attention(q, k, v, seen), plain, atol=1e-6)
+@pytest.mark.parametrize("kernel", [False, True])
+def test_attention_as_a_gpu_computes_it_gives_the_same(monkeypatch, kernel):
+    plain, asked = jax.nn.dot_product_attention, []
+
+    def cudnn(q, k, v, implementation="xla", **told):
+        asked.append((implementation, q.shape[1] % 2, k.shape[1] % 2))
+        return plain(q, k, v, **told)
+
+    # Of fewer queries than keys, too, as a network's last block has them.
+    for queries, keys in ((5, 5), (1, 5), (4, 4)):
+        q, k, v = (random(2, 3, tokens, 8, seed=seed) for seed, tokens in enumerate((queries, keys, keys)))
+        padded = jnp.array([[True] * keys, [True, True, False, True, False][:keys]])
+        for seen in (None, padded, padded & jnp.array([[True], [False]])):
+            with monkeypatch.context() as patch:
+                patch.setattr(ops, "platform", lambda: "gpu")
+                patch.setattr(ops, "_has_kernel", lambda q: kernel)
+                patch.setattr(jax.nn, "dot_product_attention", cudnn)
+                found = jax.vjp(lambda *o: ops.attention(*o, seen), q, k, v)  # noqa: B023
+            wanted = jax.vjp(lambda *o: ops.attention(*o, seen), q, k, v)  # noqa: B023
+            dy = random(*q.shape, seed=3)
+            for one, other in zip((found[0], *found[1](dy)), (wanted[0], *wanted[1](dy)), strict=True):
+                np.testing.assert_allclose(one, other, atol=2e-6)
+    assert set(asked) == ({("cudnn", 0, 0)} if kernel else {("xla", 0, 0), ("xla", 1, 1)})
+
+
+@pytest.mark.parametrize("tokens", [(128, 128), (197, 197), (1, 197)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bfloat16(tokens, masked):
+    """On a GPU, cuDNN's kernel: the plain form in float32 is met to what bfloat16 rounds."""
+    q, k, v, dy = (random(3, 4, tokens[place], 64, seed=seed) for seed, place in enumerate((0, 1, 1, 0)))
+    seen = jnp.arange(tokens[1]) < jnp.array([[tokens[1]], [3], [0]]) if masked else None
+
+    def with_gradients(dtype):
+        y, back = jax.vjp(lambda *o: ops.attention(*o, seen), *(x.astype(dtype) for x in (q, k, v)))
+        return y, *back(dy.astype(dtype))
+
+    with jax.default_matmul_precision("highest"):
+        wanted = jax.jit(with_gradients, static_argnums=0)(jnp.float32)
+    for one, other in zip(jax.jit(with_gradients, static_argnums=0)(jnp.bfloat16), wanted, strict=True):
+        assert one.dtype == jnp.bfloat16
+        assert jnp.max(jnp.abs(one.astype(jnp.float32) - other)) < 0.02 * jnp.max(jnp.abs(other))

@@ -122,11 +122,42 @@ def attention(
     mask: Bool[Array, "batch keys"] | None = None,
 ) -> Float[Array, "batch heads queries depth"]:
     """Scaled dot-product attention (1706.03762) to the keys that `mask` names; to all if it names none, or is None."""
-    if platform() == "gpu":  # where one fused kernel keeps the scores out of memory
-        q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-        seen = None if mask is None else mask[:, None, None]
-        return jax.nn.dot_product_attention(q, k, v, mask=seen).transpose(0, 2, 1, 3)
+    if platform() == "gpu":
+        return _gpu_attention(q, k, v, mask)
     return _attended(q * q.shape[-1] ** -0.5, k, v, mask)
+
+
+def _gpu_attention(q, k, v, mask):
+    """cuDNN's fused kernel, which keeps the scores out of memory, where there is one; else as XLA writes it."""
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    if _has_kernel(q):
+        return _cudnn_attention(q, k, v, mask).transpose(0, 2, 1, 3)
+    seen = None if mask is None else mask[:, None, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=seen).transpose(0, 2, 1, 3)
+
+
+def _cudnn_attention(q, k, v, mask):
+    """With one more token that nobody attends to where their number is odd, which the kernel does not take."""
+    batch, queries, keys = len(q), q.shape[1], k.shape[1]
+    if mask is not None:
+        # Of padding through and through: the kernel's own weights would sum to more than 1 in the gradient.
+        some = jnp.any(mask, axis=1, keepdims=True)
+        q, mask = jnp.where(some[..., None, None], q, 0), jnp.pad(mask | ~some, ((0, 0), (0, keys % 2)))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    if mask is not None:
+        told = {"mask": jnp.broadcast_to(mask[:, None, None], (batch, 1, q.shape[1], k.shape[1]))}
+    elif keys % 2:
+        lengths = (jnp.full(batch, count, jnp.int32) for count in (queries, keys))
+        told = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), lengths, strict=True))
+    else:
+        told = {}
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **told)[:, :queries]
+
+
+def _has_kernel(q: Float[Array, "batch queries heads depth"]) -> bool:
+    """Whether cuDNN's attention takes such queries here: of 16 bits, on an Ampere (compute capability 8.0) or later."""
+    depth, (major, *_) = q.shape[3], str(getattr(jax.local_devices()[0], "compute_capability", "0")).split(".")
+    return major.isdecimal() and int(major) >= 8 and q.dtype.itemsize == 2 and depth % 8 == 0 and depth <= 128
 
 
 @jax.custom_vjp
