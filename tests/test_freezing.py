@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.conftest import make_folder, tiny_run
-from tljax import metrics, phases, sharding, step, tuning
+from tljax import flops, metrics, phases, sharding, step, tuning
 from tljax.checkpoint import named
 from tljax.cost import cost, optimizer_state_bytes
 from tljax.run import Run
@@ -152,12 +152,19 @@ def test_a_linear_probe_costs_a_forward_pass(dataset, backbone):
 
 @pytest.mark.parametrize("backbone", FULL_SIZE)
 def test_cost_falls_with_what_is_frozen(dataset, backbone):
-    flops = [cost(_run(dataset, backbone, strategy)) for strategy in ("linear_probe", "last_k", "full")]
-    probe, last, full = (found["step_flops"] for found in flops)
+    costs = [cost(_run(dataset, backbone, strategy)) for strategy in ("linear_probe", "last_k", "full")]
+    probe, last, full = (found["step_flops"] for found in costs)
     assert probe < last < full
-    assert full > 2.5 * flops[0]["forward_flops"]
-    assert flops[2]["step_share_of_full"] == 1.0
-    assert all(found["trainable_params"] + found["frozen_params"] == flops[2]["trainable_params"] for found in flops)
+    assert full > 2.5 * costs[0]["forward_flops"]
+    assert costs[2]["step_share_of_full"] == 1.0
+    assert all(found["trainable_params"] + found["frozen_params"] == costs[2]["trainable_params"] for found in costs)
+
+
+@pytest.mark.parametrize("values", [{}, {"optim__sam_rho": 0.1}, {"regularise__l2_sp": 0.1}, {"optim__name": "muon"}])
+def test_a_step_is_compared_with_one_that_trains_everything(dataset, values):
+    part, full = (tiny_run(dataset, tuning__strategy=name, **values) for name in ("linear_probe", "full"))
+    own, whole = (flops.count(run.trace_train_step(run.phases[0]).jaxpr) for run in (part, full))
+    assert cost(part)["step_share_of_full"] == own / whole < 0.4
 
 
 @pytest.mark.parametrize("parts", [1, 2])

@@ -65,9 +65,10 @@ class Beginning:
         if config.average:
             average = jax.tree.map(jnp.copy, variables | {"params": trainable})
         if regularise.l2_sp or regularise.l2_sp_new:
-            ever = tuning.select(params, self.multipliers)
-            pretrained = tuning.select(self.network.by_origin(1.0, 0.0), self.multipliers)
-            anchor = jax.tree.map(lambda leaf, one: leaf * one, ever, pretrained)
+            # Of all that trains in `phase`, too, which need not be one of the run's.
+            ever = jax.tree.map(max, self.multipliers, phase.multipliers)
+            kept, pretrained = (tuning.select(tree, ever) for tree in (params, self.network.by_origin(1.0, 0.0)))
+            anchor = jax.tree.map(lambda leaf, one: leaf * one, kept, pretrained)
         opt_state = optim.optimizer(config, phase.multipliers, phase.since).init(trainable)
         zero = jnp.zeros((), jnp.int32)
         return {"step": zero, "opt_state": opt_state, "average": average, "anchor": anchor, "skipped": jnp.copy(zero)}

@@ -45,7 +45,7 @@ def cost(run: Run) -> Block:
         forward = flops.count(whole) if whole else _flops(evaluation) * run.mesh.size
         counted = [flops.count(one.jaxpr) for one in traced]
         last = run.phases[-1]
-        full = counted[-1] if _trains_everything(last) else flops.count(run.trace_train_step(_everything(last)).jaxpr)
+        full = counted[-1] if _trains_everything(last) else _of_everything(run, last)
         programs = [one.result().program for one in compiled]
     common = {
         "forward_flops": forward * run.batch_size / rows,
@@ -105,10 +105,13 @@ def _trains_everything(phase: Phase) -> bool:
     return not phase.frozen and all(jax.tree.leaves(phase.multipliers))
 
 
-def _everything(phase: Phase) -> Phase:
-    """The same phase with nothing frozen, for comparison."""
+def _of_everything(run: Run, phase: Phase) -> float:
+    """FLOPs of a step of the same phase with nothing frozen, for comparison."""
     ones, zeros = (jax.tree.map(lambda _, n=n: n, phase.multipliers) for n in (1.0, 0))
-    return dataclasses.replace(phase, multipliers=ones, since=zeros, frozen=frozenset())
+    everything = dataclasses.replace(phase, multipliers=ones, since=zeros, frozen=frozenset())
+    # Only Muon's update has products; what others compute for each leaf takes as long to trace as the network.
+    trace = run.trace_train_step if run.experiment.optim.name == "muon" else run.trace_gradients
+    return flops.count(trace(everything).jaxpr)
 
 
 def _parameters(run: Run, multipliers: tuning.Tree) -> Block:

@@ -24,7 +24,7 @@ from tljax.inputs import Inputs
 from tljax.network import Network, Variables
 from tljax.phases import Length, Phase, additions, phases
 from tljax.resolve import Resolved, resolve
-from tljax.step import Batch, Forward, Rules, State, eval_step, train_step
+from tljax.step import Batch, Forward, Rules, State, eval_step, gradients, train_step
 
 
 def prepare(experiment: Experiment, tokenizer: Path | None = None) -> "Run":
@@ -234,6 +234,15 @@ class Run:
         )
         batch = self.abstract_batch(self.batch_size, length, self.start(phase))
         return jitted.trace(state, batch, self._numbers(phase))
+
+    def trace_gradients(self, phase: Phase) -> jax.stages.Traced:
+        """What a training step of a phase computes before its optimizer, traced."""
+
+        def found(state, batch, numbers):
+            return gradients(state, batch, self._rules(phase, numbers))
+
+        batch = self.abstract_batch(self.batch_size, 0, self.start(phase))
+        return jax.jit(found).trace(self.abstract(phase), batch, self._numbers(phase))
 
     def train_step(self, phase: Phase, length: int = 0, traced: jax.stages.Traced | None = None) -> TrainStep:
         """(State, batch) -> State, metrics; compiled, the old State donated; of the `traced` where it is there."""

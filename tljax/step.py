@@ -80,15 +80,7 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
         before the clip), `learning_rate`, `skipped_steps` (up to now).
     """
     trainable = tuning.select(state.params, rules.multipliers)
-    key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
-    batch = mix.mixed(batch, jax.random.fold_in(key, mix.KEY), rules.regularise.mixup, rules.regularise.cutmix)
-    loss, scores, batch_stats, grads = _gradients(trainable, state, batch, rules)
-    norm = _norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    if rules.optim.sam_rho:
-        climbed = jax.tree.map(lambda w, g: w + g * (rules.optim.sam_rho / (norm + 1e-12)), trainable, grads)
-        _, _, _, grads = _gradients(climbed, state, batch, rules)
-        finite &= jnp.isfinite(_norm(grads))
+    loss, scores, batch_stats, grads, norm, finite = gradients(state, batch, rules)
     rate = rules.schedule(state.step)
     updates, opt_state = rules.tx.update(grads, state.opt_state, trainable, finite=finite)
     moved = jax.tree.map(lambda w, u: _moved(w, u, rate, finite), trainable, updates)
@@ -101,6 +93,22 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
     found = {"loss": loss, trained: scores / jnp.sum(batch["mask"]), "grad_norm": norm}
     found |= {"learning_rate": rate, "skipped_steps": skipped}
     return State(state.step + 1, params, opt_state, batch_stats, average, state.anchor, skipped), found
+
+
+def gradients(state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """All of a step that is the network's: loss, scores, batch statistics, and of the trainable leaves the gradients
+    that are to be gone down, and the norm of those at the weights themselves; and whether all are finite."""
+    trainable = tuning.select(state.params, rules.multipliers)
+    key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
+    batch = mix.mixed(batch, jax.random.fold_in(key, mix.KEY), rules.regularise.mixup, rules.regularise.cutmix)
+    loss, scores, batch_stats, grads = _gradients(trainable, state, batch, rules)
+    norm = _norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    if rules.optim.sam_rho:
+        climbed = jax.tree.map(lambda w, g: w + g * (rules.optim.sam_rho / (norm + 1e-12)), trainable, grads)
+        _, _, _, grads = _gradients(climbed, state, batch, rules)
+        finite &= jnp.isfinite(_norm(grads))
+    return loss, scores, batch_stats, grads, norm, finite
 
 
 def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, Any]:
