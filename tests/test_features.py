@@ -16,9 +16,11 @@ from PIL import Image
 
 from tests.conftest import PATIENCE, ROOT, StopAt, make_folder, make_table, tiny_run
 from tljax import config, features, sharding
+from tljax.cost import cost
 from tljax.data import cache
 from tljax.data.pipeline import length_of
 from tljax.errors import InputError
+from tljax.predictions import predictions_of
 from tljax.run import Run, prepare
 from tljax.stopping import Stopped
 from tljax.train import train
@@ -77,6 +79,26 @@ def test_a_cached_run_is_the_run(shapes, name):
     (params, losses), (cached_params, cached_losses) = each
     np.testing.assert_allclose(cached_losses, losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), cached_params, params)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_forward_pass_costs_the_same_and_evaluation_takes_the_program_that_was_planned(
+    shapes, mirrored, monkeypatch
+):
+    splits = {"task__train": "train[:16]", "task__validation": "train[16:]"}
+    values = {"tuning__strategy": "last_k", "tuning__k": 1, "task__flip_test": mirrored} | splits
+    run, plain = (tiny_run(f"folder:{shapes}", **values) for _ in range(2))
+    run.cached = True
+    monkeypatch.setattr("tljax.cost._counts", lambda: False)  # XLA counts other things, too
+    assert cost(run)["forward_flops"] == cost(plain)["forward_flops"]
+    phase, state = run.phases[0], run.init_state()
+    start = run.evaluation_start(phase)
+    assert start == (0 if mirrored else run.prefix(phase))
+    made = set(run._made)
+    split = run.inputs.splits["validation"]
+    read = features.computed(run, state, split, (start,))[start] if start else run.inputs.reader(split)
+    predictions_of(run, state, split, "validation", read=read, start=start)
+    assert not [key for key in set(run._made) - made if key[0] == "eval"]
 
 
 def _computed(run: Run, stops: list[int], name: str = "train", **values) -> dict[int, features.Features]:

@@ -40,11 +40,15 @@ def cost(run: Run) -> Block:
         for phase in run.phases:
             traced.append(run.trace_train_step(phase))
             compiled.append(pool.submit(run.train_step, phase, traced=traced[-1]))
-        evaluation = run.eval_step(rows, start=run.start(run.phases[-1]))
-        whole = run.trace_eval_step(rows).jaxpr if run.cached or not _counts() else None
-        forward = flops.count(whole) if whole else _flops(evaluation) * run.mesh.size
-        counted = [flops.count(one.jaxpr) for one in traced]
         last = run.phases[-1]
+        start = run.evaluation_start(last)
+        evaluated = run.trace_eval_step(rows, start=start)
+        evaluation = run.eval_step(rows, start=start, traced=evaluated)
+        if start or not _counts():
+            forward = flops.count(evaluated.jaxpr) + of_prefix(run, start) * rows
+        else:
+            forward = _flops(evaluation) * run.mesh.size
+        counted = [flops.count(one.jaxpr) for one in traced]
         full = counted[-1] if _trains_everything(last) else _of_everything(run, last)
         programs = [one.result().program for one in compiled]
     common = {
@@ -70,6 +74,11 @@ def cost(run: Run) -> Block:
         **{key: max(block[key] for block in blocks) for key in bytes_},
         "phases": blocks,
     }
+
+
+def of_prefix(run: Run, stop: int) -> float:
+    """FLOPs of the first `stop` groups for one example."""
+    return flops.count(run.trace_prefix(stop).jaxpr) / run.mesh.size if stop else 0.0
 
 
 def evaluation_rows(run: Run) -> int:

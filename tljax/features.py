@@ -18,7 +18,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from tljax import console, flops, sharding, tuning
+from tljax import console, sharding, tuning
+from tljax.cost import of_prefix
 from tljax.data import cache
 from tljax.data.examples import Split
 from tljax.data.pipeline import ahead, length_of, padded
@@ -189,7 +190,7 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     """Whether computing, writing and reading features takes less time than the prefixes in every step, and the sums."""
     task, splits = run.experiment.task, run.inputs.splits
     views = task.views if _varies(run) else 1
-    each = {stop: _flops(run, stop) for stop in set(prefixes.values())}
+    each = {stop: of_prefix(run, stop) for stop in set(prefixes.values())}
     steps = {phase: runs * run.batch_size * (phase.stop - phase.start) for phase in prefixes}
     again = sum(each[stop] * steps[phase] for phase, stop in prefixes.items())
     once = sum(each.values()) * views * len(splits["train"])
@@ -205,11 +206,6 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     )
     pays = room and (again - once) / rate > (read + 2 * size) / _BANDWIDTH
     return pays, told + ("" if pays else ", which does not pay" if room else ", more than input.cache_gb")
-
-
-def _flops(run: Run, stop: int) -> float:
-    """Of a prefix for one example."""
-    return flops.count(run.trace_prefix(stop).jaxpr) / run.mesh.size
 
 
 def bytes_of(run: Run, rows: int, stop: int) -> int:

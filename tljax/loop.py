@@ -87,8 +87,7 @@ class Loop:
     def predictions(self, name: str, state: State) -> Predictions:
         """What the network says of a split, from where the frozen prefix ends if that is cached."""
         run, phase = self._run, self._run.phase_of(int(state.step))
-        split, flips = run.inputs.splits[name], run.experiment.task.flip_test
-        start = 0 if flips else run.start(phase)
+        split, start = run.inputs.splits[name], run.evaluation_start(phase)
         key = name, phase if start else None
         if key not in self._readers:
             every = run.experiment.eval_every

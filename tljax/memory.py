@@ -96,9 +96,8 @@ def _evaluation(run: Run) -> Need:
     """With the whole State beside it, of the phase in which that is the largest."""
     state, largest = run.abstract_state(), max(sharding.shares(run.abstract(phase)) for phase in run.phases)
     variables = sharding.shares((state.params, state.batch_stats))
-    return Need(
-        largest, max(peak_bytes(run.eval_step(evaluation_rows(run), start=run.start(run.phases[-1]))) - variables, 0)
-    )
+    program = run.eval_step(evaluation_rows(run), start=run.evaluation_start(run.phases[-1]))
+    return Need(largest, max(peak_bytes(program) - variables, 0))
 
 
 def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str, int]:

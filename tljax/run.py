@@ -124,6 +124,10 @@ class Run:
         """How many of them a phase's batches have behind them."""
         return self.prefix(phase) if self.cached else 0
 
+    def evaluation_start(self, phase: Phase) -> int:
+        """The same of evaluation: there are no features of mirror images."""
+        return 0 if self.experiment.task.flip_test else self.start(phase)
+
     @property
     def multipliers(self) -> tuning.Tree:
         """The highest multiplier that each leaf has in any phase; 0 where it never trains."""
@@ -261,11 +265,13 @@ class Run:
         """What names a phase among the programs that runs `of` several experiments share."""
         return self.phases.index(phase) if phase in self.phases else phase
 
-    def eval_step(self, batch_size: int, length: int = 0, start: int = 0) -> jax.stages.Compiled:
+    def eval_step(
+        self, batch_size: int, length: int = 0, start: int = 0, traced: jax.stages.Traced | None = None
+    ) -> jax.stages.Compiled:
         """(params, batch_stats, input of `batch_size` rows with `start` groups behind them) -> logits; compiled."""
         return self.once(
             ("eval", batch_size, self._tokens(length), start),
-            lambda: self.trace_eval_step(batch_size, length, start).lower().compile(),
+            lambda: (traced or self.trace_eval_step(batch_size, length, start)).lower().compile(),
         )
 
     def prefix_step(self, batch_size: int, length: int, stops: tuple[int, ...]) -> jax.stages.Compiled:
