@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from tests.conftest import make_folder, tiny_run
 from tljax import flops, metrics, phases, sharding, step, tuning
+from tljax.backbone import shapes
 from tljax.checkpoint import named
 from tljax.cost import cost, optimizer_state_bytes
 from tljax.run import Run
@@ -141,6 +142,12 @@ def test_optimizer_state_is_of_trainable_leaves_only(dataset, network, strategy)
         assert sorted(moments) == sorted(shapes * 2)
         trainable = sum(int(np.prod(shape)) for shape in shapes)
         assert optimizer_state_bytes(state.opt_state) == 8 * trainable
+
+
+@pytest.mark.parametrize(("network", "strategy"), CASES)
+def test_the_shapes_of_a_backbone_are_those_without_what_was_added(dataset, network, strategy):
+    found = _run(dataset, network, strategy).network
+    assert found.shapes == shapes(found.backbone)
 
 
 @pytest.mark.parametrize("backbone", FULL_SIZE)

@@ -111,7 +111,11 @@ def shapes(module: Backbone, channels: int = 3) -> Mapping[str, Shape]:
         module: the backbone.
         channels: of its images, if it takes images.
     """
-    variables = jax.eval_shape(module.init, jax.random.key(0), _example(module, channels))
+    return shapes_of(module, jax.eval_shape(module.init, jax.random.key(0), _example(module, channels)))
+
+
+def shapes_of(module: Backbone, variables: Mapping[str, Any]) -> Mapping[str, Shape]:
+    """The same where the backbone's variables, or their shapes, are there."""
     heads = dict.fromkeys(optional(module), (None,))
     heads |= {path: (module.feature_dim, None) for path in heads if path.endswith("kernel")}
     found = {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables, sep="/").items()} | heads
@@ -133,13 +137,16 @@ def optional(module: Backbone) -> frozenset[str]:
     return frozenset(f"{head}/{leaf}" for head in heads for leaf in ("kernel", "bias"))
 
 
-def restore(row: Pretrained, module: Backbone, channels: int = 3) -> dict[str, Any]:
+def restore(
+    row: Pretrained, module: Backbone, channels: int = 3, wanted: Mapping[str, Shape] | None = None
+) -> dict[str, Any]:
     """Pretrained variables {params, batch_stats, head} on the host, fitted to `module`'s grid of patches and to images.
 
     Args:
         row: the checkpoint; where it has a head of its own, that is `head`.
         module: the network, at the size of its images.
         channels: of the images, if it takes images.
+        wanted: the network's `shapes`, where they are known.
 
     Raises:
         InputError: the weights cannot be had, are not the ones pinned, or do not fit.
@@ -150,7 +157,7 @@ def restore(row: Pretrained, module: Backbone, channels: int = 3) -> dict[str, A
     if type(module) in FIRST_KERNEL:
         first = FIRST_KERNEL[type(module)]
         arrays[first] = adapt_channels(arrays[first], channels)
-    wanted, heads = shapes(module, channels), optional(module)
+    wanted, heads = wanted or shapes(module, channels), optional(module)
     wrong = [path for path in wanted.keys() - heads if path not in arrays or arrays[path].shape != wanted[path]]
     wrong += arrays.keys() - wanted.keys()
     if wrong:
@@ -159,7 +166,13 @@ def restore(row: Pretrained, module: Backbone, channels: int = 3) -> dict[str, A
     return unflatten_dict({path: array.astype(np.float32, copy=False) for path, array in arrays.items()}, sep="/")
 
 
-def provenance(experiment: Experiment, row: Pretrained, module: Backbone, new: Sequence[str]) -> dict[str, Any]:
+def provenance(
+    experiment: Experiment,
+    row: Pretrained,
+    module: Backbone,
+    new: Sequence[str],
+    own: Mapping[str, Shape] | None = None,
+) -> dict[str, Any]:
     """What becomes of the pretrained arrays: how many are `kept`; the names of the others, by what is done to them.
 
     These are `resampled` (for another grid of patches), `adapted` (to another number of channels), `initialised` and
@@ -167,12 +180,13 @@ def provenance(experiment: Experiment, row: Pretrained, module: Backbone, new: S
 
     Args:
         new: what the network has besides, by name.
+        own: its backbone's `shapes`, where they are known.
     """
     if not experiment.backbone.weights:
         return {"kept": 0, "resampled": [], "adapted": [], "initialised": list(new), "ignored": []}
     heads = ("kernel", "bias")[: 1 + experiment.head.bias]
     channels = experiment.task.channels or row.preprocessing.inputs
-    own = shapes(module, channels).keys() - optional(module)
+    own = (own or shapes(module, channels)).keys() - optional(module)
     facts = array_files.load_facts(converted(row))
     resampled = [POS_EMBED] if isinstance(module, ViT) and module.grid != module_of(row).grid else []
     adapted = [FIRST_KERNEL[type(module)]] if channels != row.preprocessing.inputs else []

@@ -80,6 +80,13 @@ class Network:
         own_head = self._experiment.head.init == "pretrained"
         return [path for path in paths if is_added(path) or (path.startswith(f"{HEAD}/") and not own_head)]
 
+    @property
+    def shapes(self) -> Mapping[str, backbone.Shape]:
+        """`backbone.shapes` of its backbone, of which nothing need be traced again."""
+        found = {kind: flatten_dict(tree.get("backbone", {}), sep="/") for kind, tree in self.abstract.items()}
+        own = {kind: {path: leaf for path, leaf in tree.items() if not is_added(path)} for kind, tree in found.items()}
+        return backbone.shapes_of(self.backbone, own)
+
     def by_origin(self, pretrained: float, new: float) -> Mapping[str, Any]:
         """One value for each parameter that the weights bring, another for those that start anew."""
         started = set(self.new)
@@ -98,7 +105,7 @@ class Network:
         key = jax.random.key(self._experiment.seed)
         if not self._experiment.backbone.weights:
             return self._made(key)
-        found = backbone.restore(self._row, self.backbone, self._preprocessing.inputs)
+        found = backbone.restore(self._row, self.backbone, self._preprocessing.inputs, self.shapes)
         params = {"backbone": found["params"]}
         if self._experiment.head.init == "pretrained":
             params[HEAD] = self._own_head(found)

@@ -49,7 +49,9 @@ def plan(run: Run) -> dict[str, Any]:
         "phases": phases,
         "cached": run.cached,
         "groups": phases[-1]["groups"],
-        "weights_become": provenance(run.experiment, run.resolved.pretrained, run.network.backbone, run.network.new),
+        "weights_become": provenance(
+            run.experiment, run.resolved.pretrained, run.network.backbone, run.network.new, run.network.shapes
+        ),
         "cost": run.once(("cost", run.cached), lambda: cost(run)),
     }
 
