@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import PATIENCE, ROOT, StopAt, make_folder, make_table, tiny_run
-from tljax import config, features, sharding
+from tljax import compiled, config, features, sharding
 from tljax.cost import cost
 from tljax.data import cache
 from tljax.data.pipeline import length_of
@@ -139,6 +139,28 @@ def test_several_boundaries_are_tapped_in_one_pass_and_are_what_the_network_give
 
 class _Enough(Exception):
     pass
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_products_by_onednn_make_the_same_features(probe, tmp_path, monkeypatch, recwarn, known):
+    """Of options that jaxlib does not know, nothing is left."""
+    intel, amd = tmp_path / "intel", tmp_path / "amd"
+    intel.write_text("vendor_id\t: GenuineIntel\n")
+    amd.write_text("vendor_id\t: AuthenticAMD\n")
+    quick = compiled.quick_products
+    assert quick(intel) and not quick(amd) and not quick(tmp_path / "none")
+    with monkeypatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--xla_cpu_use_onednn=false")
+        assert not quick(intel)
+    found = []
+    for options in (quick(intel) if known else {"xla_cpu_no_such_option": True}, None):
+        probe._made.clear()
+        monkeypatch.setattr(compiled, "quick_products", lambda options=options: options)
+        features_of = _computed(probe, [3])[3]
+        found.append(np.array(features_of.array()))
+        shutil.rmtree(cache_dir() / "features")
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+    assert not [warning for warning in recwarn if "compilation cache" in str(warning.message)]
 
 
 def test_a_build_that_is_stopped_goes_on_where_it_was(probe, small_parts):

@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "devices": set(),
     "memory": {"config", "console", "cost", "devices", "phases", "run", "sharding", "tuning"},
     "plan": {"backbone", "console", "cost", "fields", "phases", "run"},
-    "features": {"console", "cost", "data", "network", "phases", "run", "sharding", "step", "tuning"},
+    "features": {"compiled", "console", "cost", "data", "network", "phases", "run", "sharding", "step", "tuning"},
     "lr_find": {"console", "data", "run", "sharding"},
     "workdir": {"checkpoint", "config", "data", "fields", "lock", "metrics", "resolve", "storage"},
     "predictions": {"console", "data", "processes", "run", "scores", "sharding", "step", "storage"},

@@ -8,6 +8,7 @@ never replaces. The time is written after the program, so a program without one 
 
 import contextlib
 import os
+import warnings
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -46,3 +47,18 @@ def mend(folder: Path, timeout: float = 10.0) -> list[str]:
                 (folder / name).unlink()
                 removed.append(program)
     return removed
+
+
+def quick_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, bool | str] | None:
+    """Options with which XLA's compiler takes a CPU's matrix products from oneDNN, where that is known to be faster.
+
+    That is on Intel's processors, where a ViT's features take 0.83 of the time. It is for programs that are compiled
+    soon and run long: jaxlib cannot write such ones to disk, so that each start waits for the compiler. None elsewhere,
+    and where XLA_FLAGS says something of oneDNN.
+    """
+    known = cpuinfo.is_file() and "GenuineIntel" in cpuinfo.read_text()
+    if not known or "onednn" in os.environ.get("XLA_FLAGS", ""):
+        return None
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .*onednn")
+    kind = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+    return {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_fusion_type": kind}

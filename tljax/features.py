@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from tljax import console, sharding, tuning
+from tljax import compiled, console, sharding, tuning
 from tljax.cost import of_prefix
 from tljax.data import cache
 from tljax.data.examples import Split
@@ -250,8 +250,10 @@ def _complete(
     parts = _parts(source)
     if not any(_missing(folders, number) for number in range(len(parts))):
         return
-    compute = _program(run, variables, max(folders), parts[0].step)
-    with console.progress(f"features of {source.split.name}, once", 0, source.rows, "examples") as report:
+    options = compiled.quick_products() if jax.default_backend() == "cpu" else None
+    compute = _program(run, variables, max(folders), parts[0].step, options)
+    how = "once, with products by oneDNN" if options else "once"
+    with console.progress(f"features of {source.split.name}, {how}", 0, source.rows, "examples") as report:
         for patient in (False, True):
             for number, rows in enumerate(parts):
                 with contextlib.ExitStack() as stack:
@@ -279,7 +281,9 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}"
 
 
-def _program(run: Run, variables: Variables, stop: int, size: int) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
+def _program(
+    run: Run, variables: Variables, stop: int, size: int, options: dict[str, Any] | None
+) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
     """(input of at most `size` rows, stops) -> activations, computed by this process's devices alone."""
     mesh = sharding.make_mesh(jax.local_devices())
     if jax.process_count() > 1:
@@ -289,7 +293,7 @@ def _program(run: Run, variables: Variables, stop: int, size: int) -> Callable[[
 
     def compute(x, stops):
         wanted = variables if max(stops) == stop else run.of_groups(variables, max(stops))
-        step = run.prefix_step(size, length_of({"input": x}), stops)
+        step = run.prefix_step(size, length_of({"input": x}), stops, options)
         found = step(wanted, jax.device_put(padded(x, size), sharding.split(mesh)))
         return [_kept(one) for one in found]
 

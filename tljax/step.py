@@ -96,8 +96,12 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
 
 
 def gradients(state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, Any, Any, Any]:
-    """All of a step that is the network's: loss, scores, batch statistics, and of the trainable leaves the gradients
-    that are to be gone down, and the norm of those at the weights themselves; and whether all are finite."""
+    """What a step computes of the network, before its optimizer.
+
+    Returns:
+        The loss, scores and batch statistics; of the trainable leaves the gradients to go down by, and the norm of
+        those at the weights themselves (SAM's are another place's); whether all are finite.
+    """
     trainable = tuning.select(state.params, rules.multipliers)
     key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
     batch = mix.mixed(batch, jax.random.fold_in(key, mix.KEY), rules.regularise.mixup, rules.regularise.cutmix)

@@ -138,20 +138,18 @@ def _gpu_attention(q, k, v, mask):
 
 def _cudnn_attention(q, k, v, mask):
     """With one more token that nobody attends to where their number is odd, which the kernel does not take."""
-    batch, queries, keys = len(q), q.shape[1], k.shape[1]
+    queries, keys = q.shape[1], k.shape[1]
     if mask is not None:
         # Of padding through and through: the kernel's own weights would sum to more than 1 in the gradient.
         some = jnp.any(mask, axis=1, keepdims=True)
-        q, mask = jnp.where(some[..., None, None], q, 0), jnp.pad(mask | ~some, ((0, 0), (0, keys % 2)))
+        q, mask = jnp.where(some[..., None, None], q, 0), mask | ~some
+    elif keys % 2:
+        mask = jnp.ones((1, keys), bool)
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
     if mask is not None:
-        told = {"mask": jnp.broadcast_to(mask[:, None, None], (batch, 1, q.shape[1], k.shape[1]))}
-    elif keys % 2:
-        lengths = (jnp.full(batch, count, jnp.int32) for count in (queries, keys))
-        told = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), lengths, strict=True))
-    else:
-        told = {}
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **told)[:, :queries]
+        mask = jnp.pad(mask, ((0, 0), (0, keys % 2)))[:, None, None]
+        mask = jnp.broadcast_to(mask, (len(mask), 1, q.shape[1], k.shape[1]))
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")[:, :queries]
 
 
 def _has_kernel(q: Float[Array, "batch queries heads depth"]) -> bool:
