@@ -125,9 +125,9 @@ def test_a_run_of_another_seed_compiles_nothing(shapes):
     assert not np.array_equal(*kernels)
 
 
-@pytest.mark.parametrize("strategy, cache, each", [("full", "off", 1), ("linear_probe", "on", 2)])
-def test_a_run_traces_each_program_once(strategy, cache, each, shapes, tmp_path, monkeypatch):
-    """What the plan is counted from is what then trains and evaluates; of a cached run the whole network's, too."""
+@pytest.mark.parametrize("strategy, cache, beside", [("full", "off", []), ("linear_probe", "on", ["trace_gradients"])])
+def test_a_run_traces_each_program_once(strategy, cache, beside, shapes, tmp_path, monkeypatch):
+    """What the plan is counted from is what then trains and evaluates; and a frozen run's with nothing frozen."""
     traced = []
 
     def noted(kind: type, name: str) -> None:
@@ -141,10 +141,11 @@ def test_a_run_traces_each_program_once(strategy, cache, each, shapes, tmp_path,
 
     noted(Run, "trace_train_step")
     noted(Run, "trace_eval_step")
+    noted(Run, "trace_gradients")
     noted(Network, "_init")
     run = tiny_run(f"folder:{shapes}", tuning__strategy=strategy, cache=cache)
     train(run.experiment, tmp_path, prepared=run)
-    assert sorted(traced) == ["_init"] + ["trace_eval_step"] * each + ["trace_train_step"] * each
+    assert sorted(traced) == sorted(["_init", "trace_eval_step", "trace_train_step", *beside])
 
 
 def test_a_program_whose_writing_was_cut_short_is_compiled_again_once(tmp_path):

@@ -1,6 +1,7 @@
 """The steps of a run in one process, and what happens between them: logs, validations, saves, phases."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -65,9 +66,10 @@ class Loop:
                 if begins == phase.start > 0:
                     state = run.enter(state, phase)
                     report(begins, _phase_line(phase))
+                program = functools.cache(functools.partial(run.train_step, phase))
                 batches = self._timed(sharding.put_ahead(self._stream.batches(begins, phase.stop), run.mesh))
                 for step, batch in enumerate(batches, begins + 1):
-                    state, metrics = run.train_step(phase, length_of(batch))(state, batch)
+                    state, metrics = program(length_of(batch))(state, batch)
                     self._unread.append((step, metrics))
                     report(step, self._log(board) if step % run.experiment.log_every == 0 or step == last else "")
                     stops = self._all(bool(self._notice.reason()))
