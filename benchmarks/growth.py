@@ -66,7 +66,7 @@ def build(folder: Path, examples: int, clock: Callable[[], float]) -> float:
     run = prepare(Experiment.from_config(values))
     run.cached, state = True, run.init_state()
     start, split = run.start(run.phases[0]), run.inputs.splits["train"]
-    run.prefix_step(32, 0, (start,))
+    features.prefix_step(run, 32, 0, (start,))
     began = clock()
     features.computed(run, state, split, [start], training=True)
     return clock() - began

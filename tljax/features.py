@@ -9,6 +9,7 @@ a prefix than in a whole step.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,9 +251,8 @@ def _complete(
     parts = _parts(source)
     if not any(_missing(folders, number) for number in range(len(parts))):
         return
-    options = compiled.quick_products() if jax.default_backend() == "cpu" else None
-    compute = _program(run, variables, max(folders), parts[0].step, options)
-    how = "once, with products by oneDNN" if options else "once"
+    compute = _program(run, variables, max(folders), parts[0].step)
+    how = "once, with products by oneDNN" if _options() else "once"
     with console.progress(f"features of {source.split.name}, {how}", 0, source.rows, "examples") as report:
         for patient in (False, True):
             for number, rows in enumerate(parts):
@@ -281,9 +281,7 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}"
 
 
-def _program(
-    run: Run, variables: Variables, stop: int, size: int, options: dict[str, Any] | None
-) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
+def _program(run: Run, variables: Variables, stop: int, size: int) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
     """(input of at most `size` rows, stops) -> activations, computed by this process's devices alone."""
     mesh = sharding.make_mesh(jax.local_devices())
     if jax.process_count() > 1:
@@ -293,11 +291,40 @@ def _program(
 
     def compute(x, stops):
         wanted = variables if max(stops) == stop else run.of_groups(variables, max(stops))
-        step = run.prefix_step(size, length_of({"input": x}), stops, options)
+        step = prefix_step(run, size, length_of({"input": x}), stops)
         found = step(wanted, jax.device_put(padded(x, size), sharding.split(mesh)))
         return [_kept(one) for one in found]
 
     return compute
+
+
+def prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...]) -> jax.stages.Compiled:
+    """(variables, input of `batch_size` rows) -> what the backbone gives after as many groups as each of `stops`.
+
+    The variables are those of these groups. Compiled for the devices of this process alone; `length` is of texts.
+    """
+    return run.once(("prefix", batch_size, length, stops), lambda: _prefix_step(run, batch_size, length, stops))
+
+
+def _prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...]) -> jax.stages.Compiled:
+    mesh = sharding.make_mesh(jax.local_devices())
+    replicated, split = sharding.replicated(mesh), sharding.split(mesh)
+    jitted = jax.jit(
+        functools.partial(run.network.features, stops=stops), in_shardings=(replicated, split), out_shardings=split
+    )
+    abstract = run.of_groups(run.network.abstract, max(stops))
+    abstract = jax.tree.map(functools.partial(sharding.placed, sharding=replicated), abstract)
+    x = run.abstract_batch(batch_size, length)["input"]
+    lowered = jitted.lower(abstract, jax.tree.map(functools.partial(sharding.placed, sharding=split), x))
+    if options := _options():
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another jaxlib may not know them
+            return lowered.compile(compiler_options=options)
+    return lowered.compile()
+
+
+def _options() -> dict[str, bool | str] | None:
+    """The compiler's, where some are known to help."""
+    return compiled.quick_products() if jax.default_backend() == "cpu" else None
 
 
 def _make_part(

@@ -274,17 +274,6 @@ class Run:
             lambda: (traced or self.trace_eval_step(batch_size, length, start)).lower().compile(),
         )
 
-    def prefix_step(
-        self, batch_size: int, length: int, stops: tuple[int, ...], options: dict[str, Any] | None = None
-    ) -> jax.stages.Compiled:
-        """(variables, input of `batch_size` rows) -> what the backbone gives after as many groups as each of `stops`.
-
-        The variables are those of these groups. Compiled for the devices of this process alone, with the compiler's
-        `options` if it knows them.
-        """
-        key = "prefix", batch_size, self._tokens(length), stops
-        return self.once(key, lambda: self._prefix_step(batch_size, length, stops, options))
-
     def trace_prefix(self, stop: int, length: int = 0) -> jax.stages.Traced:
         """The first `stop` groups, traced with an example for each device."""
 
@@ -318,25 +307,6 @@ class Run:
             out_shardings=split if processes.part()[1] == 1 else replicated,
         )
         return jitted.trace(state.params, state.batch_stats, batch["input"])
-
-    def _prefix_step(
-        self, batch_size: int, length: int, stops: tuple[int, ...], options: dict[str, Any] | None
-    ) -> jax.stages.Compiled:
-        mesh = sharding.make_mesh(jax.local_devices())
-        replicated, split = sharding.replicated(mesh), sharding.split(mesh)
-        jitted = jax.jit(
-            functools.partial(self.network.features, stops=stops),
-            in_shardings=(replicated, split),
-            out_shardings=split,
-        )
-        abstract = self.of_groups(self.network.abstract, max(stops))
-        abstract = jax.tree.map(functools.partial(sharding.placed, sharding=replicated), abstract)
-        x = self.abstract_batch(batch_size, length)["input"]
-        lowered = jitted.lower(abstract, jax.tree.map(functools.partial(sharding.placed, sharding=split), x))
-        try:
-            return lowered.compile(compiler_options=options)
-        except jax.errors.JaxRuntimeError:  # as of options that another jaxlib does not know
-            return lowered.compile()
 
     def of_groups(self, variables: Variables, stop: int) -> Variables:
         """The variables of the backbone's first `stop` groups."""
