@@ -84,8 +84,8 @@ def test_a_linear_probe_of_vit_b_tells_of_its_head_alone(found):
 @pytest.mark.parametrize("case", CASES)
 def test_each_device_holds_its_share_of_the_state_and_of_the_batch(found, case):
     of, count = found[case], CASES[case].get("mesh", {}).get("fsdp", 1)
-    # Learning rate and weight decay; the seed of nothing that is random is left out.
-    assert of["arguments"] == of["whole"] + of["spread"] / count + of["batch"] + 2 * 4
+    numbers = 3 * 4  # learning rate, weight decay and seed
+    assert of["arguments"] == of["whole"] + of["spread"] / count + of["batch"] + numbers
     assert bool(of["spread"]) == (count > 1 and case != "head beside a whole backbone")
 
 

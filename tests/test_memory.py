@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY, tiny_run, tljax
 from tljax import devices, memory
+from tljax.checkpoint import named
 from tljax.cost import cost, evaluation_rows, peak_bytes
 from tljax.errors import InputError
 from tljax.models import BACKBONES
@@ -45,15 +46,18 @@ def _bytes(tree) -> int:
 
 @pytest.mark.parametrize("network", ["tiny_vit", "tiny_resnet"])
 @pytest.mark.parametrize("strategy", ["full", "linear_probe"])
-def test_the_state_is_given_away_and_takes_no_memory_twice(dataset, network, strategy):
+def test_what_moves_is_given_away_and_what_is_frozen_is_only_read(dataset, network, strategy):
     run = _run(dataset, network=network, tuning__strategy=strategy)
     found = run.train_step(run.phases[0]).program.memory_analysis()
-    state, leaves = _bytes(run.abstract_state()), len(jax.tree.leaves(run.abstract_state()))
-    assert found.alias_size_in_bytes == state
-    beside = found.output_size_in_bytes - state  # five metrics, and a table of where each result lies
+    state = run.abstract_state()
+    frozen = [leaf for name, leaf in named(state).items() if name in run.unmoved(1)]
+    moves, leaves = _bytes(state) - _bytes(frozen), len(jax.tree.leaves(state)) - len(frozen)
+    assert bool(frozen) == (strategy == "linear_probe")
+    assert found.alias_size_in_bytes == moves
+    beside = found.output_size_in_bytes - moves  # five metrics, and a table of where each result lies
     assert 0 < beside <= 5 * 4 + 8 * (leaves + 5)
-    batch = 16 * (64 * 64 * 3 + 3 * 4)
-    numbers = 2 * 4  # learning rate and weight decay; the seed of nothing that is random is left out
+    state, batch = _bytes(state), 16 * (64 * 64 * 3 + 3 * 4)
+    numbers = 3 * 4  # learning rate, weight decay and seed
     assert found.argument_size_in_bytes == state + batch + numbers
     assert cost(run)["step_peak_bytes"] == state + batch + numbers + found.temp_size_in_bytes + beside
 
@@ -71,6 +75,18 @@ def test_evaluation_counts_the_state_beside_it(dataset):
     assert memory._evaluation(run).peak == pytest.approx(
         _bytes(state) + found.temp_size_in_bytes + 6 * 64 * 64 * 3, abs=300
     )
+
+
+def test_with_the_feature_cache_the_backbone_still_takes_its_memory(dataset):
+    split = {"task__train": "train[:16]", "task__test": "train[16:]", "task__eval_batch_size": 6}
+    run = _run(dataset, tuning__strategy="linear_probe", **split)
+    run.cached = True
+    (phase,) = run.phases
+    state, features = _bytes(run.abstract_state()), 4 * run.abstract_batch(1, 0, run.start(phase))["input"].size
+    found = run.train_step(phase).program.memory_analysis()
+    assert found.argument_size_in_bytes == state + 16 * (features + 3 * 4) + 3 * 4
+    found = run.eval_step(6, start=run.start(phase)).memory_analysis()
+    assert memory._evaluation(run).peak == pytest.approx(state + found.temp_size_in_bytes + 6 * features, abs=300)
 
 
 def _with(monkeypatch, has: int, free: int = 0) -> None:

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +23,24 @@ from tljax.inputs import Inputs
 from tljax.network import Network, Variables
 from tljax.phases import Length, Phase, additions, phases
 from tljax.resolve import Resolved, resolve
-from tljax.step import Batch, Forward, Rules, State, eval_step, gradients, train_step
+from tljax.step import (
+    Forward,
+    Numbers,
+    Rules,
+    State,
+    TrainStep,
+    eval_step,
+    gradients,
+    joined,
+    parted,
+    train_step,
+)
 
 
 def prepare(experiment: Experiment, tokenizer: Path | None = None) -> "Run":
     """A run that is about to begin, or with the `tokenizer` in its workdir to go on; see `resolve`."""
     task = tasks.load(experiment.task)
     return Run(experiment, *resolve(experiment, task, tokenizer), tokenizer)
-
-
-Numbers = dict[str, Any]  # scalars: learning_rate (the peak), weight_decay, seed and, if not 0, label_smoothing
-
-
-@dataclass(frozen=True)
-class TrainStep:
-    """A compiled training step of a phase.
-
-    Attributes:
-        program: (State, batch, numbers) -> State, metrics.
-        numbers: this run's.
-    """
-
-    program: jax.stages.Compiled
-    numbers: Numbers
-
-    def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        return self.program(state, batch, self.numbers)
 
 
 class Run:
@@ -225,19 +216,33 @@ class Run:
     def trace_train_step(self, phase: Phase, length: int = 0) -> jax.stages.Traced:
         """The training step of a phase, traced; `length`: tokens of each text, 0 for the longest, or of images."""
         replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
-        state = self.abstract(phase)
+        leaves, form = jax.tree.flatten(self.abstract(phase))
+        rests = self._rests(phase)
+        moving, resting = parted(leaves, rests)
+        layouts = sharding.layouts(moving), sharding.layouts(resting)
 
-        def step(state, batch, numbers):
-            return train_step(state, batch, self._rules(phase, numbers))
+        def step(moving, resting, batch, numbers):
+            state = form.unflatten(joined(moving, resting, rests))
+            state, found = train_step(state, batch, self._rules(phase, numbers))
+            return parted(jax.tree.leaves(state), rests)[0], found
 
         jitted = jax.jit(
             step,
             donate_argnums=0,
-            in_shardings=(sharding.layouts(state), split, replicated),
-            out_shardings=(sharding.layouts(state), replicated),
+            in_shardings=(*layouts, split, replicated),
+            out_shardings=(layouts[0], replicated),
+            keep_unused=True,  # with the feature cache the backbone: it takes memory, and is counted
         )
         batch = self.abstract_batch(self.batch_size, length, self.start(phase))
-        return jitted.trace(state, batch, self._numbers(phase))
+        return jitted.trace(moving, resting, batch, self._numbers(phase))
+
+    def _rests(self, phase: Phase) -> tuple[bool, ...]:
+        """Of each leaf of a State, whether the steps of a phase leave it as it is."""
+        frozen, resting = self._resting([phase])
+        names = {f"params/{path}" for path in frozen} | {f"batch_stats/{path}" for path in resting}
+        leaves = jax.tree_util.tree_leaves_with_path(self.abstract(phase))
+        paths = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+        return tuple(path in names or path.startswith("anchor/") for path in paths)
 
     def trace_gradients(self, phase: Phase) -> jax.stages.Traced:
         """What a training step of a phase computes before its optimizer, traced."""
@@ -249,7 +254,7 @@ class Run:
         return jax.jit(found).trace(self.abstract(phase), batch, self._numbers(phase))
 
     def train_step(self, phase: Phase, length: int = 0, traced: jax.stages.Traced | None = None) -> TrainStep:
-        """(State, batch) -> State, metrics; compiled, the old State donated; of the `traced` where it is there."""
+        """(State, batch) -> State, metrics; compiled, of the `traced` where it is there."""
         # A CPU's compiler takes away the barriers that hold recomputation back, unless told not to.
         on_cpu = self.experiment.remat and jax.default_backend() == "cpu"
         options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
@@ -259,7 +264,7 @@ class Run:
 
         key, numbers = ("train", self._key(phase), self._tokens(length), self.cached), self._numbers(phase)
         laid = functools.partial(sharding.place, numbers, sharding.replicated(self.mesh))
-        return self.once((*key, *numbers.values()), lambda: TrainStep(self.once(key, make), laid()))
+        return self.once((*key, *numbers.values()), lambda: TrainStep(self.once(key, make), laid(), self._rests(phase)))
 
     def _key(self, phase: Phase) -> Hashable:
         """What names a phase among the programs that runs `of` several experiments share."""
@@ -305,6 +310,7 @@ class Run:
             in_shardings=(sharding.layouts(state.params), sharding.layouts(state.batch_stats), split),
             # What one process computes, all of them count.
             out_shardings=split if processes.part()[1] == 1 else replicated,
+            keep_unused=True,
         )
         return jitted.trace(state.params, state.batch_stats, batch["input"])
 

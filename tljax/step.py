@@ -1,6 +1,6 @@
 """One training step and one evaluation step: pure functions of State and batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from tljax.config import OptimConfig, RegulariseConfig
 
 Batch = dict[str, Any]  # as `data.pipeline.HostBatch`
 Forward = Callable[..., Any]  # (params, batch_stats, input, key) -> logits [batch, classes], batch_stats
+Numbers = dict[str, Any]  # scalars: learning_rate (the peak), weight_decay, seed and, if not 0, label_smoothing
 
 
 @struct.dataclass
@@ -38,6 +39,42 @@ class State:
     average: Any
     anchor: Any
     skipped: Any
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """A compiled training step of a phase: (State, batch) -> State, metrics.
+
+    The leaves of the old State that move are donated. Those that rest are the same arrays in the new one: the program
+    reads them and returns none, so that a frozen leaf cannot change, nor costs a step anything but its use.
+
+    Attributes:
+        program: (leaves that move, leaves that rest, batch, numbers) -> leaves that moved, metrics.
+        numbers: this run's.
+        rests: of each leaf of a State, whether it does.
+    """
+
+    program: jax.stages.Compiled
+    numbers: Numbers
+    rests: tuple[bool, ...]
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        leaves, form = jax.tree.flatten(state)
+        moving, resting = parted(leaves, self.rests)
+        moved, found = self.program(moving, resting, batch, self.numbers)
+        return form.unflatten(joined(moved, resting, self.rests)), found
+
+
+def parted(leaves: Sequence[Any], rests: Sequence[bool]) -> tuple[list[Any], list[Any]]:
+    """Those that move, and those that rest."""
+    pairs = list(zip(leaves, rests, strict=True))
+    return [leaf for leaf, rest in pairs if not rest], [leaf for leaf, rest in pairs if rest]
+
+
+def joined(moving: Sequence[Any], resting: Sequence[Any], rests: Sequence[bool]) -> list[Any]:
+    """Such leaves in their order."""
+    left, right = iter(moving), iter(resting)
+    return [next(right if rest else left) for rest in rests]
 
 
 @dataclass(frozen=True)
