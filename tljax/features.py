@@ -369,6 +369,6 @@ def _opened(run: Run, source: _Source, stop: int, folder: Path, used: IO[bytes])
     texts = source.read if isinstance(source.read, Texts) and row.ndim == 3 else None
     for number, rows in enumerate(_parts(source)):
         count = len(range(rows.start, rows.stop))
-        values = np.memmap(_part(folder, number), row.dtype, "r")
+        values = np.asarray(np.memmap(_part(folder, number), row.dtype, "r"))  # whose rows are quick to take
         parts.append(values.reshape(count, *((-1, row.shape[2]) if texts else row.shape[1:])))
     return Features(parts, len(source.split), source.views, texts, used)

@@ -4,13 +4,14 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
 
 from tljax import console, features, processes, sharding
 from tljax.checkpoint import Checkpoints
-from tljax.data.pipeline import length_of
+from tljax.data.pipeline import TrainInput, length_of
 from tljax.data.readers import Reader
 from tljax.errors import InputError
 from tljax.events import Events
@@ -21,6 +22,8 @@ from tljax.run import Run
 from tljax.step import State
 from tljax.stopping import Notice, Stopped
 from tljax.workdir import Workdir
+
+_SMALL = 1 << 20  # bytes of a batch that is taken from memory in less time than a thread needs to hand it over
 
 
 class Loop:
@@ -62,7 +65,7 @@ class Loop:
                 begins = int(state.step)
                 if begins >= phase.stop:
                     continue
-                self._stream = run.train_input(self._features(phase, state) if run.start(phase) else None)
+                self._stream = self._input(phase, state)
                 if begins == phase.start > 0:
                     state = run.enter(state, phase)
                     report(begins, _phase_line(phase))
@@ -98,18 +101,21 @@ class Loop:
             self._readers[key] = found or run.inputs.reader(split, passes)
         return predictions_of(run, state, split, name, read=self._readers[key], start=start)
 
-    def _features(self, phase: Phase, state: State) -> Reader:
-        """Of the training split, for a phase that is about to begin or to go on from `state`."""
+    def _input(self, phase: Phase, state: State) -> TrainInput:
+        """The training stream of a phase that is about to begin or to go on from `state`."""
         run, step, split = self._run, int(state.step), self._run.inputs.splits["train"]
+        if not run.start(phase):
+            return run.train_input()
         try:
             found = features.computed(
                 run, state, split, features.stops(run, phase), training=True, halt=self._notice.raises
-            )
+            )[run.start(phase)]
         except Stopped:
             if step and not self._saves_at(step):
                 self._save(step, state)
             raise
-        return found[run.start(phase)]
+        stream = run.train_input(found)
+        return replace(stream, workers=0) if found.parts[0][0].nbytes * run.batch_size <= _SMALL else stream
 
     def _saves_at(self, step: int) -> bool:
         every = self._run.experiment.checkpoint.every or self._run.experiment.eval_every
