@@ -68,10 +68,11 @@ def test_a_verb_loads_nothing_that_only_some_runs_use(verb):
     assert not _modules(f"import tljax.{verb}") & RARE
 
 
-def test_prepared_images_are_opened_without_pandas(shapes):
-    """Which `pyarrow.parquet.read_table` imports, to no use."""
+def test_prepared_images_are_opened_and_split_without_pandas(shapes):
+    """Which `pyarrow.parquet.read_table` imports, and whatever is given an array of numpy's, to no use."""
+    make = f"tiny_run('folder:{shapes}', task__train='train[:16]', task__test='train[16:]')"
     tiny_run(f"folder:{shapes}")
-    loaded = _modules(f"from tests.conftest import tiny_run; tiny_run('folder:{shapes}')")
+    loaded = _modules(f"from tests.conftest import tiny_run; {make}")
     assert "tensorflow_datasets" in loaded and "pandas" not in loaded
 
 

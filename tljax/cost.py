@@ -34,7 +34,7 @@ def cost(run: Run) -> Block:
             bytes the highest.
     """
     rows = evaluation_rows(run)
-    # The compiler needs no Python: while it is at one program, the next is traced.
+    # The compiler needs no Python: while it is at the programs, others are traced.
     with ThreadPoolExecutor() as pool:
         traced, compiled = [], []
         for phase in run.phases:
@@ -43,14 +43,14 @@ def cost(run: Run) -> Block:
         last = run.phases[-1]
         start = run.evaluation_start(last)
         evaluated = run.trace_eval_step(rows, start=start)
-        evaluation = run.eval_step(rows, start=start, traced=evaluated)
-        if start or not _counts():
-            forward = flops.count(evaluated.jaxpr) + of_prefix(run, start) * rows
-        else:
-            forward = _flops(evaluation) * run.mesh.size
+        evaluating = pool.submit(run.eval_step, rows, start=start, traced=evaluated)
         counted = [flops.count(one.jaxpr) for one in traced]
         full = counted[-1] if _trains_everything(last) else _of_everything(run, last)
-        programs = [one.result().program for one in compiled]
+        programs, evaluation = [one.result().program for one in compiled], evaluating.result()
+    if start or not _counts():
+        forward = flops.count(evaluated.jaxpr) + of_prefix(run, start) * rows
+    else:
+        forward = _flops(evaluation) * run.mesh.size
     common = {
         "forward_flops": forward * run.batch_size / rows,
         "evaluation_peak_bytes": peak_bytes(evaluation),

@@ -107,7 +107,7 @@ def load(path: epath.PathLike) -> tuple[Predictions, dict[str, Any]]:
         InputError: there is no such file, or it is damaged.
     """
     try:
-        table = pq.read_table(io.BytesIO(epath.Path(path).read_bytes()))
+        table = pq.ParquetFile(io.BytesIO(epath.Path(path).read_bytes())).read()  # `read_table` imports pandas
         facts = json.loads(table.schema.metadata[b"tljax"])
         problem, classes, digest = facts.pop("problem"), tuple(facts.pop("classes")), facts.pop("sha256")
         labels = labels_of(table["label"], problem, len(classes))

@@ -5,6 +5,7 @@ import itertools
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 
 from tljax.config import TaskConfig
 from tljax.data import vtab
@@ -135,7 +136,8 @@ def _check_apart(name: str, split: Split, other_name: str, other: Split) -> None
         for other_base, other_rows in other.rows:
             if base == other_base:
                 both = np.intersect1d(rows, other_rows)
-                shared += split.task.bases[base].index.column("id").take(both).to_pylist()
+                # An array of pyarrow's: for one of numpy's it imports pandas, .2 s.
+                shared += split.task.bases[base].index.column("id").take(pa.array(both)).to_pylist()
     if shared:
         first = ", ".join(shared[:3]) + (" …" if len(shared) > 3 else "")
         raise InputError(
