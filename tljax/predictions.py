@@ -14,7 +14,7 @@ from etils import epath
 from rich.markup import escape
 
 from tljax import console, processes, scores, sharding, storage
-from tljax.data.examples import Split, labels_of
+from tljax.data.examples import Split, labels_of, values_of
 from tljax.data.parts import index_schema
 from tljax.data.pipeline import evaluation_batches, length_of
 from tljax.data.readers import Reader
@@ -111,7 +111,7 @@ def load(path: epath.PathLike) -> tuple[Predictions, dict[str, Any]]:
         facts = json.loads(table.schema.metadata[b"tljax"])
         problem, classes, digest = facts.pop("problem"), tuple(facts.pop("classes")), facts.pop("sha256")
         labels = labels_of(table["label"], problem, len(classes))
-        logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, len(classes))
+        logits = values_of(table["logits"].combine_chunks().flatten()).reshape(-1, len(classes))
         found = Predictions(problem, classes, table["id"].to_pylist(), labels, logits)
         whole = found._digest == digest
     except Exception as error:  # whatever pyarrow and what follows it meet in a damaged file

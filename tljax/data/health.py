@@ -9,7 +9,7 @@ import pyarrow as pa
 from jaxtyping import UInt8
 
 from tljax import console
-from tljax.data.examples import Split, Task
+from tljax.data.examples import Split, Task, values_of
 
 _SHOWN = 20  # classes in a table
 _PAIRS = 5  # examples of a finding
@@ -65,7 +65,7 @@ def _labels(split: Split) -> dict[str, Any]:
 def _inputs(split: Split, size: int) -> dict[str, Any]:
     """Sizes of pictures in pixels, or lengths of texts in bytes of UTF-8 (characters, where all are ASCII)."""
     if split.task.kind == "text":
-        return {"bytes": _spread(split.column("bytes").to_numpy())}
+        return {"bytes": _spread(values_of(split.column("bytes")))}
     height, width = split.sizes.T
     found: dict[str, Any] = {"height": _spread(height), "width": _spread(width)}
     found["sizes"] = len(np.unique(height.astype(np.int64) << 32 | width))
@@ -83,7 +83,7 @@ def _repeated(splits: Mapping[str, Split]) -> list[list[tuple[str, str, Any]]]:
     if not splits:
         return []
     content = pa.concat_arrays([chunk for split in splits.values() for chunk in split.column("sha256").chunks])
-    codes = content.dictionary_encode().indices.to_numpy()
+    codes = values_of(content.dictionary_encode().indices)
     places = np.flatnonzero(np.bincount(codes)[codes] > 1)
     names, starts = list(splits), np.cumsum([0, *map(len, splits.values())])
     found: dict[int, list[tuple[str, str, Any]]] = {}

@@ -5,11 +5,10 @@ import itertools
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 
 from tljax.config import TaskConfig
 from tljax.data import vtab
-from tljax.data.examples import Split, Task
+from tljax.data.examples import Split, Task, places_of
 from tljax.errors import InputError
 
 
@@ -136,8 +135,7 @@ def _check_apart(name: str, split: Split, other_name: str, other: Split) -> None
         for other_base, other_rows in other.rows:
             if base == other_base:
                 both = np.intersect1d(rows, other_rows)
-                # An array of pyarrow's: for one of numpy's it imports pandas, .2 s.
-                shared += split.task.bases[base].index.column("id").take(pa.array(both)).to_pylist()
+                shared += split.task.bases[base].index.column("id").take(places_of(both)).to_pylist()
     if shared:
         first = ", ".join(shared[:3]) + (" …" if len(shared) > 3 else "")
         raise InputError(

@@ -20,7 +20,7 @@ from tljax import console
 from tljax.config import TaskConfig
 from tljax.data import vtab
 from tljax.data.encoded import size_of
-from tljax.data.examples import Label, Source, Task
+from tljax.data.examples import Label, Source, Task, values_of
 from tljax.data.index import finish, index_row, kept_if_of_use, open_task, progress
 from tljax.data.labels import Labels, infer, is_missing
 from tljax.data.parts import Examined, Part, clear, index_schema, write_parts
@@ -58,7 +58,7 @@ def load(spec: str, config: TaskConfig) -> Task:
     kind = _Brightened if builder.name == "dsprites" else Stored
 
     def records(split: str, index: pa.Table) -> Stored:
-        return kind(builder, split, features.inputs, mend, index.column("row").to_numpy())
+        return kind(builder, split, features.inputs, mend, values_of(index.column("row")))
 
     return open_task(name, folder, records, f"remove {folder}, and it is made again")
 
