@@ -138,9 +138,8 @@ class Run:
 
     def frozen_leaves(self, state: State) -> dict[str, jax.Array]:
         """Parameters that never train, and stored statistics that the run's modes never move, by path."""
-        params, batch_stats = (flatten_dict(tree, sep="/") for tree in (state.params, state.batch_stats))
-        frozen, resting = self._resting(self.phases)
-        return {path: params[path] for path in frozen} | {f"batch_stats/{path}": batch_stats[path] for path in resting}
+        leaves = flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
+        return {name.removeprefix("params/"): leaves[name] for name in self._resting(self.phases)}
 
     def unmoved(self, step: int = 0) -> frozenset[str]:
         """Names (as `checkpoint.named`) of the leaves of a State that after `step` steps are still what they were.
@@ -148,19 +147,17 @@ class Run:
         A leaf that is among them after 0 steps is not yet moved in the first phase, and may move later.
         """
         begun = [phase for phase in self.phases if phase.start < max(step, 1)]
-        frozen, resting = self._resting(begun)
-        state = self.abstract_state()
-        found = {f"params/{path}" for path in frozen} | {f"batch_stats/{path}" for path in resting}
+        found, state = self._resting(begun), self.abstract_state()
         if state.average:  # whose steps towards a value that rests are 0
-            found |= {f"average/batch_stats/{path}" for path in resting}
+            found |= {f"average/{name}" for name in found if name.startswith("batch_stats/")}
         if state.anchor:
             found |= {f"anchor/{path}" for path, value in flatten_dict(self.multipliers, sep="/").items() if value}
         return frozenset(found)
 
-    def _resting(self, phases: Sequence[Phase]) -> tuple[list[str], list[str]]:
-        """Paths of the parameters that train in none of these phases, and of the statistics that none moves."""
+    def _resting(self, phases: Sequence[Phase]) -> set[str]:
+        """Names of the parameters that train in none of these phases, and of the statistics that none moves."""
         trained = [flatten_dict(phase.multipliers, sep="/") for phase in phases]
-        frozen = [path for path in self.layout.group_of if not any(found[path] for found in trained)]
+        frozen = {f"params/{path}" for path in self.layout.group_of if not any(found[path] for found in trained)}
         modes = self.experiment.batch_norm
 
         def rests(group: str) -> bool:
@@ -168,7 +165,7 @@ class Run:
             return "update_stats" not in used
 
         stats = flatten_dict(self.network.abstract.get("batch_stats", {}), sep="/")
-        return frozen, [path for path in stats if rests(path.split("/")[1])]
+        return frozen | {f"batch_stats/{path}" for path in stats if rests(path.split("/")[1])}
 
     def init_state(self) -> State:
         """The State at step 0."""
@@ -238,8 +235,7 @@ class Run:
 
     def _rests(self, phase: Phase) -> tuple[bool, ...]:
         """Of each leaf of a State, whether the steps of a phase leave it as it is."""
-        frozen, resting = self._resting([phase])
-        names = {f"params/{path}" for path in frozen} | {f"batch_stats/{path}" for path in resting}
+        names = self._resting([phase])
         leaves = jax.tree_util.tree_leaves_with_path(self.abstract(phase))
         paths = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
         return tuple(path in names or path.startswith("anchor/") for path in paths)
@@ -310,7 +306,7 @@ class Run:
             in_shardings=(sharding.layouts(state.params), sharding.layouts(state.batch_stats), split),
             # What one process computes, all of them count.
             out_shardings=split if processes.part()[1] == 1 else replicated,
-            keep_unused=True,
+            keep_unused=True,  # as a training step's
         )
         return jitted.trace(state.params, state.batch_stats, batch["input"])
 
