@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_folder, tiny_run
-from tljax import heads, probe, scores
+from tljax import compiled, heads, probe, scores
 from tljax.config import Experiment
 from tljax.data import images
 from tljax.errors import InputError
@@ -164,6 +164,20 @@ x, labels = _problem()
 made = heads.fit(GRID, x, _stream(labels), 3)
 np.save(sys.argv[1], np.stack([head.params["kernel"] for head in made]))
 """
+
+
+def test_vectors_of_512_bits_make_the_same_heads(monkeypatch):
+    wide, found = compiled.wide_vectors(), []
+    assert wide == {"xla_cpu_prefer_vector_width": 512}
+    x, labels = _problem()
+    for options in (wide, {"xla_cpu_prefer_vector_width": 128}):
+        heads._advance.cache_clear()
+        monkeypatch.setattr(compiled, "wide_vectors", lambda options=options: options)
+        found.append(np.stack([head.params["kernel"] for head in heads.fit(GRID, x, _stream(labels), 3)]))
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+    monkeypatch.undo()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=256")
+    assert not compiled.wide_vectors()
 
 
 def test_on_four_devices(tmp_path):

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from tljax import optim, sharding
+from tljax import compiled, optim, sharding
 from tljax.config import Experiment
 from tljax.data.pipeline import TrainInput
 from tljax.errors import InputError
@@ -246,7 +246,8 @@ def _advance(like: Experiment, steps: int, mesh: Mesh, alone: bool) -> Callable[
     sharded = jax.shard_map(
         all_steps, mesh=mesh, in_specs=(heads, heads, whole, whole), out_specs=heads, check_vma=False
     )
-    options = {} if alone else {"xla_cpu_multi_thread_eigen": False}
+    options = compiled.wide_vectors() if jax.default_backend() == "cpu" else {}
+    options |= {} if alone else {"xla_cpu_multi_thread_eigen": False}
     return jax.jit(sharded, donate_argnums=0, compiler_options=options)
 
 
