@@ -11,13 +11,14 @@ import pytest
 from etils import epath
 
 from tests.conftest import tiny_run
-from tljax import array_files, checkpoint, storage
+from tljax import array_files, checkpoint, features, storage
 from tljax.array_files import Damaged
 from tljax.checkpoint import Checkpoints, named
 from tljax.config import CheckpointConfig
 from tljax.errors import InputError
 from tljax.metrics import JUDGED
-from tljax.step import State
+from tljax.step import State, TrainStep
+from tljax.train import train
 
 ACCURACY = JUDGED["single_label"]
 
@@ -129,6 +130,7 @@ def test_runs_side_by_side_share_the_files_of_what_does_not_move(tmp_path):
     _flip(runs[1])  # a damaged one is not taken over
     with _open(runs[2], writer=True) as saved:
         saved.keep_base(_base(_probe(0)))
+        saved.wait()
         assert not array_files.wrong(epath.Path(next(runs[2].glob("base-*"))))
 
 
@@ -286,6 +288,21 @@ def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_step_named(tmp_p
         assert saved.newest() == 1
         _same(saved.restore(1, _abstract(_state(0))), _state(1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1"]
+
+
+@pytest.mark.parametrize("cache, steps", [("off", 1), ("on", 0)])
+def test_a_disk_that_does_not_take_the_base_ends_the_run_at_once(cache, steps, tmp_path, shapes, monkeypatch):
+    """It is stored beside the first step, or before features are computed, and no second step is taken without it."""
+    run, taken, computed = tiny_run(f"folder:{shapes}", tuning__strategy="linear_probe", cache=cache), [], []
+    step, compute = TrainStep.__call__, features.computed
+    monkeypatch.setattr(TrainStep, "__call__", lambda self, *of: taken.append(1) or step(self, *of))
+    monkeypatch.setattr(features, "computed", lambda *of, **also: computed.append(1) or compute(*of, **also))
+    _failing(monkeypatch, 100)
+    with pytest.raises(InputError) as error:
+        train(run.experiment, tmp_path, prepared=run)
+    assert f"{tmp_path}/checkpoints/base-" in str(error.value)
+    assert "(No space left on device), tried 4 times" in str(error.value) and "saved: none" in str(error.value)
+    assert len(taken) == steps and not computed
 
 
 @pytest.mark.parametrize(

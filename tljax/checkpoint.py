@@ -25,7 +25,7 @@ _BASE = "base-"
 class Checkpoints:
     """`STEP/` holds the leaves of a State that have moved since the start, `base-DIGEST/`, for all steps, the others.
 
-    Saving is asynchronous; of a State as it is at the call.
+    Saving is asynchronous; of a State as it is at the call, of a base as it has to stay until it is waited for.
     """
 
     def __init__(self, folder: epath.Path, judged: Judgement, config: CheckpointConfig, writer: bool = False):
@@ -57,24 +57,25 @@ class Checkpoints:
         return sorted(int(path.name) for path in numbered if (path / MANIFEST).exists())
 
     def keep_base(self, leaves: Mapping[str, Any]) -> None:
-        """Stores leaves that do not move, unless they are there; every step that is saved from now on refers to them.
+        """Starts storing leaves that do not move, unless they are there; all steps saved from now on refer to them.
 
         Args:
             leaves: some of a State, as `named` names them.
 
         Raises:
-            InputError: the disk does not take them, or the steps that there are have another base.
+            InputError: the steps that there are have another base. `wait` says whether the disk takes this one.
         """
+        self.wait()
         found = {name: np.asarray(leaf) for name, leaf in leaves.items()}
         self._base, steps = tuning.digest(found) if found else "", self.steps
         if steps and self._base_of(steps[-1]) != self._base:
             raise InputError(f"{self._folder}: what does not train is not what it was: are these the same weights?")
-        folder = self._base_folder(self._base)
-        if self._base and array_files.wrong(folder) and not self._link(folder):
-            self._write(folder, found, {})
+        if self._base:
+            self._saving = self._thread.submit(self._save_base, self._base_folder(self._base), found)
 
     def base_is_whole(self) -> bool:
         """Whether what the step that `newest` found refers to, and those that are saved from now on, is undamaged."""
+        self.wait()
         return not self._base or not array_files.wrong(self._base_folder(self._base))
 
     def save(self, state: State, unmoved: Collection[str] = (), validation: Mapping[str, Any] | None = None) -> None:
@@ -145,6 +146,7 @@ class Checkpoints:
             Damaged: its files are not the ones that were written.
             InputError: it was made for another model.
         """
+        self.wait()
         folder, base = self._folder / str(step), self._base_of(step)
         leaves = array_files.read(folder)
         if base:
@@ -187,6 +189,10 @@ class Checkpoints:
     def _save(self, step: int, leaves: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
         self._write(self._folder / str(step), leaves, facts)
         self._prune()
+
+    def _save_base(self, folder: epath.Path, leaves: dict[str, np.ndarray]) -> None:
+        if array_files.wrong(folder) and not self._link(folder):
+            self._write(folder, leaves, {})
 
     def _write(self, folder: epath.Path, leaves: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         try:

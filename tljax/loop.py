@@ -74,6 +74,8 @@ class Loop:
                 for step, batch in enumerate(batches, begins + 1):
                     state, metrics = program(length_of(batch))(state, batch)
                     self._unread.append((step, metrics))
+                    if step == start + 1:
+                        self._checkpoints.wait()  # what does not move is stored beside this step: did the disk take it?
                     report(step, self._log(board) if step % run.experiment.log_every == 0 or step == last else "")
                     stops = self._all(bool(self._notice.reason()))
                     self._after(board, step, state, stops)
@@ -106,6 +108,7 @@ class Loop:
         run, step, split = self._run, int(state.step), self._run.inputs.splits["train"]
         if not run.start(phase):
             return run.train_input()
+        self._checkpoints.wait()  # computing features may take longer than a step
         try:
             found = features.computed(
                 run, state, split, features.stops(run, phase), training=True, halt=self._notice.raises
