@@ -161,6 +161,18 @@ def test_clip_sees_trainable_leaves_only_and_multipliers_scale_the_step():
     assert isinstance(updates["frozen"], optax.MaskedNode)
 
 
+@pytest.mark.parametrize("limit", [1.0, 100.0])
+def test_norm_and_clip_are_optaxs(limit):
+    rng = np.random.default_rng(0)
+    grads = {name: jnp.asarray(rng.standard_normal((9, size)), jnp.float32) for name, size in (("a", 5), ("b", 7))}
+    grads |= {"c": grads["a"] * 2, "frozen": optax.MaskedNode()}
+    theirs, ours = optax.clip_by_global_norm(limit), optim._clip(limit)
+    assert jax.jit(optim.norm)(grads) == jax.jit(optax.tree.norm)(grads)
+    found, wanted = (jax.jit(tx.update)(grads, tx.init(grads))[0] for tx in (ours, theirs))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert (found["a"] == grads["a"]).all() == (limit == 100)
+
+
 def test_a_frozen_leaf_whose_gradient_is_passed_all_the_same_stays():
     multipliers = {"frozen": 0.0, "fast": 1.0}
     params = {name: jnp.ones(2) for name in multipliers}

@@ -1,7 +1,7 @@
 """The optimizer of a multiplier tree: state for trainable leaves only, one learning rate per multiplier."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,33 @@ def _moment(grad, old, finite, decay, order):
 def _direction(first, second, count, b1, b2, eps):
     first, second = (optax.tree.bias_correction(m, b, count) for m, b in ((first, b1), (second, b2)))
     return first / (jnp.sqrt(second) + eps)
+
+
+def norm(tree: Tree) -> jax.Array:
+    """Of all leaves together: `optax.tree.norm`, but traced once for each shape of a leaf."""
+    # Without it, the squares are those of Adam's second moment, too, and XLA's CPU compiler writes them to memory.
+    leaves = jax.lax.optimization_barrier(jax.tree.leaves(tree))
+    return jnp.sqrt(reduce(jax.lax.add, map(_squares, leaves)))
+
+
+@jax.jit
+def _squares(leaf):
+    return jnp.sum(jnp.square(leaf))
+
+
+def _clip(limit: float) -> Transformation:
+    """`optax.clip_by_global_norm`, but traced once for each shape of a leaf."""
+
+    def update(grads, state, params=None):
+        size = norm(grads)
+        return jax.tree.map(lambda grad: _clipped(grad, size, limit), grads), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+@jax.jit
+def _clipped(grad, size, limit):
+    return jnp.where(size < limit, grad, grad / size * limit)
 
 
 def _adamw(config: OptimConfig, decay: Transformation) -> Transformation:
@@ -191,7 +218,7 @@ def optimizer(
     began = jax.tree.map(lambda m, phase: f"since {phase}" if m else FROZEN, multipliers, since)
     directions = {label: OPTIMIZERS[config.name](config, decay) for label in jax.tree.leaves(began)}
     scales = {_label(m): _scale(m) for m in jax.tree.leaves(multipliers)}
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts = [_clip(config.clip_norm)] if config.clip_norm else []
     parts += [optax.multi_transform(directions | {FROZEN: optax.set_to_zero()}, began)]
     parts += [optax.multi_transform(scales, jax.tree.map(_label, multipliers))]
     return optax.chain(*parts)

@@ -11,7 +11,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float
 
-from tljax import metrics, mix, tuning
+from tljax import metrics, mix, optim, tuning
 from tljax.config import OptimConfig, RegulariseConfig
 
 Batch = dict[str, Any]  # as `data.pipeline.HostBatch`
@@ -143,12 +143,13 @@ def gradients(state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, 
     key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
     batch = mix.mixed(batch, jax.random.fold_in(key, mix.KEY), rules.regularise.mixup, rules.regularise.cutmix)
     loss, scores, batch_stats, grads = _gradients(trainable, state, batch, rules)
-    norm = _norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    norm = optim.norm(grads)
+    # A reduction: XLA puts anything less into each leaf's update anew, 1,500 of a ViT-S step's 21,400 instructions.
+    finite = jnp.all(jnp.isfinite(jnp.stack((loss, norm))))
     if rules.optim.sam_rho:
         climbed = jax.tree.map(lambda w, g: w + g * (rules.optim.sam_rho / (norm + 1e-12)), trainable, grads)
         _, _, _, grads = _gradients(climbed, state, batch, rules)
-        finite &= jnp.isfinite(_norm(grads))
+        finite &= jnp.isfinite(optim.norm(grads))
     return loss, scores, batch_stats, grads, norm, finite
 
 
@@ -189,11 +190,6 @@ def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tupl
     loss, scores, batch_stats, grads = found
     penalty, pulls = _pull(trainable, state.anchor, rules)
     return loss + penalty, scores, batch_stats, jax.tree.map(jnp.add, grads, pulls)
-
-
-def _norm(grads: Any) -> jax.Array:
-    # Without it, the squares are those of Adam's second moment, too, and XLA's CPU compiler writes them to memory.
-    return optax.tree.norm(jax.lax.optimization_barrier(grads))
 
 
 @jax.jit
