@@ -1,6 +1,7 @@
 """What a run's step costs, read from the compiled programs: the proof that frozen means frozen."""
 
 import dataclasses
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +14,8 @@ from tljax.phases import Phase
 from tljax.run import Run
 
 Block = dict[str, Any]
+
+_ANALYSED: weakref.WeakKeyDictionary[jax.stages.Compiled, Any] = weakref.WeakKeyDictionary()
 
 
 def cost(run: Run) -> Block:
@@ -34,16 +37,16 @@ def cost(run: Run) -> Block:
             bytes the highest.
     """
     rows = evaluation_rows(run)
-    # The compiler needs no Python: while it is at the programs, others are traced.
+    # The compiler needs no Python, which is one thread's at a time: it is at one program while the next is traced.
     with ThreadPoolExecutor() as pool:
         traced, compiled = [], []
         for phase in run.phases:
             traced.append(run.trace_train_step(phase))
-            compiled.append(pool.submit(run.train_step, phase, traced=traced[-1]))
+            compiled.append(pool.submit(run.train_step, phase, lowered=traced[-1].lower()))
         last = run.phases[-1]
         start = run.evaluation_start(last)
         evaluated = run.trace_eval_step(rows, start=start)
-        evaluating = pool.submit(run.eval_step, rows, start=start, traced=evaluated)
+        evaluating = pool.submit(run.eval_step, rows, start=start, lowered=evaluated.lower())
         counted = [flops.count(one.jaxpr) for one in traced]
         full = counted[-1] if _trains_everything(last) else _of_everything(run, last)
         programs, evaluation = [one.result().program for one in compiled], evaluating.result()
@@ -98,16 +101,23 @@ def _of_phase(run: Run, phase: Phase, program: jax.stages.Compiled, counted: flo
         **_parameters(run, phase.multipliers),
         "optimizer_state_bytes": optimizer_state_bytes(run.abstract(phase).opt_state),
         "step_flops": _flops(program) * run.mesh.size * parts if _counts() else counted,
-        "step_temp_bytes": program.memory_analysis().temp_size_in_bytes,
+        "step_temp_bytes": _memory(program).temp_size_in_bytes,
         "step_peak_bytes": peak_bytes(program),
     }
 
 
 def peak_bytes(program: jax.stages.Compiled) -> int:
     """On each device: arguments, what is needed beside them, and results that do not take the place of arguments."""
-    found = program.memory_analysis()
+    found = _memory(program)
     results = found.output_size_in_bytes - found.alias_size_in_bytes
     return found.argument_size_in_bytes + found.temp_size_in_bytes + results
+
+
+def _memory(program: jax.stages.Compiled) -> Any:
+    """XLA's analysis, once: it takes a twentieth of a second of a ViT's step, and a start asks thrice."""
+    if program not in _ANALYSED:
+        _ANALYSED[program] = program.memory_analysis()
+    return _ANALYSED[program]
 
 
 def _trains_everything(phase: Phase) -> bool:

@@ -249,14 +249,14 @@ class Run:
         batch = self.abstract_batch(self.batch_size, 0, self.start(phase))
         return jax.jit(found).trace(self.abstract(phase), batch, self._numbers(phase))
 
-    def train_step(self, phase: Phase, length: int = 0, traced: jax.stages.Traced | None = None) -> TrainStep:
-        """(State, batch) -> State, metrics; compiled, of the `traced` where it is there."""
+    def train_step(self, phase: Phase, length: int = 0, lowered: jax.stages.Lowered | None = None) -> TrainStep:
+        """(State, batch) -> State, metrics; compiled, of the `lowered` where it is there."""
         # A CPU's compiler takes away the barriers that hold recomputation back, unless told not to.
         on_cpu = self.experiment.remat and jax.default_backend() == "cpu"
         options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
 
         def make():
-            return (traced or self.trace_train_step(phase, length)).lower().compile(compiler_options=options)
+            return (lowered or self.trace_train_step(phase, length).lower()).compile(compiler_options=options)
 
         key, numbers = ("train", self._key(phase), self._tokens(length), self.cached), self._numbers(phase)
         laid = functools.partial(sharding.place, numbers, sharding.replicated(self.mesh))
@@ -267,12 +267,12 @@ class Run:
         return self.phases.index(phase) if phase in self.phases else phase
 
     def eval_step(
-        self, batch_size: int, length: int = 0, start: int = 0, traced: jax.stages.Traced | None = None
+        self, batch_size: int, length: int = 0, start: int = 0, lowered: jax.stages.Lowered | None = None
     ) -> jax.stages.Compiled:
         """(params, batch_stats, input of `batch_size` rows with `start` groups behind them) -> logits; compiled."""
         return self.once(
             ("eval", batch_size, self._tokens(length), start),
-            lambda: (traced or self.trace_eval_step(batch_size, length, start)).lower().compile(),
+            lambda: (lowered or self.trace_eval_step(batch_size, length, start).lower()).compile(),
         )
 
     def trace_prefix(self, stop: int, length: int = 0) -> jax.stages.Traced:
