@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -12,7 +14,9 @@ import pytest
 from filelock import FileLock
 
 from tests.conftest import ROOT, tiny_run
-from tljax import compiled
+from tljax import backbone, compiled
+from tljax.config import BackboneConfig
+from tljax.convert import convert
 from tljax.network import Network
 from tljax.run import Run
 from tljax.train import train
@@ -147,6 +151,30 @@ def test_a_run_traces_each_program_once(strategy, cache, beside, shapes, tmp_pat
     run = tiny_run(f"folder:{shapes}", tuning__strategy=strategy, cache=cache)
     train(run.experiment, tmp_path, prepared=run)
     assert sorted(traced) == sorted(["_init", "trace_eval_step", "trace_train_step", *beside])
+
+
+def test_weights_are_converted_and_read_once_beside_the_plan(shapes, tiny_weights, tmp_path, monkeypatch, capfd):
+    folder, calls = tmp_path / "timm", []
+    convert(BackboneConfig(weights=str(tiny_weights)), folder, "timm")
+    read, restore = backbone.read, backbone.restore
+
+    def slow(*of):
+        calls.append("read")
+        time.sleep(1.5)  # for the plan to ask for them meanwhile
+        return read(*of)
+
+    def restored(*of):
+        found, main = restore(*of), threading.current_thread() is threading.main_thread()
+        calls.append("restore, waited for" if main else "restore")
+        return found
+
+    monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(backbone, "read", slow)
+    monkeypatch.setattr(backbone, "restore", restored)
+    run = tiny_run(f"folder:{shapes}", "", backbone__weights=str(folder))
+    train(run.experiment, tmp_path / "run", prepared=run)
+    assert calls == ["read", "restore"]
+    assert "another process" not in capfd.readouterr().err
 
 
 def test_a_program_whose_writing_was_cut_short_is_compiled_again_once(tmp_path):

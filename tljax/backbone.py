@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +32,7 @@ from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, made_once, sha2
 from tljax.weights.surgery import adapt_channels, resample_pos_embed
 
 POS_EMBED = "params/stem/pos_embed"
+_CONVERTING = threading.Lock()  # a thread may be at it when another asks
 # The one array whose shape depends on the number of channels.
 FIRST_KERNEL = {ViT: "params/stem/kernel", ResNet: "params/stem/conv1/conv/kernel", BiT: "params/stem/conv/kernel"}
 
@@ -205,17 +207,18 @@ def converted(row: Pretrained) -> Path:
 
     The key is the file's content and the table of rules, so that a change in either is converted anew.
     """
-    path = fetch(row.uri, row.sha256)
-    if (path / "tljax.json").is_file():
-        return path
-    path = _file_in(path) if path.is_dir() else path
-    found = row.sha256 or sha256_of(path)
-    key = hashlib.sha256(f"{found} {row.source} {module_of(row)} {_tables(row)}".encode()).hexdigest()
-    target = cache_dir() / "backbones" / f"{row.backbone}-{key[:16]}"
-    with made_once(target) as making:
-        if making:
-            write(making, row, *read(row, path))
-    return target
+    with _CONVERTING:
+        path = fetch(row.uri, row.sha256)
+        if (path / "tljax.json").is_file():
+            return path
+        path = _file_in(path) if path.is_dir() else path
+        found = row.sha256 or sha256_of(path)
+        key = hashlib.sha256(f"{found} {row.source} {module_of(row)} {_tables(row)}".encode()).hexdigest()
+        target = cache_dir() / "backbones" / f"{row.backbone}-{key[:16]}"
+        with made_once(target) as making:
+            if making:
+                write(making, row, *read(row, path))
+        return target
 
 
 def _file_in(folder: Path) -> Path:

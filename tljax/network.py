@@ -58,6 +58,7 @@ class Network:
         init = head.init if head.init in HEAD_INITS else "zeros"
         rates = noise.dropout, noise.drop_path
         self._model = Classifier(self.backbone, len(classes), init, head.bias, additions, *rates)
+        self._read: dict[str, Any] | None = None
         # Traced once, for the shapes and for `start`. The key is an argument: all seeds have the same program.
         whole = jax.jit(self._init)
         self.abstract = whole.eval_shape(jax.random.key(0))
@@ -92,9 +93,14 @@ class Network:
         started = set(self.new)
         return unflatten_dict({path: new if path in started else pretrained for path in self.layout.group_of}, sep="/")
 
-    def compile(self) -> None:
-        """Compiles what `start` runs, so that it need not wait for the compiler."""
+    def make_ready(self) -> None:
+        """Reads and compiles what `start` needs: in a thread, beside what else there is to do before it."""
+        if self._experiment.backbone.weights:
+            self._read = self._restored()
         self._made.lower(jax.random.key(0)).compile()
+
+    def _restored(self) -> dict[str, Any]:
+        return backbone.restore(self._row, self.backbone, self._preprocessing.inputs, self.shapes)
 
     def start(self) -> Variables:
         """The variables at step 0: pretrained, and new what the weights lack; or all new where the config has none.
@@ -105,7 +111,7 @@ class Network:
         key = jax.random.key(self._experiment.seed)
         if not self._experiment.backbone.weights:
             return self._made(key)
-        found = backbone.restore(self._row, self.backbone, self._preprocessing.inputs, self.shapes)
+        found, self._read = self._read or self._restored(), None
         params = {"backbone": found["params"]}
         if self._experiment.head.init == "pretrained":
             params[HEAD] = self._own_head(found)

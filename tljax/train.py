@@ -150,12 +150,12 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
         console.console.print(f"resuming {folder.path} at step {step} of {run.resolved.steps}")
         run.cached = processes.on_first(lambda: folder.plan["cached"])
         return checkpoints.restore(step, run.abstract_state(step)), seconds, waited
-    run.cached, told = processes.on_first(lambda: features.choice(run, runs))
-    if told:
-        console.console.print(told)
-    # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
     with ThreadPoolExecutor() as pool:
-        pool.submit(run.network.compile)  # beside the programs that the plan has compiled
+        # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
+        pool.submit(run.network.make_ready)  # beside what is traced and compiled for the plan
+        run.cached, told = processes.on_first(lambda: features.choice(run, runs))
+        if told:
+            console.console.print(told)
         found = plan(run)
     show(found)
     needed = memory.predict(run)
