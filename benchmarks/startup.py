@@ -4,10 +4,11 @@
 
 Each start is a process of `train`. Its clock starts before Python does, and stops when program, state and batch of the
 first step are there. `quickstart` and `solar` are configs of this project, with trained weights and real pictures; the
-others are networks of random weights on 48 pictures of 224 px in batches of 16, with AdamW. A round is a first start,
-for which TLJAX_CACHE holds what was downloaded and nothing else, a second one in another workdir, and one in the
-workdir of a run that was stopped after a step; the cases take turns. Seconds are medians of the rounds, with the least
-and the most, and so is the share, of each round's start in its first.
+others see 48 pictures of 224 px in batches of 16, with AdamW, and start from weights in a file as timm writes it, but
+for `vit_scratch`, which draws its own. A round is a first start, for which TLJAX_CACHE holds what was downloaded and
+nothing else, a second one in another workdir, and one in the workdir of a run that was stopped after a step; the cases
+take turns. Seconds are medians of the rounds, with the least and the most, and so is the share, of each round's start
+in its first.
 
 Parts of it, as medians: `imports` until there is a config, `data` until the run is assembled, `tracing` in Python, and
 `programs`, from the compiler or the disk; what two threads do at the same time counts twice. Then `--help`, and
@@ -31,7 +32,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 REAL = {"quickstart": "configs/quickstart.py", "solar": "configs/elpv_vit.py:last_k"}
-RANDOM = {
+MADE = {
+    "vit_scratch": ("vit_small_patch16", "full"),
     "vit_full": ("vit_small_patch16", "full"),
     "vit_probe": ("vit_small_patch16", "linear_probe"),
     "resnet_full": ("resnet50", "full"),
@@ -50,7 +52,9 @@ def get_config(case: str):
     from tljax.config import default
 
     values = default()
-    values.backbone.name, values.tuning.strategy = RANDOM[case]
+    values.backbone.name, values.tuning.strategy = MADE[case]
+    weights = Path(os.environ.get("STARTUP_WEIGHTS", ""), case)
+    values.backbone.weights = str(weights) if weights.exists() else ""
     values.task.update(dataset=f"folder:{os.environ['STARTUP_PICTURES']}", image_size=224, batch_size=16)
     values.optim.update(learning_rate=1e-4, weight_decay=0.05, clip_norm=1.0)
     values.update(steps=10, log_every=1)
@@ -118,10 +122,11 @@ def rounds(cases: list[str], number: int, folder: Path) -> dict[str, dict[str, l
     """Case -> kind of start -> what each round found."""
     found = {case: {kind: [] for kind in ("first", "second", "goes on")} for case in cases}
     for case in cases:
-        command = [*TLJAX, "train", config(case), f"--workdir={folder / case}", "--max-seconds=1"]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if done.returncode != 75:
-            raise SystemExit(f"{case}: exit status {done.returncode}\n{done.stderr[-3000:]}")
+        if case in MADE and case != "vit_scratch":
+            drawn = folder / f"{case}-drawn"
+            carry_out(["train", config(case), f"--workdir={drawn}", "--config.steps=1"])
+            carry_out(["convert", str(drawn), os.environ["STARTUP_WEIGHTS"] + f"/{case}", "--to=timm"])
+        carry_out(["train", config(case), f"--workdir={folder / case}", "--max-seconds=1"], 75)
     for turn in range(number):
         for case, kinds in found.items():
             for made in (folder / "cache").iterdir():
@@ -132,6 +137,13 @@ def rounds(cases: list[str], number: int, folder: Path) -> dict[str, dict[str, l
                 starts.append(timed(case, workdir if kind == "goes on" else folder / f"{case}-{kind}-{turn}"))
             print(f"{case}, round {turn + 1}: done", file=sys.stderr, flush=True)
     return found
+
+
+def carry_out(arguments: list[str], status: int = 0) -> None:
+    """A verb, which is to end with this status."""
+    done = subprocess.run([*TLJAX, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode != status:
+        raise SystemExit(f"{' '.join(arguments)}: exit status {done.returncode}\n{done.stderr[-3000:]}")
 
 
 def row(case: str, kinds: dict[str, list[dict[str, float]]]) -> list[str]:
@@ -177,8 +189,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["STARTUP_PICTURES"] = str(_pictures(folder / "pictures"))
-        os.environ["TLJAX_CACHE"] = str(folder / "cache")
-        for name in [name for name in os.environ if name.startswith("JAX_")]:
+        os.environ["TLJAX_CACHE"], os.environ["STARTUP_WEIGHTS"] = str(folder / "cache"), str(folder / "weights")
+        # Some let no module be kept compiled: each start would compile all of them.
+        for name in [name for name in os.environ if name.startswith("JAX_") or name == "PYTHONDONTWRITEBYTECODE"]:
             del os.environ[name]
         cores = len(os.sched_getaffinity(0))
         print(
