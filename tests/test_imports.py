@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "flags": {"config", "fields", "phases"},
     "data": {"config", "console", "preprocessing", "weights"},
     "mix": set(),
-    "step": {"config", "metrics", "mix", "tuning"},
+    "step": {"config", "metrics", "mix", "optim", "tuning"},
     "checkpoint": {
         *("array_files", "config", "console", "metrics", "sharding", "step", "storage", "tuning"),
     },
@@ -52,7 +52,7 @@ MAY_IMPORT = {
         *("beginning", "config", "data", "inputs", "network", "optim", "phases", "processes"),
         *("resolve", "sharding", "step", "tuning"),
     },
-    "heads": {"config", "data", "models", "optim", "sharding", "step"},
+    "heads": {"compiled", "config", "data", "models", "optim", "sharding", "step"},
     "probe": {"config", "data", "heads", "metrics", "scores"},
     "logistic": {"probe"},
     "knn": {"probe", "sharding"},
