@@ -305,6 +305,20 @@ def test_a_disk_that_does_not_take_the_base_ends_the_run_at_once(cache, steps, t
     assert len(taken) == steps and not computed
 
 
+def test_what_is_stored_beside_a_step_is_not_given_away_to_it(tmp_path, shapes, monkeypatch):
+    """Averages of statistics that rest are in the base, and the step's, as a later phase may move them."""
+    values = {"tuning__strategy": "last_k", "tuning__k": 1, "optim__average": "ema", "cache": "off"}
+    run, kept = tiny_run(f"folder:{shapes}", "tiny_resnet", **values), {}
+    keep_base = Checkpoints.keep_base
+    monkeypatch.setattr(Checkpoints, "keep_base", lambda self, leaves: kept.update(leaves) or keep_base(self, leaves))
+    train(run.experiment, tmp_path, prepared=run)
+    assert {name.split("/")[0] for name in kept} == {"average", "batch_stats", "params"}
+    assert {name for name, leaf in kept.items() if isinstance(leaf, np.ndarray)} == {
+        name for name in kept if name.startswith("average/")
+    }
+    assert not [name for name, leaf in kept.items() if isinstance(leaf, jax.Array) and leaf.is_deleted()]
+
+
 @pytest.mark.parametrize(
     ("which", "message"),
     [("7", "no checkpoint '7'; there are: latest, best, 1"), ("best", "no checkpoint has a validation metric")],

@@ -178,7 +178,9 @@ def _keep_base(run: Run, state: State, checkpoints: Checkpoints) -> None:
     """Of a State at its beginning; by the first process, but all have parts of it."""
     leaves = sharding.gathered(base_of(run, state))
     if processes.is_first():
-        checkpoints.keep_base(leaves)
+        # Copied, what the step beside which it is stored is given: averages, for they may move in a later phase.
+        given = {name: np.array(leaf) for name, leaf in leaves.items() if name.startswith("average/")}
+        checkpoints.keep_base(leaves | given)
 
 
 def base_of(run: Run, state: State) -> dict[str, jax.Array]:
