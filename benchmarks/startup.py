@@ -53,12 +53,18 @@ def get_config(case: str):
 
     values = default()
     values.backbone.name, values.tuning.strategy = MADE[case]
-    weights = Path(os.environ.get("STARTUP_WEIGHTS", ""), case)
-    values.backbone.weights = str(weights) if weights.exists() else ""
+    weights = weights_of(case)
+    values.backbone.weights = str(weights) if weights and weights.exists() else ""
     values.task.update(dataset=f"folder:{os.environ['STARTUP_PICTURES']}", image_size=224, batch_size=16)
     values.optim.update(learning_rate=1e-4, weight_decay=0.05, clip_norm=1.0)
     values.update(steps=10, log_every=1)
     return values
+
+
+def weights_of(case: str) -> Path | None:
+    """Where those of its network are, or will be; None of a case that brings or draws its own."""
+    own = case in REAL or case == "vit_scratch"
+    return None if own else Path(os.environ["STARTUP_WEIGHTS"], MADE[case][0])
 
 
 def start(arguments: list[str]) -> None:
@@ -122,10 +128,11 @@ def rounds(cases: list[str], number: int, folder: Path) -> dict[str, dict[str, l
     """Case -> kind of start -> what each round found."""
     found = {case: {kind: [] for kind in ("first", "second", "goes on")} for case in cases}
     for case in cases:
-        if case in MADE and case != "vit_scratch":
+        weights = weights_of(case)
+        if weights and not weights.exists():
             drawn = folder / f"{case}-drawn"
             carry_out(["train", config(case), f"--workdir={drawn}", "--config.steps=1"])
-            carry_out(["convert", str(drawn), os.environ["STARTUP_WEIGHTS"] + f"/{case}", "--to=timm"])
+            carry_out(["convert", str(drawn), str(weights), "--to=timm"])
         carry_out(["train", config(case), f"--workdir={folder / case}", "--max-seconds=1"], 75)
     for turn in range(number):
         for case, kinds in found.items():
@@ -182,7 +189,7 @@ def _pictures(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cases", default="quickstart,solar,vit_full,vit_probe,resnet_full,resnet_probe")
+    parser.add_argument("--cases", default="quickstart,solar,vit_full,vit_probe,vit_scratch,resnet_full,resnet_probe")
     options = parser.parse_args()
     import jax
 
