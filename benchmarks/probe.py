@@ -81,6 +81,28 @@ def large_product(flops: float, size: int = 2048) -> Call:
     return call
 
 
+def plain(x: np.ndarray, stream: TrainInput, one: Experiment, classes: int, steps: int) -> Call:
+    """One head, as one writes it: optax's AdamW of a kernel [features, classes], and a scan over steps."""
+    rows, features, labels = jnp.asarray(stream.order(steps)[..., 1]), jnp.asarray(x), jnp.asarray(stream.labels)
+    rate = optax.cosine_decay_schedule(one.optim.learning_rate, steps)
+    tx = optax.adamw(rate, weight_decay=one.optim.weight_decay, mask={"kernel": True, "bias": False})
+
+    def loss(params, x, y):
+        return optax.softmax_cross_entropy_with_integer_labels(x @ params["kernel"] + params["bias"], y).mean()
+
+    def step(carry, places):
+        params, opt_state = carry
+        updates, opt_state = tx.update(jax.grad(loss)(params, features[places], labels[places]), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    @jax.jit
+    def run():
+        params = {"kernel": jnp.zeros((WIDTH, classes)), "bias": jnp.zeros(classes)}
+        return jax.lax.scan(step, (params, tx.init(params)), rows)[0]
+
+    return lambda: jax.block_until_ready(run())
+
+
 def plain_vmap(x: np.ndarray, stream: TrainInput, grid: list[Experiment], classes: int, steps: int) -> Call:
     """A step as one writes it for one head, and vmap around it; every head gathers the batches of its seed."""
 
@@ -158,12 +180,14 @@ def heads_against_others(classes: int, epochs: int, rounds: int, clock: Callable
         "64 heads at once": lambda: heads.fit(grid, x, stream, classes),
         "64 heads, a plain `vmap`": plain_vmap(x, stream, grid, classes, steps),
         "one head": lambda: heads.fit(one, x, stream, classes),
+        "one head, plain JAX": plain(x, stream, one[0], classes, steps),
     }
     if importlib.util.find_spec("torch"):
         calls["one head, PyTorch"] = in_torch(x, stream, classes, steps, fused=False)
         calls["one head, PyTorch, fused AdamW"] = in_torch(x, stream, classes, steps, fused=True)
     seconds = compare(calls, rounds, clock)
-    seconds["64 heads one after another (64 × one)"] = [64 * found for found in seconds["one head"]]
+    for name in [name for name in seconds if name.startswith("one head")]:
+        seconds[f"64 × {name}"] = [64 * found for found in seconds[name]]
     ours, scale = statistics.median(seconds["64 heads at once"]), 100 / epochs
     rows = [(name, told(found, scale), f"{statistics.median(found) / ours:.2f}") for name, found in seconds.items()]
     table(f"{classes} classes", ("s of 100 epochs", "÷ 64 heads at once"), rows)

@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "inputs": {"backbone", "config", "data", "resolve"},
     "beginning": {"config", "network", "optim", "phases", "sharding", "step", "tuning"},
     "run": {
-        *("beginning", "config", "data", "inputs", "network", "optim", "phases", "processes"),
+        *("beginning", "compiled", "config", "data", "inputs", "network", "optim", "phases", "processes"),
         *("resolve", "sharding", "step", "tuning"),
     },
     "heads": {"compiled", "config", "data", "models", "optim", "sharding", "step"},

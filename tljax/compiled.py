@@ -15,6 +15,9 @@ from filelock import FileLock, Timeout
 
 MOST_BYTES = 4 * 10**9
 
+# Options with which XLA's CPU compiler leaves `lax.optimization_barrier` where it is until all is fused.
+KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
 
 def keep(folder: Path) -> None:
     """Has jax, which must not have been imported yet, keep programs in a folder, and mends what others left there.

@@ -29,8 +29,8 @@ from tljax.step import Rules, State, train_step
 
 Params = dict[str, Float[np.ndarray, "..."]]  # kernel [features, classes], and bias [classes] if there is one
 
-# Parameters that train at once. On a CPU they, their moments and gradients shall stay in a core's cache.
-_BYTES = {"cpu": 1 << 20}
+# Parameters that train at once. On a CPU they, their moments and gradients shall stay in its caches.
+_BYTES = {"cpu": 3 << 19}
 _BYTES_ELSEWHERE = 1 << 28
 
 
@@ -166,10 +166,11 @@ def _hindrance(experiment: Experiment) -> str:
 def _check(experiments: Sequence[Experiment]) -> None:
     if not experiments:
         raise InputError("no experiments to train heads for")
+    shared = _shared(experiments[0])
     for number, experiment in enumerate(experiments):
         if hindrance := _hindrance(experiment):
             raise InputError(f"experiment {number} is no head on cached features: {hindrance}; train it by itself")
-        if _shared(experiment) != _shared(experiments[0]):
+        if _shared(experiment) != shared:
             raise InputError(
                 f"experiment {number} differs from the first in more than seed, optim.learning_rate,"
                 " optim.weight_decay and regularise.label_smoothing: train it by itself"
@@ -246,7 +247,7 @@ def _advance(like: Experiment, steps: int, mesh: Mesh, alone: bool) -> Callable[
     sharded = jax.shard_map(
         all_steps, mesh=mesh, in_specs=(heads, heads, whole, whole), out_specs=heads, check_vma=False
     )
-    options = compiled.wide_vectors() if jax.default_backend() == "cpu" else {}
+    options = compiled.wide_vectors() | compiled.KEEP_BARRIERS if jax.default_backend() == "cpu" else {}
     options |= {} if alone else {"xla_cpu_multi_thread_eigen": False}
     return jax.jit(sharded, donate_argnums=0, compiler_options=options)
 
@@ -294,6 +295,8 @@ def forward(params, batch_stats, x, key=None, *, dtype):
     logits = jax.lax.dot_general(head["kernel"], x.astype(dtype), (((1,), (1,)), ((), ())))
     if "bias" in head:
         logits = logits + head["bias"][:, None]
+    # Without it, XLA's CPU compiler gives the softmax's maximum to the product's library, which is slow at it.
+    logits = jax.lax.optimization_barrier(logits)
     return logits.T.astype(jnp.float32), batch_stats
 
 

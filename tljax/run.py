@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from tljax import optim, processes, sharding, tuning
+from tljax import compiled, optim, processes, sharding, tuning
 from tljax.beginning import Beginning
 from tljax.config import FROZEN_LAYOUTS, Experiment
 from tljax.data import tasks
@@ -253,7 +253,7 @@ class Run:
         """(State, batch) -> State, metrics; compiled, of the `lowered` where it is there."""
         # A CPU's compiler takes away the barriers that hold recomputation back, unless told not to.
         on_cpu = self.experiment.remat and jax.default_backend() == "cpu"
-        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
+        options = compiled.KEEP_BARRIERS if on_cpu else None
 
         def make():
             return (lowered or self.trace_train_step(phase, length).lower()).compile(compiler_options=options)
