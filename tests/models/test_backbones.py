@@ -11,7 +11,7 @@ from tests.models.test_additions import TINY, some_input, some_variables
 from tests.models.test_resnet import BASIC, BOTTLENECK, converted, weights_of
 from tests.models.test_vit import CASES as VITS
 from tests.models.test_vit import DINOV2, load, variables
-from tljax import backbone
+from tljax import backbone, compiled
 from tljax.errors import InputError
 from tljax.models import BACKBONES, BATCH_NORM_MODES, build
 from tljax.models.classifier import Classifier
@@ -156,8 +156,7 @@ def test_recomputing_groups_takes_a_sixth_of_the_memory():
     def memory(remat):
         lowered = jax.jit(jax.grad(lambda v, x: model.apply(v, x, remat=remat).sum())).lower(weights, image)
         # Without this the CPU compiler drops the barriers that recomputation hangs on; see `groups.run`.
-        compiled = lowered.compile(compiler_options={"xla_disable_hlo_passes": "cse_barrier_expander"})
-        return compiled.memory_analysis().temp_size_in_bytes
+        return lowered.compile(compiler_options=compiled.KEEP_BARRIERS).memory_analysis().temp_size_in_bytes
 
     assert memory(remat=True) < memory(remat=False) / 6
 

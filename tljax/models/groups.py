@@ -27,8 +27,7 @@ def run(layer: nn.Module, x: Any, *rest: Any, remat: bool) -> Any:
 
     Each group is a `jax.checkpoint` of its own, so that one is recomputed as its gradient is due. One around the whole
     forward pass, with a policy that saves what groups give, saves nothing: XLA recomputes all of them at once. XLA's
-    CPU compiler takes the barriers away that hold the recomputation back, unless it is compiled with
-    `compiler_options={"xla_disable_hlo_passes": "cse_barrier_expander"}`.
+    CPU compiler takes the barriers away that hold the recomputation back, unless it is told `compiled.KEEP_BARRIERS`.
     """
     if not remat:
         return _called(layer, x, *rest)
