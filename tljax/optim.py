@@ -1,8 +1,7 @@
 """The optimizer of a multiplier tree: state for trainable leaves only, one learning rate per multiplier."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial, reduce
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +71,7 @@ def norm(tree: Tree) -> jax.Array:
     """
     # Without it, the squares are those of Adam's second moment, too, and XLA's CPU compiler writes them to memory.
     leaves = jax.lax.optimization_barrier(jax.tree.leaves(tree))
-    alike: dict[Any, list[jax.Array]] = {}
+    alike: dict[Hashable, list[jax.Array]] = {}
     for number, leaf in enumerate(leaves):
         alike.setdefault(leaf.shape if leaf.size <= _SMALL else number, []).append(leaf)
     return jnp.sqrt(reduce(jax.lax.add, map(_squares, alike.values())))
