@@ -81,18 +81,20 @@ def large_product(flops: float, size: int = 2048) -> Call:
     return call
 
 
+def plain_loss(params: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(x @ params["kernel"] + params["bias"], y).mean()
+
+
 def plain(x: np.ndarray, stream: TrainInput, one: Experiment, classes: int, steps: int) -> Call:
     """One head, as one writes it: optax's AdamW of a kernel [features, classes], and a scan over steps."""
     rows, features, labels = jnp.asarray(stream.order(steps)[..., 1]), jnp.asarray(x), jnp.asarray(stream.labels)
     rate = optax.cosine_decay_schedule(one.optim.learning_rate, steps)
     tx = optax.adamw(rate, weight_decay=one.optim.weight_decay, mask={"kernel": True, "bias": False})
 
-    def loss(params, x, y):
-        return optax.softmax_cross_entropy_with_integer_labels(x @ params["kernel"] + params["bias"], y).mean()
-
     def step(carry, places):
         params, opt_state = carry
-        updates, opt_state = tx.update(jax.grad(loss)(params, features[places], labels[places]), opt_state, params)
+        grads = jax.grad(plain_loss)(params, features[places], labels[places])
+        updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
     @jax.jit
@@ -107,11 +109,8 @@ def plain_vmap(x: np.ndarray, stream: TrainInput, grid: list[Experiment], classe
     """A step as one writes it for one head, and vmap around it; every head gathers the batches of its seed."""
 
     def step(params, opt_state, rate, decay, x, y):
-        def loss(params):
-            return optax.softmax_cross_entropy_with_integer_labels(x @ params["kernel"] + params["bias"], y).mean()
-
         tx = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(decay, {"kernel": True, "bias": False}))
-        updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+        updates, opt_state = tx.update(jax.grad(plain_loss)(params, x, y), opt_state, params)
         return jax.tree.map(lambda w, u: w - rate * u, params, updates), opt_state
 
     orders = {e.seed: stream_of(stream, e.seed).order(steps)[..., 1] for e in grid}

@@ -164,12 +164,18 @@ def test_clip_sees_trainable_leaves_only_and_multipliers_scale_the_step():
 
 @pytest.mark.parametrize("limit", [1.0, 100.0])
 def test_norm_and_clip_are_optaxs(limit):
+    """To the bit: optax's norm of the small leaves of a shape as one, and one factor for all."""
     rng = np.random.default_rng(0)
     grads = {name: jnp.asarray(rng.standard_normal((9, size)), jnp.float32) for name, size in (("a", 5), ("b", 7))}
     grads |= {"c": grads["a"] * 2, "large": jnp.ones((300, 300)) / 100, "frozen": optax.MaskedNode()}
+    stacked = [jnp.stack([grads["a"], grads["c"]]), grads["b"], grads["large"]]
+    size = jax.jit(optim.norm)(grads)
+    assert size == jax.jit(optax.tree.norm)(stacked)
+    np.testing.assert_allclose(size, jax.jit(optax.tree.norm)(grads), rtol=1e-6)
     theirs, ours = optax.clip_by_global_norm(limit), optim._clip(limit)
-    np.testing.assert_allclose(jax.jit(optim.norm)(grads), jax.jit(optax.tree.norm)(grads), rtol=1e-6)
     found, wanted = (jax.jit(tx.update)(grads, tx.init(grads))[0] for tx in (ours, theirs))
+    factor = np.float32(limit) / max(np.float32(size), np.float32(limit))
+    jax.tree.map(lambda leaf, grad: np.testing.assert_array_equal(leaf, np.asarray(grad) * factor), found, grads)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found, wanted)
     assert (found["a"] == grads["a"]).all() == (limit == 100)
 
