@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "mix": set(),
     "step": {"config", "metrics", "mix", "optim", "tuning"},
     "checkpoint": {
-        *("array_files", "config", "console", "metrics", "sharding", "step", "storage", "tuning"),
+        *("array_files", "config", "console", "lock", "metrics", "sharding", "step", "storage", "tuning"),
     },
     "backbone": {"array_files", "config", "fields", "models", "preprocessing", "weights"},
     "network": {
@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "plan": {"backbone", "console", "cost", "fields", "phases", "run"},
     "features": {"compiled", "console", "cost", "data", "network", "phases", "run", "sharding", "step", "tuning"},
     "lr_find": {"console", "data", "run", "sharding"},
-    "workdir": {"checkpoint", "config", "data", "fields", "lock", "metrics", "resolve", "storage"},
+    "workdir": {"checkpoint", "config", "console", "data", "fields", "lock", "metrics", "resolve", "storage"},
     "predictions": {"console", "data", "processes", "run", "scores", "sharding", "step", "storage"},
     "overrides": {"config", "data", "fields", "inputs", "resolve"},
     "evaluation": {
@@ -78,7 +78,7 @@ MAY_IMPORT = {
         *("bootstrap", "config", "console", "evaluation", "fields", "figures", "metrics", "predictions", "resolve"),
         *("scores", "selection", "storage", "workdir"),
     },
-    "formats": set(),
+    "formats": {"storage"},
     "predict": {"config", "console", "data", "formats", "preprocessing", "run", "sharding", "workdir"},
     "inspect": {"config", "data", "features", "flags", "inputs", "lr_find", "memory", "plan", "resolve", "run"},
     "convert": {"additions", "array_files", "backbone", "config", "models", "run", "weights", "workdir"},
@@ -99,7 +99,7 @@ MAY_IMPORT = {
     },
     "slurm": {"console", "stopping"},
     "launchers": {"console", "devices", "points", "slurm", "stopping", "workdir"},
-    "status": {"console", "metrics", "points", "selection", "workdir"},
+    "status": {"console", "metrics", "points", "selection", "slurm", "workdir"},
     "sweep": {
         *("config", "console", "flags", "joint", "launchers", "metrics", "points", "selection", "status", "stopping"),
         "workdir",

@@ -4,8 +4,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tljax.errors import InputError
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file that it writes
 
 MANIFEST = "manifest.json"
+_DESCRIPTORS = Path("/proc/self/fd")  # by number, the files and folders that this process has opened
 
 
 class Damaged(InputError):
@@ -36,15 +39,32 @@ class Damaged(InputError):
         self.wrong = wrong
 
 
-def write(folder: epath.Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+def write(
+    folder: epath.Path,
+    arrays: Mapping[str, np.ndarray],
+    facts: Mapping[str, Any],
+    check: Callable[[], None] = lambda: None,
+    verify: bool = False,
+) -> None:
     """Writes arrays by name, then a manifest: `facts`, and the size and SHA-256 of every file.
 
     A folder with a manifest is whole, on a disk as in a bucket; `remove` takes the manifest away first.
+
+    Args:
+        check: raises if this process may not write there; called first, and before the manifest is written.
+        verify: whether what was written is looked for as `read` would, but for the arrays' values.
+
+    Raises:
+        InputError: `verify` has not found it.
     """
+    check()
     remove(folder)
     with _here(folder, writing=True) as local:
         _save(Path(local / "arrays"), unflatten_dict(dict(arrays), sep="/"))
+        if verify:
+            _verify(Path(local / "arrays"), arrays)
         content = {**facts, "files": storage.files_of(local)}
+    check()
     sealed = {"content": content, "sha256": _seal(content)}
     storage.write_whole(folder / MANIFEST, json.dumps(sealed).encode())
 
@@ -71,9 +91,9 @@ def manifest(folder: epath.Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / MANIFEST).read_text())
         if _seal(found["content"]) == found["sha256"]:
-            return found["content"]
+            return storage.checked(found["content"], MANIFEST, "it is not one of tljax", {"files": dict})
         wrong = "has other content than was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         wrong = storage.reason(error)
     raise Damaged(folder, f"{MANIFEST}: {wrong}")
 
@@ -95,6 +115,7 @@ def remove(folder: epath.Path) -> None:
 
 def save_tree(folder: Path, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes a nested dict of arrays, and `facts` about it as `tljax.json`, into a new folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     _save(folder / "arrays", tree)
     (folder / "tljax.json").write_text(json.dumps(facts, indent=1))
 
@@ -106,8 +127,8 @@ def load_facts(folder: Path) -> dict[str, Any]:
         InputError: `folder` is not one that it made.
     """
     try:
-        return json.loads((folder / "tljax.json").read_text())
-    except (OSError, ValueError) as error:
+        return storage.read_json(epath.Path(folder / "tljax.json"), "convert it again")
+    except InputError as error:
         raise InputError(f"{folder}: not a folder made by `tljax convert` ({error})") from error
 
 
@@ -121,15 +142,39 @@ def load_tree(folder: Path) -> dict[str, Any]:
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    """By this process alone: where a run has several, the others may be reading at another time."""
+    try:
+        with _pinned(folder) as pinned, _alone():
+            found = v1.metadata(pinned).metadata
+            return v1.load(pinned, jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), found))
+    except Exception as error:  # whatever Orbax or TensorStore met in the files
+        raise _unreadable(folder, error) from error
+
+
+def _verify(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises InputError where Orbax does not find arrays with the names and shapes of those that it was to save."""
+    try:
+        with _pinned(folder) as pinned, _alone():
+            found = flatten_dict(v1.metadata(pinned).metadata, sep="/")
+    except Exception as error:  # as in `_load`
+        raise _unreadable(folder, error) from error
+    for name in arrays.keys() | found.keys():
+        written, shape = (tuple(tree[name].shape) if name in tree else None for tree in (arrays, found))
+        if written != shape:
+            raise InputError(
+                f"{folder}: not what was just saved ({name} is {shape}, not {written}); is the disk whole?"
+            )
+
+
+def _unreadable(folder: Path, error: Exception) -> InputError:
+    told = re.sub(rf"{_DESCRIPTORS}/\d+", lambda _: str(folder.parent), storage.reason(error))
+    return InputError(f"{folder}: cannot be restored ({told})")
+
+
+def _alone() -> v1.Context:
+    """Orbax by this process alone: where a run has several, the others may be reading at another time."""
     me = jax.process_index()
     alone = v1.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}")
-    try:
-        with v1.Context(multiprocessing_options=alone):
-            found = v1.metadata(folder).metadata
-            return v1.load(folder, jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), found))
-    except Exception as error:  # whatever Orbax or TensorStore met in the files
-        raise InputError(f"{folder}: cannot be restored ({storage.reason(error)})") from error
+    return v1.Context(multiprocessing_options=alone)
 
 
 def _save(folder: Path, tree: Mapping[str, Any]) -> None:
@@ -144,8 +189,25 @@ def _save(folder: Path, tree: Mapping[str, Any]) -> None:
     handler = orbax.PyTreeCheckpointHandler(
         use_compression=False, multiprocessing_options=alone, type_handler_registry=registry
     )
-    with orbax.Checkpointer(handler, multiprocessing_options=alone) as saver:
-        saver.save(folder, args=orbax.args.PyTreeSave(tree))
+    with _pinned(folder) as pinned, orbax.Checkpointer(handler, multiprocessing_options=alone) as saver:
+        saver.save(pinned, args=orbax.args.PyTreeSave(tree))
+
+
+@contextlib.contextmanager
+def _pinned(folder: Path) -> Iterator[Path]:
+    """Yields another path to a folder, of which the one around it must be there.
+
+    Orbax takes brackets in a path for a pattern, and TensorStore makes folders anew that another process has removed;
+    through a descriptor of the folder around it, neither can.
+    """
+    if not _DESCRIPTORS.is_dir():  # not Linux: odd paths end with what `_verify` finds
+        yield folder
+        return
+    around = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _DESCRIPTORS / str(around) / folder.name
+    finally:
+        os.close(around)
 
 
 def _seal(content: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ from tljax import array_files, console, sharding, storage, tuning
 from tljax.array_files import MANIFEST, Damaged
 from tljax.config import CheckpointConfig
 from tljax.errors import InputError
+from tljax.lock import Lost
 from tljax.metrics import Judgement
 from tljax.step import State
 
@@ -28,14 +29,26 @@ class Checkpoints:
     Saving is asynchronous; of a State as it is at the call, of a base as it has to stay until it is waited for.
     """
 
-    def __init__(self, folder: epath.Path, judged: Judgement, config: CheckpointConfig, writer: bool = False):
-        """Opens `folder`; `judged` says which is best. A `writer` also removes what a killed run left half done."""
+    def __init__(
+        self,
+        folder: epath.Path,
+        judged: Judgement,
+        config: CheckpointConfig,
+        writer: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ):
+        """Opens `folder`; `judged` says which is best. A `writer` also removes what a killed run left half done.
+
+        `check` raises where this process may write there no more; it is asked before anything is written or removed.
+        """
         self._folder, self._judged, self._config, self._writer = folder, judged, config, writer
+        self._check, self._verified = check, set[bool]()
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._saving: Future | None = None
         self._base = ""
         self._base_leaves: dict[str, np.ndarray] = {}
         if writer:
+            check()
             folder.mkdir(parents=True, exist_ok=True)
             self._clean()
 
@@ -53,7 +66,7 @@ class Checkpoints:
         """Of the checkpoints that are there now, from the first to the latest."""
         if not self._folder.exists():
             return []
-        numbered = [path for path in self._folder.iterdir() if path.name.isdigit()]
+        numbered = [path for path in self._folder.iterdir() if _is_step(path.name)]
         return sorted(int(path.name) for path in numbered if (path / MANIFEST).exists())
 
     def keep_base(self, leaves: Mapping[str, Any]) -> None:
@@ -131,7 +144,7 @@ class Checkpoints:
                     "no checkpoint has a validation metric: set config.task.validation, or use --step=latest"
                 )
             return best
-        if which.isdigit() and int(which) in steps:
+        if which in map(str, steps):
             return int(which)
         raise InputError(f"no checkpoint {which!r}; there are: latest, best, {', '.join(map(str, steps))}")
 
@@ -188,15 +201,25 @@ class Checkpoints:
 
     def _save(self, step: int, leaves: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
         self._write(self._folder / str(step), leaves, facts)
-        self._prune()
+        if step not in self.steps:
+            raise InputError(f"{self._folder / str(step)}: just saved, and not there; is the disk whole?")
+        storage.persistently(self._prune, str(self._folder))
 
     def _save_base(self, folder: epath.Path, leaves: dict[str, np.ndarray]) -> None:
         if array_files.wrong(folder) and not self._link(folder):
             self._write(folder, leaves, {})
 
     def _write(self, folder: epath.Path, leaves: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Writes a step, or a base, whole; the first of each in a run is looked at again as a reader would."""
+        is_base = not facts
+        verify = is_base not in self._verified
         try:
-            storage.persistently(lambda: array_files.write(folder, leaves, facts), str(folder))
+            storage.persistently(lambda: array_files.write(folder, leaves, facts, self._check, verify), str(folder))
+            if verify:
+                array_files.manifest(folder)
+                self._verified.add(is_base)
+        except Lost:
+            raise
         except InputError as error:
             good = f"step {self.steps[-1]}" if self.steps else "none"
             raise InputError(
@@ -205,6 +228,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Removes the steps that the config does not keep."""
+        self._check()
         steps, config = self.steps, self._config
         kept = {*steps[-config.keep :], self._best(steps)}
         for step in steps:
@@ -213,7 +237,7 @@ class Checkpoints:
 
     def _clean(self) -> None:
         """Removes what was being written or removed when a process died, and a base that no step refers to."""
-        begun = [path for path in self._folder.iterdir() if path.name.isdigit() or path.name.startswith(_BASE)]
+        begun = [path for path in self._folder.iterdir() if _is_step(path.name) or path.name.startswith(_BASE)]
         steps = self.steps
         for path in begun:
             if not (path / MANIFEST).exists() or (not steps and path.name.startswith(_BASE)):
@@ -231,7 +255,8 @@ class Checkpoints:
         """
         if storage.is_remote(folder):
             return False
-        for twin in self._folder.parent.parent.glob(f"*/{self._folder.name}/{folder.name}"):
+        for beside in self._folder.parent.parent.iterdir():
+            twin = beside / self._folder.name / folder.name
             if twin == folder or array_files.wrong(twin):
                 continue
             try:
@@ -245,7 +270,7 @@ class Checkpoints:
         return False
 
     def _base_of(self, step: int) -> str:
-        return array_files.manifest(self._folder / str(step))["base"]
+        return array_files.manifest(self._folder / str(step)).get("base", "")
 
     def _base_folder(self, digest: str) -> epath.Path:
         return self._folder / f"{_BASE}{digest[:16]}"
@@ -254,7 +279,7 @@ class Checkpoints:
         scored = {}
         for step in steps:
             with contextlib.suppress(Damaged):
-                metrics = array_files.manifest(self._folder / str(step))["metrics"]
+                metrics = array_files.manifest(self._folder / str(step)).get("metrics")
                 if metrics:
                     scored[step] = self._judged.quality(metrics)
         return max(scored, key=scored.get) if scored else None
@@ -264,6 +289,10 @@ def named(state: State) -> dict[str, Any]:
     """The leaves of a State by name: `params/backbone/…`, `opt_state/…`, …"""
     leaves = jax.tree_util.tree_leaves_with_path(serialization.to_state_dict(state), is_leaf=_is_leaf)
     return {_name(path): leaf for path, leaf in leaves}
+
+
+def _is_step(name: str) -> bool:
+    return name.isdecimal() and str(int(name)) == name
 
 
 def _is_leaf(node: Any) -> bool:

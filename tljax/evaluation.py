@@ -3,9 +3,7 @@
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,8 +20,6 @@ from tljax.resolve import Resolved
 from tljax.run import Run
 from tljax.step import State
 from tljax.workdir import Workdir
-
-_STALE = 60.0  # seconds after which a temporary file that nobody has written to is a dead process's
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ class Evaluation:
         if state is not None:
             label = f"{self._workdir} step {step} {self._split}"
             found = predictions_of(self._run, state, self._examples, label, self._batch_size, self._reader)
-            self._clean()
+            storage.sweep(self._files)  # what a process that was killed left
             found.save(self._folder.evaluations / f"{name}.parquet", facts)
         result = {"split": self._split, "step": step, **found.metrics()}
         if self._told:
@@ -192,18 +188,8 @@ class Evaluation:
         """Whether the JSON is there, and of this result."""
         try:
             return json.dumps(json.loads((self._files / f"{name}.json").read_text())) == json.dumps(result)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
-
-    def _clean(self) -> None:
-        """Takes away what a process that was killed left half written in the folder of results."""
-        if storage.is_remote(self._files):  # where nothing is ever half written
-            return
-        for path in self._files.glob(f"*{storage.TEMPORARY}"):
-            with suppress(FileNotFoundError):
-                # Who is alive has written to its own just now.
-                if time.time() - path.stat().mtime > _STALE:
-                    path.unlink()
 
     def _figures(self, name: str, found: Predictions) -> None:
         from tljax import figures  # and with it matplotlib, which takes a second

@@ -41,7 +41,12 @@ def template(value: Any) -> dict[str, Any]:
 
 def build(cls: type, values: Mapping[str, Any], path: str) -> Any:
     """A frozen dataclass from a dict, every key and type checked; `path` is its name in errors."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{path} must have keys, and is {type(values).__name__} {values!r}")
     hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.default is field.default_factory is dataclasses.MISSING and field.name not in values:
+            raise InputError(f"{path} has no {field.name}")
     for key in values:
         if key not in hints:
             raise unknown_key(key, path, hints)

@@ -6,8 +6,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import TextIOBase
+from io import TextIOBase, TextIOWrapper
 from pathlib import Path
+
+from tljax import storage
 
 Write = Callable[[str, Mapping[str, float]], None]  # one line, of a name and its probabilities or values
 
@@ -69,10 +71,7 @@ def opened(out: Path | None) -> Iterator[TextIOBase]:
     if out is None:
         yield sys.stdout
         return
-    temporary = out.with_name(f"{out.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with storage.replacing(out) as content:
+        file = TextIOWrapper(content, encoding="utf-8")
+        yield file
+        file.detach()  # which writes what it holds, and leaves `content` open

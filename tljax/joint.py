@@ -11,7 +11,7 @@ from typing import Any
 from tljax import console, features, heads
 from tljax.config import Experiment
 from tljax.errors import InputError
-from tljax.lock import Taken
+from tljax.lock import Lost, Taken
 from tljax.plan import plan
 from tljax.points import Point, common, side_by_side
 from tljax.run import Run, prepare
@@ -217,6 +217,8 @@ def _tried(point: Point, carry_out: Callable[[], None]) -> None:
     try:
         with console.quiet():
             carry_out()
+    except Lost as error:  # what is there now is another's, and not failed
+        console.console.print(str(error), markup=False)
     except Exception as error:  # another point may well do, whatever it was
         Workdir(point.folder).fail(error)
         console.console.print(f"failed: {error}", markup=False)

@@ -1,8 +1,9 @@
-"""One writer per workdir: who it is, and whether it still lives. No clock is asked, so none can be wrong."""
+"""One writer per workdir: who it is, whether it still lives, and whether it still is. No clock is asked."""
 
 import contextlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -17,25 +18,33 @@ from tljax.errors import InputError
 
 BEAT = 10.0  # seconds between two signs of life
 _NAME = "writer.json"
+_BYTES = 512  # of `writer.json`: always as many, so that a sign of life needs no more room on a disk that is full
 
 
 class Taken(InputError):
     """Another process is the writer; the message names it."""
 
 
+class Lost(Taken):
+    """This process was the writer and is no more: it was taken for dead, or its folder is not the one it was."""
+
+
 class Lock:
     """Held from `acquire` to `release`, or until its process is dead.
 
     On a disk the system lets go of `.lock` when the process ends, however it ends. Across machines, and in a bucket,
-    where that may not hold, `writer.json` changes every `BEAT` seconds as long as the writer lives.
+    where that may not hold, `writer.json` changes every `BEAT` seconds as long as the writer lives. Who was stopped
+    for longer, or whose folder was removed, renamed or replaced, learns so by `check`.
     """
 
     def __init__(self, folder: epath.Path):
-        self._folder, self._file = folder, folder / _NAME
+        self._folder, self._key = folder, os.fspath(folder)
         self._system = None if storage.is_remote(folder) else FileLock(folder / ".lock")
+        self._sign = (_BucketSign if storage.is_remote(folder) else _DiskSign)(folder / _NAME)
         self._done = threading.Event()
         self._beating: threading.Thread | None = None
         self._beats = 0
+        self._token = secrets.token_hex(8)
 
     def acquire(self) -> None:
         """Takes the folder, which must be there.
@@ -47,15 +56,37 @@ class Lock:
             try:
                 self._system.acquire(timeout=0)
             except Timeout as error:
-                raise self._refused(self._holder()) from error
+                raise self._refused(self._sign.read()) from error
             except NotImplementedError:  # this disk knows no locks
                 self._system = None
-        holder = self._holder()
-        if holder and (not self._system or holder["host"] != socket.gethostname()):
-            self._wait_for_death(holder)
-        self._beat()
+        try:
+            self._claim()
+        except BaseException:
+            if self._system:
+                self._system.release()
+            raise
+        _HELD[self._key] = self
         self._beating = threading.Thread(target=self._keep_beating, daemon=True)
         self._beating.start()
+
+    def check(self) -> None:
+        """Raises if this process is not the writer any more. To be called before each write, and costs a small read.
+
+        Raises:
+            Lost: another process is, or was; or the folder was removed, renamed or replaced.
+            OSError: the disk does not say.
+        """
+        holder = self._sign.read()
+        if holder and holder.get("token") == self._token:
+            return
+        this = f"this process ({os.getpid()} on {socket.gethostname()}, since {_STARTED})"
+        if holder:
+            told = f"{_name(holder)}, writes there now, and no longer {this}"
+        else:
+            told = f"it was removed, renamed or replaced, or another process has taken it over, since {this} began"
+        raise Lost(
+            f"{self._folder}: {told}: nothing more is written there; the same command goes on from what is saved"
+        )
 
     def release(self) -> None:
         """Lets go, so that nobody need wait."""
@@ -63,43 +94,124 @@ class Lock:
         if self._beating:
             self._beating.join()
             with contextlib.suppress(OSError):
-                self._file.unlink()
+                self._sign.remove(self._token)
+        if _HELD.get(self._key) is self:
+            del _HELD[self._key]
         if self._system:
             self._system.release()
 
+    def _claim(self) -> None:
+        """Puts this process's name where none is, or that of one that is dead."""
+        holder = self._sign.read()
+        if holder and (not self._system or holder["host"] not in ("", socket.gethostname())):
+            self._wait_for_death(holder)
+        if not self._sign.claim(self._content(), holder):
+            raise self._refused(self._sign.read())
+
     def _wait_for_death(self, holder: dict[str, Any]) -> None:
-        told = f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
         wait = 3 * BEAT
-        console.console.print(f"{self._folder} was being written by {told}: looking for {wait:g} s whether it lives")
+        told = f"{self._folder} was being written by {_name(holder)}: looking for {wait:g} s whether it lives"
+        console.console.print(told, markup=False)
         until = time.monotonic() + wait
         while time.monotonic() < until:
             time.sleep(BEAT / 10)
-            now = self._holder()
+            now = self._sign.read()
             if now is None:
                 return
             if now != holder:
-                if self._system:
-                    self._system.release()
                 raise self._refused(now)
 
     def _refused(self, holder: dict[str, Any] | None) -> Taken:
-        who = "another process"
-        if holder:
-            who = f"process {holder['pid']} on {holder['host']}, which began at {holder['started']}"
+        who = _name(holder) if holder else "another process"
         return Taken(f"{self._folder} is being written by {who}: wait for it, stop it, or give another --workdir")
 
-    def _holder(self) -> dict[str, Any] | None:
-        return _read(self._file)
-
-    def _beat(self) -> None:
+    def _content(self) -> bytes:
         self._beats += 1
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _STARTED, "beats": self._beats}
-        storage.write_whole(self._file, json.dumps(mine).encode())
+        who = {"host": socket.gethostname(), "pid": os.getpid(), "started": _STARTED, "token": self._token}
+        return json.dumps(who | {"beats": self._beats}).encode().ljust(_BYTES)
 
     def _keep_beating(self) -> None:
         while not self._done.wait(BEAT):
             with contextlib.suppress(OSError):  # a disk that is gone for a moment
-                self._beat()
+                self._sign.renew(self._content(), self._token)
+
+
+class _DiskSign:
+    """`writer.json` on a disk. Its writer changes it in place, and so never what another has put there instead."""
+
+    def __init__(self, file: epath.Path):
+        self._file = os.fspath(file)
+
+    def read(self) -> dict[str, Any] | None:
+        """Returns what `_parsed` makes of it; None if it is not there."""
+        try:
+            with open(self._file, "rb") as file:  # noqa: PTH123
+                return _parsed(file.read())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def claim(self, content: bytes, dead: dict[str, Any] | None) -> bool:
+        """Creates it, in the place of one who is `dead`; returns whether no other process was quicker."""
+        if dead and self.read() == dead:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._file)  # noqa: PTH108
+        try:
+            with open(self._file, "xb", buffering=0) as file:  # noqa: PTH123
+                file.write(content)
+        except FileExistsError:
+            return False
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(self._file)  # noqa: PTH108
+            raise
+        return True
+
+    def renew(self, content: bytes, token: str) -> None:
+        """Writes other content if it is of the writer with this token."""
+        with open(self._file, "r+b", buffering=0) as file:  # noqa: PTH123
+            if _parsed(file.read()).get("token") == token:
+                file.seek(0)
+                file.write(content)
+
+    def remove(self, token: str) -> None:
+        """Removes it if it is of the writer with this token."""
+        if (self.read() or {}).get("token") == token:
+            os.unlink(self._file)  # noqa: PTH108
+
+
+class _BucketSign:
+    """`writer.json` in a bucket."""
+
+    def __init__(self, file: epath.Path):
+        self._file = file
+
+    def read(self) -> dict[str, Any] | None:
+        """As `_DiskSign.read`."""
+        try:
+            return _parsed(self._file.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def claim(self, content: bytes, dead: dict[str, Any] | None) -> bool:
+        """As `_DiskSign.claim`."""
+        self._file.write_bytes(content)
+        return True
+
+    def renew(self, content: bytes, token: str) -> None:
+        """As `_DiskSign.renew`."""
+        if (self.read() or {}).get("token") == token:
+            self._file.write_bytes(content)
+
+    def remove(self, token: str) -> None:
+        """As `_DiskSign.remove`."""
+        if (self.read() or {}).get("token") == token:
+            self._file.unlink()
+
+
+def check(folder: epath.Path) -> None:
+    """As `Lock.check` of the lock that this process has acquired for a folder; nothing where it has none."""
+    if held := _HELD.get(os.fspath(folder)):
+        held.check()
 
 
 def writer(folder: epath.Path) -> dict[str, Any] | None:
@@ -108,14 +220,14 @@ def writer(folder: epath.Path) -> dict[str, Any] | None:
     A look is for people: a writer elsewhere that has shown no sign of life for a minute counts as dead by the clocks of
     both. Who wants to write asks `acquire`.
     """
-    found = _read(folder / _NAME)
-    if found is None:
+    found = _read(folder)
+    if found is None or not found["host"]:
         return None
     try:
         if found["host"] != socket.gethostname():
             return found if time.time() - (folder / _NAME).stat().mtime < 6 * BEAT else None
         os.kill(found["pid"], 0)
-    except (ProcessLookupError, FileNotFoundError):
+    except (ProcessLookupError, FileNotFoundError, OverflowError):
         return None
     except PermissionError:  # another user's
         pass
@@ -124,18 +236,37 @@ def writer(folder: epath.Path) -> dict[str, Any] | None:
 
 def clear(folder: epath.Path) -> None:
     """Removes the sign of a writer who died with all done but letting go; not of one who lives, nor where none may."""
-    if _read(folder / _NAME) and writer(folder) is None:
+    if _read(folder) and writer(folder) is None:
         lock = Lock(folder)
         with contextlib.suppress(OSError, Taken):
             lock.acquire()
             lock.release()
 
 
-def _read(file: epath.Path) -> dict[str, Any] | None:
+def _read(folder: epath.Path) -> dict[str, Any] | None:
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
+        return _parsed((folder / _NAME).read_bytes())
+    except OSError:
         return None
 
 
+def _parsed(content: bytes) -> dict[str, Any]:
+    """Returns what a `writer.json` says; of one that is damaged, a writer on no host."""
+    try:
+        found = json.loads(content)
+        texts = isinstance(found["host"], str) and isinstance(found["started"], str)
+        if texts and isinstance(found["pid"], int) and found["pid"] > 0:
+            return found
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return {"host": "", "pid": 0, "started": "", "content": content}
+
+
+def _name(holder: dict[str, Any]) -> str:
+    if not holder["host"]:
+        return "another process"
+    return f"process {holder['pid']} on {holder['host']}, which began at {holder['started']}"
+
+
+_HELD: dict[str, Lock] = {}  # those that this process has acquired, by folder
 _STARTED = datetime.now(UTC).isoformat(timespec="seconds")

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,8 @@ class Command:
 
 def _run(jobs: Sequence[Job], notice: Notice, *, folder: Path, at_a_time: int, given: Mapping[str, Any]) -> None:
     """Submits what is not in the queue, and waits until no job is."""
-    queued = _of(jobs, folder, queue())
+    names = {point.folder.name for job in jobs for point in job.points}
+    queued = _of(names, folder, queue())
     held = {point for command in queued.values() for point in command.points}
     new = [one for one in map(_command, jobs) if held.isdisjoint(one.points)]
     if queued:
@@ -105,14 +106,30 @@ def _command(job: Job) -> Command:
     return Command(tuple(job.command), tuple(point.folder.name for point in job.points))
 
 
-def _of(jobs: Sequence[Job], folder: Path, ids: Mapping[str, str]) -> dict[str, Command]:
-    """By Slurm's number, those in the queue that were submitted from this folder, for points of these jobs."""
+def waiting(names: Collection[str], folder: Path) -> dict[str, str]:
+    """Returns what Slurm's queue says of points, by name; of those that are not there, or where there is none, nothing.
+
+    Args:
+        names: of points.
+        folder: of the logs of their sweep, which its jobs were submitted from.
+    """
+    if not (folder.is_dir() and shutil.which("squeue")):
+        return {}
+    try:
+        states = queue()
+        queued = _of(names, folder, states)
+    except (ImportError, InputError):  # it was submitted elsewhere, or Slurm does not answer
+        return {}
+    return {name: f"Slurm job {id} {states[id].lower()}" for id, command in queued.items() for name in command.points}
+
+
+def _of(names: Collection[str], folder: Path, ids: Mapping[str, str]) -> dict[str, Command]:
+    """By Slurm's number, those in the queue that were submitted from this folder, for points with these names."""
     import submitit
 
-    wanted = {point.folder.name for job in jobs for point in job.points}
     known = (submitit.SlurmJob(folder, id) for id in ids)
     found = {job.job_id: job.submission().function for job in known if job.paths.submitted_pickle.exists()}
-    return {id: command for id, command in found.items() if not wanted.isdisjoint(command.points)}
+    return {id: command for id, command in found.items() if not set(names).isdisjoint(command.points)}
 
 
 def queue() -> dict[str, str]:

@@ -1,12 +1,13 @@
 """How far the points of a sweep are, as their workdirs tell: nothing is computed, and nobody is disturbed."""
 
+import datetime
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tljax import console, selection
+from tljax import console, selection, slurm
 from tljax.errors import InputError
 from tljax.metrics import JUDGED
 from tljax.points import Point
@@ -25,6 +26,8 @@ class Standing:
         seconds: of training, so far.
         validation: the metric that the problem is judged by; None before the end.
         note: why it failed, or who is at it.
+        last: the latest metric that was logged, in words.
+        left: seconds that the steps to come take, if they take what those before took; None where it is not known.
     """
 
     state: str
@@ -33,25 +36,40 @@ class Standing:
     seconds: float
     validation: float | None
     note: str
+    last: str = ""
+    left: float | None = None
+
+    def __str__(self) -> str:
+        step = f"step {self.step} of {self.steps or '?'}" if self.step or self.state == "running" else ""
+        left = f"{datetime.timedelta(seconds=round(self.left))} left" if self.left is not None else ""
+        return ", ".join(filter(None, (step, self.last, left, self.note)))
 
 
 def standing(point: Point) -> Standing:
     """A point's, by a look at its files."""
-    folder = Workdir(point.folder)
+    try:
+        return _standing(point)
+    except InputError as error:  # a file that is damaged
+        return Standing("failed", 0, 0, 0.0, None, str(error))
+
+
+def _standing(point: Point) -> Standing:
+    folder, metric = Workdir(point.folder), JUDGED[point.experiment.task.problem].best
     result, error = folder.result, folder.error
     if result:
-        metric = JUDGED[point.experiment.task.problem].best
         validation = result["splits"].get("validation", {}).get(metric)
         state = "failed" if error else "trained" if "held" in result else "tested"
         note = error["error"] if error else ""
         return Standing(state, result["steps"], result["steps"], result["wall_seconds"], validation, note)
-    lines, writer = folder.metrics, folder.writer
-    step, seconds = (lines[-1]["step"], lines[-1]["seconds"]) if lines else (0, 0.0)
+    rows, writer = folder.metrics, folder.writer
+    step, seconds = (rows[-1]["step"], rows[-1]["seconds"]) if rows else (0, 0.0)
+    steps, last = _steps(folder), _last(rows, metric)
     if error:
-        return Standing("failed", step, _steps(folder), seconds, None, error["error"])
-    if writer:
-        return Standing("running", step, _steps(folder), seconds, None, f"process {writer['pid']} on {writer['host']}")
-    return Standing("to do", step, _steps(folder), seconds, None, "")
+        return Standing("failed", step, steps, seconds, None, error["error"], last)
+    if not writer:
+        return Standing("to do", step, steps, seconds, None, "", last)
+    left = seconds / step * (steps - step) if step and steps else None
+    return Standing("running", step, steps, seconds, None, f"process {writer['pid']} on {writer['host']}", last, left)
 
 
 def _steps(folder: Workdir) -> int:
@@ -61,17 +79,27 @@ def _steps(folder: Workdir) -> int:
         return 0
 
 
+def _last(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """The latest validation's metric, or before it the latest training loss."""
+    for row in reversed(rows):
+        if row.get("split") == "validation" and isinstance(row.get(metric), float):
+            return f"validation {metric} {row[metric]:.4f} at step {row['step']}"
+    loss = rows[-1].get("loss") if rows else None
+    return f"train loss {loss:.4f}" if isinstance(loss, float) else ""
+
+
 def show(found: Sequence[Point]) -> None:
-    """A table with a row per setting, a line for each point that runs or failed, and the number in each state."""
+    """A table with a row per setting, a line for each point that was begun, failed or queues, and how many do what."""
     standings = {point: standing(point) for point in found}
+    queued = slurm.waiting([point.name for point in found], found[0].folder.parent / "logs")
     metric = JUDGED[found[0].experiment.task.problem].best
     settings = selection.by_setting(found).values()
     rows = [_row(of[0].setting, [(point.experiment.seed, standings[point]) for point in of]) for of in settings]
     console.table("sweep", ("setting", "seeds", f"validation {metric}", "s"), rows)
     for point, one in standings.items():
-        if one.note:
-            step = f"step {one.step} of {one.steps or '?'}, " if one.state == "running" else ""
-            console.console.print(f"{point.name} {one.state}: {step}{one.note}", markup=False)
+        told = ", ".join(filter(None, (str(one), queued.get(point.name))))
+        if told and (one.state not in ("tested", "trained") or one.note):
+            console.console.print(f"{point.name} {one.state}: {told}", markup=False)
     counts = Counter(one.state for one in standings.values())
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     console.console.print(f"{len(found)} points: {told}")

@@ -2,14 +2,18 @@
 
 import atexit
 import contextlib
+import fcntl
 import hashlib
+import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import IO, Any, TypeVar
 
 from etils import epath
 
@@ -30,7 +34,7 @@ def locate(path: str | os.PathLike) -> epath.Path:
     return found if is_remote(found) else epath.Path(Path(found).expanduser().absolute())
 
 
-def is_remote(path: epath.Path) -> bool:
+def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
@@ -39,13 +43,86 @@ def write_whole(path: epath.Path, content: bytes) -> None:
     if is_remote(path):
         path.write_bytes(content)
         return
-    temporary = f"{path}{TEMPORARY}"  # always the same name, so that what a killed process left is taken up
-    with open(temporary, "wb") as file:  # noqa: PTH123
+    with replacing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    with contextlib.suppress(FileNotFoundError):  # another process that writes the same has just done so
-        os.replace(temporary, path)  # noqa: PTH105
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Yields a file on a disk to write, which becomes `path`, on the disk, when the block ends well.
+
+    Its name is this writer's own, so that two writers of one path do not tear each other's. What writers of this path
+    left who were killed is removed.
+    """
+    path = Path(path)
+    sweep(path.parent, path.name)
+    file = _own_temporary(path)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(file.name).unlink()
+        raise
+
+
+def sweep(folder: str | os.PathLike, name: str = "") -> None:
+    """Removes temporary files of writers that are dead from a folder: those of a file, or of all."""
+    if is_remote(folder):  # where nothing is ever half written
+        return
+    with contextlib.suppress(OSError):
+        for path in [path for path in Path(folder).iterdir() if path.name.endswith(TEMPORARY)]:
+            if not name or path.name.startswith(f"{name}."):
+                with contextlib.suppress(OSError), path.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who writes to it holds it
+                    path.unlink()
+
+
+def _own_temporary(path: Path) -> IO[bytes]:
+    """Returns a new file beside `path`, locked as long as it is open, so that `sweep` knows that its writer lives."""
+    while True:
+        file = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}").open("xb")
+        with contextlib.suppress(OSError):  # a disk that knows no locks, where none is swept either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if Path(file.name).exists():  # else it was swept before it was locked
+            return file
+        file.close()
+
+
+def append(path: str | os.PathLike, content: bytes, torn: bytes = b"") -> None:
+    """Adds lines to a file on a disk, in the place of a `torn` one at its end: all of them, or none.
+
+    Raises:
+        OSError: the disk does not take them; the file has the lines that it had.
+    """
+    with open(path, "ab", buffering=0) as file:  # noqa: PTH123 (unbuffered: nothing is left to be written later)
+        end = file.seek(0, os.SEEK_END) - len(torn)
+        file.truncate(end)
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except BaseException:
+            file.truncate(end)
+            raise
+
+
+def last_line(path: str | os.PathLike) -> bytes:
+    """Returns what a file on a disk has after the last end of a line; nothing if it is not there."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            size, block = file.seek(0, os.SEEK_END), 1 << 12
+            while True:
+                start = max(0, size - block)
+                file.seek(start)
+                _, newline, line = file.read(size - start).rpartition(b"\n")
+                if newline or not start:
+                    return line
+                block *= 2
+    except FileNotFoundError:
+        return b""
 
 
 def files_of(folder: epath.Path) -> Files:
@@ -64,6 +141,37 @@ def check(folder: epath.Path, wanted: Files) -> str:
         if _sha256(path) != sha256:
             return f"{name} has other bytes than were written"
     return ""
+
+
+def read_json(path: epath.Path, mend: str, **kinds: type | UnionType) -> dict[str, Any]:
+    """Returns the JSON object that a file holds.
+
+    Args:
+        path: of the file.
+        mend: what to do where it is damaged, which the error says.
+        kinds: keys that it must have, and the type of each one's value.
+
+    Raises:
+        InputError: it is none, or has not these keys; file and key are named.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({reason(error)}); {mend}") from error
+    return checked(content, str(path), mend, kinds)
+
+
+def checked(content: Any, where: str, mend: str, kinds: Mapping[str, type | UnionType]) -> dict[str, Any]:
+    """Returns what was read from JSON if it is an object with certain keys; else raises as `read_json` does."""
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: damaged (it holds {_json_kind(content)}, not an object); {mend}")
+    for key, kind in kinds.items():
+        if key not in content:
+            raise InputError(f"{where}: damaged (it has no {key}); {mend}")
+        value = content[key]
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise InputError(f"{where}: damaged ({key} is {_json_kind(value)}); {mend}")
+    return content
 
 
 def copy(source: epath.Path, target: epath.Path) -> None:
@@ -88,11 +196,13 @@ def persistently(write: Callable[[], T], what: str) -> T:
     """`write()`, tried again for three quarters of a minute if the disk is full, read-only, slow or gone.
 
     Raises:
-        InputError: it never worked.
+        InputError: it never worked; or `write` raised it.
     """
     for pause in (*PAUSES, None):
         try:
             return write()
+        except InputError:  # which no further try mends
+            raise
         except Exception as error:  # Orbax and buckets' clients wrap what the system said in kinds of their own
             told = f"{what}: cannot be written ({reason(error)})"
             if pause is None:
@@ -109,6 +219,12 @@ def reason(error: BaseException) -> str:
         root = root.__cause__ or root.__context__
     told = getattr(root, "strerror", None) or f"{type(root).__name__}: {root}"
     return " ".join(told.split())[:300]
+
+
+def _json_kind(value: Any) -> str:
+    """Returns the kind of a value in JSON's words, with its article."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def _walk(folder: epath.Path, prefix: str = "") -> dict[str, epath.Path]:

@@ -18,16 +18,18 @@ from typing import Any
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from tljax import storage
+from tljax import console, storage
 from tljax.checkpoint import Checkpoints
 from tljax.config import INDIFFERENT, Experiment, MeshConfig
 from tljax.data.text import Tokenizer
 from tljax.errors import InputError
 from tljax.fields import build, to_dict
-from tljax.lock import Lock, clear, writer
+from tljax.lock import Lock, check, clear, writer
 from tljax.metrics import JUDGED
 from tljax.resolve import Resolved
 
+_MOVE = "move the folder away, or give another --workdir"
+_FINISH = "remove it, and the same command writes it again"
 _PACKAGES = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tensorflow-datasets")
 
 
@@ -54,6 +56,7 @@ class Workdir:
         Raises:
             Taken: another process writes to it.
             InputError: it cannot be written to.
+            Lost: within, from what writes there, when this process is the writer no more.
         """
         lock = Lock(self.path)
         try:
@@ -62,6 +65,8 @@ class Workdir:
         except OSError as error:
             raise _unwritable(self.path, error) from error
         try:
+            for folder in (self.path, self.path / "tokenizer"):
+                storage.sweep(folder)
             yield
         finally:
             lock.release()
@@ -77,17 +82,18 @@ class Workdir:
         """
         mine = {"config": to_dict(experiment), "resolved": to_dict(resolved)}
         if self._config.exists() and self._metrics.exists():
-            theirs = self._read(self._config)
+            theirs = self._settings
             differences = _differences({key: theirs[key] for key in mine}, json.loads(json.dumps(mine)))
             if differences:
                 shown = "; ".join(differences)
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
             return
         facts = {"versions": _versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
+        self.check()
         for name, file in tokenizer.files.items() if tokenizer else ():
             (self.path / "tokenizer").mkdir(exist_ok=True)
             storage.write_whole(self.path / "tokenizer" / name, file.read_bytes())
-        _write(self._config, mine | facts)
+        self._write(self._config, mine | facts)
 
     @property
     def tokenizer(self) -> Path | None:
@@ -103,14 +109,19 @@ class Workdir:
         """
         if not self._config.exists():
             raise InputError(f"{self.path}: no run here (no config.json)")
-        found = self._read(self._config)
-        resolved = build(Resolved, found["resolved"], "resolved")
-        return dataclasses.replace(Experiment.from_config(found["config"]), mesh=MeshConfig()), resolved
+        found = self._settings
+        try:
+            resolved = build(Resolved, found["resolved"], "resolved")
+            return dataclasses.replace(Experiment.from_config(found["config"]), mesh=MeshConfig()), resolved
+        except InputError as error:
+            raise InputError(f"{self._config}: {error}; {_MOVE}") from error
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:  # of other types within
+            raise InputError(f"{self._config}: damaged ({storage.reason(error)}); {_MOVE}") from error
 
     @property
     def origin(self) -> dict[str, Any]:
         """How the run that `load` gives was made: `versions`, `git_commit` and `command`."""
-        found = self._read(self._config)
+        found = self._settings
         return {key: found.get(key) for key in ("versions", "git_commit", "command")}
 
     def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
@@ -120,12 +131,19 @@ class Workdir:
             raise InputError(f"checkpoint.keep must be at least 1, not {config.keep}")
         if config.best:
             judged = dataclasses.replace(judged, best=config.best)
-        return Checkpoints(self.path / "checkpoints", judged, config, writer)
+        return Checkpoints(self.path / "checkpoints", judged, config, writer, self.check)
 
     @property
     def result(self) -> dict[str, Any] | None:
         """The finished run's result, or None."""
-        return self._read(self._result) if self._result.exists() else None
+        if not self._result.exists():
+            return None
+        kinds = {"splits": dict, "steps": int, "wall_seconds": int | float, "input_seconds": int | float}
+        found = storage.read_json(self._result, _FINISH, **kinds)
+        storage.checked(found, str(self._result), _FINISH, {"held": list} if "held" in found else {})
+        for split, metrics in found["splits"].items():
+            storage.checked(metrics, f"{self._result}: splits.{split}", _FINISH, {})
+        return found
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes `result.json`.
@@ -134,22 +152,24 @@ class Workdir:
             InputError: the disk does not take it.
         """
         self.forget_error()  # first: killed in between, a run is not finished and failed at once
-        storage.persistently(lambda: _write(self._result, result), str(self._result))
+        storage.persistently(lambda: self._put(self._result, result), str(self._result))
 
     @property
     def error(self) -> dict[str, Any] | None:
         """Why the run has failed: `error`, in a line, and `when`. None if it has not, or has ended well since."""
-        return self._read(self._error) if self._error.exists() else None
+        mend = "remove it, and the run is tried again"
+        return storage.read_json(self._error, mend, error=str) if self._error.exists() else None
 
     def fail(self, error: Exception) -> None:
         """Writes `error.json`, by which a sweep does not try the run again."""
         line = " ".join(str(error).split())
         told = {"error": line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"}
         trace = [] if isinstance(error, InputError) else traceback.format_exception(error)
-        _write(self._error, told | {"when": datetime.now(UTC).isoformat(timespec="seconds"), "traceback": trace})
+        self._write(self._error, told | {"when": datetime.now(UTC).isoformat(timespec="seconds"), "traceback": trace})
 
     def forget_error(self) -> None:
         """Removes `error.json`, if it is there."""
+        self.check()
         self._error.unlink(missing_ok=True)
 
     def clear(self) -> None:
@@ -164,14 +184,18 @@ class Workdir:
     @property
     def plan(self) -> dict[str, Any]:
         """What `save_plan` wrote."""
-        return self._read(self._plan)
+        return storage.read_json(self._plan, _MOVE, steps=int, cost=dict, frozen_digest=str, cached=bool)
 
     def save_plan(self, found: Mapping[str, Any]) -> None:
         """Writes `plan.json`: what `inspect` says, what a step needs of memory, and the digest of what is frozen."""
-        _write(self._plan, found)
+        self._write(self._plan, found)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """One more line of metrics. Where the disk does not take it now, or it is a bucket, `flush` writes it."""
+        """One more line of metrics. Where the disk does not take it now, or it is a bucket, `flush` writes it.
+
+        Raises:
+            Lost: this process is the writer no more.
+        """
         self._unwritten.append(json.dumps(line) + "\n")
         if not storage.is_remote(self.path):
             with contextlib.suppress(OSError):
@@ -182,73 +206,112 @@ class Workdir:
 
         Raises:
             InputError: the disk does not take them.
+            Lost: this process is the writer no more.
         """
         if self._unwritten:
             storage.persistently(self._append, str(self._metrics))
 
     def rewind(self, step: int) -> tuple[float, float]:
-        """Drops the metrics after `step`, which a resumed run is going to write again.
+        """Drops the metrics after `step`, which a resumed run is going to write again; those before stay as they are.
 
         Returns:
             The seconds that the run had taken by then, and those of them that it had waited for input.
+
+        Raises:
+            InputError: the disk does not take what is left.
         """
-        if not self._metrics.exists():
-            return 0.0, 0.0
-        kept = [line for line in self.metrics if line["step"] <= step]
-        storage.write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        return (kept[-1]["seconds"], kept[-1]["input_seconds"]) if kept else (0.0, 0.0)
+        content = _content(self._metrics)
+        lines = [(line, _row(line)) for line in content.splitlines()]
+        kept = [(line, row) for line, row in lines if row is not None and row["step"] <= step]
+        whole, torn = b"".join(line + b"\n" for line, _ in kept), [line for line, row in lines if row is None]
+        self.check()
+        try:
+            if torn:
+                self._set_aside(b"\n".join(torn))
+            if whole != content:
+                storage.write_whole(self._metrics, whole)
+        except OSError as error:
+            raise _unwritable(self._metrics, error) from error
+        return (kept[-1][1]["seconds"], kept[-1][1]["input_seconds"]) if kept else (0.0, 0.0)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The whole lines of `metrics.jsonl`, in order; none if the run has not logged yet."""
-        lines = []
-        for line in self._metrics.read_text().splitlines() if self._metrics.exists() else ():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:  # the line that a killed process was writing
-                break
-        return lines
+        rows = map(_row, _content(self._metrics).splitlines())
+        return [row for row in rows if row is not None]  # but for what a process that was killed had begun to write
 
     @property
     def evaluations(self) -> epath.Path:
-        """The folder of what was found of checkpoints; made if it is not there."""
+        """The folder of what was found of checkpoints; made if it is not there.
+
+        Raises:
+            Lost: this process is the run's writer no more.
+        """
+        self.check()
         folder = self.path / "evaluations"
         folder.mkdir(exist_ok=True)
         return folder
 
     def save_evaluation(self, name: str, found: Mapping[str, Any]) -> None:
         """Writes `evaluations/NAME.json`."""
-        _write(self.evaluations / f"{name}.json", found)
+        self._write(self.evaluations / f"{name}.json", found)
+
+    def check(self) -> None:
+        """Raises `Lost` if this process, which was the folder's writer, is so no more. Who writes asks before."""
+        check(self.path)
 
     def _append(self) -> None:
-        text = "".join(self._unwritten)
+        self.check()
+        content = "".join(self._unwritten).encode()
         if storage.is_remote(self.path):  # which can only replace
-            before = self._metrics.read_text() if self._metrics.exists() else ""
-            self._metrics.write_text(before + text)
+            self._metrics.write_bytes(_content(self._metrics) + content)
+        elif (line := storage.last_line(self._metrics)) and _row(line) is None:
+            self._set_aside(line)
+            storage.append(self._metrics, content, torn=line)
         else:
-            with open(self._metrics, "ab") as file:  # noqa: PTH123
-                end = file.tell()
-                try:
-                    file.write(text.encode())
-                    file.flush()
-                except OSError:
-                    os.truncate(self._metrics, end)  # a part of a line, on a disk that is full
-                    raise
+            storage.append(self._metrics, b"\n" * bool(line) + content)
         self._unwritten = []
 
-    def _read(self, path: epath.Path) -> dict[str, Any]:
+    def _set_aside(self, torn: bytes) -> None:
+        """Keeps lines of metrics that were not written to their end; says so."""
+        aside = self.path / f"{self._metrics.name}.torn"
+        storage.write_whole(aside, _content(aside) + torn + b"\n")
+        told = f"{self._metrics}: what was not written to the end of its line is in {aside.name} now"
+        console.console.print(f"{told}; the other lines stay", markup=False)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What `start` wrote."""
+        return storage.read_json(self._config, _MOVE, config=dict, resolved=dict)
+
+    def _write(self, path: epath.Path, content: Mapping[str, Any]) -> None:
+        """Whole or not at all."""
         try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: damaged ({error}); move the folder away") from error
+            self._put(path, content)
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
-
-def _write(path: epath.Path, content: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    try:
+    def _put(self, path: epath.Path, content: Mapping[str, Any]) -> None:
+        self.check()
         storage.write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
-    except OSError as error:
-        raise _unwritable(path, error) from error
+
+
+def _content(path: epath.Path) -> bytes:
+    """Returns a file's bytes; none if it is not there, and never because a bucket does not answer."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Returns what a line of `metrics.jsonl` says; None of one that is not whole."""
+    try:
+        row = json.loads(line)
+        whole = all(isinstance(row[key], int | float) for key in ("step", "seconds", "input_seconds"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return row if whole else None
 
 
 def _unwritable(path: epath.Path, error: OSError) -> InputError:

@@ -1,6 +1,5 @@
 """The runs of a report, as their workdirs tell them: those that are finished, and why the others are not."""
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,7 +92,7 @@ class Run:
         for split in ("validation", "test"):
             path = self.folder.path / "evaluations" / f"{name_of(self.result['steps'], split)}.json"
             if path.exists():
-                found[split] = json.loads(path.read_text())
+                found[split] = storage.read_json(path, f"remove it, and evaluate {self.name} again")
         return found
 
 
