@@ -6,9 +6,10 @@ from pathlib import Path
 import tljax
 
 PACKAGE = Path(tljax.__file__).parent
-LEAVES = {"errors"}
+LEAVES = {"errors", "streams"}
 MAY_IMPORT = {
     "errors": set(),
+    "streams": set(),
     "fields": set(),
     "config": {"fields"},
     "preprocessing": set(),
@@ -80,7 +81,9 @@ MAY_IMPORT = {
     },
     "formats": set(),
     "predict": {"config", "console", "data", "formats", "preprocessing", "run", "sharding", "workdir"},
-    "inspect": {"config", "data", "features", "flags", "inputs", "lr_find", "memory", "plan", "resolve", "run"},
+    "inspect": {
+        *("config", "console", "data", "features", "flags", "inputs", "lr_find", "memory", "plan", "resolve", "run"),
+    },
     "convert": {"additions", "array_files", "backbone", "config", "models", "run", "weights", "workdir"},
     "loop": {
         *("checkpoint", "console", "data", "events", "features", "metrics", "phases", "predictions"),

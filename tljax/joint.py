@@ -219,4 +219,4 @@ def _tried(point: Point, carry_out: Callable[[], None]) -> None:
             carry_out()
     except Exception as error:  # another point may well do, whatever it was
         Workdir(point.folder).fail(error)
-        console.console.print(f"failed: {error}", markup=False)
+        console.console.print(f"failed: {error}")

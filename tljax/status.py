@@ -71,7 +71,7 @@ def show(found: Sequence[Point]) -> None:
     for point, one in standings.items():
         if one.note:
             step = f"step {one.step} of {one.steps or '?'}, " if one.state == "running" else ""
-            console.console.print(f"{point.name} {one.state}: {step}{one.note}", markup=False)
+            console.console.print(f"{point.name} {one.state}: {step}{one.note}")
     counts = Counter(one.state for one in standings.values())
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     console.console.print(f"{len(found)} points: {told}")

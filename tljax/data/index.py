@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.markup import escape
 
 from tljax import console
 from tljax.data.examples import Base, Label, Records, Source, Task
@@ -108,7 +107,7 @@ def kept_if_of_use(making: Path) -> Iterator[None]:
 @contextmanager
 def progress(name: str, total: int) -> Iterator[Callable[[str, int], None]]:
     """Yields `done(split, examples)`, which moves a bar, and where there is none prints a line every ten seconds."""
-    with console.progress(escape(f"preparing {name}"), 0, total, "examples") as report:
+    with console.progress(f"preparing {name}", 0, total, "examples") as report:
         counts: dict[str, int] = {}
         last = time.monotonic()
 
