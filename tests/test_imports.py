@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "events": {"console", "storage"},
     "stopping": set(),
     "sharding": set(),
-    "processes": {"console", "sharding"},
+    "peers": set(),
+    "processes": {"console", "peers", "sharding", "stopping"},
     "compiled": set(),
     "flops": set(),
     "weights": {"preprocessing"},
@@ -91,7 +92,7 @@ MAY_IMPORT = {
     },
     "train": {
         *("checkpoint", "config", "console", "data", "evaluation", "features", "flags", "loop", "memory"),
-        *("metrics", "plan", "predictions", "processes"),
+        *("fields", "metrics", "plan", "predictions", "processes"),
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
     "grids": set(),

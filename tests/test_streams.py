@@ -38,6 +38,7 @@ def test_a_bar_on_a_terminal_takes_no_text_for_markup(monkeypatch):
     terminal = io.StringIO()
     monkeypatch.setattr(console.console, "_file", terminal)
     monkeypatch.setattr(console.console, "_force_terminal", True)
+    monkeypatch.setattr(console.console, "is_interactive", True)
     monkeypatch.setenv("TERM", "xterm")
     with console.progress("[red]\x1b[31m", 0, 2) as report:
         report(1, "[/]")

@@ -83,7 +83,7 @@ class Workdir:
                 shown = "; ".join(differences)
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
             return
-        facts = {"versions": _versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
+        facts = {"versions": versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
         for name, file in tokenizer.files.items() if tokenizer else ():
             (self.path / "tokenizer").mkdir(exist_ok=True)
             storage.write_whole(self.path / "tokenizer" / name, file.read_bytes())
@@ -262,7 +262,8 @@ def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The version of Python and of each package on which a run's numbers hang."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
