@@ -6,9 +6,10 @@ from pathlib import Path
 import tljax
 
 PACKAGE = Path(tljax.__file__).parent
-LEAVES = {"errors"}
+LEAVES = {"errors", "streams"}
 MAY_IMPORT = {
     "errors": set(),
+    "streams": set(),
     "fields": set(),
     "config": {"fields"},
     "preprocessing": set(),
@@ -26,7 +27,8 @@ MAY_IMPORT = {
     "events": {"console", "storage"},
     "stopping": set(),
     "sharding": set(),
-    "processes": {"console", "sharding"},
+    "peers": set(),
+    "processes": {"console", "peers", "sharding", "stopping"},
     "compiled": set(),
     "flops": set(),
     "weights": {"preprocessing"},
@@ -80,7 +82,9 @@ MAY_IMPORT = {
     },
     "formats": {"storage"},
     "predict": {"config", "console", "data", "formats", "preprocessing", "run", "sharding", "workdir"},
-    "inspect": {"config", "data", "features", "flags", "inputs", "lr_find", "memory", "plan", "resolve", "run"},
+    "inspect": {
+        *("config", "console", "data", "features", "flags", "inputs", "lr_find", "memory", "plan", "resolve", "run"),
+    },
     "convert": {"additions", "array_files", "backbone", "config", "models", "run", "weights", "workdir"},
     "loop": {
         *("checkpoint", "console", "data", "events", "features", "metrics", "phases", "predictions"),
@@ -88,7 +92,7 @@ MAY_IMPORT = {
     },
     "train": {
         *("checkpoint", "config", "console", "data", "evaluation", "features", "flags", "loop", "memory"),
-        *("metrics", "plan", "predictions", "processes"),
+        *("fields", "metrics", "plan", "predictions", "processes"),
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
     "grids": set(),

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from tljax import streams
+
 VERBS = {
     "train": "fine-tune, validate, save; resume where a workdir stands",
     "evaluate": "a split's metrics from a run's checkpoint",
@@ -22,7 +24,9 @@ def main(arguments: list[str]) -> int:
     """Runs a verb; returns the exit status.
 
     0: done. 1: some of the inputs could not be read, and were named. 2: input that cannot be used. 75: told to stop
-    before the end, with all saved, so that the same command goes on. 128 + a signal's number: stopped at once.
+    before the end, with all saved, so that the same command goes on; or another process of the run was lost. 128 + a
+    signal's number: stopped at once. 141: whoever read stdout has gone, and nothing else was wanted. What stdout and
+    stderr do not take (a closed pipe, a full disk) changes nothing else.
     """
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
@@ -45,8 +49,10 @@ def main(arguments: list[str]) -> int:
         # Imported only now, so that --help need not wait for jax.
         return _imported(f"tljax.{verb}").main(arguments[1:]) or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {streams.in_one_line(str(error))}", file=sys.stderr)
         return 2
+    except streams.Closed:
+        return streams.CLOSED
     except Stopped as stopped:
         print(f"{stopped}: the same command goes on", file=sys.stderr)
         return SAVED
@@ -83,4 +89,5 @@ def with_huge_pages(path: Path = Path("/sys/kernel/mm/transparent_hugepage/enabl
 
 if __name__ == "__main__":
     with_huge_pages()
+    streams.install()
     sys.exit(main(sys.argv[1:]))

@@ -2,15 +2,40 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+from tljax.streams import Output, in_one_line
+
+
+class _Console(Console):
+    """Prints texts as they are, none of them markup, with control characters shown; what cannot be written is lost."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    @property
+    def file(self) -> Output:
+        file = super().file
+        return Output(getattr(file, "stream", file), raw=True)
+
+    @file.setter
+    def file(self, file: IO[str]) -> None:
+        self._file = file
+
+    @property
+    def encoding(self) -> str:
+        return self.file.encoding.lower()
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(in_one_line(text), **options)
+
+
+console = _Console()
 
 
 def on_stderr() -> AbstractContextManager[None]:
@@ -56,9 +81,10 @@ def progress(label: str, start: int, total: int | None, unit: str = "steps") -> 
 
         yield report
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[text]}"), console=console, transient=True) as bar:
-        task = bar.add_task(label, total=total, completed=start, text="")
+    described, beside = (TextColumn(form, markup=False) for form in ("{task.description}", "{task.fields[text]}"))
+    columns = (described, BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
+    with Progress(*columns, beside, console=console, transient=True) as bar:
+        task = bar.add_task(in_one_line(label), total=total, completed=start, text="")
         latest = ""
 
         def report(done: int, text: str = "") -> None:
@@ -71,11 +97,11 @@ def progress(label: str, start: int, total: int | None, unit: str = "steps") -> 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """Prints a table; the first column is left-aligned, the others right."""
-    made = Table(title=escape(title), title_justify="left", title_style="bold")
+    made = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
-        made.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
+        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        made.add_row(*(escape(str(cell)) for cell in row))
+        made.add_row(*(str(cell) for cell in row))
     console.print(made, soft_wrap=False)
 
 

@@ -1,17 +1,17 @@
 """`evaluate`: a split's metrics from checkpoints, every example counted once; of one run, of many, or as they train."""
 
 import argparse
+import contextlib
 import functools
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from tljax import console, overrides, storage
+from tljax import console, overrides, storage, streams
 from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment
 from tljax.errors import InputError
@@ -209,16 +209,17 @@ def _untrained(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
             " without training"
         )
     found = evaluate_untrained(experiment, options.split, options.batch_size)
-    if options.json:
-        print(json.dumps(found))
-    else:
-        _show_one("not trained", found)
+    with streams.results():  # which are kept nowhere else
+        if options.json:
+            print(json.dumps(found))
+        else:
+            _show_one("not trained", found)
 
 
 def _one(options: argparse.Namespace, evaluation: Evaluation, others: Mapping[str, Any]) -> None:
     with evaluation.checkpoints() as checkpoints:
         result = evaluation.of(checkpoints, options.step or "latest")
-    console.console.print(_line(result), markup=False)
+    console.console.print(_line(result))
     if options.json:
         print(json.dumps(result.found))
     else:
@@ -234,7 +235,7 @@ def _several(options: argparse.Namespace, found: Iterator[Result | Failed], othe
             print(f"{one.what}: {one.reason}", file=sys.stderr, flush=True)
             continue
         results.append(one)
-        console.console.print(_line(one), markup=False)
+        console.console.print(_line(one))
         if options.json:
             print(json.dumps({"workdir": one.workdir, **one.found}), flush=True)
     if results and not options.json:
@@ -278,8 +279,11 @@ def main(arguments: list[str]) -> int | None:
     def evaluation_of(workdir: str) -> Evaluation:
         return Evaluation(workdir, options.split, options.batch_size, others, options.figures)
 
-    with console.on_stderr() if options.json else nullcontext():
-        say = functools.cache(lambda line: console.console.print(line, markup=False))
+    with contextlib.ExitStack() as stack:
+        if options.json:
+            stack.enter_context(console.on_stderr())
+            stack.enter_context(streams.results())
+        say = functools.cache(lambda line: console.console.print(line))
         if options.watch:
             find = functools.partial(_find, options.workdir, say)
             return _several(options, watch(find, options.interval, evaluation_of, say), others)

@@ -3,13 +3,14 @@
 import csv
 import itertools
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOBase, TextIOWrapper
 from pathlib import Path
 
 from tljax import storage
+from tljax.errors import InputError
+from tljax.streams import in_one_line, results
 
 Write = Callable[[str, Mapping[str, float]], None]  # one line, of a name and its probabilities or values
 
@@ -17,7 +18,8 @@ Write = Callable[[str, Mapping[str, float]], None]  # one line, of a name and it
 def _as_text(file: TextIOBase, problem: str, classes: Sequence[str], top: int) -> Write:
     def write(name: str, found: Mapping[str, float]) -> None:
         shown = itertools.islice(found.items(), top)
-        file.write(f"{name}\t" + "\t".join(f"{label} {value:.4f}" for label, value in shown) + "\n")
+        cells = [name, *(f"{label} {value:.4f}" for label, value in shown)]
+        file.write("\t".join(map(in_one_line, cells)) + "\n")
 
     return write
 
@@ -67,11 +69,20 @@ def _said(problem: str, found: Mapping[str, float]) -> list[str]:
 
 @contextmanager
 def opened(out: Path | None) -> Iterator[TextIOBase]:
-    """Stdout, or a file that is there when it is whole."""
+    """Stdout, or a file that is there when it is whole.
+
+    Raises:
+        Closed: nobody reads stdout any more.
+        InputError: stdout or the file cannot be written.
+    """
     if out is None:
-        yield sys.stdout
+        with results() as stdout:
+            yield stdout
         return
-    with storage.replacing(out) as content:
-        file = TextIOWrapper(content, encoding="utf-8")
-        yield file
-        file.detach()  # which writes what it holds, and leaves `content` open
+    try:
+        with storage.replacing(out) as content:
+            file = TextIOWrapper(content, encoding="utf-8")
+            yield file
+            file.detach()  # which writes what it holds, and leaves `content` open
+    except OSError as error:
+        raise InputError(f"--out={out}: cannot be written ({error.strerror or error})") from error

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax import features, memory
+from tljax import console, features, memory, streams
 from tljax.config import Experiment
 from tljax.data import health, splits, tasks
 from tljax.errors import InputError
@@ -62,6 +62,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", action="store_true", help="look at the data alone: counts, sizes, duplicates, labels")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw training images as the network sees them")
     experiment, options = parse_experiment(parser, arguments)
+    with streams.results():
+        _inspect(experiment, options)
+
+
+def _inspect(experiment: Experiment, options: argparse.Namespace) -> None:
     if options.data or options.sheet:
         found = examine(experiment, options.sheet)
         print(json.dumps(found)) if options.json else health.show(found)
@@ -78,7 +83,8 @@ def main(arguments: list[str]) -> None:
         return
     show(found)
     if told:
-        print(told)
+        console.console.print(told)
     memory.show(found["memory"])
     if options.lr_find:
-        print(f"the loss falls fastest at a learning rate of {found['lr_find']['suggestion']:.2g}: {options.lr_find}")
+        rate = f"{found['lr_find']['suggestion']:.2g}"
+        console.console.print(f"the loss falls fastest at a learning rate of {rate}: {options.lr_find}")

@@ -218,7 +218,7 @@ def _tried(point: Point, carry_out: Callable[[], None]) -> None:
         with console.quiet():
             carry_out()
     except Lost as error:  # what is there now is another's, and not failed
-        console.console.print(str(error), markup=False)
+        console.console.print(str(error))
     except Exception as error:  # another point may well do, whatever it was
         Workdir(point.folder).fail(error)
-        console.console.print(f"failed: {error}", markup=False)
+        console.console.print(f"failed: {error}")

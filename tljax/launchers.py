@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tljax import console, slurm
+from tljax import console, slurm, streams
 from tljax.devices import host_bytes
 from tljax.errors import InputError
 from tljax.points import Point, units
@@ -74,8 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def printed(jobs: Sequence[Job], notice: Notice) -> None:
     """A `Launcher` that prints a command of a shell for each job, for whatever else there is to run them."""
-    for job in jobs:
-        print(f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(job.command)}", flush=True)
+    with streams.results() as stdout:
+        for job in jobs:
+            print(f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(job.command)}", file=stdout)
 
 
 def beside(jobs: Sequence[Job], notice: Notice, count: int, logs: Path) -> None:
@@ -211,7 +212,7 @@ def _tell_end(job: Job, process: subprocess.Popen, logs: Path) -> None:
     else:
         told = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         told += f", see {logs / job.name}.log"
-    console.console.print(f"{job.name}: {told}", markup=False)
+    console.console.print(f"{job.name}: {told}")
 
 
 def _peak(job: Job) -> int:

@@ -111,7 +111,7 @@ class Lock:
     def _wait_for_death(self, holder: dict[str, Any]) -> None:
         wait = 3 * BEAT
         told = f"{self._folder} was being written by {_name(holder)}: looking for {wait:g} s whether it lives"
-        console.console.print(told, markup=False)
+        console.console.print(told)
         until = time.monotonic() + wait
         while time.monotonic() < until:
             time.sleep(BEAT / 10)

@@ -240,7 +240,7 @@ def main(arguments: list[str]) -> int:
             count += 1
             if isinstance(found, InputError):
                 failed += 1
-                console.console.print(str(found), markup=False)
+                console.console.print(str(found))
             else:
                 write(name, found)
             report(count)

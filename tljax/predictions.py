@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
-from rich.markup import escape
 
 from tljax import console, processes, scores, sharding, storage
 from tljax.data.examples import Split, labels_of, values_of
@@ -89,7 +88,7 @@ def predictions_of(
     params, batch_stats = run.evaluated(state)
     logits = []
     batches = evaluation_batches(split, read, size, run.experiment.input.workers, processes.part())
-    with console.progress(escape(label), 0, -(-len(split) // size), "batches") as report:
+    with console.progress(label, 0, -(-len(split) // size), "batches") as report:
         for i, batch in enumerate(batches):
             step = run.eval_step(size, length_of(batch), start)
             logits.append(step(params, batch_stats, sharding.put_batch(batch["input"], run.mesh)))

@@ -2,24 +2,30 @@
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import sys
 import threading
+import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
+from jax._src import clusters
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from tljax import console, sharding
 from tljax.errors import InputError
-
-LOST = 69  # the exit status, sysexits.h's EX_UNAVAILABLE: another process is gone, the same command goes on
+from tljax.peers import LOST, Lost, Peers
+from tljax.stopping import SAVED, Stopped
+from tljax.streams import in_one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process-id", type=int, default=0, metavar="I", help="of this one, from 0")
     waits = "seconds in which all processes must have come (default: 300)"
     group.add_argument("--join-timeout", type=int, default=300, metavar="S", help=waits)
+    silent = "seconds after which a process that does not answer is given up; one that is killed at once (default: 30)"
+    group.add_argument("--peer-timeout", type=int, default=30, metavar="S", help=silent)
 
 
 @contextlib.contextmanager
@@ -39,42 +47,70 @@ def joined(options: argparse.Namespace) -> Iterator[None]:
     """Within, this process is one of those that the flags or the launcher tell of; only the first of them prints.
 
     To be entered before any device is touched. Where another process is lost, this one ends, with `LOST`: none can go
-    on by itself, and what they would say to each other at the end would never come.
+    on by itself. Where another ends with an error that this one does not meet, it ends with that one's status.
 
     Raises:
         InputError: there is no word of where the others are. Where they do not come in time, the process ends with 2.
     """
-    _join(options)
+    peers = _join(options)
+    if peers is None:
+        yield
+        return
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        told = f"process {jax.process_index()} of {jax.process_count()} lost another, or its device ({_line(error)})"
-        print(f"error: {told}: the same command goes on from the last step saved", file=sys.stderr, flush=True)
-        os._exit(LOST)
+        jax.distributed.shutdown()  # where all wait for each other, and still watch each other
+    except BaseException as error:
+        _end(peers, error)
+    peers.leave()
 
 
-def _join(options: argparse.Namespace) -> None:
+def _end(peers: Peers, error: BaseException) -> NoReturn:
+    """Ends this process, which has met an error, without waiting for the others, who may not have; they are told.
+
+    At its end Python would wait, in jax, for processes that themselves wait for what this one should compute.
+    """
+    me = f"process {peers.number} of {peers.count}"
+    if isinstance(error, InputError):
+        status, reason = 2, str(error)
+    elif isinstance(error, Stopped):
+        status, reason = SAVED, f"{error}: the same command goes on"
+    elif isinstance(error, KeyboardInterrupt):
+        status, reason = 130, "interrupted"
+    else:
+        peers.settle()
+        status, reason = 1, f"{type(error).__name__}: {error}"
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+            lost = f"{me} lost another, or its device ({_line(error)})"
+            status, reason = LOST, f"{lost}: the same command goes on from the last step saved"
+        else:
+            traceback.print_exception(error)
+    prefix = "" if isinstance(error, Stopped) else "error: "
+    print(prefix + in_one_line(reason), file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    peers.leave(status, reason)
+    os._exit(status)
+
+
+def _join(options: argparse.Namespace) -> Peers | None:
     if not options.coordinator and options.num_processes > 1:
         raise InputError("--num-processes needs --coordinator=HOST:PORT, the same in each process")
     if not (options.coordinator or _launched()):
-        return
-    where = {}
-    if options.coordinator not in ("", "auto"):
-        where = {"coordinator_address": options.coordinator, "num_processes": options.num_processes}
-        where["process_id"] = options.process_id
-        _check(options)
+        return None
+    if options.peer_timeout < 3:
+        raise InputError(f"--peer-timeout={options.peer_timeout}: give 3 s or more")
+    address, count, number, devices = _place(options)
+    host, _, port = address.rpartition(":")
     # Its handler would take SIGTERM away from `stopping`, which all processes agree upon.
     jax.config.update("jax_enable_preemption_service", False)
     # On CPUs, programs in flight at the same time would meet those of the other processes in any order.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    what = f"process {options.process_id} of {options.num_processes}" if where else "this process"
-    at = f", at {options.coordinator} where the first of them is to be reached" if where else ""
+    what, at = f"process {number} of {count}", f", at {address} where the first of them is to be reached"
+    peers = Peers(number, count, host.strip("[]"), int(port), options.peer_timeout)
 
     def late() -> None:
-        told = f"{what} waited {options.join_timeout} s for the others{at}: are all started, and do they reach it?"
-        print(f"error: {told} --join-timeout=S waits longer", file=sys.stderr, flush=True)
+        missing = f" ({peers.missing})" if peers.missing else ""
+        told = f"{what} waited {options.join_timeout} s for the others{at}{missing}: are all started, and do they"
+        print(f"error: {told} reach it? --join-timeout=S waits longer", file=sys.stderr, flush=True)
         os._exit(2)
 
     # By itself, jax aborts the process when its time is over.
@@ -82,12 +118,39 @@ def _join(options: argparse.Namespace) -> None:
     watch.daemon = True
     watch.start()
     try:
-        jax.distributed.initialize(**where, initialization_timeout=options.join_timeout + 60)
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        coordinator = peers.meet()
+        waits = {"initialization_timeout": options.join_timeout + 60, "heartbeat_timeout_seconds": 100}
+        waits["heartbeat_timeout_seconds"] += options.peer_timeout  # which is to be over first
+        jax.distributed.initialize(coordinator, count, number, devices, **waits)
+    except Lost as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(LOST)
+    except (RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{what} cannot join the others{at} ({_line(error)})") from error
     finally:
         watch.cancel()
-    console.console.quiet = jax.process_index() > 0
+    console.console.quiet = number > 0
+    return peers
+
+
+def _place(options: argparse.Namespace) -> tuple[str, int, int, list[int] | None]:
+    """Where the first process is reached, how many there are, which this is, and its devices where a launcher says."""
+    if options.coordinator not in ("", "auto"):
+        _check(options)
+        return options.coordinator, options.num_processes, options.process_id, None
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            address, None, None, None, None, options.join_timeout
+        )
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise InputError(f"this process cannot join the others ({_line(error)})") from error
+    if None in found[:3]:
+        flags = "give --coordinator=HOST:PORT, --num-processes=N and --process-id=I"
+        raise InputError(f"this process cannot join the others: nothing here says where they are; {flags}")
+    return found
 
 
 def _launched() -> bool:
@@ -142,6 +205,48 @@ def on_first(make: Callable[[], Any]) -> Any:
     if "error" in told:
         raise InputError(told["error"])
     return told["found"]
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Checks that all processes are about to do the same: a hash of what each says of itself, compared by all.
+
+    Args:
+        facts: JSON, of dicts by name.
+
+    Raises:
+        InputError: those of one differ from the first's; the same in each process, with what differs.
+    """
+    if jax.process_count() == 1:
+        return
+    content = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
+    digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+    digests = multihost_utils.process_allgather(digest)
+    different = np.flatnonzero((digests != digests[0]).any(axis=1))
+    if not len(different):
+        return
+    longest = int(multihost_utils.process_allgather(np.int32(len(content))).max())
+    padded = np.pad(content, (0, longest - len(content)), constant_values=ord(" "))
+    contents = multihost_utils.process_allgather(padded)
+    number = int(different[0])
+    first, other = (
+        flatten_dict(json.loads(contents[i].tobytes()), keep_empty_nodes=True, sep=".") for i in (0, number)
+    )
+    keys = [key for key in sorted(first | other) if first.get(key) != other.get(key)]
+    shown = "; ".join(
+        f"{key} is {first.get(key)!r} in process 0, {other.get(key)!r} in process {number}" for key in keys[:5]
+    )
+    more = f"; and {len(keys) - 5} more" if len(keys) > 5 else ""
+    raise InputError(
+        f"the processes of a run must be alike: {shown}{more}: start all with the same command, code and data"
+    )
+
+
+def code() -> str:
+    """SHA-256 of tljax's own source, in which two checkouts may differ that have the same version."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def anyone(wanted: bool) -> bool:

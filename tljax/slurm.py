@@ -98,7 +98,7 @@ def _run(jobs: Sequence[Job], notice: Notice, *, folder: Path, at_a_time: int, g
     held = {point for command in queued.values() for point in command.points}
     new = [one for one in map(_command, jobs) if held.isdisjoint(one.points)]
     if queued:
-        console.console.print(f"{len(queued)} jobs are in Slurm's queue already", markup=False)
+        console.console.print(f"{len(queued)} jobs are in Slurm's queue already")
     _wait(queued | _submit(new, folder, at_a_time, given, queued), jobs, folder, notice)
 
 
@@ -200,17 +200,17 @@ def _wait(mine: Mapping[str, Command], jobs: Sequence[Job], folder: Path, notice
         now = ", ".join(f"{count} {state.lower()}" for state, count in counts)
         if now != said:
             ended = f"{len(mine) - len(states)} of {len(mine)} tasks ended"
-            console.console.print(f"{time.strftime('%H:%M:%S')} Slurm: {now}; {ended}", markup=False)
+            console.console.print(f"{time.strftime('%H:%M:%S')} Slurm: {now}; {ended}")
             said = now
         time.sleep(POLL)
         try:
             found = queue()
         except InputError as error:  # a controller that is busy, or starts anew
-            console.console.print(f"{error}; looking again", markup=False)
+            console.console.print(f"{error}; looking again")
             continue
         states = {id: found[id] for id in mine if id in found}
     points = {point.folder.name: point for job in jobs for point in job.points}
     for id, command in mine.items():
         if any(not (points[name].result or points[name].error) for name in points.keys() & set(command.points)):
             told = f"Slurm job {id} ended without all its runs, and the same command tries again"
-            console.console.print(f"{told}: {folder / f'{id}_0_log.out'}", markup=False)
+            console.console.print(f"{told}: {folder / f'{id}_0_log.out'}")

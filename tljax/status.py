@@ -99,7 +99,7 @@ def show(found: Sequence[Point]) -> None:
     for point, one in standings.items():
         told = ", ".join(filter(None, (str(one), queued.get(point.name))))
         if told and (one.state not in ("tested", "trained") or one.note):
-            console.console.print(f"{point.name} {one.state}: {told}", markup=False)
+            console.console.print(f"{point.name} {one.state}: {told}")
     counts = Counter(one.state for one in standings.values())
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     console.console.print(f"{len(found)} points: {told}")

@@ -1,5 +1,6 @@
 """When a run is told to stop before its end: by a signal, or by its own time limit."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 SAVED = 75  # the exit status, sysexits.h's EX_TEMPFAIL: all is saved, the same command goes on
 # A person, a scheduler before it takes the machine away, and what Slurm's --signal=USR1@60 sends.
@@ -30,7 +30,7 @@ class Notice:
         self._began, self._limit = time.monotonic(), max_seconds
         self._last, self._longest = 0.0, 0.0
 
-    @contextmanager
+    @contextlib.contextmanager
     def listening(self) -> Iterator["Notice"]:
         """Hears the signals; a second one ends the process at once, whatever it is doing, with status 128 + its number.
 
@@ -50,7 +50,7 @@ class Notice:
                 signal.signal(number, handler)
             wakes.close()
 
-    @contextmanager
+    @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Within, signals are only noted: the loop inside asks for `reason` between its steps."""
         self._held = True
@@ -91,4 +91,5 @@ def _count(heard: socket.socket) -> None:
             name = signal.Signals(found[0]).name
             if count > 1:
                 os._exit(128 + found[0])
-            print(f"{name}: stopping at the next step, with all saved; once more stops at once", file=sys.stderr)
+            with contextlib.suppress(OSError, ValueError):  # a console that is gone: this thread must live
+                print(f"{name}: stopping at the next step, with all saved; once more stops at once", file=sys.stderr)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tljax import console, joint, launchers, selection, status
+from tljax import console, joint, launchers, selection, status, streams
 from tljax.config import Experiment
 from tljax.errors import InputError
 from tljax.flags import config_file, parse_experiment
@@ -104,7 +104,7 @@ def show(found: Sequence[Point], picked: Collection[Experiment]) -> None:
     for point in found:
         if point.error:
             told = f"failed: {point.setting}, seed {point.experiment.seed} ({point.folder}): {point.error['error']}"
-            console.console.print(told, markup=False)
+            console.console.print(told)
 
 
 def _mean(done: Sequence[Point], split: str, metric: str) -> str:
@@ -161,7 +161,8 @@ def main(arguments: list[str]) -> int:
     protocol = Protocol(tuned, options.seeds, options.peek_test)
     selection.methods(found, tuned)  # which knows these sections
     if options.status:
-        status.show(found)
+        with streams.results():
+            status.show(found)
         return 0
     with Notice(options.max_seconds).listening() as notice:
 
@@ -181,11 +182,13 @@ def main(arguments: list[str]) -> int:
         prints = options.launcher == "print"
         with console.on_stderr() if prints else contextlib.nullcontext():
             if warning := uneven(found):
-                console.console.print(warning, markup=False)
+                console.console.print(warning)
             left = sweep(found, protocol, here if alone else _launched(options, arguments, notice))
     if prints and left:
         again = [argument for argument in arguments if not argument.startswith("--launcher")]
-        print(f"# and when these have ended: {shlex.join([sys.executable, '-m', 'tljax', 'sweep', *again])}")
+        command = shlex.join([sys.executable, "-m", "tljax", "sweep", *again])
+        with streams.results() as stdout:
+            print(f"# and when these have ended: {command}", file=stdout)
         return 0
     show(found, set() if left else protocol.chosen(found))
     return 1 if left or any(point.error for point in found) else 0

@@ -18,6 +18,7 @@ from tljax.data import health
 from tljax.data.examples import Split
 from tljax.errors import InputError
 from tljax.evaluation import facts_of, name_of
+from tljax.fields import to_dict
 from tljax.flags import parse_experiment
 from tljax.loop import Loop
 from tljax.metrics import JUDGED
@@ -26,7 +27,7 @@ from tljax.predictions import Predictions
 from tljax.run import Run, prepare
 from tljax.step import State
 from tljax.stopping import Notice, Stopped
-from tljax.workdir import Workdir
+from tljax.workdir import Workdir, versions
 
 
 def train(
@@ -49,7 +50,12 @@ def train(
         Stopped: it was told to, and has saved.
     """
     folder = Workdir(path)
+    config = {
+        key: value for key, value in to_dict(experiment).items() if key != "input"
+    }  # which a machine may have its own
+    processes.agree({"config": config, "versions": versions() | {"tljax's source": processes.code()}})
     run = prepared or prepare(experiment, folder.tokenizer)
+    processes.agree({"resolved": to_dict(run.resolved)})
     run.batch_size  # noqa: B018 (which the devices here may not be able to share)
     with contextlib.ExitStack() as stack:
         if not processes.on_first(lambda: bool(folder.result)):
@@ -161,11 +167,16 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
     needed = memory.predict(run)
     memory.check(needed)
     state = run.init_state()
+    processes.agree({"weights": tuning.digest(sharding.gathered(_variables(state)))} if processes.part()[1] > 1 else {})
     frozen = digest_of(run, state)
     if processes.is_first():
         folder.save_plan(found | {"peak_bytes": needed["peak"], "frozen_digest": frozen})
     _keep_base(run, state, checkpoints)
     return state, seconds, waited
+
+
+def _variables(state: State) -> dict[str, jax.Array]:
+    return {name: leaf for name, leaf in named(state).items() if name.startswith(("params/", "batch_stats/"))}
 
 
 def _find(folder: Workdir, checkpoints: Checkpoints) -> tuple[int, bool, float, float]:

@@ -88,7 +88,7 @@ class Workdir:
                 shown = "; ".join(differences)
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
             return
-        facts = {"versions": _versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
+        facts = {"versions": versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
         self.check()
         for name, file in tokenizer.files.items() if tokenizer else ():
             (self.path / "tokenizer").mkdir(exist_ok=True)
@@ -277,7 +277,7 @@ class Workdir:
         aside = self.path / f"{self._metrics.name}.torn"
         storage.write_whole(aside, _content(aside) + torn + b"\n")
         told = f"{self._metrics}: what was not written to the end of its line is in {aside.name} now"
-        console.console.print(f"{told}; the other lines stay", markup=False)
+        console.console.print(f"{told}; the other lines stay")
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -325,7 +325,8 @@ def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The version of Python and of each package on which a run's numbers hang."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

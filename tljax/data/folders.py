@@ -44,7 +44,7 @@ def folder(path: str, config: TaskConfig) -> Source:
     if scan.others:
         shown = ", ".join(scan.others[:3]) + (" …" if len(scan.others) > 3 else "")
         line = f"{name}: {len(scan.others)} files are no images by their suffix: {shown}"
-        console.console.print(line, markup=False)
+        console.console.print(line)
     # Size and time stand for the bytes, as in make: reading a large folder at every start would cost minutes.
     key = hashlib.sha256(repr((str(root.absolute()), classes, scan.stats)).encode()).hexdigest()
     return Source(key, "image", "single_label", tuple(classes["train"]), items)

@@ -182,7 +182,7 @@ def show(report: Mapping[str, Any]) -> None:
 def warn(report: Mapping[str, Any]) -> None:
     """Prints a line for each warning."""
     for warning in report["warnings"]:
-        console.console.print(f"WARNING: {warning}", markup=False)
+        console.console.print(f"WARNING: {warning}")
 
 
 def _summary(split: Mapping[str, Any]) -> dict[str, str]:

@@ -44,7 +44,7 @@ def hf(path: str, config: TaskConfig) -> Source:
         where = [f"{name}, {split}, row {row}" for row in range(data.num_rows)]
         tables.append(Table(name, values, where, folder, split, classes=classes))
     if withheld:
-        console.console.print(f"{name}: {', '.join(withheld)} has no labels, and is left out", markup=False)
+        console.console.print(f"{name}: {', '.join(withheld)} has no labels, and is left out")
     if not tables:
         raise InputError(f"{name}: no split has labels in {', '.join(columns.labels)}; set task.label")
     return to_source(tables, columns, config, repr({split: data._fingerprint for split, data in loaded.items()}))

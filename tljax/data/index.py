@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.markup import escape
 
 from tljax import console
 from tljax.data.examples import Base, Label, Records, Source, Task
@@ -45,7 +44,7 @@ def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping
         first = ", ".join(one["id"] for one in skipped[:3]) + (" …" if len(skipped) > 3 else "")
         total = len(skipped) + sum(map(len, indices.values()))
         line = f"{name}: {len(skipped)} of {total} examples are left out: {first} ({folder}/task.json)"
-        console.console.print(line, markup=False)
+        console.console.print(line)
 
 
 def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Records], mend: str) -> Task:
@@ -108,7 +107,7 @@ def kept_if_of_use(making: Path) -> Iterator[None]:
 @contextmanager
 def progress(name: str, total: int) -> Iterator[Callable[[str, int], None]]:
     """Yields `done(split, examples)`, which moves a bar, and where there is none prints a line every ten seconds."""
-    with console.progress(escape(f"preparing {name}"), 0, total, "examples") as report:
+    with console.progress(f"preparing {name}", 0, total, "examples") as report:
         counts: dict[str, int] = {}
         last = time.monotonic()
 

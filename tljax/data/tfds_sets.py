@@ -154,7 +154,7 @@ def _index(
     """Reads every example once: labels, ids, sizes from the headers of images, hashes."""
     withheld = [split for split, one in stored.items() if _is_withheld(one, features)]
     if withheld:
-        console.console.print(f"{name}: {', '.join(withheld)} has no labels, and is left out", markup=False)
+        console.console.print(f"{name}: {', '.join(withheld)} has no labels, and is left out")
     stored = {split: one for split, one in stored.items() if split not in withheld}
     if not stored:
         raise InputError(f"{name}: no split has labels in {', '.join(features.labels)}; set task.label")

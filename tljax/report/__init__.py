@@ -75,10 +75,10 @@ def _show(one: Section) -> None:
     title = f"{one.title} (* best, ≈ not significantly worse)" if len(rows) > 1 else one.title
     console.table(title, tables.columns(one)[:shown], rows)
     for left in one.left_out:
-        console.console.print(f"not in the table: {left.name}: {left.reason}", markup=False)
+        console.console.print(f"not in the table: {left.name}: {left.reason}")
     if one.peeked:
         told = f"the test split was looked at for {len(one.peeked)} runs that were not chosen"
-        console.console.print(told, markup=False)
+        console.console.print(told)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> None:
     for one in found:
         _show(one)
     for one in unfinished:
-        console.console.print(f"{one.name}: {one.reason}", markup=False)
+        console.console.print(f"{one.name}: {one.reason}")
     runs = sum(len(one.runs) for one in found)
     told = f"{runs} runs" + (f", {len(unfinished)} more not finished" if unfinished else "")
-    console.console.print(f"{told}: {options.out.rstrip('/')}/report.html", markup=False)
+    console.console.print(f"{told}: {options.out.rstrip('/')}/report.html")
