@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1
 
-from tljax import storage
+from tljax import sealed, storage
 from tljax.errors import InputError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file that it writes
 
 MANIFEST = "manifest.json"
 _DESCRIPTORS = Path("/proc/self/fd")  # by number, the files and folders that this process has opened
+_FACTS = "tljax.json"
 
 
 class Damaged(InputError):
@@ -114,20 +115,22 @@ def remove(folder: epath.Path) -> None:
 
 
 def save_tree(folder: Path, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes a nested dict of arrays, and `facts` about it as `tljax.json`, into a new folder."""
+    """Writes a nested dict of arrays, `facts` about it as `tljax.json`, and checksums of both, into a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     _save(folder / "arrays", tree)
-    (folder / "tljax.json").write_text(json.dumps(facts, indent=1))
+    (folder / _FACTS).write_text(json.dumps(facts, indent=1))
+    sealed.seal_folder(folder)
 
 
 def load_facts(folder: Path) -> dict[str, Any]:
     """The facts that `save_tree` wrote.
 
     Raises:
-        InputError: `folder` is not one that it made.
+        InputError: `folder` is not one that it made, or the facts are damaged.
     """
+    _check(folder, (_FACTS,))
     try:
-        return storage.read_json(epath.Path(folder / "tljax.json"), "convert it again")
+        return storage.read_json(epath.Path(folder / _FACTS), "convert it again")
     except InputError as error:
         raise InputError(f"{folder}: not a folder made by `tljax convert` ({error})") from error
 
@@ -136,9 +139,17 @@ def load_tree(folder: Path) -> dict[str, Any]:
     """The arrays that `save_tree` wrote, on the host.
 
     Raises:
-        InputError: they cannot be read.
+        InputError: they are damaged, or cannot be read.
     """
+    _check(folder)
     return _load(folder / "arrays")
+
+
+def _check(folder: Path, only: Collection[str] = ()) -> None:
+    """Raises an InputError if files are not as `save_tree` wrote them; earlier versions of it left no checksums."""
+    seal = folder / sealed.NAME
+    if seal.exists() and (wrong := sealed.wrong(seal, only)):
+        raise InputError(f"{folder} is damaged ({wrong}): make it again; if you changed it yourself, remove {seal}")
 
 
 def _load(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tljax import array_files
+from tljax import array_files, sealed
 from tljax.config import BackboneConfig, Experiment
 from tljax.errors import InputError
 from tljax.fields import build, to_dict
@@ -205,7 +205,8 @@ def provenance(
 def converted(row: Pretrained) -> Path:
     """The folder with the row's arrays under our names; converted now if it is not in the cache.
 
-    The key is the file's content and the table of rules, so that a change in either is converted anew.
+    The key is the file's content and the table of rules, so that a change in either is converted anew; and so is what
+    was damaged since.
     """
     with _CONVERTING:
         path = fetch(row.uri, row.sha256)
@@ -215,7 +216,7 @@ def converted(row: Pretrained) -> Path:
         found = row.sha256 or sha256_of(path)
         key = hashlib.sha256(f"{found} {row.source} {module_of(row)} {_tables(row)}".encode()).hexdigest()
         target = cache_dir() / "backbones" / f"{row.backbone}-{key[:16]}"
-        with made_once(target) as making:
+        with made_once(target, wrong=sealed.wrong_folder) as making:
             if making:
                 write(making, row, *read(row, path))
         return target

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from tljax import compiled, console, sharding, tuning
+from tljax import compiled, console, sealed, sharding, tuning
 from tljax.cost import of_prefix
 from tljax.data import cache
 from tljax.data.examples import Split
@@ -35,7 +35,7 @@ from tljax.step import State
 _BATCH, _BATCH_ON_CPU = 256, 32
 _RATE, _RATE_OF_CPU = 2e13, 1e11  # FLOP a second that a network reaches on one accelerator, and on a machine without
 _BANDWIDTH = 1e9  # bytes a second, from a disk or its cache to the device
-_FORMAT = 1  # to be raised where what is computed, or how it is stored, changes
+_FORMAT = 2  # to be raised where what is computed, or how it is stored, changes
 _BATCHES = 16  # of a part: at most so much is lost when a build is killed
 
 
@@ -261,6 +261,10 @@ def _complete(
                     claims = [cache.claimed(_part(folder, number), patient) for folder in wanted.values()]
                     if all(stack.enter_context(claim) for claim in claims):
                         wanted = _missing(wanted, number)  # another process may just have made them
+                        for folder in wanted.values():
+                            if (part := _part(folder, number)).exists():
+                                damaged = f"{part} was damaged ({sealed.wrong(cache.seal_of(part))}): made again"
+                                console.console.print(damaged, markup=False)
                         if wanted:
                             _make_part(run, compute, source, rows, wanted, number, halt)
                 report(rows.stop)
@@ -274,7 +278,8 @@ def _parts(source: _Source) -> list[range]:
 
 
 def _missing(folders: dict[int, Path], number: int) -> dict[int, Path]:
-    return {stop: folder for stop, folder in folders.items() if not _part(folder, number).exists()}
+    """The folders that lack a part, or have a damaged one."""
+    return {stop: folder for stop, folder in folders.items() if sealed.wrong(cache.seal_of(_part(folder, number)))}
 
 
 def _part(folder: Path, number: int) -> Path:

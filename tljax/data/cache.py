@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from tljax import sealed
 from tljax.weights.sources import cache_dir
 
 KINDS = ("decoded", "tokens", "features")  # what `make_room` counts and evicts
@@ -86,13 +87,19 @@ def claimed(path: Path, patient: bool) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which becomes `path` when the block ends well, and is on the disk by then."""
+    """A file to write, which becomes `path` when the block ends well, sealed, and is on the disk by then."""
     making = path.with_name(f"{path.name}.making")  # the same each time: what a killed process left is taken up
     with making.open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
+    sealed.seal(seal_of(path), {path.name: making})
     making.replace(path)
+
+
+def seal_of(path: Path) -> Path:
+    """Where the checksums are of what `replacing` wrote."""
+    return path.with_name(f"{path.name}.{sealed.NAME}")
 
 
 def _last_used(folder: Path) -> float:

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from tljax import console
+from tljax import console, sealed
 from tljax.config import TaskConfig
 from tljax.data.examples import Item, Source
 from tljax.errors import InputError
@@ -45,7 +45,7 @@ def folder(path: str, config: TaskConfig) -> Source:
         shown = ", ".join(scan.others[:3]) + (" …" if len(scan.others) > 3 else "")
         line = f"{name}: {len(scan.others)} files are no images by their suffix: {shown}"
         console.console.print(line)
-    # Size and time stand for the bytes, as in make: reading a large folder at every start would cost minutes.
+    # Stamps stand for the bytes: reading a large folder at every start would cost minutes.
     key = hashlib.sha256(repr((str(root.absolute()), classes, scan.stats)).encode()).hexdigest()
     return Source(key, "image", "single_label", tuple(classes["train"]), items)
 
@@ -91,7 +91,7 @@ class _Scan:
 
     def __init__(self, root: Path, on_error: str):
         self.root, self.on_error = root, on_error
-        self.stats: list[tuple[str, int, int]] = []
+        self.stats: list[tuple[str | int, ...]] = []
         self.others: list[str] = []
 
     def images(self, folder: Path, label: int) -> list[Item]:
@@ -131,7 +131,7 @@ class _Scan:
             return unusable(id, f"{id}: cannot be read ({error.strerror}); mend or remove it", self.on_error)
         if not stat.S_ISREG(found.st_mode):
             return unusable(id, f"{id}: has the suffix of an image, and is no file; rename it", self.on_error)
-        self.stats.append((id, found.st_size, found.st_mtime_ns))
+        self.stats.append((id, *sealed.stamp(path)))
         return Item(id, label, path.read_bytes)
 
     def _id(self, path: Path) -> str:

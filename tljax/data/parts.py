@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tljax import sealed
 from tljax.errors import InputError
 
 MAX_EXAMPLES = 1000
@@ -109,7 +110,7 @@ def write_parts(
 
 def clear(folder: Path) -> None:
     """Removes what is of use only until all parts are there: each one's index."""
-    for path in folder.glob("part-*.parquet"):
+    for path in (*folder.glob("part-*.parquet"), *folder.glob(f"part-*.{sealed.NAME}")):
         path.unlink()
 
 
@@ -123,13 +124,17 @@ def _examined(
 
 def _finished(folder: Path, split: str, number: int) -> Part | None:
     records, index = _paths(folder, split, number)
-    if not index.exists():
+    if sealed.wrong(_seal_of(index)):
         return None
     table = pq.read_table(index)
     facts = json.loads(table.schema.metadata[b"tljax"])
     if facts["size"] and not (records.exists() and records.stat().st_size == facts["file_size"]):
         return None
     return Part(records, table, facts["start"], facts["stop"], tuple(facts["skipped"]), facts["size"])
+
+
+def _seal_of(index: Path) -> Path:
+    return index.with_suffix(f".{sealed.NAME}")
 
 
 def _paths(folder: Path, split: str, number: int) -> tuple[Path, Path]:
@@ -160,6 +165,7 @@ def _write(
         }
         table = pa.Table.from_pylist([one.row for one in examined if one.row], schema)
         pq.write_table(table.replace_schema_metadata({"tljax": json.dumps(facts)}), temporary)
+        sealed.seal(_seal_of(index), {index.name: temporary})
         temporary.rename(index)
     except (OSError, RuntimeError) as error:  # RuntimeError is what array_record raises
         temporary.unlink(missing_ok=True)

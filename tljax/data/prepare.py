@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tljax import sealed
 from tljax.data import images
 from tljax.data.examples import Item, Label, Source, Task
 from tljax.data.index import finish, index_row, kept_if_of_use, open_task, progress
@@ -30,7 +31,7 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
             disk is full.
     """
     _check(source, name)
-    with made_once(folder, resume=True) as making:
+    with made_once(folder, resume=True, wrong=sealed.wrong_folder) as making:
         if not making:
             return
         features = _features(source)
@@ -43,6 +44,7 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
             finish(making, folder, name, source, parts)
         _write_for_tfds(making, features, parts)
         clear(making)
+        sealed.seal_folder(making, by_size=".array_record")  # whose blocks have checksums of their own
 
 
 def open_prepared(name: str, folder: Path) -> Task:
@@ -59,7 +61,12 @@ def open_prepared(name: str, folder: Path) -> Task:
     except Exception as error:  # of a parser, on a damaged file
         raise InputError(f"{folder}: damaged ({' '.join(str(error).split())[:200]}); {mend}") from error
     kept = {one: one for one in ("image", "text", "text_pair") if one in builder.info.features}
-    return open_task(name, folder, lambda split, index: Stored(builder, split, kept, mend), mend)
+    again = "run it again, and it is prepared again"
+
+    def records(split: str, _: Any) -> Stored:
+        return Stored(builder, split, kept, again, seal=folder / sealed.NAME)
+
+    return open_task(name, folder, records, mend)
 
 
 def _check(source: Source, name: str) -> None:

@@ -87,11 +87,11 @@ class Pictures:
         if not folder.exists() and not (budget and cache.make_room(folder, self._bytes, budget)):
             return self
 
-        def views() -> Iterator[np.ndarray]:
-            def view(place: int) -> np.ndarray:
-                (one,) = self.split.__getitems__([place])
-                return images.source_view(one["image"], one["id"], self.preprocessing, **cut)
+        def view(place: int) -> np.ndarray:
+            (one,) = self.split.__getitems__([place])
+            return images.source_view(one["image"], one["id"], self.preprocessing, **cut)
 
+        def views() -> Iterator[np.ndarray]:
             options = grain.ReadOptions(num_threads=max(workers, 1), prefetch_buffer_size=16)
             with console.progress(f"decoding {self.split.name}, once", 0, len(self.split), "images") as report:
                 found = grain.MapDataset.source(range(len(self.split))).map(view).to_iter_dataset(options)
@@ -99,7 +99,7 @@ class Pictures:
                     yield one
                     report(number)
 
-        found = store.stored(folder, views(), {})
+        found = store.stored(folder, views(), {}, view)
         return replace(self, decoded=found)
 
     @functools.cached_property

@@ -17,15 +17,24 @@ class Stored:
         kept: feature -> its name here.
         mend: what a person can do when a file is missing or damaged.
         rows: which records there are, in order; None for all.
+        seal: of the folder, where it is made again if that is gone.
 
     Raises:
         InputError: a shard is missing.
     """
 
-    def __init__(self, builder: Any, split: str, kept: Mapping[str, str], mend: str, rows: np.ndarray | None = None):
+    def __init__(
+        self,
+        builder: Any,
+        split: str,
+        kept: Mapping[str, str],
+        mend: str,
+        rows: np.ndarray | None = None,
+        seal: Path | None = None,
+    ):
         import tensorflow_datasets as tfds
 
-        self.split, self.kept, self.mend, self.rows = split, kept, mend, rows
+        self.split, self.kept, self.mend, self.rows, self._seal = split, kept, mend, rows, seal
         # First of all: where there are files of several formats, this chooses the one that can be indexed.
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         self._source = builder.as_data_source(split=split, deserialize_method=raw)
@@ -54,6 +63,8 @@ class Stored:
         try:
             return [self._parse(record) for record in self._source.__getitems__(list(rows))]
         except Exception as error:  # array_record raises RuntimeError, a parser of damaged records whatever it meets
+            if self._seal:
+                self._seal.unlink(missing_ok=True)
             named = f"record {rows[0]}" if len(rows) == 1 else f"records {rows[0]} to {rows[-1]}"
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{self.split}, {named}: damaged ({reason}); {self.mend}") from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tljax import sealed
 from tljax.config import TaskConfig
 from tljax.data.examples import Item, Source
 from tljax.data.folders import SPLITS, unusable
@@ -112,7 +113,7 @@ def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key
         )
         labels = infer(config.problem, columns.labels, usable)
     items: dict[str, list[Item]] = {}
-    stats: list[tuple[int, int]] = []
+    stats: list[tuple[int, ...]] = []
     for table in tables:
         splits = _splits(table, columns)
         ids = _ids(table, columns, splits)
@@ -173,8 +174,8 @@ def _ids(table: Table, columns: Columns, splits: Sequence[str]) -> list[str | In
     return ids
 
 
-def _input(table: Table, columns: Columns, row: int) -> tuple[Callable[[], Any], tuple[int, int]]:
-    """What reads the example, and the size and time of its file."""
+def _input(table: Table, columns: Columns, row: int) -> tuple[Callable[[], Any], tuple[int, ...]]:
+    """What reads the example, and the stamp of its file."""
     values = table.columns[columns.inputs[0]]
     if columns.kind == "text":
         texts = tuple(table.columns[name][row] for name in columns.inputs)
@@ -191,7 +192,7 @@ def _input(table: Table, columns: Columns, row: int) -> tuple[Callable[[], Any],
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"{path}: is no file")
-    return path.read_bytes, (found.st_size, found.st_mtime_ns)
+    return path.read_bytes, sealed.stamp(path)
 
 
 def _path(value: Any, folder: Path) -> Path:

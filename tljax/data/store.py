@@ -2,45 +2,66 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tljax import console, sealed
 from tljax.data import cache
 from tljax.errors import InputError
 from tljax.weights.sources import made_once
 
 
 class Store(Sequence[np.ndarray]):
-    """One array per example, all of one dtype; reading one copies nothing."""
+    """One array per example, all of one dtype; reading one copies nothing.
 
-    def __init__(self, folder: Path):
+    Each block of the file is checked when it is first read; an array in a damaged one is made again.
+
+    Args:
+        folder: that `stored` filled.
+        again: makes the array of a place as it was made at first.
+    """
+
+    def __init__(self, folder: Path, again: Callable[[int], np.ndarray]):
         self._used = cache.using(folder)
+        self._folder, self._again, self._is_damaged = folder, again, False
         facts = json.loads((folder / "facts.json").read_text())
         self.facts: dict[str, Any] = facts["facts"]
         self.shapes = np.load(folder / "shapes.npy")
         self._ends = np.cumsum(self.shapes.prod(axis=1, dtype=np.int64))
-        count = int(self._ends[-1]) if len(self._ends) else 0
-        self._values = np.memmap(folder / "values", facts["dtype"], "r", shape=(count,)) if count else np.empty(0)
+        content = np.asarray(np.memmap(folder / "values", np.uint8, "r") if self._ends.any() else np.empty(0, np.uint8))
+        self._values = content.view(facts["dtype"])
+        self._blocks = sealed.Blocks(content, sealed.checksums(folder / sealed.NAME)["values"][1])
 
     def __len__(self) -> int:
         return len(self.shapes)
 
     def __getitem__(self, place: int) -> np.ndarray:
-        end = self._ends[place]
-        shape = self.shapes[place]
-        return self._values[end - shape.prod() : end].reshape(shape)
+        end, shape = int(self._ends[place]), self.shapes[place]
+        start = end - int(shape.prod())
+        if not self._blocks.whole(start * self._values.itemsize, end * self._values.itemsize):
+            if not self._is_damaged:
+                self._is_damaged = True
+                (self._folder / sealed.NAME).unlink(missing_ok=True)  # so that the next start makes all of it again
+                console.console.print(f"{self._folder} is damaged: what is lost of it is made again", markup=False)
+            return self._again(place)
+        return self._values[start:end].reshape(shape)
 
 
-def stored(folder: Path, arrays: Iterable[np.ndarray], facts: dict[str, Any]) -> Store:
-    """The store in `folder`; if it is not there, `arrays` are written to it, whole or not at all.
+def stored(
+    folder: Path, arrays: Iterable[np.ndarray], facts: dict[str, Any], again: Callable[[int], np.ndarray]
+) -> Store:
+    """Returns the store in `folder`; if it is not there, `arrays` are written to it, whole or not at all.
+
+    Args:
+        again: as in `Store`.
 
     Raises:
         InputError: the disk is full.
     """
-    with made_once(folder) as making:
+    with made_once(folder, wrong=_wrong) as making:
         if making:
             try:
                 _write(making, arrays, facts)
@@ -49,7 +70,18 @@ def stored(folder: Path, arrays: Iterable[np.ndarray], facts: dict[str, Any]) ->
                     f"{folder}: cannot be written ({error.strerror}): free some disk, name another TLJAX_CACHE,"
                     f" or set input.cache_gb=0"
                 ) from error
-    return Store(folder)
+    return Store(folder, again)
+
+
+def _wrong(folder: Path) -> str:
+    """What is wrong beside the values, which are looked at as they are read, and their number."""
+    try:
+        sizes = sealed.checksums(folder / sealed.NAME)
+        if (folder / "values").stat().st_size != sizes["values"][0]:
+            return "values are cut"
+    except (OSError, KeyError, sealed.Damaged) as error:
+        return str(error)
+    return sealed.wrong(folder / sealed.NAME, only=("facts.json", "shapes.npy"))
 
 
 def _write(folder: Path, arrays: Iterable[np.ndarray], facts: dict[str, Any]) -> None:
@@ -63,3 +95,4 @@ def _write(folder: Path, arrays: Iterable[np.ndarray], facts: dict[str, Any]) ->
         os.fsync(file.fileno())
     np.save(folder / "shapes.npy", np.array(shapes, np.int64))
     (folder / "facts.json").write_text(json.dumps({"dtype": dtype, "facts": facts}))
+    sealed.seal_folder(folder)

@@ -118,7 +118,10 @@ def tokenised(split: Split, tokenizer: Tokenizer, length: int) -> store.Store:
             facts["lost"] += sum(lost)
             yield from found
 
-    return store.stored(cache.name("tokens", split.key, tokenizer.sha256, length), rows(), facts)
+    def again(place: int) -> np.ndarray:
+        return tokenizer.encode([text_of(split[place])], length)[0][0]
+
+    return store.stored(cache.name("tokens", split.key, tokenizer.sha256, length), rows(), facts, again)
 
 
 def text_of(example: Mapping[str, Any]) -> str | tuple[str, str]:

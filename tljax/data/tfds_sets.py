@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from tljax import console
+from tljax import console, sealed
 from tljax.config import TaskConfig
 from tljax.data import vtab
 from tljax.data.encoded import size_of
@@ -51,10 +51,11 @@ def load(spec: str, config: TaskConfig) -> Task:
     stored = {split: Stored(builder, split, features.all, mend) for split in _splits(builder, features)}
     key = [_LAYOUT, _stamps(builder), features.kind, [*features.inputs], config.label, config.problem, config.on_error]
     folder = cache_dir() / "datasets" / f"tfds-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
-    with made_once(folder, resume=True) as making:
+    with made_once(folder, resume=True, wrong=sealed.wrong_folder) as making:
         if making:
             with kept_if_of_use(making):
                 _index(making, folder, stored, features, config, name)
+                sealed.seal_folder(making)
     kind = _Brightened if builder.name == "dsprites" else Stored
 
     def records(split: str, index: pa.Table) -> Stored:
@@ -142,10 +143,10 @@ def _splits(builder: Any, features: Features) -> list[str]:
     return found
 
 
-def _stamps(builder: Any) -> list[tuple[str, int, int]]:
-    """Name, size and time of the files, which stand for their content."""
+def _stamps(builder: Any) -> list[tuple[str | int, ...]]:
+    """Of the files, what stands for their content."""
     files = [path for path in sorted(Path(builder.data_path).iterdir()) if path.is_file()]
-    return [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return [(str(path.absolute()), *sealed.stamp(path)) for path in files]
 
 
 def _index(

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tljax import sealed
 from tljax.errors import InputError
 from tljax.weights import files, sdist
 
@@ -63,14 +64,14 @@ def fetch(uri: str, sha256: str = "") -> Path:
 def sha256_of(path: Path) -> str:
     """The file's SHA-256, in hexadecimal; of a sharded checkpoint, that of its index followed by its shards by name."""
     parts = [path, *(files.shards(path) if _is_index(path) else [])]
-    return _sha256(tuple((part, part.stat().st_size, part.stat().st_mtime_ns) for part in parts))
+    return _sha256(tuple((part, *sealed.stamp(part)) for part in parts))
 
 
 @lru_cache
-def _sha256(parts: tuple[tuple[Path, int, int], ...]) -> str:
-    """Of files one after another, read once as long as their sizes and times stay: a start asks more than once."""
+def _sha256(parts: tuple[tuple[Path | int, ...], ...]) -> str:
+    """Of files one after another, read once as long as their stamps stay: a start asks more than once."""
     digest = hashlib.sha256()
-    for path, _, _ in parts:
+    for path, *_ in parts:
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
@@ -88,17 +89,22 @@ def check_sha256(path: Path, wanted: str, uri: str) -> None:
 
 
 @contextmanager
-def made_once(target: Path, resume: bool = False) -> Iterator[Path | None]:
+def made_once(target: Path, resume: bool = False, wrong: Callable[[Path], str] = lambda _: "") -> Iterator[Path | None]:
     """Lets exactly one process make `target`, whole or not at all; others wait for it, and say so.
 
     Args:
         resume: whether what a process left half made is for the next one to go on with.
+        wrong: what is wrong with a `target` that is there, in words. If anything is, it is removed, and made again.
 
     Yields:
         None if it is there; else a folder beside it, to fill, that becomes `target` when the block ends: a new one, or
         with `resume` the one that an earlier process left.
     """
     with locked(target):
+        if target.exists() and (reason := wrong(target)):
+            print(f"{target} was damaged ({reason}): made again", file=sys.stderr, flush=True)
+            # Renamed first: who reads it has it to the end, and nobody finds half of it.
+            shutil.rmtree(target.rename(tempfile.mkdtemp(prefix=f"{target.name}.making-", dir=target.parent)))
         if target.exists():
             yield None
             return
