@@ -14,8 +14,9 @@ from tljax.inputs import Inputs
 from tljax.resolve import Resolved
 
 SPLITS = ("train", "validation", "test")
+_TABLE = ("classes", "separator", "quote")
 # What says which examples there are.
-_DATA = tuple(f"task.{name}" for name in ("dataset", "image", "text", "label", "split", "on_error"))
+_DATA = tuple(f"task.{name}" for name in ("dataset", "image", "text", "label", "split", "on_error", *_TABLE))
 _OF_IMAGES, _OF_TEXTS = ("task.image_size", "task.flip_test"), ("task.max_tokens", "task.token_multiple")
 # What changes speed and memory only.
 _SPEED = ("task.eval_batch_size", "task.token_multiple", "input.workers", "input.cache_gb")
