@@ -6,7 +6,7 @@ from typing import Any
 
 from tljax.config import Experiment
 from tljax.data import tasks
-from tljax.data.examples import Split, Task, among
+from tljax.data.examples import Split, Task, among, in_stored_order
 from tljax.data.splits import cut
 from tljax.errors import InputError
 from tljax.fields import to_dict
@@ -81,7 +81,7 @@ def examples(experiment: Experiment, resolved: Resolved, told: Mapping[str, Any]
     """
     if not any(key in _DATA for key in told):
         return split_of(Inputs(experiment, resolved), split)
-    task = tasks.load(experiment.task)
+    task = in_stored_order(tasks.load(experiment.task), resolved.classes, resolved.data)
     if task.fingerprint == resolved.data:  # the same at another place
         return split_of(Inputs(experiment, resolved), split)
     _check_kind(task, resolved)

@@ -15,6 +15,7 @@ import numpy as np
 
 from tljax.data.examples import Label
 from tljax.errors import InputError
+from tljax.weights.surgery import check_distinct
 
 FORMS = {
     "values": "values",
@@ -124,8 +125,7 @@ def infer(
         InputError: the values can be read in two ways, or not at all; the ways out are named.
     """
     classes = tuple(map(normalised, classes))
-    if repeated := [name for name, count in collections.Counter(classes).items() if count > 1]:
-        raise InputError(f"the class {repeated[0]!r} is there twice; names of classes must differ")
+    check_distinct(classes, "the data" if numbered else "task.classes")
     if problem == "regression":
         if classes and not numbered:
             raise InputError("task.classes names classes, and a regression has none; leave it empty")
