@@ -9,7 +9,7 @@ import numpy as np
 from tljax import backbone
 from tljax.config import Experiment
 from tljax.data import splits, tasks
-from tljax.data.examples import Split, Task
+from tljax.data.examples import Split, Task, in_stored_order
 from tljax.data.pipeline import TrainInput
 from tljax.data.readers import Pictures, Reader, Texts
 from tljax.data.text import Tokenizer, tokenised
@@ -45,6 +45,7 @@ class Inputs:
         if self._found:
             return self._found["train"].task
         task = tasks.load(self.experiment.task)
+        task = in_stored_order(task, self.resolved.classes, self.resolved.data)
         if task.fingerprint != self.resolved.data:
             raise InputError(f"{self.experiment.task.dataset} is not the data that this run was trained on")
         return task

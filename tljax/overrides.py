@@ -6,7 +6,7 @@ from typing import Any
 
 from tljax.config import Experiment
 from tljax.data import tasks
-from tljax.data.examples import Split, Task, among
+from tljax.data.examples import Split, Task, among, in_stored_order
 from tljax.data.splits import cut
 from tljax.errors import InputError
 from tljax.fields import to_dict
@@ -14,8 +14,9 @@ from tljax.inputs import Inputs
 from tljax.resolve import Resolved
 
 SPLITS = ("train", "validation", "test")
+_TABLE = ("classes", "separator", "quote")
 # What says which examples there are.
-_DATA = tuple(f"task.{name}" for name in ("dataset", "image", "text", "label", "split", "on_error"))
+_DATA = tuple(f"task.{name}" for name in ("dataset", "image", "text", "label", "split", "on_error", *_TABLE))
 _OF_IMAGES, _OF_TEXTS = ("task.image_size", "task.flip_test"), ("task.max_tokens", "task.token_multiple")
 # What changes speed and memory only.
 _SPEED = ("task.eval_batch_size", "task.token_multiple", "input.workers", "input.cache_gb")
@@ -80,7 +81,7 @@ def examples(experiment: Experiment, resolved: Resolved, told: Mapping[str, Any]
     """
     if not any(key in _DATA for key in told):
         return split_of(Inputs(experiment, resolved), split)
-    task = tasks.load(experiment.task)
+    task = in_stored_order(tasks.load(experiment.task), resolved.classes, resolved.data)
     if task.fingerprint == resolved.data:  # the same at another place
         return split_of(Inputs(experiment, resolved), split)
     _check_kind(task, resolved)

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from tljax.errors import InputError
+from tljax.weights.surgery import check_distinct
 
 Label = int | float | tuple[int, ...] | tuple[float, ...]
 
@@ -106,8 +108,11 @@ def among(task: Task, classes: Sequence[str]) -> Task:
     Of a regression, `classes` are the names of its values, and must be the same.
 
     Raises:
-        InputError: the task has a class that is not among them (the nearest is named), or lacks a value.
+        InputError: the task has a class that is not among them (the nearest is named), or lacks a value; or a name is
+            there twice.
     """
+    check_distinct(task.classes, task.name)
+    check_distinct(classes, "the run")
     for name in task.classes:
         if name not in classes:
             near = difflib.get_close_matches(name, classes, n=1)
@@ -122,7 +127,7 @@ def among(task: Task, classes: Sequence[str]) -> Task:
         if task.problem == "single_label":
             return numbers[label]
         if task.problem == "multi_label":
-            return tuple(numbers[one] for one in label)
+            return tuple(sorted(numbers[one] for one in label))
         return tuple(label[numbers.index(place)] for place in range(len(classes)))
 
     bases = {}
@@ -131,6 +136,32 @@ def among(task: Task, classes: Sequence[str]) -> Task:
         labels = pa.array([renamed(label) for label in column.to_pylist()], column.type)
         bases[name] = Base(base.records, base.index.set_column(place, base.index.schema.field(place), labels))
     return replace(task, classes=tuple(classes), bases=bases)
+
+
+def fingerprint(problem: str, classes: Sequence[str], indices: Mapping[str, pa.Table]) -> str:
+    """Returns a hash of a data set's classes and of the id, label and content of each example."""
+    digest = hashlib.sha256(json.dumps([problem, classes]).encode())
+    for split in sorted(indices):
+        columns = [indices[split].column(name).to_pylist() for name in ("id", "label", "sha256")]
+        for row in zip(*columns, strict=True):
+            digest.update(json.dumps([split, *row]).encode())
+    return digest.hexdigest()
+
+
+def in_stored_order(task: Task, classes: Sequence[str], stored: str) -> Task:
+    """Returns the task with its classes in a run's own order, where it is the data that the run was trained on.
+
+    An order may differ as a newer version sorts names otherwise; numbers of labels are then matched by name.
+
+    Args:
+        classes, stored: the run's class names, in label order, and the fingerprint of its data.
+    """
+    if task.fingerprint == stored or task.problem == "regression" or sorted(task.classes) != sorted(classes):
+        return task
+    ordered = among(task, classes)
+    indices = {split: base.index for split, base in ordered.bases.items()}
+    known = fingerprint(task.problem, classes, indices)
+    return replace(ordered, fingerprint=known) if known == stored else task
 
 
 def _some(names: Sequence[str]) -> str:

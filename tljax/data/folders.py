@@ -9,6 +9,7 @@ from pathlib import Path
 from tljax import console, sealed
 from tljax.config import TaskConfig
 from tljax.data.examples import Item, Source
+from tljax.data.labels import by_class, differing_in_case
 from tljax.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -20,6 +21,8 @@ SPLITS = {"train": "train", **dict.fromkeys(("val", "valid", "validation", "dev"
 def folder(path: str, config: TaskConfig) -> Source:
     """Images by class: `PATH/CLASS/…/x.jpg` as the one split `train`, or the same in `PATH/train`, `val` and `test`.
 
+    Classes are in natural order (`labels.in_order`), as those of a table are.
+
     Raises:
         InputError: there is no such folder; a class has no images, or is not in every split; with `on_error=stop`,
             something that should be an image by its suffix is no file.
@@ -28,7 +31,8 @@ def folder(path: str, config: TaskConfig) -> Source:
     if not root.is_dir():
         raise InputError(f"{name}: no such folder")
     places = _splits(root, name)
-    classes = {split: _folders(place) for split, place in places.items()}
+    folders = {split: _class_folders(place, name) for split, place in places.items()}
+    classes = {split: list(paths) for split, paths in folders.items()}
     for split, names in classes.items():
         if len(names) < 2:
             where = f"folder:{places[split]}"
@@ -38,9 +42,11 @@ def folder(path: str, config: TaskConfig) -> Source:
             raise InputError(f"{name}: {has} has the class {different[0]!r}, and {lacks} has not: add or remove it")
     scan = _Scan(root, config.on_error)
     items = {
-        split: [item for label, one in enumerate(classes[split]) for item in scan.images(place / one, label)]
-        for split, place in places.items()
+        split: [item for label, path in enumerate(paths.values()) for item in scan.images(path, label)]
+        for split, paths in folders.items()
     }
+    if warning := differing_in_case(classes["train"]):
+        console.console.print(f"{name}: {warning}", markup=False)
     if scan.others:
         shown = ", ".join(scan.others[:3]) + (" …" if len(scan.others) > 3 else "")
         line = f"{name}: {len(scan.others)} files are no images by their suffix: {shown}"
@@ -80,6 +86,15 @@ def _splits(root: Path, name: str) -> dict[str, Path]:
     if len(found) < len(named):
         raise InputError(f"{name}: two of {', '.join(named)} are the same split; move one elsewhere")
     return {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}
+
+
+def _class_folders(root: Path, name: str) -> dict[str, Path]:
+    """Class name -> its folder, in label order."""
+    classes = by_class(_folders(root))
+    for one, folders in classes.items():
+        if len(folders) > 1:
+            raise InputError(f"{name}: the folders {', '.join(map(ascii, folders))} are one class, {one!r}: join them")
+    return {one: root / folder for one, (folder,) in classes.items()}
 
 
 def _folders(root: Path) -> list[str]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tljax import console
-from tljax.data.examples import Base, Label, Records, Source, Task
+from tljax.data.examples import Base, Label, Records, Source, Task, fingerprint
 from tljax.data.parts import DiskFull, Part
 from tljax.errors import InputError
 
@@ -36,7 +36,7 @@ def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping
         "classes": source.classes,
         "pairs": source.pairs,
         "splits": list(indices),
-        "fingerprint": _fingerprint(source, indices),
+        "fingerprint": fingerprint(source.problem, source.classes, indices),
         "skipped": skipped,
     }
     (making / "task.json").write_text(json.dumps(facts, indent=1))
@@ -119,12 +119,3 @@ def progress(name: str, total: int) -> Iterator[Callable[[str, int], None]]:
             last = now if now - last > 10 else last
 
         yield done
-
-
-def _fingerprint(source: Source, indices: Mapping[str, pa.Table]) -> str:
-    digest = hashlib.sha256(json.dumps([source.problem, source.classes]).encode())
-    for split in sorted(indices):
-        columns = [indices[split].column(name).to_pylist() for name in ("id", "label", "sha256")]
-        for row in zip(*columns, strict=True):
-            digest.update(json.dumps([split, *row]).encode())
-    return digest.hexdigest()

@@ -1,8 +1,13 @@
 """From the values of label columns, of any source, to the labels of examples."""
 
+import ast
+import collections
 import math
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +15,21 @@ import numpy as np
 
 from tljax.data.examples import Label
 from tljax.errors import InputError
+from tljax.weights.surgery import check_distinct
 
+FORMS = {
+    "values": "values",
+    "names": "class names",
+    "numbers": "numbers of classes",
+    "columns": "a column of 0 and 1 for each class",
+    "flag": "one label, on or off",
+    "multi-hot": "multi-hot",
+}
 _FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+_BOOLEANS = ("False", "True")
+# As other programs write that there is no value. `None` and `NA` are not here: data sets have such classes.
+_MISSING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "<NA>", "#N/A", "N/A", "n/a"))
+_NUMBERS = re.compile(r"[\[(]?\s*\d+(\.0*)?([\s,;]+\d+(\.0*)?)*\s*,?\s*[\])]?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -20,67 +38,256 @@ class Labels:
 
     Attributes:
         problem, classes: as in `Source`.
-        numbered: whether the values are numbers of classes, not their names.
-        flags: whether there is a column of 0 and 1 for each class.
+        form: one of `FORMS`.
     """
 
     problem: str
     classes: tuple[str, ...]
-    numbered: bool = False
-    flags: bool = False
+    form: str = "names"
 
     def of(self, values: Sequence[Any]) -> Label:
-        """The label.
+        """Returns the label.
 
         Raises:
             InputError: they give none; the message says why and leaves it to the caller to name the example.
         """
-        if self.problem == "regression":
+        if self.form == "values":
             return tuple(_number(value, name) for value, name in zip(values, self.classes, strict=True))
-        if self.flags:
-            found = [_flag(value, name) for value, name in zip(values, self.classes, strict=True)]
-            return tuple(i for i, has in enumerate(found) if has)
+        if self.form in ("columns", "flag"):
+            flags = [_flag(value, name) for value, name in zip(values, self.classes, strict=True)]
+            return tuple(i for i, has in enumerate(flags) if has)
+        if self.form == "multi-hot":
+            return self._places(values[0])
         if self.problem == "multi_label":
             return tuple(sorted({self._class(value) for value in _several(values[0])}))
         return self._class(values[0])
 
+    def _places(self, value: Any) -> tuple[int, ...]:
+        flags = _several(value)
+        if len(flags) != len(self.classes) or not all(map(_is_binary, flags)):
+            raise InputError(f"label {value!r:.80} is no list of 0 and 1 for the {len(self.classes)} classes")
+        return tuple(i for i, flag in enumerate(flags) if _flag(flag, self.classes[i]))
+
     def _class(self, value: Any) -> int:
-        if self.numbered:
+        if self.form == "numbers":
             if isinstance(value, int | np.integer) and 0 <= value < len(self.classes):
                 return int(value)
-            raise InputError(f"label {value!r} is none of the classes 0 to {len(self.classes) - 1}")
-        if name := as_name(value):
+            raise InputError(f"label {value!r:.80} is none of the classes 0 to {len(self.classes) - 1}")
+        if isinstance(value, dict | list | tuple):
+            raise InputError(f"label {value!r:.80} is no name of a class")
+        name = as_name(value)
+        if name in self._numbers:
             return self._numbers[name]
-        raise InputError("the label is empty")
+        if name.capitalize() in _BOOLEANS and set(self.classes) == set(_BOOLEANS):
+            return self._numbers[name.capitalize()]
+        if not name:
+            raise InputError("the label is empty")
+        if name in _MISSING:
+            raise InputError(f"label {name!r} stands for a missing one; if it is a class, list all in task.classes")
+        raise InputError(f"label {name!r:.80} is none of task.classes ({shown(self.classes)})")
 
     @cached_property
     def _numbers(self) -> Mapping[str, int]:
         return {name: i for i, name in enumerate(self.classes)}
 
+    def describe(self, columns: Sequence[str], where: str, values: Sequence[Any]) -> str:
+        """Returns a line that says how the columns are read, with one example that has a label."""
+        label = self.of(values)
+        if self.problem == "regression":
+            classes, names = "", ", ".join(map(str, label))
+        else:
+            many = f"{len(self.classes)} {'class' if len(self.classes) == 1 else 'classes'}"
+            classes = f", {many} ({shown(self.classes)})"
+            numbers = label if isinstance(label, tuple) else (label,)
+            names = shown([self.classes[number] for number in numbers]) or "none"
+        columns_are = ("column " if len(columns) == 1 else "columns ") + shown([repr(name) for name in columns])
+        value = shown([f"{value!r:.80}" for value in values])
+        return f"labels: {columns_are} read as {FORMS[self.form]}{classes}; {where} {value} -> {names}"
 
-def infer(problem: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Labels:
-    """What the values of the label columns say themselves: classes are their sorted distinct names."""
+
+def infer(
+    problem: str,
+    columns: Sequence[str],
+    rows: Iterable[tuple[str, Sequence[Any]]],
+    classes: Sequence[str] = (),
+    numbered: bool = False,
+) -> Labels:
+    """Returns how label columns are to be read, by what is in them.
+
+    Args:
+        problem: a name in `PROBLEMS`.
+        columns: the label columns' names.
+        rows: of each example that can be used its place (`line 3`), and its values.
+        classes: names in label order; by default those that occur, in natural order.
+        numbered: whether the values are numbers of `classes` by their type, not names.
+
+    Raises:
+        InputError: the values can be read in two ways, or not at all; the ways out are named.
+    """
+    classes = tuple(map(normalised, classes))
+    check_distinct(classes, "the data" if numbered else "task.classes")
     if problem == "regression":
-        return Labels(problem, tuple(columns))
-    if problem == "multi_label" and len(columns) > 1:
-        return Labels(problem, tuple(columns), flags=True)
+        if classes and not numbered:
+            raise InputError("task.classes names classes, and a regression has none; leave it empty")
+        return Labels(problem, tuple(map(normalised, columns)), "values")
+    if len(columns) > 1:
+        _check_count(classes, len(columns), "label columns")
+        return Labels(problem, classes or tuple(map(normalised, columns)), "columns")
+    if problem == "single_label":
+        if numbered:
+            return Labels(problem, classes, "numbers")
+        return Labels(problem, classes or in_order(_names(columns[0], rows)))
+    return _several_labels(columns[0], _Cells(rows), classes, numbered)
+
+
+def _names(column: str, rows: Iterable[tuple[str, Sequence[Any]]]) -> set[str]:
+    """The distinct class names in a column of one each."""
     names: set[str] = set()
-    for values in rows:
-        if problem == "single_label":
-            if isinstance(values[0], list | tuple):
-                raise InputError(f"{columns[0]} has lists of labels: set task.problem=multi_label")
-            names.add(as_name(values[0]))
-        elif values[0] is not None:
-            names.update(as_name(value) for value in _several(values[0]))
-    return Labels(problem, in_order(names - {""}))
+    for where, (value,) in rows:
+        if isinstance(value, list | tuple | np.ndarray):
+            raise _is_several(f"{where}: {column} is {value!r:.40}")
+        if not isinstance(value, dict):
+            names.add(as_name(value))
+    names -= {"", *_MISSING}
+    if names and all(map(_is_multi_hot, names)) and len({len(_several(name)) for name in names}) == 1:
+        raise _is_several(f"{column} has lists of 0 and 1 ({min(names)!r:.40})")
+    return _as_booleans(names)
+
+
+def _is_several(what: str) -> InputError:
+    return InputError(
+        f"{what}, and with task.problem=single_label an example has one class: set task.problem=multi_label, or write "
+        "the name of its class"
+    )
+
+
+class _Cells:
+    """What the cells of one column of several labels hold.
+
+    Attributes:
+        names: all entries, as names.
+        lists: (where, cell) of the first list of each length.
+        scalars: whether a cell is no list.
+        binary: whether all entries are 0 or 1, as numbers.
+        repeats: (where, cell) of a list that has a number twice, or None.
+    """
+
+    def __init__(self, rows: Iterable[tuple[str, Sequence[Any]]]):
+        self.names: set[str] = set()
+        self.lists: dict[int, tuple[str, Any]] = {}
+        self.scalars, self.binary, self.repeats = False, True, None
+        for where, (value,) in rows:
+            if as_name(value) in ("", *_MISSING):
+                continue
+            entries = _several(value)
+            if _is_list(value):
+                self.lists.setdefault(len(entries), (where, value))
+            else:
+                self.scalars = True
+                self.binary &= len(entries) == 1  # with | between, they are names
+            names = [as_name(entry) for entry in entries if not isinstance(entry, dict | list)]
+            if len(set(names)) < len(names) and all(name.isdecimal() for name in names):
+                self.repeats = self.repeats or (where, value)
+            self.binary &= all(map(_is_binary, entries))
+            self.names.update(names)
+        self.names -= {"", *_MISSING}
+
+
+def _several_labels(column: str, cells: _Cells, classes: tuple[str, ...], numbered: bool) -> Labels:
+    """How one column of several labels is to be read."""
+    problem = "multi_label"
+    one_length = len(cells.lists) == 1 and not cells.scalars
+    length = max(cells.lists, default=0)
+    if numbered:
+        hot = cells.binary and one_length and length == len(classes) > 1
+        return Labels(problem, classes, "multi-hot" if hot else "numbers")
+    named = bool(classes) and cells.names <= set(classes)
+    if cells.binary and cells.lists and not cells.scalars and length > 0:
+        if (one_length and length > 1) or (len(classes) in cells.lists and not named):
+            _check_count(classes, length if one_length else len(classes), f"places in the lists of {column}")
+            names = classes or tuple(f"class_{i}" for i in range(length))
+            return Labels(problem, names, "multi-hot")
+        if not named:
+            raise _doubtful(column, cells)
+    elif cells.binary and cells.scalars and not cells.lists and not named:
+        _check_count(classes, 1, f"column of 0 and 1, {column}")
+        return Labels(problem, classes or (normalised(column),), "flag")
+    elif one_length and length > 1 and cells.repeats and not named:
+        where, value = cells.repeats
+        raise InputError(
+            f"{where}: {column} is {value!r:.80}: in a list of class numbers none is there twice, and a multi-hot one "
+            "has only 0 and 1; mend it, or list all names in task.classes"
+        )
+    if not (classes or cells.names):
+        raise InputError(f"{column}: no example has a label; set task.label to another column")
+    return Labels(problem, classes or in_order(cells.names))
+
+
+def _doubtful(column: str, cells: _Cells) -> InputError:
+    """The error for lists of 0 and 1 that can be class numbers, or multi-hot."""
+    (where, value), *others = (cells.lists[length] for length in sorted(cells.lists) if length)
+    other = f", and {others[0][0]}: {others[0][1]!r:.40}" if others else ""
+    return InputError(
+        f"{where}: {column} is {value!r:.40}{other}: class numbers, or multi-hot? To have the classes 0 and 1, set "
+        "task.classes=0,1; for multi-hot, give all lists one length, or name their places in task.classes"
+    )
+
+
+def _check_count(classes: Sequence[str], count: int, what: str) -> None:
+    if classes and len(classes) != count:
+        raise InputError(f"task.classes has {len(classes)} names ({shown(classes)}), and there are {count} {what}")
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Sorted: as numbers where all of them are, so that 10 comes after 9."""
+    """Sorts class names as people do: 2 before 10, also within a name (img2, img10); all numbers by their value."""
     names = list(names)
-    if all(name.removeprefix("-").isdecimal() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
+    if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names):
+        return tuple(sorted(names, key=lambda name: (Decimal(name), name)))
+    return tuple(sorted(names, key=lambda name: (_natural(name), name)))
+
+
+def _natural(name: str) -> list[Any]:
+    parts = re.split(r"(\d+)", name)  # every second one is of digits
+    return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def by_class(names: Iterable[str]) -> dict[str, list[str]]:
+    """Groups names that are one class: NFC, and where all are `true` and `false` in some case, `True` and `False`.
+
+    Returns:
+        Class name, in natural order -> names of it.
+    """
+    names = list(names)
+    booleans = len(_as_booleans({normalised(name) for name in names}) - set(_BOOLEANS)) == 0
+    classes = collections.defaultdict(list)
+    for name in names:
+        classes[normalised(name).capitalize() if booleans else normalised(name)].append(name)
+    return {name: classes[name] for name in in_order(classes)}
+
+
+def _as_booleans(names: set[str]) -> set[str]:
+    alike = {name.capitalize() for name in names}
+    return alike if alike <= set(_BOOLEANS) else names
+
+
+def differing_in_case(classes: Sequence[str]) -> str:
+    """Returns a warning that names classes which differ in case alone; empty if none do."""
+    alike = collections.defaultdict(list)
+    for name in classes:
+        alike[name.casefold()].append(repr(name))
+    groups = [" and ".join(names) for names in alike.values() if len(names) > 1]
+    return f"{shown(groups)} differ in case alone, and are different classes" if groups else ""
+
+
+def shown(names: Sequence[str]) -> str:
+    """Returns the first eight of them, for a person."""
+    cut = [f"{name[:79]}…" if len(name) > 80 else name for name in names[:8]]
+    return ", ".join(cut) + (" …" if len(names) > 8 else "")
+
+
+def normalised(name: str) -> str:
+    """Returns a name in Unicode's NFC, so that é is one letter however it was typed."""
+    return unicodedata.normalize("NFC", name)
 
 
 def as_name(value: Any) -> str:
@@ -91,8 +298,8 @@ def as_name(value: Any) -> str:
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if isinstance(value, float | np.floating):
-        return "" if math.isnan(value) else f"{value:.0f}" if value == int(value) else str(value)
-    return "" if value is None else str(value).strip()
+        return "" if math.isnan(value) else f"{value:.0f}" if float(value).is_integer() else str(value)
+    return "" if value is None else normalised(str(value).strip())
 
 
 def is_missing(values: Sequence[Any]) -> bool:
@@ -100,12 +307,43 @@ def is_missing(values: Sequence[Any]) -> bool:
     return all(value is None or (isinstance(value, int | np.integer) and value == -1) for value in values)
 
 
+def _is_list(value: Any) -> bool:
+    """Whether a cell is a list, or text that can only be one."""
+    return _listed(value) is not None if isinstance(value, str) else isinstance(value, list | tuple | np.ndarray)
+
+
+def _listed(text: str) -> list[Any] | None:
+    """The list that a text is, as programs write it: `[0, 1]`, `0 1 0`, `0,1`, `['a', 'b']`; None if it is none."""
+    text = text.strip()
+    if _NUMBERS.fullmatch(text) and re.search(r"[\s,;\[(]", text):
+        return re.findall(r"(\d+)(?:\.0*)?", text)
+    if text.startswith("[") and text.endswith("]"):
+        try:
+            entries = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # a name in brackets
+            return None
+        if isinstance(entries, list) and all(isinstance(entry, str | int) for entry in entries):
+            return entries
+    return None
+
+
+def _is_multi_hot(text: str) -> bool:
+    entries = _listed(text)
+    return entries is not None and len(entries) > 1 and all(map(_is_binary, entries))
+
+
 def _several(value: Any) -> Sequence[Any]:
     if value is None:
         raise InputError("the label is empty")
     if isinstance(value, str):
-        return [name for name in value.split("|") if name.strip()]
-    return value if isinstance(value, list | tuple) else [value]
+        entries = _listed(value)
+        return [name for name in value.split("|") if name.strip()] if entries is None else entries
+    return list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+
+
+def _is_binary(value: Any) -> bool:
+    """Whether an entry is 0 or 1 as a number or a boolean is."""
+    return as_name(value).lower() in _FLAGS and not isinstance(value, dict | list)
 
 
 def _number(value: Any, column: str) -> float:

@@ -4,16 +4,16 @@ import difflib
 import functools
 import hashlib
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tljax import sealed
+from tljax import console, sealed
 from tljax.config import TaskConfig
 from tljax.data.examples import Item, Source
 from tljax.data.folders import SPLITS, unusable
-from tljax.data.labels import Labels, infer
+from tljax.data.labels import Labels, differing_in_case, infer, shown
 from tljax.errors import InputError
 
 # What columns are called where `config.task` does not say.
@@ -105,13 +105,8 @@ def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key
         InputError: two rows have one id, a split has no known name, or with `on_error=stop` a row cannot be used.
     """
     first = tables[0]
-    if first.classes and config.problem != "regression":
-        labels = Labels(config.problem, first.classes, numbered=True)
-    else:
-        usable = (
-            values for table in tables for row, values in enumerate(_labels(table, columns)) if row not in table.faults
-        )
-        labels = infer(config.problem, columns.labels, usable)
+    labels = _read_labels(tables, columns, config)
+    blank = _blank(tables, columns, config.on_error)
     items: dict[str, list[Item]] = {}
     stats: list[tuple[int, ...]] = []
     for table in tables:
@@ -122,6 +117,8 @@ def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key
             try:
                 if row in table.faults or isinstance(id, InputError):
                     raise InputError(table.faults.get(row) or str(id))
+                if table.where[row] in blank:
+                    raise InputError("the text is empty")
                 read, found = _input(table, columns, row)
                 item = Item(id, labels.of(values), read)
                 stats.append(found)
@@ -129,9 +126,77 @@ def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key
                 where = table.where[row]
                 item = unusable(f"{where}", f"{where}: {error}; mend or remove it", config.on_error)
             items.setdefault(split, []).append(item)
+    say(first.name, labels, columns.labels, _usable(tables, columns))
     digest = hashlib.sha256(repr((key, str(first.folder.absolute()), stats)).encode()).hexdigest()
     pairs = len(columns.inputs) == 2
     return Source(digest, columns.kind, config.problem, labels.classes, items, pairs)
+
+
+def _read_labels(tables: Sequence[Table], columns: Columns, config: TaskConfig) -> Labels:
+    name, names = tables[0].name, tables[0].classes
+    if names and config.classes:
+        raise InputError(f"{name}: the data name the classes ({shown(names)}); leave task.classes empty")
+    try:
+        rows = _usable(tables, columns)
+        return infer(config.problem, columns.labels, rows, names or config.classes, numbered=bool(names))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _usable(tables: Sequence[Table], columns: Columns) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The place and the label's values of each row that has them."""
+    for table in tables:
+        for row, values in enumerate(_labels(table, columns)):
+            if row not in table.faults:
+                yield _place(table, row), values
+
+
+def _place(table: Table, row: int) -> str:
+    """Where a row is in its table."""
+    return table.where[row].removeprefix(f"{table.name}, ")
+
+
+def say(name: str, labels: Labels, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[Any]]]) -> None:
+    """Prints how labels are read, with the first example that has one, and which classes differ in case alone.
+
+    On stderr: results, on stdout, may be for another program.
+    """
+    with console.on_stderr():
+        for where, values in rows:
+            try:
+                has_label = labels.of(values) != ()
+            except InputError:  # named when the example is read
+                continue
+            if has_label:
+                console.console.print(f"{name}: {labels.describe(columns, where, values)}", markup=False)
+                break
+        if labels.problem != "regression" and (warning := differing_in_case(labels.classes)):
+            console.console.print(f"{name}: labels: {warning}", markup=False)
+
+
+def _blank(tables: Sequence[Table], columns: Columns, on_error: str) -> set[str]:
+    """The places of rows with an empty text, which are counted and said.
+
+    Raises:
+        InputError: with `on_error=stop`.
+    """
+    if columns.kind != "text":
+        return set()
+    blank = [
+        (table, row)
+        for table in tables
+        for row, texts in enumerate(zip(*(table.columns[name] for name in columns.inputs), strict=True))
+        if row not in table.faults and any(isinstance(text, str) and not text.strip() for text in texts)
+    ]
+    if blank:
+        total = sum(len(table.where) for table in tables)
+        places = ", ".join(_place(table, row) for table, row in blank[:3])
+        line = f"{tables[0].name}: {len(blank)} of {total} texts are empty: {places}{' …' if len(blank) > 3 else ''}"
+        if on_error == "stop":
+            raise InputError(f"{line}; fill or remove them, or set task.on_error=skip")
+        with console.on_stderr():
+            console.console.print(line, markup=False)
+    return {table.where[row] for table, row in blank}
 
 
 def _labels(table: Table, columns: Columns) -> Iterator[tuple[Any, ...]]:

@@ -19,12 +19,12 @@ TASKS: dict[str, Callable[[], Source]] = {
 }
 SOURCES: dict[str, Callable[[str, TaskConfig], Source]] = {
     "folder": folders.folder,
-    "csv": tables.csv_file,
-    "parquet": tables.parquet_file,
+    **tables.READERS,
     "hf": hub.hf,
 }
-_LAYOUT = 1  # of a prepared folder; another one is prepared anew
-_COLUMNS = ("image", "text", "label", "split")
+_LAYOUT = 2  # of a prepared folder; another one is prepared anew
+_COLUMNS = ("image", "text", "label", "split", "classes")
+_CSV = ("separator", "quote")
 
 
 def load(config: TaskConfig) -> Task:
@@ -41,8 +41,9 @@ def load(config: TaskConfig) -> Task:
     source = SOURCES[kind](rest, config) if kind in SOURCES else TASKS[config.dataset]()
     if source.problem != config.problem:
         raise InputError(f"{config.dataset} is {source.problem}; task.problem={config.problem} does not fit it")
-    parts = [_LAYOUT, source.key, source.kind, source.problem, *(getattr(config, name) for name in _COLUMNS)]
-    key = hashlib.sha256(json.dumps([*parts, config.on_error]).encode()).hexdigest()[:16]
+    keys = [getattr(config, name) for name in (*_COLUMNS, *_CSV, "on_error")]
+    parts = [_LAYOUT, source.key, source.kind, source.problem, source.classes, *keys]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = cache_dir() / "datasets" / f"{kind}-{key}"
     prepare(source, config.dataset, folder, config.on_error)
     return open_prepared(config.dataset, folder)
@@ -60,5 +61,7 @@ def _check(config: TaskConfig) -> None:
     given = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
     if given and (config.dataset in TASKS or kind == "folder"):
         raise InputError(f"{config.dataset} has no columns, so {given[0]} names none; leave it empty")
+    if kind not in tables.READERS and (config.separator or config.quote is not None):
+        raise InputError(f"{config.dataset} is no CSV: leave task.separator and task.quote as they are")
     if config.image and config.text:
         raise InputError(f"task.image={config.image!r} and task.text={config.text!r}: an example is one or the other")

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from tljax.data.index import finish, index_row, kept_if_of_use, open_task, progr
 from tljax.data.labels import Labels, infer, is_missing
 from tljax.data.parts import Examined, Part, clear, index_schema, write_parts
 from tljax.data.records import Stored
+from tljax.data.rows import say
 from tljax.data.tfds_features import Features, choose
 from tljax.errors import InputError
 from tljax.weights.sources import cache_dir, locked, made_once
 
-_LAYOUT = 1  # of an index; another one is made anew
+_LAYOUT = 2  # of an index; another one is made anew
 
 
 def load(spec: str, config: TaskConfig) -> Task:
@@ -50,6 +51,7 @@ def load(spec: str, config: TaskConfig) -> Task:
     mend = f"prepare {builder.data_path} again with TFDS"
     stored = {split: Stored(builder, split, features.all, mend) for split in _splits(builder, features)}
     key = [_LAYOUT, _stamps(builder), features.kind, [*features.inputs], config.label, config.problem, config.on_error]
+    key.append(config.classes)
     folder = cache_dir() / "datasets" / f"tfds-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
     with made_once(folder, resume=True, wrong=sealed.wrong_folder) as making:
         if making:
@@ -159,7 +161,7 @@ def _index(
     stored = {split: one for split, one in stored.items() if split not in withheld}
     if not stored:
         raise InputError(f"{name}: no split has labels in {', '.join(features.labels)}; set task.label")
-    labels = _labels(stored, features, config.problem)
+    labels = _labels(stored, features, config)
     source = Source(name, features.kind, config.problem, labels.classes, {}, pairs=len(features.inputs) == 2)
     schema = index_schema(config.problem).append(pa.field("row", pa.int64()))
     parts = {}
@@ -183,16 +185,26 @@ def _is_withheld(stored: Stored, features: Features) -> bool:
     return True
 
 
-def _labels(stored: Mapping[str, Stored], features: Features, problem: str) -> Labels:
-    if features.classes and problem != "regression":
-        return Labels(problem, features.classes, numbered=True)
-    if problem == "regression" and len(features.labels) == 1:
+def _labels(stored: Mapping[str, Stored], features: Features, config: TaskConfig) -> Labels:
+    problem, columns = config.problem, features.labels
+    if features.classes and config.classes:
+        raise InputError(f"{config.dataset}: the data name the classes; leave task.classes empty")
+    if problem == "regression" and len(columns) == 1:
         first = next(iter(stored.values())).__getitems__([0])[0]
-        many = np.size(first[features.labels[0]])
-        names = features.labels if many == 1 else [f"{features.labels[0]}_{i}" for i in range(many)]
-        return Labels(problem, tuple(names))
-    values = (features.values(one.__getitems__([row])[0]) for one in stored.values() for row in range(len(one)))
-    return infer(problem, features.labels, values)
+        many = np.size(first[columns[0]])
+        columns = columns if many == 1 else tuple(f"{columns[0]}_{i}" for i in range(many))
+
+    def rows() -> Iterator[tuple[str, Sequence[Any]]]:
+        for split, records in stored.items():
+            for row in range(len(records)):
+                yield f"{split}, record {row}", features.values(records.__getitems__([row])[0])
+
+    if features.classes and problem != "regression":
+        return infer(problem, columns, (), features.classes, numbered=True)
+    labels = infer(problem, columns, rows(), config.classes)
+    if problem != "regression":
+        say(config.dataset, labels, columns, rows())
+    return labels
 
 
 def _examine(stored: Stored, features: Features, labels: Labels, on_error: str, place: int) -> Examined:
@@ -203,6 +215,8 @@ def _examine(stored: Stored, features: Features, labels: Labels, on_error: str, 
         content = [example[name] for name in features.inputs]
         size = size_of(content[0]) if features.kind == "image" else (0, 0)
         label = _label(features, labels, example)
+        if features.kind == "text" and not all(text.strip() for text in content):
+            raise InputError("the text is empty")
         row = index_row(id, label, content[0] if len(content) == 1 else tuple(content), size)
         return Examined({**row, "row": place})
     except InputError as error:
