@@ -23,7 +23,8 @@ SOURCES: dict[str, Callable[[str, TaskConfig], Source]] = {
     "parquet": tables.parquet_file,
     "hf": hub.hf,
 }
-_LAYOUT = 1  # of a prepared folder; another one is prepared anew
+# Of a prepared folder; another one is prepared anew. Targets of a regression were float32 in the first.
+_LAYOUT = {"single_label": 1, "multi_label": 1, "regression": 2}
 _COLUMNS = ("image", "text", "label", "split")
 
 
@@ -41,8 +42,9 @@ def load(config: TaskConfig) -> Task:
     source = SOURCES[kind](rest, config) if kind in SOURCES else TASKS[config.dataset]()
     if source.problem != config.problem:
         raise InputError(f"{config.dataset} is {source.problem}; task.problem={config.problem} does not fit it")
-    parts = [_LAYOUT, source.key, source.kind, source.problem, *(getattr(config, name) for name in _COLUMNS)]
-    key = hashlib.sha256(json.dumps([*parts, config.on_error]).encode()).hexdigest()[:16]
+    columns = [getattr(config, name) for name in _COLUMNS]
+    parts = [_LAYOUT[source.problem], source.key, source.kind, source.problem, *columns, config.on_error]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = cache_dir() / "datasets" / f"{kind}-{key}"
     prepare(source, config.dataset, folder, config.on_error)
     return open_prepared(config.dataset, folder)
