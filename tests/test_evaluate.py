@@ -170,9 +170,9 @@ def test_predictions_come_back_as_they_were(tmp_path, problem):
     labels = {
         "single_label": np.array([1, 0, 2], np.int32),
         "multi_label": np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]], np.float32),
-        "regression": rng.standard_normal((3, 3)).astype(np.float32),
+        "regression": rng.standard_normal((3, 3)),
     }[problem]
-    logits = rng.standard_normal((3, 3)).astype(np.float32)
+    logits = rng.standard_normal((3, 3)).astype(np.float64 if problem == "regression" else np.float32)
     kept = Predictions(problem, ("a", "b", "ç"), ["x", "y", "z"], labels, logits)
     kept.save(tmp_path / "x.parquet", {"step": 3})
     assert [path.name for path in tmp_path.iterdir()] == ["x.parquet"]
@@ -227,6 +227,38 @@ def test_a_class_that_the_run_does_not_know_is_named(run, tmp_path, capsys):
     other = make_folder(tmp_path / "other", classes=("disc", "squaer"), per_class=2)
     _, told = _main(capsys, f"--workdir={run}", f"--config.task.dataset=folder:{other}", status=2)
     assert "'squaer', which is not among disc, square, tile; did you mean 'square'?" in told
+
+
+def test_of_another_data_set_the_whole_split_is_taken(run, tmp_path, capsys):
+    """The run's slices are of its own data: it tests on `train[24:]`."""
+    other = make_folder(tmp_path / "other", classes=("tile", "disc"), per_class=5)
+    flag = f"--config.task.dataset=folder:{other}"
+    told, _ = _main(capsys, f"--workdir={run}", flag)
+    assert f"folder:{other}: the whole of train, 10 examples" in told
+    assert "classes by name: 0 disc is the run's 0, 1 tile is the run's 2" in told
+    assert "classes of the run that are not there: square" in told
+    assert evaluate(run, others={"task.dataset": f"folder:{other}"})["slicing"] == "train"
+    # What is named is taken as it is, were it what the run says of its own data.
+    (other / "disc" / "more.png").write_bytes((other / "disc" / "00.png").read_bytes())
+    told, _ = _main(capsys, f"--workdir={run}", flag, "--split=train[:4]")
+    assert f"folder:{other}: train[:4], 4 examples" in told
+    told = _main(capsys, f"--workdir={run}", flag, "--config.task.test=train[24:]", status=2)[1]
+    assert "no split 'train[24:]'" in told and "{'train': 11}" in told
+    split = make_folder(tmp_path / "split" / "test", classes=CLASSES, per_class=2).parent
+    make_folder(split / "train", classes=CLASSES, per_class=3)
+    told, _ = _main(capsys, f"--workdir={run}", f"--config.task.dataset=folder:{split}")
+    assert "the whole of test, 6 examples" in told and "classes by name: the same 3 in the same order" in told
+
+
+def test_classes_that_are_missing_or_there_twice_are_named():
+    known = made.task({"train": made.base([0, 1, 2])}, ("a", "x", "y"))
+    with pytest.raises(InputError, match="made has 'x', 'y', which is not among a, b"):
+        among(known, ("a", "b"))
+    for own, theirs, whose in ((("a", "a"), ("a", "b"), "made"), (("a", "b"), ("a", "b", "b"), "the run")):
+        with pytest.raises(InputError, match=f"{whose} has the class '[ab]' twice"):
+            among(made.task({"train": made.base([0, 1])}, own), theirs)
+    accents = made.task({"train": made.base([1, 0])}, ("a", "Cafe\u0301"))
+    assert cut(among(accents, ("Caf\u00e9", "b", "a")), "train").labels.tolist() == [0, 2]
 
 
 def test_the_same_data_at_another_place_keep_their_splits_apart(run, data, tmp_path, capsys):

@@ -93,9 +93,22 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
 
 
 def _in_own_units(head: Mapping[str, Any], targets: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """The head of a regression, which was trained on scaled values, for the labels' own units."""
-    mean, spread = np.array(targets, np.float32).T
-    return {"kernel": head["kernel"] * spread, "bias": head.get("bias", 0) * spread + mean}
+    """Returns the head of a regression, which was trained on scaled values, for the labels' own units.
+
+    Raises:
+        InputError: a bias in float32 would merge values that the run tells apart.
+    """
+    mean, spread = np.array(targets).T
+    lost = np.abs(mean) * np.finfo(np.float32).eps > spread * 1e-3
+    if lost.any():
+        first = int(lost.argmax())
+        raise InputError(
+            f"values of {mean[first]:.10g} ± {spread[first]:.3g} run together in float32, which an exported head is in:"
+            " train on their distance from a fixed value, or use `tljax predict`, which keeps float64"
+        )
+    exact = {name: np.asarray(leaf, np.float64) for name, leaf in head.items()}
+    found = {"kernel": exact["kernel"] * spread, "bias": exact.get("bias", 0) * spread + mean}
+    return {name: leaf.astype(np.float32) for name, leaf in found.items()}
 
 
 def _copy_tokenizer(weights: Path, folder: Path) -> None:

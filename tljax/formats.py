@@ -16,9 +16,12 @@ Write = Callable[[str, Mapping[str, float]], None]  # one line, of a name and it
 
 
 def _as_text(file: TextIOBase, problem: str, classes: Sequence[str], top: int) -> Write:
+    # Values have all of their digits: dates and times have the first ten in common.
+    number = repr if problem == "regression" else "{:.4f}".format
+
     def write(name: str, found: Mapping[str, float]) -> None:
         shown = itertools.islice(found.items(), top)
-        cells = [name, *(f"{label} {value:.4f}" for label, value in shown)]
+        cells = [name, *(f"{label} {number(value)}" for label, value in shown)]
         file.write("\t".join(map(in_one_line, cells)) + "\n")
 
     return write

@@ -111,14 +111,14 @@ class Inputs:
         )
 
     def scaled(self, labels: np.ndarray) -> np.ndarray:
-        """Labels as the network learns them: values of a regression with mean 0 and standard deviation 1."""
+        """Returns labels as the network learns them: a regression's in float32, of mean 0 and standard deviation 1."""
         if not self.resolved.targets:
             return labels
         mean, spread = np.array(self.resolved.targets).T
         return ((labels - mean) / spread).astype(np.float32)
 
     def unscaled(self, logits: np.ndarray) -> np.ndarray:
-        """What the network says, in the labels' own units."""
+        """Returns what the network says in the labels' own units: values in float64; logits as they are."""
         if not self.resolved.targets:
             return logits
         mean, spread = np.array(self.resolved.targets).T

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from tljax import console
 from tljax.config import Experiment
 from tljax.data import tasks
-from tljax.data.examples import Split, Task, among, in_stored_order
+from tljax.data.examples import Split, Task, among, in_stored_order, numbered, some
 from tljax.data.splits import cut
 from tljax.errors import InputError
 from tljax.fields import to_dict
@@ -20,7 +21,8 @@ _DATA = tuple(f"task.{name}" for name in ("dataset", "image", "text", "label", "
 _OF_IMAGES, _OF_TEXTS = ("task.image_size", "task.flip_test"), ("task.max_tokens", "task.token_multiple")
 # What changes speed and memory only.
 _SPEED = ("task.eval_batch_size", "task.token_multiple", "input.workers", "input.cache_gb")
-_ALLOWED = (*_DATA, *(f"task.{name}" for name in SPLITS), *_OF_IMAGES, *_OF_TEXTS, "compute_dtype", *_SPEED)
+_SLICES = tuple(f"task.{name}" for name in SPLITS)
+_ALLOWED = (*_DATA, *_SLICES, *_OF_IMAGES, *_OF_TEXTS, "compute_dtype", *_SPEED)
 
 
 def check(keys: Mapping[str, Any]) -> None:
@@ -59,6 +61,8 @@ def changed(
         if value != place[name] and key not in _SPEED:
             told[key] = value
         place[name] = value
+    if "task.dataset" in told:  # whose slices are those that are named here, were they the run's own
+        told |= {key: value for key, value in overrides.items() if key in _SLICES}
     made = Experiment.from_config(values)
     if "task.image_size" in told:
         size = made.task.image_size or resolved.pretrained.preprocessing.size
@@ -70,7 +74,9 @@ def changed(
 def examples(experiment: Experiment, resolved: Resolved, told: Mapping[str, Any], split: str) -> Split:
     """The examples that an evaluation is of: the run's own, or those of another data set, labelled by its classes.
 
-    What keeps a run's splits apart, and its data those that it was trained on, is asked of its own data set only.
+    The run's slices, and what keeps its splits apart, are of its own data set. Of another `task.dataset` the whole
+    split of that name is taken, unless a slice of it is named; what is taken, and how its classes become the run's, is
+    printed.
 
     Args:
         experiment, resolved, told: as `changed` gives them.
@@ -85,10 +91,10 @@ def examples(experiment: Experiment, resolved: Resolved, told: Mapping[str, Any]
     if task.fingerprint == resolved.data:  # the same at another place
         return split_of(Inputs(experiment, resolved), split)
     _check_kind(task, resolved)
-    slicing = getattr(experiment.task, split) if split in SPLITS else split
-    if not slicing:
-        raise _no_split(split)
-    return cut(among(task, resolved.classes), slicing)
+    found = cut(among(task, resolved.classes), _slicing(experiment, task, told, split))
+    if "task.dataset" in told:
+        _show(task, resolved, found)
+    return found
 
 
 def split_of(inputs: Inputs, split: str) -> Split:
@@ -102,6 +108,43 @@ def split_of(inputs: Inputs, split: str) -> Split:
     if split not in inputs.splits:
         raise _no_split(split)
     return inputs.splits[split]
+
+
+def _slicing(experiment: Experiment, task: Task, told: Mapping[str, Any], split: str) -> str:
+    """Returns which examples of another data set are meant, in TFDS notation.
+
+    Raises:
+        InputError: it has no split of that name, nor those that the run cuts its own from.
+    """
+    if split not in SPLITS:
+        return split
+    own = getattr(experiment.task, split)
+    if "task.dataset" not in told or f"task.{split}" in told:
+        if not own:
+            raise _no_split(split)
+        return own
+    if split in task.bases:
+        return split
+    bases = dict.fromkeys(part.partition("[")[0].strip() for part in own.split("+"))
+    if all(name in task.bases for name in bases):
+        return "+".join(bases)
+    sizes = {name: len(base.index) for name, base in task.bases.items()}
+    raise InputError(f"{task.name} has no split {split!r}; it has {sizes}: give --split=NAME, or config.task.{split}")
+
+
+def _show(task: Task, resolved: Resolved, split: Split) -> None:
+    """Prints what is evaluated of another data set, and which class of the run each of its classes is."""
+    whole = "the whole of " if all(len(rows) == len(task.bases[name].index) for name, rows in split.rows) else ""
+    lines = [f"{task.name}: {whole}{split.name}, {len(split)} examples"]
+    if task.problem != "regression":
+        places, own = numbered(resolved.classes, "the run"), numbered(task.classes, task.name)
+        pairs = [f"{number} {name} is the run's {places[name]}" for name, number in own.items()]
+        same = list(places) == list(own)
+        lines.append(f"classes by name: {f'the same {len(places)} in the same order' if same else some(pairs)}")
+        if lacking := [name for name in places if name not in own]:
+            lines.append(f"classes of the run that are not there: {some(lacking)}")
+    for line in lines:
+        console.console.print(line, markup=False)
 
 
 def _no_split(split: str) -> InputError:

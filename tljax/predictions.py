@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class Predictions:
         problem, classes: as in `data.examples.Source`.
         ids: of the examples.
         labels: as `labels_of` gives them.
-        logits: float32 [n, classes]; of a regression its values, in the labels' own units.
+        logits: float32 [n, classes]; of a regression float64, its values in the labels' own units.
     """
 
     problem: str
@@ -50,7 +50,8 @@ class Predictions:
         values; and `logits`. `facts`, with `problem` and `classes`, are JSON in the schema's metadata, under `tljax`.
         """
         labels = [np.flatnonzero(row) for row in self.labels] if self.problem == "multi_label" else list(self.labels)
-        logits = pa.FixedSizeListArray.from_arrays(pa.array(self.logits.ravel(), pa.float32()), len(self.classes))
+        exact = pa.float64() if self.problem == "regression" else pa.float32()
+        logits = pa.FixedSizeListArray.from_arrays(pa.array(self.logits.ravel(), exact), len(self.classes))
         columns = {
             "id": self.ids,
             "label": pa.array(labels, index_schema(self.problem).field("label").type),
@@ -96,11 +97,13 @@ def predictions_of(
                 logits[i - 2] = np.asarray(logits[i - 2])
             report(i + 1)
     found = run.inputs.unscaled(np.concatenate([np.asarray(part) for part in logits])[: len(split)])
-    return Predictions(split.task.problem, split.task.classes, split.ids, split.labels, found.astype(np.float32))
+    return Predictions(split.task.problem, split.task.classes, split.ids, split.labels, found)
 
 
 def load(path: epath.PathLike) -> tuple[Predictions, dict[str, Any]]:
-    """What `Predictions.save` wrote, and the facts that it was given.
+    """Reads what `Predictions.save` wrote, and the facts that it was given.
+
+    Values of a regression are float64, of which older files have what float32 left.
 
     Raises:
         InputError: there is no such file, or it is damaged.
@@ -111,10 +114,14 @@ def load(path: epath.PathLike) -> tuple[Predictions, dict[str, Any]]:
         problem, classes, digest = facts.pop("problem"), tuple(facts.pop("classes")), facts.pop("sha256")
         labels = labels_of(table["label"], problem, len(classes))
         logits = values_of(table["logits"].combine_chunks().flatten()).reshape(-1, len(classes))
-        found = Predictions(problem, classes, table["id"].to_pylist(), labels, logits)
-        whole = found._digest == digest
+        if problem == "regression":
+            labels = labels.astype(logits.dtype)  # the hash of an older file is of float32
+        kept = Predictions(problem, classes, table["id"].to_pylist(), labels, logits)
+        whole = kept._digest == digest
     except Exception as error:  # whatever pyarrow and what follows it meet in a damaged file
         raise InputError(f"{path}: no predictions that can be read ({' '.join(str(error).split())[:200]})") from error
     if not whole:
         raise InputError(f"{path}: damaged (its content is not what was written)")
-    return found, facts
+    if problem == "regression":
+        kept = replace(kept, labels=labels.astype(np.float64), logits=logits.astype(np.float64))
+    return kept, facts

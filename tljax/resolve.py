@@ -129,6 +129,17 @@ def _class_weights(config: TaskConfig, train: Split) -> tuple[float, ...]:
 
 
 def _targets(train: Split) -> tuple[tuple[float, float], ...]:
-    labels = train.labels.astype(np.float64)
-    spread = labels.std(axis=0)
-    return tuple(zip(labels.mean(axis=0).tolist(), np.where(spread > 0, spread, 1.0).tolist(), strict=True))
+    """Returns the mean and standard deviation of each value, 1 of a constant one.
+
+    Raises:
+        InputError: float64 has no standard deviation of a value.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        mean, spread = train.labels.mean(axis=0), train.labels.std(axis=0)
+    spread[np.ptp(train.labels, axis=0) == 0] = 1.0  # of equal values, rounding leaves some 1e-17
+    for name, deviation in zip(train.task.classes, spread.tolist(), strict=True):
+        if not 0 < deviation < np.inf:
+            raise InputError(
+                f"{train.task.name}: {name} has the standard deviation {deviation:g} in float64; take another unit"
+            )
+    return tuple(zip(mean.tolist(), spread.tolist(), strict=True))

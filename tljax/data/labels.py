@@ -348,13 +348,12 @@ def _is_binary(value: Any) -> bool:
 
 def _number(value: Any, column: str) -> float:
     try:
-        with np.errstate(over="ignore"):
-            found = float(np.float32(value))
-    except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
         raise InputError(f"{column} is {value!r}, which is no finite number")
-    return found
+    return number
 
 
 def _flag(value: Any, column: str) -> bool:

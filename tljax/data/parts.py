@@ -20,7 +20,7 @@ MAX_EXAMPLES = 1000
 MAX_BYTES = 64 * 2**20
 _WINDOW = 64  # examples that threads look at together
 _THREADS = min(4, os.cpu_count() or 1)
-_LABEL_TYPES = {"single_label": pa.int32(), "multi_label": pa.list_(pa.int32()), "regression": pa.list_(pa.float32())}
+_LABEL_TYPES = {"single_label": pa.int32(), "multi_label": pa.list_(pa.int32()), "regression": pa.list_(pa.float64())}
 
 Row = dict[str, Any]
 

@@ -128,11 +128,14 @@ def _read(item: Item) -> bytes | str | tuple[str, str]:
 
 
 def _checked_label(source: Source, item: Item) -> Label:
-    """As it is stored: an int; sorted ones; or values as float32 has them."""
+    """Returns a label as it is stored: an int; sorted ints; or floats, in full.
+
+    Raises:
+        InputError: it is none of the classes, or not as many finite numbers as there are values.
+    """
     label, many = item.label, len(source.classes)
     if source.problem == "regression":
-        with np.errstate(over="ignore"):
-            values = np.atleast_1d(np.asarray(label, np.float32)).tolist()
+        values = np.atleast_1d(np.asarray(label, np.float64)).tolist()
         if len(values) != many or not all(map(math.isfinite, values)):
             raise InputError(f"{item.id}: label {label!r} is not {many} finite number(s); mend or remove it")
         return tuple(values)
@@ -149,7 +152,11 @@ def _features(source: Source) -> Any:
     labels = {
         "single_label": lambda: features.ClassLabel(names=names),
         "multi_label": lambda: features.Sequence(features.ClassLabel(names=names)),
-        "regression": lambda: features.Tensor(shape=(len(names),), dtype=np.float32),
+        "regression": lambda: features.Tensor(
+            shape=(len(names),),
+            dtype=np.float64,
+            encoding=features.Encoding.BYTES,  # TFDS would round others to float32
+        ),
     }
     if source.kind == "image":
         inputs = {"image": features.Image(shape=(None, None, 3))}

@@ -22,7 +22,8 @@ SOURCES: dict[str, Callable[[str, TaskConfig], Source]] = {
     **tables.READERS,
     "hf": hub.hf,
 }
-_LAYOUT = 2  # of a prepared folder; another one is prepared anew
+# Of a prepared folder; another one is prepared anew. Before the second there were no checksums.
+_LAYOUT = {"single_label": 2, "multi_label": 2, "regression": 3}
 _COLUMNS = ("image", "text", "label", "split", "classes")
 _CSV = ("separator", "quote")
 
@@ -42,7 +43,7 @@ def load(config: TaskConfig) -> Task:
     if source.problem != config.problem:
         raise InputError(f"{config.dataset} is {source.problem}; task.problem={config.problem} does not fit it")
     keys = [getattr(config, name) for name in (*_COLUMNS, *_CSV, "on_error")]
-    parts = [_LAYOUT, source.key, source.kind, source.problem, source.classes, *keys]
+    parts = [_LAYOUT[source.problem], source.key, source.kind, source.problem, source.classes, *keys]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = cache_dir() / "datasets" / f"{kind}-{key}"
     prepare(source, config.dataset, folder, config.on_error)
