@@ -131,7 +131,12 @@ class BiT(nn.Module):
         return jnp.mean(x, axis=(1, 2)) if pool else x
 
     def for_image_size(self, size: int) -> "BiT":
-        """Itself: a convolution takes any size."""
+        """Itself: a convolution takes any size, of which a pixel is left at the end.
+
+        Raises:
+            InputError: less than one pixel is left.
+        """
+        check_stride(size, 4 * 2 ** (len(self.depths) - 1))
         return self
 
     def tables(self) -> dict[str, Table]:
