@@ -102,6 +102,19 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
     return dataclasses.replace(found, tokenizer=words.sha256, length=longest, truncated=truncated), cut
 
 
+def warnings(experiment: Experiment, resolved: Resolved) -> list[str]:
+    """Returns what a run can be told to do, but is seldom meant: a line for each."""
+    lines, size, rates = [], experiment.task.batch_size, [experiment.optim.learning_rate]
+    if experiment.tuning.strategy == "phases":
+        rates = [phase.get("learning_rate", rates[0]) for phase in experiment.tuning.phases]
+    if not all(np.float32(rate) > 0 for rate in rates):
+        lines.append("nothing moves where the learning rate is 0, as optim.learning_rate or one in tuning.phases is")
+    if size > resolved.train_examples:
+        count = resolved.train_examples
+        lines.append(f"task.batch_size={size} is more than the {count} training examples: a step has some twice")
+    return lines
+
+
 def _check(experiment: Experiment, task: Task, reads: str) -> None:
     """Raises InputError where the network, the data and what is asked of them do not go together."""
     config = experiment.task

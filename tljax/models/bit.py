@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tljax.models import bit_names, convolution, groups
+from tljax.models.resnet import check_stride
 from tljax.models.resnet_names import blocks
 from tljax.weights.rules import Table
 
