@@ -6,15 +6,16 @@ from pathlib import Path
 import tljax
 
 PACKAGE = Path(tljax.__file__).parent
-LEAVES = {"errors"}
+LEAVES = {"errors", "flag_types", "ranges"}
 MAY_IMPORT = {
     "errors": set(),
     "ranges": set(),
-    "choices": {"ranges"},
-    "fields": {"ranges"},
-    "config": {"choices", "fields", "ranges"},
+    "flag_types": set(),
+    "choices": set(),
+    "fields": set(),
+    "config": {"choices", "fields"},
     "preprocessing": set(),
-    "additions": {"ranges"},
+    "additions": set(),
     "strategies": {"additions"},
     "tuning": {"additions", "strategies"},
     "metrics": set(),
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "optim": {"config", "tuning"},
     "phases": {"additions", "config", "optim", "strategies", "tuning"},
     "flags": {"config", "fields", "phases"},
-    "data": {"config", "console", "preprocessing", "ranges", "weights"},
+    "data": {"config", "console", "preprocessing", "weights"},
     "mix": set(),
     "step": {"config", "metrics", "mix", "optim", "tuning"},
     "checkpoint": {
@@ -47,12 +48,12 @@ MAY_IMPORT = {
         *("additions", "backbone", "config", "data", "models", "preprocessing", "strategies"),
         "weights",
     },
-    "resolve": {"backbone", "config", "data", "models", "preprocessing", "ranges", "weights"},
+    "resolve": {"backbone", "config", "data", "models", "preprocessing", "weights"},
     "inputs": {"backbone", "config", "data", "resolve"},
     "beginning": {"config", "network", "optim", "phases", "sharding", "step", "tuning"},
     "run": {
         *("beginning", "compiled", "config", "data", "inputs", "network", "optim", "phases", "processes"),
-        *("ranges", "resolve", "sharding", "step", "tuning"),
+        *("resolve", "sharding", "step", "tuning"),
     },
     "heads": {"compiled", "config", "data", "fields", "models", "optim", "sharding", "step"},
     "probe": {"config", "data", "heads", "metrics", "scores"},
