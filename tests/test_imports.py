@@ -6,13 +6,16 @@ from pathlib import Path
 import tljax
 
 PACKAGE = Path(tljax.__file__).parent
-LEAVES = {"errors", "streams"}
+LEAVES = {"errors", "flag_types", "ranges", "streams"}
 MAY_IMPORT = {
     "errors": set(),
+    "ranges": set(),
+    "flag_types": set(),
+    "choices": set(),
     "streams": set(),
     "fields": set(),
     "sealed": set(),
-    "config": {"fields"},
+    "config": {"choices", "fields"},
     "preprocessing": set(),
     "additions": set(),
     "strategies": {"additions"},
@@ -48,14 +51,14 @@ MAY_IMPORT = {
         *("additions", "backbone", "config", "data", "models", "preprocessing", "strategies"),
         "weights",
     },
-    "resolve": {"backbone", "config", "data", "preprocessing", "weights"},
+    "resolve": {"backbone", "config", "data", "models", "preprocessing", "weights"},
     "inputs": {"backbone", "config", "data", "resolve"},
     "beginning": {"config", "network", "optim", "phases", "sharding", "step", "tuning"},
     "run": {
         *("beginning", "compiled", "config", "data", "inputs", "network", "optim", "phases", "processes"),
         *("resolve", "sharding", "step", "tuning"),
     },
-    "heads": {"compiled", "config", "data", "models", "optim", "sharding", "step"},
+    "heads": {"compiled", "config", "data", "fields", "models", "optim", "sharding", "step"},
     "probe": {"config", "data", "heads", "metrics", "scores"},
     "logistic": {"probe"},
     "knn": {"probe", "sharding"},

@@ -18,7 +18,7 @@ def _batch(rows: int = 6, size: int = 16) -> dict[str, jax.Array]:
 def test_without_either_nothing_changes():
     batch = _batch()
     assert mix.mixed(batch, jax.random.key(0), 0.0, 0.0) is batch
-    np.testing.assert_array_equal(mix.loss(batch, lambda labels: labels * 1.0), np.arange(6.0))
+    np.testing.assert_array_equal(mix.loss(batch, lambda labels, weights: labels * 1.0), np.arange(6.0))
 
 
 def test_mixup_is_the_weighted_mean_of_each_image_and_the_reversed_batch():
@@ -58,7 +58,10 @@ def test_both_take_turns_by_a_coin():
 
 def test_the_loss_is_of_both_labels_by_their_shares():
     batch = {"label": jnp.array([0.0, 1.0]), "other": jnp.array([10.0, 20.0]), "share": jnp.array([0.75, 0.25])}
-    np.testing.assert_allclose(mix.loss(batch, lambda labels: labels), [2.5, 15.25])
+    batch |= {"weight": jnp.array([1.0, 3.0]), "other_weight": jnp.array([3.0, 1.0])}
+    np.testing.assert_allclose(mix.loss(batch, lambda labels, weights: labels), [2.5, 15.25])
+    np.testing.assert_allclose(mix.loss(batch, lambda labels, weights: weights * labels), [7.5, 15.75])
+    np.testing.assert_allclose(mix.weights(batch), [1.5, 1.5])
 
 
 def test_a_step_s_mix_is_a_function_of_its_key():

@@ -29,18 +29,9 @@ def test_a_constant_rate_stays_after_its_warm_up():
     assert [float(schedule(step)) for step in range(5)] == [0, 0.25, 0.5, 0.5, 0.5]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("cosine", 1.0, 5, 5), "optim.warmup_steps is 5, the whole run or phase only 5 steps"),
-        (("cosin", 1.0, 0, 5), "no optim.schedule 'cosin'; there are: cosine, linear, constant"),
-        (("cosine", 0.0, 0, 5), "optim.learning_rate must be above 0"),
-    ],
-)
-def test_a_schedule_that_cannot_be_used_is_named(arguments, message):
-    with pytest.raises(InputError) as error:
-        optim.schedule(*arguments)
-    assert message in str(error.value)
+def test_a_warm_up_as_long_as_the_run_is_an_error():
+    with pytest.raises(InputError, match=r"optim\.warmup_steps is 5, the whole run or phase only 5 steps"):
+        optim.schedule("cosine", 1.0, 5, 5)
 
 
 def _descend(config: OptimConfig, start: np.ndarray, steps: int, rate: float = 0.1) -> list[np.ndarray]:
@@ -195,19 +186,3 @@ def test_weight_decay_is_for_kernels():
     assert [path for path, decayed in jax.tree_util.tree_leaves_with_path(found) if decayed] == [
         (jax.tree_util.DictKey("fc1"), jax.tree_util.DictKey("kernel"))
     ]
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (OptimConfig(name="adam"), "no optim.name 'adam'; there are: adamw, sgd, adafactor, lamb, lion, muon"),
-        (OptimConfig(average="emma"), "no optim.average 'emma'; there are: '' (none), ema, swa"),
-        (OptimConfig(on_nonfinite="go"), "no optim.on_nonfinite 'go'; there are: stop, skip"),
-        (OptimConfig(clip_norm=-1.0), "optim.clip_norm must be at least 0, not -1.0"),
-        (OptimConfig(b2=1.0), "optim.b2 must be at least 0 and below 1, not 1.0"),
-    ],
-)
-def test_what_cannot_be_used_is_named(config, message):
-    with pytest.raises(InputError) as error:
-        optim.optimizer(config, {"kernel": 1.0})
-    assert message in str(error.value)

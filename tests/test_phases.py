@@ -123,7 +123,6 @@ LP, FULL = {"strategy": "linear_probe"}, {"strategy": "full"}
         ({"strategy": "phases", "phases": ({**LP, "steps": 101}, FULL)}, "101 steps long, where 100 of the run's 100"),
         ({"strategy": "phases", "phases": ({**LP, "steps": 9}, {**FULL, "steps": 9})}, "take 18 steps and the run 100"),
         ({"strategy": "phases", "phases": ({**LP, "step": 9}, FULL)}, "no key 'step' for linear_probe; there are:"),
-        ({"strategy": "phases", "phases": ({**LP, "steps": 9, "schedule": "x"}, FULL)}, "no optim.schedule 'x'"),
         ({"strategy": "full", "group_rates": (("hed", 1.0),)}, "'hed' decides no group; there are: stem"),
     ],
 )

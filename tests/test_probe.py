@@ -61,7 +61,11 @@ CASES = {
     ),
     "sgd": (
         {"optim__name": "sgd", "optim__average": "swa", "task__class_weights": (1.0, 2.0, 0.5)},
-        [{"optim__learning_rate": 0.1}, {"optim__learning_rate": 0.01, "seed": 1}],
+        [
+            {"optim__learning_rate": 0.1},
+            {"optim__learning_rate": 0.01, "seed": 1},
+            {"optim__learning_rate": 0.1, "regularise__label_smoothing": 0.2},
+        ],
     ),
     "adafactor": ({"optim__name": "adafactor", "optim__weight_decay": 0.01}, [{"optim__learning_rate": 0.1}]),
     "lamb": ({"optim__name": "lamb", "head__bias": False}, [{"optim__learning_rate": 0.1}]),

@@ -190,7 +190,7 @@ CASES = {
     "a network for images": ({"backbone__weights": "", "backbone__name": "vit_tiny_patch16"}, "reads images, and csv:"),
     "no tokenizer": ({"backbone__weights": "", "backbone__name": "bert_base"}, "set task.tokenizer"),
     "mixed texts": ({"regularise__mixup": 0.2}, "regularise.mixup mixes images"),
-    "mirrored texts": ({"task__flip_test": True}, "task.flip_test mirrors images"),
+    "mirrored texts": ({"task__flip_test": True}, "task.flip_test is of images"),
     "unknown balance": ({"task__balance": "los"}, "there are: loss, sampling"),
     "weights of other classes": ({"task__class_weights": (1.0, 2.0, 3.0)}, "task.class_weights has 3, "),
     "weights twice": ({"task__class_weights": (1.0, 2.0), "task__balance": "loss"}, "keep one"),
@@ -203,7 +203,7 @@ CASES = {
         "rows of classes by name",
     ),
     "too short": ({"task__max_tokens": 2}, "no room beside"),
-    "too long": ({"task__max_tokens": 64, "task__token_multiple": 64}, "positions for 32"),
+    "too long": ({"task__max_tokens": 64}, "task.max_tokens=64 is more than the 32 positions of bert_base"),
 }
 
 

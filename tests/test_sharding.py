@@ -35,14 +35,13 @@ def test_the_longest_axis_that_fsdp_divides_is_shared_out(shape, spec):
     assert sharding.shares(leaf) * (4 if spec else 1) == 4 * leaf.size
 
 
-@pytest.mark.parametrize("fsdp", [0, 2, -1])
-def test_devices_that_cannot_be_shared_out_so_are_an_error(fsdp, shapes):
-    with pytest.raises(InputError, match=rf"mesh.fsdp={fsdp} does not divide the 1 devices: use 1$"):
-        tiny_run(f"folder:{shapes}", mesh__fsdp=fsdp)
+def test_devices_that_cannot_be_shared_out_so_are_an_error(shapes):
+    with pytest.raises(InputError, match=r"mesh.fsdp=2 does not divide the 1 devices: use 1$"):
+        tiny_run(f"folder:{shapes}", mesh__fsdp=2)
 
 
 def test_a_layout_of_frozen_leaves_that_there_is_not_is_an_error(shapes):
-    with pytest.raises(InputError, match=r"no mesh.frozen .split.; there are: replicated, sharded"):
+    with pytest.raises(InputError, match=r"no config.mesh.frozen .split.; there are: replicated, sharded"):
         tiny_run(f"folder:{shapes}", mesh__frozen="split")
 
 

@@ -303,10 +303,16 @@ def test_a_leaf_that_no_phase_trains_stays_and_one_of_any_phase_moves(dataset):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"optim__accumulate": 3}, "task.batch_size=8 cannot be shared by 1 devices in 3 parts: use 6 or 9"),
+        (
+            {"optim__accumulate": 3},
+            "task.batch_size=8 cannot be shared by 1 devices in 3 parts (optim.accumulate): use 6 or 9",
+        ),
         ({"optim__accumulate": 0}, "optim.accumulate must be at least 1, not 0"),
-        ({"compute_dtype": "float16"}, "no compute_dtype 'float16'; there are: float32, bfloat16"),
-        ({"batch_norm__frozen_groups": "still"}, "no batch_norm.frozen_groups 'still'; there are: frozen"),
+        (
+            {"compute_dtype": "float16"},
+            "no config.compute_dtype 'float16' (did you mean bfloat16?); there are: float32, bfloat16",
+        ),
+        ({"batch_norm__frozen_groups": "still"}, "no config.batch_norm.frozen_groups 'still'; there are: frozen"),
         ({"regularise__dropout": 1.0}, "regularise.dropout must be at least 0 and below 1, not 1.0"),
         ({"regularise__l2_sp": -1.0}, "regularise.l2_sp must be at least 0, not -1.0"),
     ],

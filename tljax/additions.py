@@ -1,10 +1,9 @@
 """What a strategy may add to a network, as data; `models.additions` builds it."""
 
 import math
-import re
 from dataclasses import dataclass
 
-from tljax.errors import InputError
+from tljax.ranges import AboveZero, Positive, Rate, RegexStr, check_fields
 
 _ADDED = {"lora_a", "lora_b", "adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias", "prompt"}
 
@@ -24,20 +23,14 @@ class Lora:
         targets: regexes of the layers; () is the backbone's own choice, `lora_targets`.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: Positive = 8
+    alpha: AboveZero = 16.0
+    dropout: Rate = 0.0
     rslora: bool = False
-    targets: tuple[str, ...] = ()
+    targets: tuple[RegexStr, ...] = ()
 
     def __post_init__(self):
-        _check_size("tuning.rank", self.rank)
-        _check_rate("tuning.dropout", self.dropout)
-        for target in self.targets:
-            try:
-                re.compile(target)
-            except (re.error, TypeError) as error:
-                raise InputError(f"tuning.targets: {target!r} is no regular expression ({error})") from error
+        check_fields(self, "tuning")
 
     @property
     def scale(self) -> float:
@@ -59,12 +52,12 @@ class Adapter:
         scale: 1 for Houlsby's; AdaptFormer uses 0.1.
     """
 
-    bottleneck: int = 64
+    bottleneck: Positive = 64
     parallel: bool = False
-    scale: float = 1.0
+    scale: AboveZero = 1.0
 
     def __post_init__(self):
-        _check_size("tuning.bottleneck", self.bottleneck)
+        check_fields(self, "tuning")
 
 
 @dataclass(frozen=True)
@@ -80,11 +73,11 @@ class Prompt:
         deep: whether every block has its own.
     """
 
-    tokens: int = 10
+    tokens: Positive = 10
     deep: bool = False
 
     def __post_init__(self):
-        _check_size("tuning.tokens", self.tokens)
+        check_fields(self, "tuning")
 
 
 @dataclass(frozen=True)
@@ -95,10 +88,10 @@ class MlpHead:
         hidden: units between them.
     """
 
-    hidden: int = 512
+    hidden: Positive = 512
 
     def __post_init__(self):
-        _check_size("tuning.hidden", self.hidden)
+        check_fields(self, "tuning")
 
 
 Addition = Lora | Adapter | Prompt | MlpHead
@@ -109,13 +102,3 @@ ADDITIONS: dict[str, type] = {"lora": Lora, "adapter": Adapter, "prompt": Prompt
 def is_added(path: str) -> bool:
     """Whether a parameter's path (`…/qkv/lora_a`) is one that `Lora`, `Adapter` or `Prompt` made."""
     return path.rsplit("/", 1)[-1] in _ADDED
-
-
-def _check_size(name: str, value: int):
-    if value < 1:
-        raise InputError(f"{name} must be at least 1, not {value}")
-
-
-def _check_rate(name: str, value: float):
-    if not 0 <= value < 1:
-        raise InputError(f"{name} must be at least 0 and below 1, not {value}")

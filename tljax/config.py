@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
+from tljax import choices, ranges
 from tljax.errors import InputError
 from tljax.fields import build, template
 
@@ -23,7 +24,7 @@ class BackboneConfig:
 
     name: str = ""
     weights: str = ""
-    sha256: str = ""
+    sha256: Annotated[str, ranges.Hexadecimal(64)] = ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class HeadConfig:
         bias: whether it has one.
     """
 
-    init: str = "zeros"
+    init: choices.HeadInit = "zeros"
     bias: bool = True
 
 
@@ -88,7 +89,7 @@ class TaskConfig:
     """
 
     dataset: str = ""
-    problem: str = "single_label"
+    problem: choices.Problem = "single_label"
     image: str = ""
     text: tuple[str, ...] = ()
     label: tuple[str, ...] = ()
@@ -96,28 +97,28 @@ class TaskConfig:
     classes: tuple[str, ...] = ()
     separator: str = ""
     quote: str | None = None
-    on_error: str = "stop"
-    train: str = "train"
+    on_error: choices.StopOrSkip = "stop"
+    train: Annotated[str, ranges.NotEmpty()] = "train"
     validation: str = ""
     test: str = ""
-    shots: int = 0
-    fraction: float = 1.0
-    subset_seed: int = 0
-    image_size: int = 0
-    channels: int = 0
-    decode: str = "exact"
-    resize: int = 0
-    crop: str = "centre"
-    augment: tuple[str, ...] = ()
-    views: int = 0
+    shots: ranges.Count = 0
+    fraction: ranges.Part = 1.0
+    subset_seed: choices.Seed = 0
+    image_size: ranges.Count = 0
+    channels: choices.Channels = 0
+    decode: choices.Decoder = "exact"
+    resize: ranges.Count = 0
+    crop: choices.Crop = "centre"
+    augment: tuple[choices.Augmentation, ...] = ()
+    views: ranges.Count = 0
     flip_test: bool = False
     tokenizer: str = ""
-    max_tokens: int = 128
-    token_multiple: int = 32
-    balance: str = ""
-    class_weights: tuple[float, ...] = ()
-    batch_size: int = 64
-    eval_batch_size: int = 100
+    max_tokens: ranges.Positive = 128
+    token_multiple: ranges.Positive = 32
+    balance: choices.Balance = ""
+    class_weights: tuple[ranges.NotNegative, ...] = ()
+    batch_size: ranges.Positive = 64
+    eval_batch_size: ranges.Positive = 100
 
     @property
     def varies(self) -> bool:
@@ -139,8 +140,8 @@ class InputConfig:
             what was not used for the longest time goes first. 0 keeps neither images nor features.
     """
 
-    workers: int = 2
-    cache_gb: float = 8.0
+    workers: choices.Workers = 2
+    cache_gb: ranges.NotNegative = 8.0
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,9 @@ class CheckpointConfig:
         best: the validation metric by which the best is kept as well; empty for the one that the problem is judged by.
     """
 
-    every: int = 0
-    keep: int = 2
-    keep_every: int = 0
+    every: ranges.Count = 0
+    keep: ranges.Positive = 2
+    keep_every: ranges.Count = 0
     best: str = ""
 
 
@@ -186,37 +187,50 @@ class TuningConfig:
             strategy gives that group.
     """
 
-    strategy: str = "linear_probe"
-    k: int | None = None
-    groups: tuple | None = None
-    decay: float | None = None
-    norm_with: str | None = None
-    factor: float | None = None
-    patterns: tuple | None = None
-    rank: int | None = None
-    alpha: float | None = None
-    dropout: float | None = None
+    strategy: choices.StrategyOrRecipe = "linear_probe"
+    k: ranges.Positive | None = None
+    groups: Annotated[tuple[str, ...], ranges.NotEmpty()] | None = None
+    decay: ranges.Part | None = None
+    norm_with: choices.NormWith | None = None
+    factor: Annotated[float, ranges.Interval(at_least=1)] | None = None
+    patterns: Annotated[choices.Multipliers, ranges.NotEmpty()] | None = None
+    rank: ranges.Positive | None = None
+    alpha: ranges.AboveZero | None = None
+    dropout: ranges.Rate | None = None
     rslora: bool | None = None
-    targets: tuple | None = None
-    bottleneck: int | None = None
+    targets: Annotated[tuple[ranges.RegexStr, ...], ranges.NotEmpty()] | None = None
+    bottleneck: ranges.Positive | None = None
     parallel: bool | None = None
-    scale: float | None = None
-    tokens: int | None = None
+    scale: ranges.AboveZero | None = None
+    tokens: ranges.Positive | None = None
     deep: bool | None = None
-    hidden: int | None = None
-    share: float | None = None
-    probe_rate: float | None = None
-    every: int | None = None
-    by: int | None = None
-    direction: str | None = None
-    freeze_epochs: float | None = None
-    phases: tuple | None = None
-    group_rates: tuple = ()
+    hidden: ranges.Positive | None = None
+    share: ranges.Between | None = None
+    probe_rate: ranges.AboveZero | None = None
+    every: ranges.Positive | None = None
+    by: ranges.Positive | None = None
+    direction: choices.Direction | None = None
+    freeze_epochs: ranges.AboveZero | None = None
+    phases: Annotated[tuple, ranges.NotEmpty()] | None = None
+    group_rates: choices.Multipliers = ()
 
     @property
     def arguments(self) -> dict[str, Any]:
         given = {name: value for name, value in vars(self).items() if name not in ("strategy", "group_rates")}
         return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """What one of `tuning.phases` has beside the arguments of its strategy; see `phases.py`."""
+
+    strategy: choices.Strategy
+    steps: ranges.Positive
+    epochs: ranges.AboveZero
+    share: ranges.Part
+    learning_rate: ranges.NotNegative
+    schedule: choices.PhaseSchedule
+    warmup_steps: ranges.Count
 
 
 @dataclass(frozen=True)
@@ -241,21 +255,21 @@ class OptimConfig:
         on_nonfinite: `stop` the run at a loss or gradient that is no number, or `skip` that step and count it.
     """
 
-    name: str = "adamw"
-    learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    b1: float | None = None
-    b2: float | None = None
-    clip_norm: float = 0.0
-    accumulate: int = 1
-    sam_rho: float = 0.0
-    average: str = ""
-    average_decay: float = 0.999
-    average_start: float = 0.75
-    on_nonfinite: str = "stop"
+    name: choices.Optimizer = "adamw"
+    learning_rate: ranges.NotNegative = 1e-3
+    schedule: choices.Schedule = "cosine"
+    warmup_steps: ranges.Count = 0
+    weight_decay: ranges.NotNegative = 0.0
+    momentum: ranges.Rate = 0.9
+    b1: ranges.Rate | None = None
+    b2: ranges.Rate | None = None
+    clip_norm: ranges.NotNegative = 0.0
+    accumulate: ranges.Positive = 1
+    sam_rho: ranges.NotNegative = 0.0
+    average: choices.Average = ""
+    average_decay: ranges.Rate = 0.999
+    average_start: ranges.Rate = 0.75
+    on_nonfinite: choices.StopOrSkip = "stop"
 
 
 @dataclass(frozen=True)
@@ -274,13 +288,13 @@ class RegulariseConfig:
     Dropout and stochastic depth act in groups that train: a frozen group computes what it does in evaluation.
     """
 
-    label_smoothing: float = 0.0
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    l2_sp: float = 0.0
-    l2_sp_new: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    label_smoothing: ranges.Rate = 0.0
+    dropout: ranges.Rate = 0.0
+    drop_path: ranges.Rate = 0.0
+    l2_sp: ranges.NotNegative = 0.0
+    l2_sp_new: ranges.NotNegative = 0.0
+    mixup: ranges.NotNegative = 0.0
+    cutmix: ranges.NotNegative = 0.0
 
 
 @dataclass(frozen=True)
@@ -292,11 +306,8 @@ class BatchNormConfig:
         trained_groups: by default `update_stats`: the batch's are used, and the stored ones follow.
     """
 
-    frozen_groups: str = "frozen"
-    trained_groups: str = "update_stats"
-
-
-FROZEN_LAYOUTS = ("replicated", "sharded")
+    frozen_groups: choices.BatchNormMode = "frozen"
+    trained_groups: choices.BatchNormMode = "update_stats"
 
 
 @dataclass(frozen=True)
@@ -310,8 +321,8 @@ class MeshConfig:
             brought together where they are used.
     """
 
-    fsdp: int = 1
-    frozen: str = "replicated"
+    fsdp: ranges.Positive = 1
+    frozen: choices.FrozenLayout = "replicated"
 
 
 # Sections that change no number beyond rounding: names of runs leave them out, and a run goes on with others.
@@ -333,13 +344,13 @@ class Experiment:
         remat: whether the backward pass computes each group's inside again instead of keeping it.
     """
 
-    seed: int = 0
-    steps: int = 0
-    epochs: float = 0.0
-    eval_every: int = 0
-    log_every: int = 10
-    compute_dtype: str = "float32"
-    cache: str = "auto"
+    seed: choices.Seed = 0
+    steps: ranges.Count = 0
+    epochs: ranges.NotNegative = 0.0
+    eval_every: ranges.Count = 0
+    log_every: ranges.Positive = 10
+    compute_dtype: choices.Dtype = "float32"
+    cache: choices.CacheMode = "auto"
     remat: bool = False
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -354,13 +365,14 @@ class Experiment:
 
     @classmethod
     def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Experiment":
-        """Checks every key and type.
+        """Checks every key, type and range.
 
         Raises:
-            InputError: a key that does not exist (the nearest that does is named), or a value of another type.
+            InputError: a key that does not exist (the nearest that does is named), or a value that it cannot have.
         """
-        values = config.to_dict() if isinstance(config, ConfigDict) else config
-        experiment = build(cls, values, "config")
+        experiment = build(cls, config, "config")
+        for place, phase in enumerate(experiment.tuning.phases or ()):
+            ranges.check_keys(phase, (TuningConfig, PhaseConfig), f"config.tuning.phases[{place}]")
         if (experiment.steps > 0) == (experiment.epochs > 0):
             raise InputError("give the run's length as one of config.steps and config.epochs, above 0")
         return experiment

@@ -1,6 +1,5 @@
 """`convert`: weights from anywhere to an Orbax folder for `--config.backbone.weights`, or for timm or transformers."""
 
-import argparse
 import dataclasses
 import json
 import shutil
@@ -12,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from tljax import array_files, backbone
+from tljax import array_files, backbone, flag_types
 from tljax.additions import Lora
 from tljax.config import BackboneConfig
 from tljax.errors import InputError
@@ -142,13 +141,15 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("python -m tljax convert", description=__doc__)
-    parser.add_argument("weights", help="a name in the catalogue, a URI (pypi://, hf://), a path, or a workdir")
-    parser.add_argument("output", type=Path, help="the folder to make")
+    parser = flag_types.Parser("python -m tljax convert", description=__doc__)
+    parser.add_argument(
+        "weights", type=flag_types.path, help="a name in the catalogue, a URI (pypi://, hf://), a path, or a workdir"
+    )
+    parser.add_argument("output", type=flag_types.local_path, help="the folder to make")
     parser.add_argument("--to", choices=FORMATS, default="orbax", help="what for: tljax itself, timm, or transformers")
     parser.add_argument("--step", default="latest", help="of a workdir: latest, best (by validation) or a number")
     parser.add_argument("--backbone", default="", help="the network to fill, where the weights do not say")
-    parser.add_argument("--sha256", default="", help="of the file")
+    parser.add_argument("--sha256", type=flag_types.sha256, default="", help="of the file")
     options = parser.parse_args(arguments)
     config = BackboneConfig(options.backbone, options.weights, options.sha256)
     row = convert(config, options.output, options.to, options.step)

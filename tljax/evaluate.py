@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tljax import console, overrides, storage, streams
+from tljax import console, flag_types, overrides, storage, streams
 from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment
 from tljax.errors import InputError
@@ -246,16 +246,24 @@ def _several(options: argparse.Namespace, found: Iterator[Result | Failed], othe
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m tljax evaluate", description=__doc__)
+    parser = flag_types.Parser("python -m tljax evaluate", description=__doc__)
     several = "a glob in quotes means several, and it may be given more than once"
-    parser.add_argument("--workdir", action="append", default=[], help=f"of a run, which knows all else; {several}")
+    parser.add_argument(
+        "--workdir",
+        action="append",
+        type=flag_types.path,
+        default=[],
+        help=f"of a run, which knows all else; {several}",
+    )
     parser.add_argument("--step", help="latest (by default), best (by validation), all, or a number")
     parser.add_argument("--split", default="test", help="train, validation, test, or a slice such as train[:100]")
-    parser.add_argument("--batch-size", type=int, default=0, help="never changes a metric, only speed and memory")
+    parser.add_argument(
+        "--batch-size", type=flag_types.count, default=0, help="never changes a metric, only speed and memory"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else; of several, lines")
     parser.add_argument("--figures", action="store_true", help="draw reliability and confusion, beside the metrics")
     parser.add_argument("--watch", action="store_true", help="evaluate every checkpoint as it comes, until runs end")
-    parser.add_argument("--interval", type=float, default=10.0, help="seconds between looks of --watch")
+    parser.add_argument("--interval", type=flag_types.seconds, default=10.0, help="seconds between looks of --watch")
     parser.epilog = (
         "--config.KEY=VALUE, without --config=FILE, evaluates a run on other data (task.dataset, task.test, …), at "
         "another task.image_size, or in another compute_dtype."
@@ -273,8 +281,6 @@ def main(arguments: list[str]) -> int | None:
         raise InputError("give --workdir=DIR (of a run), or --config=FILE (weights without training)")
     if options.watch and options.step not in (None, "all"):
         raise InputError(f"--watch evaluates every checkpoint: leave out --step={options.step}")
-    if options.interval < 0:
-        raise InputError(f"--interval={options.interval:g} is before now: give seconds, 0 or more")
 
     def evaluation_of(workdir: str) -> Evaluation:
         return Evaluation(workdir, options.split, options.batch_size, others, options.figures)

@@ -166,8 +166,6 @@ def choice(run: Run, runs: int = 1) -> tuple[bool, str]:
         InputError: no such `cache`, or it is `on` and nothing stays the same.
     """
     experiment = run.experiment
-    if experiment.cache not in ("auto", "on", "off"):
-        raise InputError(f"no cache {experiment.cache!r}; there are: auto, on, off")
     prefixes = {phase: run.prefix(phase) for phase in run.phases if run.prefix(phase)}
     reason = "" if prefixes else "the strategy trains from the first group on, or moves BatchNorm statistics there"
     if _varies(run) and not experiment.task.views:

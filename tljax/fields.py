@@ -2,14 +2,14 @@
 
 import dataclasses
 import difflib
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import ConfigDict, placeholder
 
 from tljax.errors import InputError
+from tljax.ranges import coerce, shown
 
 
 def to_dict(value: Any) -> dict[str, Any]:
@@ -33,24 +33,39 @@ def template(value: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(item):
             made[name] = template(item)
         elif item is None:
-            made[name] = placeholder(typing.get_args(hints[name])[0])
+            kind = typing.get_args(hints[name])[0]
+            made[name] = placeholder(typing.get_origin(kind) or kind)
         else:
             made[name] = item
     return made
 
 
-def build(cls: type, values: Mapping[str, Any], path: str) -> Any:
-    """A frozen dataclass from a dict, every key and type checked; `path` is its name in errors."""
+def build(cls: type, values: ConfigDict | Mapping[str, Any], path: str) -> Any:
+    """Returns a frozen dataclass from a dict, with every key, type and range checked.
+
+    Args:
+        cls: the dataclass; a field's constraints stand in its annotation (`ranges`).
+        values: of its fields; of one that is a dataclass itself, a dict again.
+        path: its name in errors.
+
+    Raises:
+        InputError: a key that does not exist, or a value that the field cannot have.
+    """
+    values = values.to_dict() if isinstance(values, ConfigDict) else values
     if not isinstance(values, Mapping):
-        raise InputError(f"{path} must have keys, and is {type(values).__name__} {values!r}")
-    hints = typing.get_type_hints(cls)
+        raise InputError(f"{path} must be a section of keys and values, not {shown(values)}")
+    kinds = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         if field.default is field.default_factory is dataclasses.MISSING and field.name not in values:
             raise InputError(f"{path} has no {field.name}")
     for key in values:
-        if key not in hints:
-            raise unknown_key(key, path, hints)
-    return cls(**{key: _coerce(value, hints[key], f"{path}.{key}") for key, value in values.items()})
+        if key not in kinds:
+            raise unknown_key(str(key), path, kinds)
+    return cls(**{key: _build_value(value, kinds[key], f"{path}.{key}") for key, value in values.items()})
+
+
+def _build_value(value: Any, kind: Any, path: str) -> Any:
+    return build(kind, value, path) if dataclasses.is_dataclass(kind) else coerce(value, kind, path)
 
 
 def with_values(values: Mapping[str, Any], overrides: Mapping[str, Any], path: str = "config") -> dict[str, Any]:
@@ -61,25 +76,10 @@ def with_values(values: Mapping[str, Any], overrides: Mapping[str, Any], path: s
     """
     found = dict(values)
     for key, value in overrides.items():
-        section, _, rest = key.partition(".")
+        section, _, rest = str(key).partition(".")
         if rest:
             if not isinstance(found.get(section), Mapping):
                 raise unknown_key(section, path, found)
             value = with_values(found[section], {rest: value}, f"{path}.{section}")
         found[section] = value
     return found
-
-
-def _coerce(value: Any, kind: Any, path: str) -> Any:
-    if isinstance(kind, types.UnionType):
-        return None if value is None else _coerce(value, typing.get_args(kind)[0], path)
-    if dataclasses.is_dataclass(kind):
-        return build(kind, value, path)
-    plain = typing.get_origin(kind) or kind
-    if plain is tuple and isinstance(value, list | tuple):
-        return tuple(_coerce(item, tuple, path) if isinstance(item, list | tuple) else item for item in value)
-    if plain is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, plain) or isinstance(value, bool) != (plain is bool):
-        raise InputError(f"{path} must be {plain.__name__}, not {type(value).__name__} {value!r}")
-    return value

@@ -18,13 +18,19 @@ from random import Random
 from typing import Any
 
 from tljax.errors import InputError
+from tljax.ranges import shown
 
 Overrides = dict[str, Any]  # value by dotted key
 Distribution = Callable[[Random], Any]
 
 
 def grid(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
-    """Every combination, the last key varying fastest."""
+    """Every combination, the last key varying fastest.
+
+    Raises:
+        InputError: a key has one value in place of several.
+    """
+    _check_several(values)
     return [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
 
 
@@ -32,8 +38,9 @@ def zipped(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
     """The first value of every key, then the second of each, and so on.
 
     Raises:
-        InputError: one key has more of them than another.
+        InputError: one key has more of them than another, or one value in place of several.
     """
+    _check_several(values)
     if len({len(of) for of in values.values()}) > 1:
         raise InputError(f"zipped needs as many values of each key: { ({key: len(of) for key, of in values.items()}) }")
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
@@ -49,12 +56,26 @@ def random(count: int, seed: int, distributions: Mapping[str, Distribution]) -> 
 
     A draw depends on the seed, its key and its place alone: with a larger count, or another key, what was drawn before
     stays, and so do the runs that it named.
+
+    Raises:
+        InputError: the count is below 0, or a key has a value in place of a distribution.
     """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise InputError(f"random draws a count of runs, 0 or more, not {shown(count)}")
+    for key, distribution in distributions.items():
+        if not callable(distribution):
+            raise InputError(f"random needs a distribution of {key}, as uniform(0, 1), not {shown(distribution)}")
     return [{key: of(Random(f"{seed} {place} {key}")) for key, of in distributions.items()} for place in range(count)]
 
 
 def uniform(low: float, high: float) -> Distribution:
-    """Between two values, to four digits."""
+    """Between two values, to four digits.
+
+    Raises:
+        InputError: a value is not finite, or the first is above the second.
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise InputError(f"uniform needs low <= high, both finite, not {low} and {high}")
     return lambda rng: _rounded(low + (high - low) * rng.random())
 
 
@@ -62,16 +83,28 @@ def log_uniform(low: float, high: float) -> Distribution:
     """Between two values above 0, each factor as likely wherever it is, to four digits.
 
     Raises:
-        InputError: a value is 0 or below.
+        InputError: a value is 0 or below, or not finite, or the first is above the second.
     """
-    if not 0 < low <= high:
-        raise InputError(f"log_uniform needs 0 < low <= high, not {low} and {high}")
+    if not 0 < low <= high < math.inf:
+        raise InputError(f"log_uniform needs 0 < low <= high, both finite, not {low} and {high}")
     return lambda rng: _rounded(low * math.exp(math.log(high / low) * rng.random()))
 
 
 def choice(*values: Any) -> Distribution:
-    """One of them."""
+    """One of them.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not values:
+        raise InputError("choice needs values to choose from")
     return lambda rng: values[int(rng.random() * len(values))]
+
+
+def _check_several(values: Mapping[str, Sequence[Any]]) -> None:
+    for key, several in values.items():
+        if isinstance(several, str) or not isinstance(several, Iterable):
+            raise InputError(f"{key} needs a list of values, not {shown(several)}")
 
 
 def _rounded(value: float) -> float:

@@ -24,6 +24,7 @@ from tljax import compiled, optim, sharding
 from tljax.config import Experiment
 from tljax.data.pipeline import TrainInput
 from tljax.errors import InputError
+from tljax.fields import to_dict
 from tljax.models.classifier import HEAD_INITS, init_head
 from tljax.step import Rules, State, train_step
 
@@ -110,6 +111,8 @@ def fit(
     chunks, size = _chunks(experiments, budget // (4 * width * classes), lanes, mesh.size)
     views = features.reshape(-1, *features.shape[-2:])
     data = {"input": views.reshape(-1, width), "label": stream.labels, "weight": stream.weights}
+    if stream.class_weights and any(experiment.regularise.label_smoothing for experiment in experiments):
+        data["class_weights"] = np.array(stream.class_weights, np.float32)
     data = sharding.place(data, sharding.replicated(mesh))
     numbers = _numbers(experiments)
     advance = _advance(_compiled_for(like), steps, mesh, alone=lanes == 1 or len(chunks) == 1)
@@ -175,12 +178,7 @@ def _check(experiments: Sequence[Experiment]) -> None:
                 f"experiment {number} differs from the first in more than seed, optim.learning_rate,"
                 " optim.weight_decay and regularise.label_smoothing: train it by itself"
             )
-        if not experiment.optim.learning_rate > 0:
-            raise InputError(f"optim.learning_rate must be above 0, not {experiment.optim.learning_rate}")
-        if not 0 <= experiment.regularise.label_smoothing < 1:
-            smoothing = experiment.regularise.label_smoothing
-            raise InputError(f"regularise.label_smoothing must be at least 0 and below 1, not {smoothing}")
-        optim.optimizer(experiment.optim, {"kernel": 1.0})  # which checks its settings
+        Experiment.from_config(to_dict(experiment))  # which checks its ranges
 
 
 def _lanes(mesh: Mesh) -> int:
@@ -230,15 +228,16 @@ def _advance(like: Experiment, steps: int, mesh: Mesh, alone: bool) -> Callable[
     other cores to others.
     """
 
-    def one(state, numbers, batch):
-        return train_step(state, batch, _rules(like, steps, numbers))[0]
+    def one(state, numbers, batch, class_weights):
+        return train_step(state, batch, _rules(like, steps, numbers, class_weights))[0]
 
     def all_steps(states, numbers, rows, data):
         def step(states, places):
             examples = places % len(data["label"])
             batch = {"input": data["input"][places], "label": data["label"][examples]}
             batch |= {"mask": jnp.ones(len(places)), "weight": data["weight"][examples]}
-            return jax.vmap(one, in_axes=(0, 0, None))(states, numbers, batch), None
+            one_of = functools.partial(one, class_weights=data.get("class_weights"))
+            return jax.vmap(one_of, in_axes=(0, 0, None))(states, numbers, batch), None
 
         return jax.lax.scan(step, states, rows)[0]
 
@@ -252,7 +251,12 @@ def _advance(like: Experiment, steps: int, mesh: Mesh, alone: bool) -> Callable[
     return jax.jit(sharded, donate_argnums=0, compiler_options=options)
 
 
-def _rules(like: Experiment, steps: int, numbers: dict[str, Float[Array, ""]]) -> Rules:
+def _rules(
+    like: Experiment,
+    steps: int,
+    numbers: dict[str, Float[Array, ""]],
+    class_weights: Float[Array, " classes"] | None = None,
+) -> Rules:
     """As `Run` makes them, but with numbers that are traced."""
     config, multipliers = like.optim, _everywhere(like, 1.0)
     unit = optim.schedule(config.schedule, 1.0, config.warmup_steps, steps)
@@ -268,6 +272,7 @@ def _rules(like: Experiment, steps: int, numbers: dict[str, Float[Array, ""]]) -
         average_from=round(config.average_start * steps),
         seed=like.seed,
         problem=like.task.problem,
+        class_weights=class_weights,
     )
 
 

@@ -108,6 +108,7 @@ class Inputs:
             train.labels if config.balance == "sampling" else None,
             self.experiment.input.workers,
             part,
+            self.resolved.class_weights,
         )
 
     def scaled(self, labels: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax import console, features, memory, streams
+from tljax import console, features, flag_types, memory, streams
 from tljax.config import Experiment
 from tljax.data import health, splits, tasks
 from tljax.errors import InputError
@@ -56,11 +56,15 @@ def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("python -m tljax inspect", description=__doc__)
+    parser = flag_types.Parser("python -m tljax inspect", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every leaf that trains")
-    parser.add_argument("--lr-find", type=Path, metavar="PNG", help="test learning rates on a copy, and draw the curve")
+    parser.add_argument(
+        "--lr-find", type=flag_types.local_path, metavar="PNG", help="test learning rates on a copy, and draw the curve"
+    )
     parser.add_argument("--data", action="store_true", help="look at the data alone: counts, sizes, duplicates, labels")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw training images as the network sees them")
+    parser.add_argument(
+        "--sheet", type=flag_types.local_path, metavar="PNG", help="draw training images as the network sees them"
+    )
     experiment, options = parse_experiment(parser, arguments)
     with streams.results():
         _inspect(experiment, options)

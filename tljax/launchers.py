@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tljax import console, slurm, streams
+from tljax import console, flag_types, slurm, streams
 from tljax.devices import host_bytes
 from tljax.errors import InputError
 from tljax.points import Point, units
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "how many at a time: of --launcher=local, processes, each with its share of the cores, or this one process "
         "where it is 1 (default); of slurm, tasks"
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help=told)
+    parser.add_argument("--jobs", type=flag_types.positive, default=1, metavar="N", help=told)
     slurm.add_arguments(parser)
     parser.add_argument("--while-stdin", action="store_true", help=argparse.SUPPRESS)
 

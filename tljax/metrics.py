@@ -49,6 +49,31 @@ def cross_entropy(
     return -found
 
 
+def weighted_cross_entropy(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, " batch"],
+    weights: Float[Array, " batch"],
+    class_weights: Float[Array, " classes"],
+    smoothing: float | Float[Array, ""] = 0.0,
+) -> Float[Array, " batch"]:
+    """Returns the softmax cross-entropy of each example, each class of its target by its own weight.
+
+    As torch's `CrossEntropyLoss(weight, label_smoothing)`, whose mean is their sum over that of `weights`.
+
+    Args:
+        logits: of each class.
+        labels: the class of each example.
+        weights: of each example's own class.
+        class_weights: of all of them, by which the uniform part of a smoothed target is weighed.
+        smoothing: how much of the target is uniform.
+    """
+    losses = weights * cross_entropy(logits, labels)
+    if isinstance(smoothing, float) and not smoothing:
+        return losses
+    uniform = jnp.mean(class_weights[:, None] * jax.nn.log_softmax(logits.T, axis=0), axis=0)
+    return (1 - smoothing) * losses - smoothing * uniform
+
+
 def loss(
     problem: str,
     logits: Float[Array, "batch classes"],

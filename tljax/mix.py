@@ -17,8 +17,8 @@ def mixed(batch: dict[str, Any], key: jax.Array, mixup: float, cutmix: float) ->
         mixup, cutmix: alpha of each; 0 for never. With both, each has every other step, by a coin.
 
     Returns:
-        The same batch if both are 0; else with float32 images, and besides `other`, the labels of what was mixed in,
-        and `share`, the part of the image that is still its own, float32 [batch].
+        The same batch if both are 0; else with float32 images, and besides `other` and `other_weight`, the labels of
+        what was mixed in and their weights, and `share`, the part of the image that is still its own, float32 [batch].
     """
     if not (mixup or cutmix):
         return batch
@@ -32,15 +32,26 @@ def mixed(batch: dict[str, Any], key: jax.Array, mixup: float, cutmix: float) ->
     image = jnp.where(cut, jnp.where(inside, other, image), share * image + (1 - share) * other)
     share = jnp.where(cut, 1 - jnp.mean(inside.astype(jnp.float32)), share)
     shares = jnp.full(image.shape[:1], share, jnp.float32)
-    return {**batch, "input": image, "other": batch["label"][::-1], "share": shares}
+    other = {"other": batch["label"][::-1], "other_weight": batch["weight"][::-1]}
+    return {**batch, **other, "input": image, "share": shares}
 
 
-def loss(batch: dict[str, Any], of: Callable[[jax.Array], jax.Array]) -> Float[Array, " batch"]:
-    """The loss of each example: where it is mixed, that of both labels, by their shares of the image."""
-    losses = of(batch["label"])
+def loss(batch: dict[str, Any], of: Callable[[jax.Array, jax.Array], jax.Array]) -> Float[Array, " batch"]:
+    """Returns the loss of each example: where it is mixed, that of both labels, by their shares of the image.
+
+    Args:
+        batch: as `mixed` gives it.
+        of: (labels, weight of each) -> loss of each example, as if it had that label.
+    """
+    losses = of(batch["label"], batch["weight"])
     if "share" not in batch:
         return losses
-    return batch["share"] * losses + (1 - batch["share"]) * of(batch["other"])
+    return batch["share"] * losses + (1 - batch["share"]) * of(batch["other"], batch["other_weight"])
+
+
+def weights(batch: dict[str, Any]) -> Float[Array, " batch"]:
+    """Returns the weight of each example: where it is mixed, that of both labels, by their shares of the image."""
+    return loss(batch, lambda labels, weights: weights)
 
 
 def _box(key: jax.Array, share: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -6,13 +6,13 @@ from typing import Any
 
 from tljax import console
 from tljax.config import Experiment
-from tljax.data import tasks
+from tljax.data import images, tasks
 from tljax.data.examples import Split, Task, among, in_stored_order, numbered, some
 from tljax.data.splits import cut
 from tljax.errors import InputError
 from tljax.fields import to_dict
 from tljax.inputs import Inputs
-from tljax.resolve import Resolved
+from tljax.resolve import Resolved, check_length
 
 SPLITS = ("train", "validation", "test")
 _TABLE = ("classes", "separator", "quote")
@@ -67,7 +67,10 @@ def changed(
     if "task.image_size" in told:
         size = made.task.image_size or resolved.pretrained.preprocessing.size
         preprocessing = dataclasses.replace(resolved.preprocessing, size=size)
+        images.check_size(preprocessing)
         resolved = dataclasses.replace(resolved, preprocessing=preprocessing)
+    if "task.max_tokens" in told:
+        check_length(resolved.pretrained, made.task.max_tokens)
     return made, resolved, told
 
 

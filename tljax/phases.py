@@ -95,6 +95,10 @@ def gradual_unfreezing(
     every = length.steps // len(found) if every is None else every
     if every < 1:
         raise InputError(f"gradual_unfreezing needs a step or more for each of {len(found)} phases: a longer run")
+    if every >= length.steps and len(found) > 1:
+        raise InputError(
+            f"tuning.every={every}: the second phase would never come, for the run has {length.steps} steps"
+        )
     # A run that ends before every group has joined has fewer phases.
     found = [{**spec, "schedule": "run"} for spec in found[: -(-length.steps // every)]]
     return [{**spec, "steps": every} for spec in found[:-1]] + found[-1:]
@@ -207,7 +211,7 @@ def _split(spec: Any, where: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     unknown = arguments.keys() - tuning.arguments_of(spec["strategy"]).keys()
     if unknown:
         known = ", ".join([*tuning.arguments_of(spec["strategy"]), *_LENGTHS, *_RATES])
-        raise InputError(f"{where}: no key {min(unknown)!r} for {spec['strategy']}; there are: {known}")
+        raise InputError(f"{where}: no key {min(unknown, key=str)!r} for {spec['strategy']}; there are: {known}")
     return spec["strategy"], arguments, own
 
 
@@ -231,8 +235,6 @@ def _schedule(
     whole = own["schedule"] == "run"
     values = vars(rates) if whole else own
     peak, warmup = values["learning_rate"], values["warmup_steps"]
-    if not peak > 0:
-        raise InputError(f"{where}: optim.learning_rate must be above 0, not {peak}")
     try:
         made = optim.schedule(values["schedule"], 1.0, warmup, total if whole else steps)
     except InputError as error:

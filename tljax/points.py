@@ -12,6 +12,7 @@ from tljax import heads, selection
 from tljax.config import INDIFFERENT, Experiment
 from tljax.errors import InputError
 from tljax.fields import to_dict, with_values
+from tljax.ranges import shown
 from tljax.workdir import Workdir
 
 
@@ -68,7 +69,11 @@ def points(experiment: Experiment, overrides: Iterable[Mapping[str, Any]], root:
         InputError: a key that does not exist, a value of another type, or one run twice.
     """
     found: dict[str, Point] = {}
+    if not isinstance(overrides, Iterable) or isinstance(overrides, Mapping | str):
+        raise InputError(f"sweep() must return dicts, one for each run, not {shown(overrides)}")
     for one in overrides:
+        if not isinstance(one, Mapping):
+            raise InputError(f"sweep() must yield a dict of values by key for each run, not {shown(one)}")
         values = to_dict(experiment)
         if one.get("tuning.strategy", experiment.tuning.strategy) != experiment.tuning.strategy:
             values["tuning"] = {"group_rates": experiment.tuning.group_rates}

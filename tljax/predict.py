@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from scipy.special import expit, softmax
 
-from tljax import console, sharding
+from tljax import console, flag_types, sharding
 from tljax.data import images
 from tljax.data.folders import images_below
 from tljax.data.pipeline import length_of, padded
@@ -203,21 +203,25 @@ def _listed(paths: Sequence[Path], reads: str) -> list[Path]:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m tljax predict", description=__doc__)
-    parser.add_argument("--workdir", required=True, help="of a run")
+    parser = flag_types.Parser("python -m tljax predict", description=__doc__)
+    parser.add_argument("--workdir", required=True, type=flag_types.path, help="of a run")
     parser.add_argument("--step", default="latest", help="latest, best (by validation) or a number")
     parser.add_argument("--format", choices=FORMATS, default="text", help="csv and jsonl have every class, in full")
-    parser.add_argument("--top", type=int, help="how many classes a line of text has (5)")
-    parser.add_argument("--out", type=Path, help="a file to write; stdout by default")
-    parser.add_argument("--batch-size", type=int, default=0, help="never changes a prediction, only speed and memory")
+    parser.add_argument("--top", type=flag_types.positive, help="how many classes a line of text has (5)")
+    parser.add_argument("--out", type=flag_types.local_path, help="a file to write; stdout by default")
     parser.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="of images, folders of them, or a text per line; - is stdin"
+        "--batch-size", type=flag_types.count, default=0, help="never changes a prediction, only speed and memory"
+    )
+    parser.add_argument(
+        "files",
+        type=flag_types.local_path,
+        nargs="+",
+        metavar="FILE",
+        help="of images, folders of them, or a text per line; - is stdin",
     )
     options = parser.parse_args(arguments)
-    if options.top is not None and (options.top < 1 or options.format != "text"):
-        raise InputError(f"--top={options.top}: a number from 1 on, and of --format=text alone")
-    if options.batch_size < 0:
-        raise InputError(f"--batch-size={options.batch_size}: give a number of examples, or 0 for the config's")
+    if options.top is not None and options.format != "text":
+        raise InputError(f"--top={options.top}: of --format=text alone")
     if options.out and not options.out.absolute().parent.is_dir():
         raise InputError(f"--out={options.out}: no such folder")
     return options

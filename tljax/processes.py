@@ -21,7 +21,7 @@ from jax._src import clusters
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from tljax import console, sharding
+from tljax import console, flag_types, sharding
 from tljax.errors import InputError
 from tljax.peers import LOST, Lost, Peers
 from tljax.stopping import SAVED, Stopped
@@ -34,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several processes of one run", told)
     where = "where the first process is to be reached; auto: where Slurm, Open MPI, a TPU slice or Kubernetes say"
     group.add_argument("--coordinator", default="", metavar="HOST:PORT", help=where)
-    group.add_argument("--num-processes", type=int, default=1, metavar="N")
-    group.add_argument("--process-id", type=int, default=0, metavar="I", help="of this one, from 0")
+    group.add_argument("--num-processes", type=flag_types.positive, default=1, metavar="N")
+    group.add_argument("--process-id", type=flag_types.count, default=0, metavar="I", help="of this one, from 0")
     waits = "seconds in which all processes must have come (default: 300)"
-    group.add_argument("--join-timeout", type=int, default=300, metavar="S", help=waits)
+    group.add_argument("--join-timeout", type=flag_types.positive, default=300, metavar="S", help=waits)
     silent = "seconds after which a process that does not answer is given up; one that is killed at once (default: 30)"
-    group.add_argument("--peer-timeout", type=int, default=30, metavar="S", help=silent)
+    group.add_argument("--peer-timeout", type=flag_types.positive, default=30, metavar="S", help=silent)
 
 
 @contextlib.contextmanager

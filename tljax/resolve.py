@@ -13,9 +13,13 @@ from tljax.data.examples import Split, Task
 from tljax.data.readers import Texts
 from tljax.data.text import Tokenizer, tokenised
 from tljax.errors import InputError
+from tljax.models.bert import longest
 from tljax.preprocessing import Preprocessing
+from tljax.ranges import INT32
 from tljax.weights import Pretrained
 from tljax.weights.surgery import with_channels
+
+_OF_IMAGES = ("image_size", "channels", "decode", "resize", "crop", "augment", "views", "flip_test")
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,24 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
     if config.channels:
         preprocessing = with_channels(preprocessing, config.channels)
     _check(experiment, task, backbone.reads(row))
+    if task.kind == "text":
+        check_length(row, config.max_tokens)
+    else:
+        images.check_size(preprocessing)
     cut = splits.resolve(task, config)
     train = cut["train"]
+    weights, steps = _class_weights(config, train), experiment.total_steps(len(train))
+    if steps > INT32:
+        raise InputError(f"config.epochs={experiment.epochs:g} are {steps} steps: at most {INT32} are counted")
     found = Resolved(
         row,
         preprocessing,
         task.classes,
-        experiment.total_steps(len(train)),
+        steps,
         len(train),
         task.fingerprint,
         task.pairs,
-        _class_weights(config, train),
+        weights,
         _targets(train) if config.problem == "regression" else (),
     )
     if task.kind == "image":
@@ -91,6 +102,19 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
     return dataclasses.replace(found, tokenizer=words.sha256, length=longest, truncated=truncated), cut
 
 
+def warnings(experiment: Experiment, resolved: Resolved) -> list[str]:
+    """Returns what a run can be told to do, but is seldom meant: a line for each."""
+    lines, size, rates = [], experiment.task.batch_size, [experiment.optim.learning_rate]
+    if experiment.tuning.strategy == "phases":
+        rates = [phase.get("learning_rate", rates[0]) for phase in experiment.tuning.phases]
+    if not all(np.float32(rate) > 0 for rate in rates):
+        lines.append("nothing moves where the learning rate is 0, as optim.learning_rate or one in tuning.phases is")
+    if size > resolved.train_examples:
+        count = resolved.train_examples
+        lines.append(f"task.batch_size={size} is more than the {count} training examples: a step has some twice")
+    return lines
+
+
 def _check(experiment: Experiment, task: Task, reads: str) -> None:
     """Raises InputError where the network, the data and what is asked of them do not go together."""
     config = experiment.task
@@ -98,8 +122,6 @@ def _check(experiment: Experiment, task: Task, reads: str) -> None:
         name = experiment.backbone.name or experiment.backbone.weights
         held = {"image": "images", "text": "texts"}
         raise InputError(f"{name} reads {held[reads]}, and {config.dataset} holds {held[task.kind]}")
-    if config.balance not in ("", "loss", "sampling"):
-        raise InputError(f"no task.balance {config.balance!r}; there are: loss, sampling")
     if config.problem != "single_label" and (config.balance or config.class_weights):
         raise InputError("task.balance and task.class_weights are of one class per example: of problem=single_label")
     if config.balance == "loss" and config.class_weights:
@@ -110,19 +132,41 @@ def _check(experiment: Experiment, task: Task, reads: str) -> None:
         )
     if config.problem == "regression" and experiment.head.init == "pretrained":
         raise InputError("head.init=pretrained takes rows of classes by name, and a regression has none: use zeros")
+    if config.problem == "regression" and experiment.regularise.label_smoothing:
+        raise InputError(
+            "regularise.label_smoothing is shared out over classes, and a regression has none: set it to 0"
+        )
     for key in ("mixup", "cutmix"):
         if getattr(experiment.regularise, key) and task.kind == "text":
             raise InputError(f"regularise.{key} mixes images, and {config.dataset} holds texts")
     if task.kind == "image":
         images.check(config)
-    elif config.flip_test:
-        raise InputError(f"task.flip_test mirrors images, and {config.dataset} holds texts")
+        return
+    for key in _OF_IMAGES:
+        if getattr(config, key) != getattr(TaskConfig(), key):
+            raise InputError(f"task.{key} is of images, and {config.dataset} holds texts: leave it out")
+
+
+def check_length(row: Pretrained, max_tokens: int) -> None:
+    """Raises InputError for texts that may have more tokens than a row's network has positions."""
+    module = backbone.module_of(row)
+    most = longest(module.positions, module.pad_id)
+    if max_tokens > most:
+        raise InputError(
+            f"task.max_tokens={max_tokens} is more than the {most} positions of {row.backbone}: shorten it"
+        )
 
 
 def _class_weights(config: TaskConfig, train: Split) -> tuple[float, ...]:
-    """n / (classes × n of the class), as scikit-learn balances; a class without examples weighs nothing."""
+    """n / (classes × n of the class), as scikit-learn balances; a class without examples weighs nothing.
+
+    Raises:
+        InputError: the config's are 0 for all classes that are trained on.
+    """
     if config.balance != "loss":
-        return tuple(float(weight) for weight in config.class_weights)
+        if config.class_weights and not np.any(np.array(config.class_weights)[train.labels]):
+            raise InputError(f"task.class_weights={config.class_weights}: nothing that is trained on would weigh")
+        return config.class_weights
     counts = np.bincount(train.labels, minlength=len(train.task.classes))
     weights = len(train) / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return tuple(float(weight) for weight in np.where(counts, weights, 0))

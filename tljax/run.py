@@ -3,17 +3,19 @@
 import copy
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from tljax import compiled, optim, processes, sharding, tuning
 from tljax.beginning import Beginning
-from tljax.config import FROZEN_LAYOUTS, Experiment
+from tljax.config import Experiment
 from tljax.data import tasks
 from tljax.data.examples import Split
 from tljax.data.pipeline import TrainInput
@@ -22,7 +24,8 @@ from tljax.errors import InputError
 from tljax.inputs import Inputs
 from tljax.network import Network, Variables
 from tljax.phases import Length, Phase, additions, phases
-from tljax.resolve import Resolved, resolve
+from tljax.ranges import INT32
+from tljax.resolve import Resolved, resolve, warnings
 from tljax.step import (
     Forward,
     Numbers,
@@ -40,7 +43,10 @@ from tljax.step import (
 def prepare(experiment: Experiment, tokenizer: Path | None = None) -> "Run":
     """A run that is about to begin, or with the `tokenizer` in its workdir to go on; see `resolve`."""
     task = tasks.load(experiment.task)
-    return Run(experiment, *resolve(experiment, task, tokenizer), tokenizer)
+    run = Run(experiment, *resolve(experiment, task, tokenizer), tokenizer)
+    for warning in warnings(experiment, run.resolved):
+        print(f"warning: {warning}", file=sys.stderr)
+    return run
 
 
 class Run:
@@ -67,8 +73,6 @@ class Run:
         self._made: dict[Hashable, Any] = {}
         self.cached = False
         self.inputs = Inputs(experiment, resolved, splits, tokenizer)
-        if experiment.mesh.frozen not in FROZEN_LAYOUTS:
-            raise InputError(f"no mesh.frozen {experiment.mesh.frozen!r}; there are: {', '.join(FROZEN_LAYOUTS)}")
         self.mesh = sharding.make_mesh(fsdp=experiment.mesh.fsdp)
         self.network = Network(
             experiment, resolved.pretrained, resolved.preprocessing, resolved.classes, additions(experiment.tuning)
@@ -76,8 +80,6 @@ class Run:
         self.layout = self.network.layout
         length = Length(resolved.steps, resolved.train_examples / experiment.task.batch_size, self.layout)
         self.phases = phases(experiment.tuning, experiment.optim, length)
-        first = self.phases[0]
-        optim.optimizer(experiment.optim, first.multipliers, first.since)  # which checks its settings
 
     def of(self, experiment: Experiment) -> "Run":
         """The run of an experiment that trains the same leaves of the same network on the same data.
@@ -195,12 +197,19 @@ class Run:
         """Training examples per step.
 
         Raises:
-            InputError: the devices here cannot share them evenly. Only training asks: evaluation pads.
+            InputError: the devices here cannot share them evenly, or would have more values of them at a time than are
+                counted in 32 bits. Only training asks: evaluation pads.
         """
-        parts = self.experiment.optim.accumulate
-        if parts < 1:
-            raise InputError(f"optim.accumulate must be at least 1, not {parts}")
-        return sharding.check_batch(self.experiment.task.batch_size, self.mesh, "task.batch_size", parts)
+        parts, size = self.experiment.optim.accumulate, self.experiment.task.batch_size
+        expected = self.resolved.preprocessing
+        values = self.resolved.length or expected.size * expected.size * expected.inputs
+        most = INT32 // values * self.mesh.size * parts
+        if size > most:
+            raise InputError(
+                f"task.batch_size={size} is too large: {most} have {INT32} values on each device; use fewer, or more"
+                " optim.accumulate"
+            )
+        return sharding.check_batch(size, self.mesh, "task.batch_size", parts)
 
     def train_input(self, read: Reader | None = None) -> TrainInput:
         """The training stream of this run, of what `read` gives; of pictures or tokens by default.
@@ -355,7 +364,14 @@ class Run:
             average_from=round(experiment.optim.average_start * self.resolved.steps),
             seed=numbers["seed"],
             problem=experiment.task.problem,
+            class_weights=self._class_weights(),
         )
+
+    def _class_weights(self) -> jax.Array | None:
+        """Those of the loss, where a label can be of several classes (`Rules.class_weights`)."""
+        regularise, weights = self.experiment.regularise, self.resolved.class_weights
+        has_several = regularise.label_smoothing or regularise.mixup or regularise.cutmix
+        return jnp.array(weights, jnp.float32) if weights and has_several else None
 
     def abstract_batch(self, batch_size: int, length: int = 0, start: int = 0) -> Any:
         """Shapes, dtypes and shardings of a batch whose input has `start` groups behind it."""

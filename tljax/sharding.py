@@ -123,7 +123,7 @@ def check_batch(size: int, mesh: Mesh, key: str, parts: int = 1) -> int:
     if size < 1 or size % unit:
         lower, upper = max(size // unit, 1) * unit, (max(size, 0) // unit + 1) * unit
         near = f"{lower} or {upper}" if lower != upper else str(upper)
-        by = f"{mesh.size} devices" + (f" in {parts} parts" if parts > 1 else "")
+        by = f"{mesh.size} devices" + (f" in {parts} parts (optim.accumulate)" if parts > 1 else "")
         raise InputError(f"{key}={size} cannot be shared by {by}: use {near}")
     return size
 

@@ -56,8 +56,6 @@ def launcher(options: argparse.Namespace) -> Callable[[Sequence[Job], Notice], N
         import submitit  # noqa: F401
     except ImportError as error:
         raise InputError("--launcher=slurm needs submitit: pip install 'tljax[slurm]'") from error
-    if options.jobs < 1:
-        raise InputError(f"--jobs must be at least 1, not {options.jobs}")
     given = sbatch_options(options.sbatch)
     return functools.partial(_run, folder=options.root / "logs", at_a_time=options.jobs, given=given)
 

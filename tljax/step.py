@@ -92,6 +92,8 @@ class Rules:
         average_from: the step at which `swa` starts.
         seed: of dropout, stochastic depth and the mixing of images; an integer.
         problem: a row of `metrics.JUDGED`.
+        class_weights: of each class, [classes], where a label's loss may be of several of them, as those of smoothed
+            and of mixed labels; else None: a batch has the weight of each example.
     """
 
     forward: Forward
@@ -105,6 +107,7 @@ class Rules:
     average_from: int
     seed: Any
     problem: str = "single_label"
+    class_weights: Float[Array, " classes"] | None = None
 
 
 def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[str, jax.Array]]:
@@ -155,7 +158,9 @@ def gradients(state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, 
 
 def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, Any]:
     """Loss, scores, batch statistics and gradients of a batch, computed in `accumulate` parts, one after another."""
-    parts, weight = rules.optim.accumulate, jnp.sum(batch["weight"])
+    parts = rules.optim.accumulate
+    weight = jnp.sum(batch["weight"] if rules.class_weights is None else mix.weights(batch))
+    weight = jnp.where(weight > 0, weight, 1)  # else of a batch whose classes all weigh nothing
     step_key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
 
     def objective(trainable, batch_stats, part, key):
@@ -163,7 +168,8 @@ def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tupl
         logits, batch_stats = rules.forward(params, batch_stats, part["input"], key)
         losses = mix.loss(part, partial(_losses, logits, rules))
         scores = metrics.total(metrics.score(rules.problem, logits, part["label"]), part["mask"])
-        return metrics.total(losses, part["weight"]) / weight, (scores, batch_stats)
+        counted = part["weight"] if rules.class_weights is None else part["mask"]
+        return metrics.total(losses, counted) / weight, (scores, batch_stats)
 
     def of(weights, batch_stats, part, number):
         value = jax.value_and_grad(objective, has_aux=True)
@@ -197,8 +203,11 @@ def _moved(leaf, update, rate, finite):
     return jnp.where(finite, leaf - rate * update, leaf)
 
 
-def _losses(logits: jax.Array, rules: Rules, labels: jax.Array) -> jax.Array:
-    return metrics.loss(rules.problem, logits, labels, rules.smoothing)
+def _losses(logits: jax.Array, rules: Rules, labels: jax.Array, weights: jax.Array) -> jax.Array:
+    """The loss of each example, which has its weight in it where there are class weights."""
+    if rules.class_weights is None:
+        return metrics.loss(rules.problem, logits, labels, rules.smoothing)
+    return metrics.weighted_cross_entropy(logits, labels, weights, rules.class_weights, rules.smoothing)
 
 
 def _pull(trainable: Any, anchor: Any, rules: Rules) -> tuple[jax.Array, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tljax import console, joint, launchers, selection, status, streams
+from tljax import console, flag_types, joint, launchers, selection, status, streams
 from tljax.config import Experiment
 from tljax.errors import InputError
 from tljax.flags import config_file, parse_experiment
@@ -123,8 +123,10 @@ def _found(experiment: Experiment, arguments: list[str], root: Path) -> list[Poi
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m tljax sweep", description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="required: the folder of the runs' workdirs")
+    parser = flag_types.Parser("python -m tljax sweep", description=__doc__)
+    parser.add_argument(
+        "--root", type=flag_types.local_path, required=True, help="required: the folder of the runs' workdirs"
+    )
     told = (
         "all (default) of every setting, then choose; chosen: the first of each, choose, then the chosen one's others"
     )
@@ -138,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     told = "print how far each run is, and do nothing"
     parser.add_argument("--status", action="store_true", help=told)
     told = "stop with all saved before so many seconds are over, with exit status 75; the same command goes on"
-    parser.add_argument("--max-seconds", type=float, default=0, metavar="S", help=told)
+    parser.add_argument("--max-seconds", type=flag_types.seconds, default=0, metavar="S", help=told)
     told = "with commas between: train these alone, test held back, and choose nothing (what a launched process does)"
     parser.add_argument("--points", default="", metavar="NAMES", help=told)
     parser.add_argument("--conclude", action="store_true", help="of --points: test them, too")

@@ -1,6 +1,5 @@
 """`train`: fine-tunes, validates, saves and resumes; ends with result.json."""
 
-import argparse
 import contextlib
 import os
 import time
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tljax import console, features, memory, processes, scores, sharding, storage, tuning
+from tljax import console, features, flag_types, memory, processes, scores, sharding, storage, tuning
 from tljax.checkpoint import Checkpoints, named
 from tljax.config import Experiment
 from tljax.data import health
@@ -24,6 +23,7 @@ from tljax.loop import Loop
 from tljax.metrics import JUDGED
 from tljax.plan import plan, show
 from tljax.predictions import Predictions
+from tljax.ranges import no_such
 from tljax.run import Run, prepare
 from tljax.step import State
 from tljax.stopping import Notice, Stopped
@@ -57,6 +57,7 @@ def train(
     run = prepared or prepare(experiment, folder.tokenizer)
     processes.agree({"resolved": to_dict(run.resolved)})
     run.batch_size  # noqa: B018 (which the devices here may not be able to share)
+    _check_best(run)
     with contextlib.ExitStack() as stack:
         if not processes.on_first(lambda: bool(folder.result)):
             processes.on_first(lambda: stack.enter_context(folder.locked()))
@@ -209,7 +210,7 @@ def _check_best(run: Run) -> None:
         found = scores.summarise(problem, np.zeros((2, classes)), labels, full=False)
         known = [name for name, value in found.items() if isinstance(value, float)]
         if best not in known:
-            raise InputError(f"no metric checkpoint.best={best!r}; there are: {', '.join(known)}")
+            raise InputError(no_such("checkpoint.best", best, known))
 
 
 def _keep(found: Predictions, folder: Workdir, checkpoints: Checkpoints, step: int, name: str, split: Split) -> None:
@@ -272,10 +273,12 @@ def _beside(found: dict[str, Any], metric: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("python -m tljax train", description=__doc__)
-    parser.add_argument("--workdir", required=True, help="required: a new folder or bucket, or one to resume")
+    parser = flag_types.Parser("python -m tljax train", description=__doc__)
+    parser.add_argument(
+        "--workdir", required=True, type=flag_types.path, help="required: a new folder or bucket, or one to resume"
+    )
     told = "stop with all saved before so many seconds are over, with exit status 75; the same command goes on"
-    parser.add_argument("--max-seconds", type=float, default=0, metavar="S", help=told)
+    parser.add_argument("--max-seconds", type=flag_types.seconds, default=0, metavar="S", help=told)
     processes.add_arguments(parser)
     experiment, options = parse_experiment(parser, arguments)
     with Notice(options.max_seconds).listening() as notice, processes.joined(options):

@@ -483,12 +483,8 @@ def test_only_what_depends_on_the_random_crop_cannot_be_kept():
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"decode": "quick"}, "no 'quick' for task.decode; there are: exact, fast"),
-    ({"crop": "center"}, "no 'center' for task.crop; there are: centre, random, inception"),
-    ({"augment": ("flip", "mixup")}, "no 'mixup' for task.augment; there are: flip, flip_vertical, shift, "),
     ({"crop": "random"}, "task.crop=random needs task.resize"),
     ({"resize": 256}, "task.crop=centre does not heed task.resize.*set it to 0"),
-    ({"crop": "inception", "resize": -1}, "task.resize is -1"),
 ])  # fmt: skip
 def test_names_and_combinations_are_checked(values, message):
     with pytest.raises(InputError, match=message):

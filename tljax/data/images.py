@@ -14,6 +14,7 @@ from tljax.data.augment import AUGMENTATIONS, to_array, to_image
 from tljax.data.encoded import Encoded, named
 from tljax.errors import InputError
 from tljax.preprocessing import Preprocessing
+from tljax.ranges import INT32
 
 DECODERS = ("exact", "fast")
 CROPS = ("centre", "random", "inception")
@@ -26,28 +27,28 @@ _MOST_PIXELS = 2**27  # of a picture made larger: a strip of 1 × 60,000 would f
 
 
 def check(task: TaskConfig) -> None:
-    """Whether decoder, crop, resizing and augmentations exist and go together.
+    """Whether decoder, crop and resizing go together.
 
     Raises:
-        InputError: an unknown name, or a crop without the resizing that it needs or with one that it does not heed.
+        InputError: a crop without the resizing that it needs, or with one that it does not heed.
     """
-    for key, name, known in (
-        ("decode", task.decode, DECODERS),
-        ("crop", task.crop, CROPS),
-        *(("augment", name, AUGMENTATIONS) for name in task.augment),
-    ):
-        if name not in known:
-            raise InputError(f"no {name!r} for task.{key}; there are: {', '.join(known)}")
-    if task.crop == "random" and task.resize <= 0:
+    if task.crop == "random" and not task.resize:
         raise InputError("task.crop=random needs task.resize: the shorter side that the square is cut from, as 256")
     if task.crop == "centre" and task.resize:
         raise InputError("task.crop=centre does not heed task.resize, but resizes as in evaluation; set it to 0")
     if task.decode == "fast" and importlib.util.find_spec("cykooz_resizer") is None:
         raise InputError("task.decode=fast needs cykooz-resizer, which is not installed here; use decode=exact")
-    if task.views < 0:
-        raise InputError(f"task.views is {task.views}; give a number of views, or 0 for a new one each time")
-    if task.resize < 0:
-        raise InputError(f"task.resize is {task.resize}; give a number of pixels, or 0 to leave images as they are")
+
+
+def check_size(preprocessing: Preprocessing) -> None:
+    """Raises InputError where one image would have more values than are counted in 32 bits."""
+    size, channels = preprocessing.size, preprocessing.inputs
+    values = size * size * channels
+    if values > INT32:
+        raise InputError(
+            f"task.image_size={size}: an image of {size} × {size} × {channels} values takes {4 * values / 1e9:.1f} GB"
+            f" as float32: give at most {math.isqrt(INT32 // channels)}"
+        )
 
 
 def decode(data: bytes, name: str, channels: str = "rgb") -> Image.Image:

@@ -43,6 +43,7 @@ class TrainInput:
             every epoch has each example once.
         workers: threads that work ahead; 0 for none.
         part: (number of this process, of how many): which share of each batch is made here.
+        class_weights: of each class in the loss, from which `weights` come; empty for equal ones.
     """
 
     read: Reader
@@ -53,6 +54,7 @@ class TrainInput:
     balanced: np.ndarray | None = None
     workers: int = 2
     part: tuple[int, int] = (0, 1)
+    class_weights: tuple[float, ...] = ()
 
     def indices(self, step: int) -> list[tuple[int, int]]:
         """(epoch, example) of each row of the batch that step `step` (from 0) trains on, over all processes."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tljax.config import TaskConfig
 from tljax.data import builtin, folders, hub, tables, tfds_sets
-from tljax.data.examples import PROBLEMS, Source, Task
+from tljax.data.examples import Source, Task
 from tljax.data.prepare import open_prepared, prepare
 from tljax.errors import InputError
 from tljax.weights.sources import cache_dir
@@ -55,10 +55,6 @@ def _check(config: TaskConfig) -> None:
     if config.dataset not in TASKS and not (kind in (*SOURCES, "tfds") and rest):
         known = ", ".join((*TASKS, *(f"{one}:PATH" for one in SOURCES), "tfds:NAME"))
         raise InputError(f"no task.dataset {config.dataset!r}; there are: {known}")
-    if config.problem not in PROBLEMS:
-        raise InputError(f"no task.problem {config.problem!r}; there are: {', '.join(PROBLEMS)}")
-    if config.on_error not in ("stop", "skip"):
-        raise InputError(f"no task.on_error {config.on_error!r}; there are: stop, skip")
     given = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
     if given and (config.dataset in TASKS or kind == "folder"):
         raise InputError(f"{config.dataset} has no columns, so {given[0]} names none; leave it empty")

@@ -145,7 +145,7 @@ def _load(path: Path, lower_case: bool | None, length: int | None) -> tokenizers
     if length is not None:
         special = tokenizer.num_special_tokens_to_add(is_pair=True)
         if length <= special:
-            raise InputError(f"a length of {length} leaves no room beside {special} special tokens; take a longer one")
+            raise InputError(f"task.max_tokens={length} leaves no room beside {special} special tokens: give more")
         tokenizer.enable_truncation(length)
     return tokenizer
 

@@ -7,10 +7,11 @@ paths below `backbone/`.
 """
 
 import contextlib
+import difflib
 import functools
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -44,7 +45,8 @@ def _lora(lora: Lora, backbone: nn.Module, noisy: Collection[str], whole: bool) 
             "no LoRA on BiT: its convolutions standardise their weights, so that adapters could not be merged"
         )
     targets = lora.targets or backbone.lora_targets
-    layers = []
+    layers: list[str] = []
+    sides: dict[str, tuple[int, int]] = {}  # of the kernels that are adapted
 
     def act(module, call, x, *rest):
         y, path = call(x, *rest), _path(module)
@@ -53,6 +55,7 @@ def _lora(lora: Lora, backbone: nn.Module, noisy: Collection[str], whole: bool) 
         layers.append(path)
         if not any(re.fullmatch(target, path) for target in targets):
             return y
+        sides[path] = x.shape[-1], y.shape[-1]
         rate = lora.dropout if _group(module) in noisy else 0.0
         return y + _low_rank(lora, module, x, y.shape[-1], rate)
 
@@ -60,8 +63,23 @@ def _lora(lora: Lora, backbone: nn.Module, noisy: Collection[str], whole: bool) 
         yield
     for target in targets:
         if whole and not any(re.fullmatch(target, path) for path in layers):
-            some = ", ".join(layers[:: max(1, len(layers) // 4)][:4]) or "none"
-            raise InputError(f"tuning.targets: {target!r} matches no layer that LoRA can adapt; there are: {some}")
+            raise InputError(_no_layer(target, layers))
+    if sides and lora.rank > min(map(min, sides.values())):
+        path = min(sides, key=lambda path: min(sides[path]))
+        across, down = sides[path]
+        raise InputError(
+            f"tuning.rank={lora.rank} is larger than the smaller side of the {path} kernel ({across} x {down}):"
+            f" give 1 to {min(across, down)}"
+        )
+
+
+def _no_layer(target: str, layers: Sequence[str]) -> str:
+    """Says that LoRA's target is no layer: the nearest name, or some of those that there are."""
+    some = ", ".join(layers[:: max(1, len(layers) // 4)][:4]) or "none"
+    names = sorted({layer.rsplit("/", 1)[-1] for layer in layers})
+    near = difflib.get_close_matches(target.rsplit("/", 1)[-1], names, n=1)
+    hint = f" (did you mean '.*/{near[0]}'?)" if near else ""
+    return f"tuning.targets: {target!r} matches no layer that LoRA can adapt{hint}; there are: {some}"
 
 
 def _low_rank(lora, module, x, outputs, rate):

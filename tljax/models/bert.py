@@ -51,9 +51,14 @@ class _Stem(nn.Module):
         return self.pad_id + jnp.cumsum(is_token, axis=1) * is_token
 
     def _check_length(self, length: int):
-        longest = self.positions - (0 if self.pad_id is None else self.pad_id + 1)
-        if length > longest:
-            raise InputError(f"texts of {length} tokens, but the network has positions for {longest}: shorten them")
+        most = longest(self.positions, self.pad_id)
+        if length > most:
+            raise InputError(f"texts of {length} tokens, but the network has positions for {most}: shorten them")
+
+
+def longest(positions: int, pad_id: int | None) -> int:
+    """Returns how many tokens of a text have a position: those up to the padding's own are no token's."""
+    return positions - (0 if pad_id is None else pad_id + 1)
 
 
 class _Block(nn.Module):

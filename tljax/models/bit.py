@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tljax.models import bit_names, convolution, groups
+from tljax.models.resnet import check_stride
 from tljax.models.resnet_names import blocks
 from tljax.weights.rules import Table
 
@@ -131,7 +132,12 @@ class BiT(nn.Module):
         return jnp.mean(x, axis=(1, 2)) if pool else x
 
     def for_image_size(self, size: int) -> "BiT":
-        """Itself: a convolution takes any size."""
+        """Itself: a convolution takes any size, of which a pixel is left at the end.
+
+        Raises:
+            InputError: less than one pixel is left.
+        """
+        check_stride(size, 4 * 2 ** (len(self.depths) - 1))
         return self
 
     def tables(self) -> dict[str, Table]:

@@ -25,6 +25,12 @@ _EPS = 1e-5
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
+def check_stride(size: int, stride: int) -> None:
+    """Raises InputError for images smaller than the stride of a whole network."""
+    if size < stride:
+        raise InputError(f"image size {size} is below the network's stride of {stride}: nothing of it would be left")
+
+
 class Conv(nn.Module):
     """A convolution; of `size` 1, a linear map of every pixel that a stride keeps."""
 
@@ -244,7 +250,12 @@ class ResNet(nn.Module):
         return jnp.mean(x, axis=(1, 2)) if pool and at_end else x
 
     def for_image_size(self, size: int) -> "ResNet":
-        """Itself: a convolution takes any size."""
+        """Itself: a convolution takes any size, of which a pixel is left at the end.
+
+        Raises:
+            InputError: less than one pixel is left.
+        """
+        check_stride(size, 4 * 2 ** (len(self.depths) - 1))
         return self
 
     def tables(self) -> dict[str, Table]:

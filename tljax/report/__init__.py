@@ -4,10 +4,11 @@ import argparse
 import os
 import shlex
 from collections.abc import Sequence
+from typing import Annotated
 
 from etils import epath
 
-from tljax import console, selection, storage
+from tljax import console, flag_types, ranges, selection, storage
 from tljax.errors import InputError
 from tljax.report import comparable, tables
 from tljax.report.compare import section_of
@@ -15,6 +16,8 @@ from tljax.report.runs import Unfinished, read
 from tljax.report.section import TESTS, Options, Section
 
 _KINDS = ("png", "pdf", "svg")
+# Fewer are too few for an interval of 95%.
+_RESAMPLES = flag_types.number(Annotated[int, ranges.Interval(at_least=100), ranges.Interval(at_most=10**6)])
 
 
 def report(
@@ -82,10 +85,16 @@ def _show(one: Section) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m tljax report", description=__doc__)
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="of runs, at any depth below; or a run's workdir")
+    parser = flag_types.Parser("python -m tljax report", description=__doc__)
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=flag_types.path,
+        metavar="DIR",
+        help="of runs, at any depth below; or a run's workdir",
+    )
     told = "required: a folder for report.html, methods.md, .tex, .csv (a row per method) and runs.csv (a row per run)"
-    parser.add_argument("--out", required=True, help=told)
+    parser.add_argument("--out", required=True, type=flag_types.path, help=told)
     told = "the method that the others are compared with, by its name in the table; the first by default"
     parser.add_argument("--baseline", default="", metavar="NAME", help=told)
     told = "sections of a config, with commas between, in which the settings of one method differ (default: optim)"
@@ -94,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="test", choices=("test", "validation"), help="that methods are compared on")
     told = "of a difference: paired bootstrap, paired t-test over seeds, or McNemar's (of single seeds)"
     parser.add_argument("--test", default="bootstrap", choices=TESTS, help=told)
-    parser.add_argument("--resamples", type=int, default=10_000, metavar="N", help="of a bootstrap (default: 10000)")
+    parser.add_argument(
+        "--resamples", type=_RESAMPLES, default=10_000, metavar="N", help="of a bootstrap (default: 10000)"
+    )
     told = f"also write the figures as files: {', '.join(_KINDS)}; repeatable"
     parser.add_argument("--figures", action="append", default=[], choices=_KINDS, metavar="KIND", help=told)
     parser.epilog = (
@@ -107,8 +118,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
-    if options.resamples < 100:
-        raise InputError(f"--resamples={options.resamples} are too few for an interval of 95%: give 100 or more")
     tuned = tuple(options.tuned.split(","))
     asked = Options(options.split, options.metric, tuned, options.baseline, options.test, options.resamples)
     command = shlex.join(["python", "-m", "tljax", "report", *arguments])

@@ -1,0 +1,41 @@
+"""Names that a config's keys may have, as annotations; a test holds them and the tables of rows together."""
+
+from typing import Annotated
+
+from tljax.ranges import Interval, NotNegative, OneOf, RegexStr
+
+_STRATEGIES = (
+    *("linear_probe", "last_k", "first_k", "surgical", "full", "layer_decay", "discriminative", "bias_only"),
+    *("norm_only", "pattern", "lora", "adapter", "prompt", "mlp_head"),
+)
+_RECIPES = ("lp_ft", "gradual_unfreezing", "fine_tune")
+_SCHEDULES = ("cosine", "linear", "constant")
+
+Strategy = Annotated[str, OneOf(*_STRATEGIES)]
+StrategyOrRecipe = Annotated[str, OneOf(*_STRATEGIES, *_RECIPES, "phases")]
+Schedule = Annotated[str, OneOf(*_SCHEDULES)]
+PhaseSchedule = Annotated[str, OneOf(*_SCHEDULES, "run")]
+Optimizer = Annotated[str, OneOf("adamw", "sgd", "adafactor", "lamb", "lion", "muon")]
+Average = Annotated[str, OneOf("", "ema", "swa")]
+Augmentation = Annotated[
+    str,
+    OneOf("flip", "flip_vertical", "shift", "rand_augment", "trivial_augment", "colour_jitter", "random_erasing"),
+]
+Crop = Annotated[str, OneOf("centre", "random", "inception")]
+Decoder = Annotated[str, OneOf("exact", "fast")]
+Problem = Annotated[str, OneOf("single_label", "multi_label", "regression")]
+Balance = Annotated[str, OneOf("", "loss", "sampling")]
+HeadInit = Annotated[str, OneOf("zeros", "truncated_normal", "pretrained")]
+BatchNormMode = Annotated[str, OneOf("frozen", "update_stats", "batch")]
+Dtype = Annotated[str, OneOf("float32", "bfloat16")]
+Channels = Annotated[int, OneOf(0, 1, 3, 4)]
+StopOrSkip = Annotated[str, OneOf("stop", "skip")]
+Direction = Annotated[str, OneOf("down", "up")]
+NormWith = Annotated[str, OneOf("last_block", "head")]
+FrozenLayout = Annotated[str, OneOf("replicated", "sharded")]
+CacheMode = Annotated[str, OneOf("on", "off", "auto")]
+
+# Philox takes words of 64 bits without a sign, JAX with one.
+Seed = Annotated[int, Interval(at_least=0), Interval(below=2**63)]
+Workers = Annotated[int, Interval(at_least=0), Interval(at_most=1024)]
+Multipliers = tuple[tuple[RegexStr, NotNegative], ...]
