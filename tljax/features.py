@@ -228,7 +228,7 @@ def _source(run: Run, split: Split, training: bool) -> _Source:
     views = config.views if varies else 1
     read = inputs.reader(split, views, training)
     if run.network.reads == "text":
-        recipe = (inputs.tokenizer.sha256, config.max_tokens)
+        recipe = (inputs.tokenizer.sha256, inputs.tokenizer.cut(config.max_tokens))
     else:
         cut = (config.decode, config.resize, config.crop) if training else ("exact", 0, "centre")
         recipe = (run.resolved.preprocessing, *cut, *((config.augment, run.experiment.seed, views) if varies else ()))

@@ -192,6 +192,8 @@ class Network:
     def _own_head(self, pretrained: Variables) -> dict[str, Any]:
         """The checkpoint's own head for this task's classes."""
         known = self._row.classes
+        if "head" not in pretrained and self._row.pool:
+            raise InputError("backbone.pool gives other features than the pretrained head reads: use another head.init")
         if "head" not in pretrained or not known:
             raise InputError(f"{self._row.uri} has no head with named classes: use another head.init")
         found = class_subset(pretrained["head"]["kernel"], pretrained["head"].get("bias"), known, self._classes)

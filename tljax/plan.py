@@ -20,6 +20,7 @@ def plan(run: Run) -> dict[str, Any]:
     Returns:
         `backbone`, `weights`, `licence`, `preprocessing`, `classes`, `steps`, `weights_become`
             (`backbone.provenance`) and `cost` (`cost.cost`);
+        `input`: how an input is prepared and features are pooled: of each part its `value`, and where it is `from`;
         `cached`: whether the frozen prefix is computed once (`features.choice`);
         `strategy`: its `name` and arguments;
         `phases`: a dict per phase: `strategy` and its `arguments`, `start` and `stop`, and `groups`: a dict per
@@ -43,6 +44,7 @@ def plan(run: Run) -> dict[str, Any]:
         "weights": run.experiment.backbone.weights,
         "licence": run.resolved.pretrained.licence,
         "preprocessing": to_dict(run.resolved.preprocessing),
+        "input": expected(run),
         "classes": list(run.resolved.classes),
         "steps": run.resolved.steps,
         "strategy": {"name": tuning.strategy, **tuning.arguments},
@@ -54,6 +56,49 @@ def plan(run: Run) -> dict[str, Any]:
         ),
         "cost": run.once(("cost", run.cached), lambda: cost(run)),
     }
+
+
+def expected(run: Run) -> dict[str, dict[str, str]]:
+    """How inputs are prepared in evaluation, and features pooled: part -> its `value`, and where that is `from`."""
+    origins, module = dict(run.resolved.pretrained.origins), run.network.backbone
+    values = (_of_texts if run.network.reads == "text" else _of_images)(run, origins)
+    normalized = ", then divided by its norm" if getattr(module, "normalize", False) else ""
+    values["pool"] = f"{module.pool}{normalized}"
+    return {part: {"value": value, "from": origins.get(part, "")} for part, value in values.items()}
+
+
+def _of_texts(run: Run, origins: dict[str, str]) -> dict[str, str]:
+    words, asked = run.inputs.tokenizer, run.experiment.task.max_tokens
+    limited = words.cut(asked) < asked
+    origins["tokens"] = words.settings.limited_by if limited else "task.max_tokens"
+    return {"tokens": f"at most {words.cut(asked)}"}
+
+
+def _of_images(run: Run, origins: dict[str, str]) -> dict[str, str]:
+    images, task = run.resolved.preprocessing, run.experiment.task
+    if task.image_size:
+        origins["size"] = "task.image_size"
+    if task.channels and task.channels != run.resolved.pretrained.preprocessing.inputs:
+        origins |= {part: f"{origins.get(part, '')}, for task.channels" for part in ("mean", "std")}
+    origins["channels"], edge = origins.get("mean", ""), images.edge
+    ways = {"crop": f"shorter side to {edge}", "squash": f"to {edge} × {edge}", "none": "none: others are refused"}
+    most = 255 * images.rescale
+    return {
+        "size": f"{images.size} × {images.size}",
+        "resize": ways[images.resize],
+        "crop": f"centre {images.size} × {images.size}" + (f" of {edge}" if images.size < edge else ""),
+        "interpolation": images.interpolation,
+        "rescaling": f"grey levels × {images.rescale:.6g}: 0 … {most:.4g}",
+        "channels": images.channels,
+        "mean": ", ".join(f"{value:.4g}" for value in images.rescaled(images.mean)),
+        "std": ", ".join(f"{value:.4g}" for value in images.rescaled(images.std)),
+    }
+
+
+def assumptions(run: Run) -> str:
+    """What is assumed of inputs because the weights' own files are silent, in one line; empty where nothing is."""
+    rows = expected(run).items() if run.experiment.backbone.weights else ()
+    return "; ".join(f"{part} {row['value']} ({row['from']})" for part, row in rows if "assumed" in row["from"])
 
 
 def _groups(run: Run, phase: Phase) -> list[dict[str, Any]]:
@@ -99,6 +144,8 @@ def show(found: dict[str, Any]) -> None:
         console.table(title, columns, [_row(row) for row in found["groups"]])
     else:
         _show_phases(title, found["phases"])
+    rows = [(part, row["value"], row["from"]) for part, row in found["input"].items()]
+    console.table("input, as evaluation prepares it", ("", "value", "from"), rows)
     console.weights(found["weights_become"])
     block = {name: value for name, value in found["cost"].items() if name != "phases"}
     rows = [(name, f"{value:,.0f}" if value > 1 else f"{value:.3f}") for name, value in block.items()]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
+INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in the order of PIL's numbers
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -15,8 +17,11 @@ class Preprocessing:
         crop_fraction: the centre crop's share of the resized (shorter) side, in evaluation.
         mean, std: per channel, in grey levels 0 to 255, in the order that `channels` gives.
         channels: `rgb` or `bgr`; `grey`; `rgba` or `bgra`.
-        interpolation: `bilinear` or `bicubic`, both antialiased.
-        resize: `crop` keeps the aspect ratio, and the longer side is cut to the shorter; `squash` does not keep it.
+        interpolation: one of `INTERPOLATIONS`, as PIL computes it: all but `nearest` are antialiased.
+        resize: `crop` keeps the aspect ratio, and the longer side is cut to the shorter; `squash` does not keep it;
+            `none` takes pictures of that size alone.
+        rescale: what the weights' own library multiplies grey levels by before it takes off the mean: mean and std
+            are shown and exported times this.
     """
 
     size: int = 224
@@ -26,8 +31,20 @@ class Preprocessing:
     channels: str = "rgb"
     interpolation: str = "bicubic"
     resize: str = "crop"
+    rescale: float = 1 / 255
 
     @property
     def inputs(self) -> int:
         """How many channels an image has."""
         return len(self.mean)
+
+    @property
+    def edge(self) -> int:
+        """Pixels of the (shorter) side before the centre is cut out of it, in evaluation."""
+        return int(self.size / self.crop_fraction + 1e-6)  # a crop fraction of 224 / 256 means 256
+
+    def rescaled(self, values: tuple[float, ...]) -> list[float]:
+        """Mean or std in the range that the weights' own library gives it in."""
+        if self.rescale == 1 / 255:
+            return [value / 255 for value in values]
+        return [value * self.rescale for value in values]

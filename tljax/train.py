@@ -21,7 +21,7 @@ from tljax.fields import to_dict
 from tljax.flags import parse_experiment
 from tljax.loop import Loop
 from tljax.metrics import JUDGED
-from tljax.plan import plan, show
+from tljax.plan import assumptions, plan, show
 from tljax.predictions import Predictions
 from tljax.ranges import no_such
 from tljax.run import Run, prepare
@@ -234,6 +234,9 @@ def _print_header(run: Run) -> None:
         f" {resolved.steps} steps of {config.task.batch_size} {_unit(run)}"
         f", on {run.mesh.size} {jax.default_backend()} device(s)"
     )
+    assumed = assumptions(run)
+    if assumed:
+        console.console.print(f"nothing beside the weights says all that they expect: {assumed}", markup=False)
     health.warn(health.examine(run.inputs.task, run.inputs.splits))
     cut, lost = resolved.truncated
     if cut:

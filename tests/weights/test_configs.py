@@ -19,7 +19,7 @@ from tljax.models import BACKBONES, attributes, build
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
 from tljax.preprocessing import Preprocessing
-from tljax.weights import Pretrained, configs, export
+from tljax.weights import Pretrained, configs, export, processors
 
 DINOV2 = {"model_type": "dinov2", "hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3}
 DINOV2 |= {"image_size": 70, "patch_size": 14, "architectures": ["Dinov2ForImageClassification"]}
@@ -156,9 +156,9 @@ CROP = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
     ],
 )
 def test_each_of_transformers_processors_cuts_in_its_own_way(processor, size, crop_fraction, resize):
-    found = configs.preprocessing(processor)
+    found, _ = processors.read(processor)
     assert (found.size, found.crop_fraction, found.resize) == (size, crop_fraction, resize)
-    again = configs.preprocessing(export.processor(found))
+    again, _ = processors.read(export.processor(found))
     assert (again.size, int(size / again.crop_fraction), again.resize) == (size, int(size / crop_fraction), resize)
 
 
@@ -226,12 +226,16 @@ def test_timm_counts_a_deep_stems_width_before_it_doubles(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "swin"}, "config.json describes 'swin'; known: timm's, vit, dinov2"),
-        ({**DINOV2, "use_swiglu_ffn": True}, "use_swiglu_ffn=True is not supported, only False"),
-        ({**VIT, "hidden_act": "relu"}, "hidden_act='relu' is not supported, only gelu"),
-        ({**TIMM, "model_args": {"qk_norm": True}}, "model_args.qk_norm=True is not supported"),
-        ({**TIMM, "pretrained_cfg": {"crop_mode": "border"}}, "crop_mode='border' is not supported, only center, sq"),
-        ({**TIMM, "architecture": "swin_tiny"}, "no backbone.name 'swin_tiny'; there are: resnet18"),
+        (
+            {"model_type": "swin"},
+            'config.json: model_type="swin" describes a network that is not here; known: timm\'s, vit, dinov2',
+        ),
+        ({**DINOV2, "use_swiglu_ffn": True}, "use_swiglu_ffn=true is not supported, only false"),
+        ({**VIT, "hidden_act": "relu"}, 'hidden_act="relu" is not supported, only gelu'),
+        ({**TIMM, "model_args": {"qk_norm": True}}, "model_args.qk_norm=true is not supported"),
+        ({**TIMM, "pretrained_cfg": {"crop_mode": "border"}}, 'crop_mode="border" is not supported, only center, sq'),
+        ({**TIMM, "architecture": "swin_tiny"}, 'architecture="swin_tiny" is none of timm\'s families that are here'),
+        ({**TIMM, "architecture": "vit_huge_patch14_224"}, "no backbone.name 'vit_huge_patch14'; there are: resnet18"),
     ],
 )
 def test_a_network_that_tljax_does_not_have(tmp_path, config, message):

@@ -13,15 +13,16 @@ from tljax.config import TaskConfig
 from tljax.data.augment import AUGMENTATIONS, to_array, to_image
 from tljax.data.encoded import Encoded, named
 from tljax.errors import InputError
-from tljax.preprocessing import Preprocessing
+from tljax.preprocessing import INTERPOLATIONS, Preprocessing
 from tljax.ranges import INT32
 
 DECODERS = ("exact", "fast")
 CROPS = ("centre", "random", "inception")
 
 _MODES = {"rgb": "RGB", "bgr": "RGB", "grey": "L", "rgba": "RGBA", "bgra": "RGBA"}  # PIL's
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_FAST_FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom"}  # fast_image_resize's names
+_FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
+# fast_image_resize's names; what it has no kernel for is left to PIL.
+_FAST_FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3"}
 _FAST_PIXELS = {1: "U8", 3: "U8x3"}
 _MOST_PIXELS = 2**27  # of a picture made larger: a strip of 1 × 60,000 would fill the memory
 
@@ -94,10 +95,9 @@ def source_view(
     with named(name):
         encoded, mode = Encoded(data), _MODES[preprocessing.channels]
         centre, fast = crop == "centre", decode == "fast"
-        edge = _edge(preprocessing) if centre else resize
-        if not edge:
+        if not centre and not resize:
             return encoded.pixels(mode)
-        target = _resized(encoded.size, edge, squash=centre and preprocessing.resize == "squash")
+        target = _evaluated(encoded.size, preprocessing) if centre else _resized(encoded.size, resize, squash=False)
         scale = max(wanted / side for wanted, side in zip(target, encoded.size, strict=True))
         factor = encoded.factor(scale) if fast else 1
         box = (0, 0, *(side / factor for side in encoded.size))
@@ -171,12 +171,12 @@ def training_view_of(
 
 
 def evaluation_view(image: Image.Image, preprocessing: Preprocessing) -> UInt8[np.ndarray, "size size channels"]:
-    """The shorter side, or both to `squash`, resized to size / crop_fraction, then the centre size × size pixels.
+    """The shorter side, or both to `squash`, resized to `preprocessing.edge`, then the centre size × size pixels.
 
     Fractions of a pixel are dropped or rounded as in torchvision, which timm uses. (Where half a pixel is left on
     either side of the centre, transformers drops it, and so may see the picture from one pixel beside.)
     """
-    target = _resized(image.size, _edge(preprocessing), preprocessing.resize == "squash")
+    target = _evaluated(image.size, preprocessing)
     image = image.resize(target, _FILTERS[preprocessing.interpolation])
     return to_array(image.crop(_window(target, preprocessing.size)))
 
@@ -207,8 +207,14 @@ def normalise(
     return (x.astype(jnp.float32) - jnp.array(preprocessing.mean)) / jnp.array(preprocessing.std)
 
 
-def _edge(preprocessing: Preprocessing) -> int:
-    return int(preprocessing.size / preprocessing.crop_fraction + 1e-6)  # a crop fraction of 224 / 256 means 256
+def _evaluated(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Width and height to which evaluation resizes, before it cuts out the centre."""
+    if preprocessing.resize != "none":
+        return _resized(size, preprocessing.edge, preprocessing.resize == "squash")
+    if size != (preprocessing.size,) * 2:
+        side = preprocessing.size
+        raise InputError(f"it has {size[0]} × {size[1]} pixels, and the weights take {side} × {side} and resize none")
+    return size
 
 
 def _resized(size: tuple[int, int], edge: int, squash: bool) -> tuple[int, int]:
@@ -240,15 +246,15 @@ def _resize(
     of its memory.
     """
     height, width, channels = pixels.shape
-    if not fast or channels not in _FAST_PIXELS or box not in (None, (0, 0, width, height)):
+    kernel = _FAST_FILTERS.get(preprocessing.interpolation)
+    if not fast or kernel is None or channels not in _FAST_PIXELS or box not in (None, (0, 0, width, height)):
         return to_array(to_image(pixels).resize(size, _FILTERS[preprocessing.interpolation], box))
     import cykooz_resizer  # which not every machine can have
 
     kind = getattr(cykooz_resizer.PixelType, _FAST_PIXELS[channels])
     picture = cykooz_resizer.ImageData(width, height, kind, pixels.tobytes())
     found = cykooz_resizer.ImageData(*size, kind)
-    kernel = getattr(cykooz_resizer.FilterType, _FAST_FILTERS[preprocessing.interpolation])
-    algorithm = cykooz_resizer.ResizeAlg.convolution(kernel)
+    algorithm = cykooz_resizer.ResizeAlg.convolution(getattr(cykooz_resizer.FilterType, kernel))
     cykooz_resizer.Resizer().resize(picture, found, cykooz_resizer.ResizeOptions(algorithm))
     return np.frombuffer(found.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
 

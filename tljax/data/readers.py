@@ -138,7 +138,7 @@ class Texts:
         tokens: of each example, as `text.tokenised` or `Tokenizer.encode` gives them.
         tokenizer: that made them.
         multiple: `length` is the longest text's of the whole batch, rounded up to a multiple of this.
-        longest: `length` is at most this.
+        longest: `length` is at most this, or the tokenizer's own limit.
     """
 
     tokens: Sequence[np.ndarray]
@@ -155,4 +155,4 @@ class Texts:
 
     def padded(self, tokens: int) -> int:
         """The length of a batch whose longest text has that many tokens."""
-        return min(-(-tokens // self.multiple) * self.multiple, self.longest)
+        return min(-(-tokens // self.multiple) * self.multiple, self.tokenizer.cut(self.longest))

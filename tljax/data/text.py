@@ -1,7 +1,6 @@
 """From texts to token ids, with the tokenizer that a checkpoint was trained with."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,7 +12,7 @@ import tokenizers
 from tokenizers.implementations import BertWordPieceTokenizer
 from tokenizers.models import WordPiece
 
-from tljax.data import cache, store
+from tljax.data import cache, store, tokenizer_config
 from tljax.data.examples import Split
 from tljax.errors import InputError
 
@@ -43,6 +42,15 @@ class Tokenizer:
     def __post_init__(self):
         _load(self.path, self.lower_case, None)
 
+    @cached_property
+    def settings(self) -> tokenizer_config.Settings:
+        """What lies beside it says of it."""
+        return tokenizer_config.read(_file(self.path))
+
+    def cut(self, length: int) -> int:
+        """The most tokens of a text where `length` are asked for: the checkpoint's own limit may be lower."""
+        return min(length, self.settings.limit or length)
+
     def __call__(self, texts: Texts, length: int) -> dict[str, np.ndarray]:
         """The token ids of texts, or of pairs of texts, with the special tokens that the checkpoint expects.
 
@@ -58,7 +66,10 @@ class Tokenizer:
         return self.pad(rows, length) | {"truncated": np.array([n > 0 for n in lost], np.int32)}
 
     def encode(self, texts: Texts, length: int) -> tuple[list[np.ndarray], list[int]]:
-        """Ids and token types, int32 [2, tokens], of each text cut to at most `length` tokens; how many each lost."""
+        """Ids and token types, int32 [2, tokens], of each text cut to `cut(length)` tokens; how many each lost."""
+        length = self.cut(length)
+        if self.settings.lower_first:
+            texts = [_lowered(text) for text in texts]
         cutting, whole = _load(self.path, self.lower_case, length), _load(self.path, self.lower_case, None)
         found = whole.encode_batch(list(texts))
         lengths = [len(one.ids) for one in found]
@@ -87,20 +98,26 @@ class Tokenizer:
     def files(self) -> dict[str, Path]:
         """All that is read of `path`, by the names under which a folder has it."""
         file = _file(self.path)
-        beside = file.parent / "tokenizer_config.json"
+        beside = [file.parent / name for name in tokenizer_config.FILES]
         name = "vocab.txt" if file.suffix == ".txt" else "tokenizer.json"
-        return {name: file} | ({beside.name: beside} if beside.is_file() else {})
+        return {name: file} | {path.name: path for path in beside if path.is_file()}
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file, and of what says how to read it."""
-        file = _file(self.path)
-        return hashlib.sha256(file.read_bytes() + str(_lower_case(file, self.lower_case)).encode()).hexdigest()
+        """Of the file, and of what says how to read it; not of its limit, which `cut` has."""
+        file, settings = _file(self.path), self.settings
+        if file.suffix == ".txt":
+            reading = f"{_lower_case(self.lower_case, settings)}{settings.in_effect}"
+        else:
+            changes = tokenizer_config.overrides(tokenizers.Tokenizer.from_file(str(file)), settings, file)
+            reading = f"{self.lower_case}{changes or ''}"
+        reading += "lower_first" if settings.lower_first else ""
+        return hashlib.sha256(file.read_bytes() + reading.encode()).hexdigest()
 
     @cached_property
     def _pad_id(self) -> int:
         tokenizer = _load(self.path, self.lower_case, None)
-        return tokenizer.token_to_id(_padding(tokenizer, self.path))
+        return tokenizer.token_to_id(_padding(tokenizer, _file(self.path)))
 
 
 def tokenised(split: Split, tokenizer: Tokenizer, length: int) -> store.Store:
@@ -121,7 +138,7 @@ def tokenised(split: Split, tokenizer: Tokenizer, length: int) -> store.Store:
     def again(place: int) -> np.ndarray:
         return tokenizer.encode([text_of(split[place])], length)[0][0]
 
-    return store.stored(cache.name("tokens", split.key, tokenizer.sha256, length), rows(), facts, again)
+    return store.stored(cache.name("tokens", split.key, tokenizer.sha256, tokenizer.cut(length)), rows(), facts, again)
 
 
 def text_of(example: Mapping[str, Any]) -> str | tuple[str, str]:
@@ -133,11 +150,15 @@ def text_of(example: Mapping[str, Any]) -> str | tuple[str, str]:
 @lru_cache(maxsize=8)
 def _load(path: Path, lower_case: bool | None, length: int | None) -> tokenizers.Tokenizer | BertWordPieceTokenizer:
     file = _file(path)
+    settings = tokenizer_config.read(file)
     try:
-        tokenizer = _wordpiece(file, lower_case) if file.suffix == ".txt" else tokenizers.Tokenizer.from_file(str(file))
+        whole = file.suffix != ".txt"
+        tokenizer = tokenizers.Tokenizer.from_file(str(file)) if whole else _wordpiece(file, lower_case, settings)
     except Exception as error:  # the library raises plain Exception and TypeError
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: not a {file.name} that can be read ({reason}); fetch it anew") from error
+    if whole:
+        tokenizer_config.normalize(tokenizer, settings, file)
     _padding(tokenizer, file)
     # What its file says of padding and truncation is for another use of it.
     tokenizer.no_padding()
@@ -151,9 +172,11 @@ def _load(path: Path, lower_case: bool | None, length: int | None) -> tokenizers
 
 
 def _padding(tokenizer: tokenizers.Tokenizer | BertWordPieceTokenizer, file: Path) -> str:
-    padding = next((token for token in _PADDING if tokenizer.token_to_id(token) is not None), None)
+    own = (tokenizer_config.read(file).special or {}).get("pad_token")
+    known = (own,) if own else _PADDING
+    padding = next((token for token in known if tokenizer.token_to_id(token) is not None), None)
     if padding is None:
-        raise InputError(f"{file}: no padding token, neither {' nor '.join(_PADDING)}; take another tokenizer")
+        raise InputError(f"{file}: no padding token, neither {' nor '.join(known)}; take another tokenizer")
     return padding
 
 
@@ -164,13 +187,22 @@ def _file(path: Path) -> Path:
     return found
 
 
-def _wordpiece(vocabulary: Path, lower_case: bool | None) -> BertWordPieceTokenizer:
-    return BertWordPieceTokenizer(WordPiece.read_file(str(vocabulary)), lowercase=_lower_case(vocabulary, lower_case))
+def _wordpiece(
+    vocabulary: Path, lower_case: bool | None, settings: tokenizer_config.Settings
+) -> BertWordPieceTokenizer:
+    return BertWordPieceTokenizer(
+        WordPiece.read_file(str(vocabulary)),
+        lowercase=_lower_case(lower_case, settings),
+        strip_accents=settings.strip_accents,
+        handle_chinese_chars=settings.chinese is not False,
+        **(settings.special or {}),
+    )
 
 
-def _lower_case(file: Path, given: bool | None) -> bool | None:
-    """Of a `vocab.txt`; a `tokenizer.json` says so itself."""
-    if given is not None or file.suffix != ".txt":
-        return given
-    beside = file.parent / "tokenizer_config.json"
-    return not beside.is_file() or json.loads(beside.read_text()).get("do_lower_case", True)
+def _lower_case(given: bool | None, settings: tokenizer_config.Settings) -> bool:
+    """Whether a `vocab.txt` is of lower-cased text: where nobody says otherwise."""
+    return settings.lower_case is not False if given is None else given
+
+
+def _lowered(text: str | tuple[str, str]) -> str | tuple[str, str]:
+    return text.lower() if isinstance(text, str) else (text[0].lower(), text[1].lower())

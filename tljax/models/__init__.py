@@ -52,6 +52,8 @@ BACKBONES: dict[str, Backbone] = {
     "vit_tiny_patch16": ViT(**_TINY),
     "vit_small_patch16": ViT(),
     "vit_small_patch32": ViT(patch_size=32, grid=(7, 7)),
+    "vit_small_patch8": ViT(patch_size=8, grid=(28, 28)),
+    "vit_base_patch8": ViT(**_BASE, patch_size=8, grid=(28, 28)),
     "vit_base_patch16": ViT(**_BASE),
     "vit_base_patch32": ViT(**_BASE, patch_size=32, grid=(7, 7)),
     "vit_large_patch14": ViT(**_LARGE, patch_size=14, grid=(16, 16)),

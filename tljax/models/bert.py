@@ -76,6 +76,12 @@ class _Block(nn.Module):
         return {"hidden": x, "attention_mask": mask}
 
 
+def _normalized(features):
+    wide = features.astype(jnp.float32)
+    norm = jnp.sqrt(jnp.maximum(jnp.sum(wide * wide, axis=-1, keepdims=True), 1e-24))  # whose gradient at 0 is 0
+    return (wide / norm).astype(features.dtype)
+
+
 class Bert(nn.Module):
     """A post-norm text encoder that ends in pooled features. The defaults are BERT-base's.
 
@@ -88,7 +94,8 @@ class Bert(nn.Module):
             with that id (RoBERTa).
         pool: `cls`, the first token; `cls_tanh`, that after a dense layer and tanh (BERT's pooler, and the first half
             of RoBERTa's classifier); `cls_relu`, after a dense layer and ReLU (DistilBERT's `pre_classifier`);
-            `mean` of the tokens where the attention mask is 1 (Sentence-BERT, 1908.10084, before it normalises).
+            `mean` of the tokens where the attention mask is 1 (Sentence-BERT, 1908.10084); `max` over them.
+        normalize: whether the pooled features are divided by their Euclidean norm.
         gelu: `erf`, or the `tanh` approximation.
         eps: LayerNorm's epsilon.
 
@@ -103,9 +110,16 @@ class Bert(nn.Module):
     positions: int = 512
     token_types: int = 2
     pad_id: int | None = None
-    pool: Literal["cls", "cls_tanh", "cls_relu", "mean"] = "cls_tanh"
+    pool: Literal["cls", "cls_tanh", "cls_relu", "mean", "max"] = "cls_tanh"
     gelu: Literal["erf", "tanh"] = "erf"
     eps: float = 1e-12
+    normalize: bool = False
+
+    @property
+    def pools(self) -> dict[str, str]:
+        """What `backbone.pool` may say -> `pool`."""
+        dense = "cls_tanh" if self.token_types else "cls_relu"  # which is DistilBERT's
+        return {"cls": "cls", "mean": "mean", "max": "max", "pooler": dense}
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -167,9 +181,16 @@ class Bert(nn.Module):
             x = groups.run(layer, x, remat=remat)
         if not names or names[-1] != self.groups[-1]:
             return x
-        return self._pooled(x["hidden"], x["attention_mask"]) if pool else x["hidden"]
+        if not pool:
+            return x["hidden"]
+        features = self._pooled(x["hidden"], x["attention_mask"])
+        return _normalized(features) if self.normalize else features
 
     def _pooled(self, hidden, mask):
+        if self.pool == "max":
+            is_token = (mask != 0)[..., None]
+            most = jnp.max(jnp.where(is_token, hidden, jnp.finfo(hidden.dtype).min), axis=1)
+            return jnp.where(jnp.any(is_token, axis=1), most, 0)
         if self.pool == "mean":
             weights = mask.astype(jnp.float32)[..., None]  # bfloat16 cannot count beyond 256
             mean = jnp.sum(hidden * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)

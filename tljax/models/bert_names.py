@@ -40,7 +40,13 @@ def _roberta(model: Bert) -> Table:
     rules, unused = _ending(model, "cls_tanh", "classifier.dense", "classifier.out_proj")
     return Table(
         (*_encoder(model, "roberta"), *rules),
-        (*_IGNORED, *unused, r"lm_head\..*", r"roberta\.pooler\..*"),
+        (
+            *_IGNORED,
+            *unused,
+            *([r"classifier\.(weight|bias)"] if unused else []),
+            r"lm_head\..*",
+            r"roberta\.pooler\..*",
+        ),
         (*_LEGACY, _prefixed("roberta", "encoder")),
     )
 

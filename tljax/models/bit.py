@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -76,6 +77,7 @@ class BiT(nn.Module):
         widths: channels per stage inside the block, which ends with four times as many; multiples of 32.
         stem_width: channels after the stem; like `widths`, k times as many in a network called `x<k>`.
         conv_eps: what keeps a kernel's variance from 0: 1e-8 in timm, 1e-10 in the code that trained BiT.
+        pool: `mean` over the pixels of the last map.
 
     Groups: `stem`, one `block_i` per residual block in order, `norm` (with the last ReLU).
     """
@@ -84,6 +86,12 @@ class BiT(nn.Module):
     widths: tuple[int, ...] = (64, 128, 256, 512)
     stem_width: int = 64
     conv_eps: float = 1e-8
+    pool: Literal["mean"] = "mean"
+
+    @property
+    def pools(self) -> dict[str, str]:
+        """What `backbone.pool` may say -> `pool`."""
+        return {"mean": "mean"}
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -146,7 +146,7 @@ def _halved(x):
 
 
 class ResNet(nn.Module):
-    """A residual network that ends in globally average-pooled features.
+    """A residual network that ends in globally pooled features.
 
     Attributes:
         depths: blocks per stage.
@@ -159,6 +159,7 @@ class ResNet(nn.Module):
         norm: `batch`, or `folded` for weights whose BatchNorm was folded into convolution biases.
         stem_pool_padding: zeros before and after each axis of the stem's max pool: (1, 1) in PyTorch,
             (0, 1) in Caffe's ceil mode.
+        pool: `mean` over the pixels of the last map, `max`, or `avgmax`, the mean of both (timm).
 
     Groups: `stem`, one `block_i` per residual block in order.
     """
@@ -172,6 +173,12 @@ class ResNet(nn.Module):
     avg_down: bool = False
     norm: Literal["batch", "folded"] = "batch"
     stem_pool_padding: tuple[int, int] = (1, 1)
+    pool: Literal["mean", "max", "avgmax"] = "mean"
+
+    @property
+    def pools(self) -> dict[str, str]:
+        """What `backbone.pool` may say -> `pool`."""
+        return {name: name for name in ("mean", "max", "avgmax")}
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -247,7 +254,13 @@ class ResNet(nn.Module):
         for name, layer in list(zip(self.groups, [self.stem_layer, *self.block], strict=True))[start:stop]:
             x = groups.run(layer, x, batch_norm.get(name, "frozen"), remat=remat)
         at_end = names and names[-1] == self.groups[-1]
-        return jnp.mean(x, axis=(1, 2)) if pool and at_end else x
+        return self._pooled(x) if pool and at_end else x
+
+    def _pooled(self, x):
+        if self.pool == "max":
+            return jnp.max(x, axis=(1, 2))
+        mean = jnp.mean(x, axis=(1, 2))
+        return mean if self.pool == "mean" else 0.5 * (mean + jnp.max(x, axis=(1, 2)))
 
     def for_image_size(self, size: int) -> "ResNet":
         """Itself: a convolution takes any size, of which a pixel is left at the end.

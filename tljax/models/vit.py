@@ -119,6 +119,11 @@ class ViT(nn.Module):
     eps: float = 1e-6
 
     @property
+    def pools(self) -> dict[str, str]:
+        """What `backbone.pool` may say -> `pool`."""
+        return {name: name for name in ("class", "mean", "class_mean", *["distilled"] * self.distilled)}
+
+    @property
     def groups(self) -> tuple[str, ...]:
         return ("stem", *(f"block_{i}" for i in range(self.depth)), "norm")
 

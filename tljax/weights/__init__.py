@@ -20,6 +20,9 @@ class Pretrained:
         pos_embed: the rule of `surgery.RESAMPLINGS` that its own code resamples position embeddings by.
         architecture: attributes in which the network differs from that row.
         classes: names of what its own head tells apart, in order; empty where the checkpoint does not say.
+        problem: what kind of labels its own head is for; empty where the checkpoint does not say.
+        pool: how its features are pooled instead of as its own head wants them; empty for that.
+        origins: what is expected of an input, or how it is pooled -> where that comes from.
     """
 
     uri: str
@@ -31,7 +34,12 @@ class Pretrained:
     pos_embed: str = "bicubic_antialias"
     architecture: dict = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    problem: str = ""
+    pool: str = ""
+    origins: dict = field(default_factory=dict)
 
+
+PICTURE = ("size", "resize", "crop", "interpolation", "rescaling", "mean", "std")  # what `origins` tells of a picture
 
 _MEAN_AND_STD = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
@@ -48,7 +56,8 @@ def _row(cells: dict[str, str]) -> Pretrained:
         images = mean, std, cells["channels"], cells["interpolation"]
         preprocessing = Preprocessing(int(cells["size"]), float(cells["crop"]), *images)
     places = cells["uri"], cells["sha256"], cells["backbone"], cells["names"]
-    return Pretrained(*places, preprocessing, cells["licence"], cells["pos_embed"])
+    origins = dict.fromkeys((*PICTURE, "pool"), "tljax/weights/catalog.csv")
+    return Pretrained(*places, preprocessing, cells["licence"], cells["pos_embed"], origins=origins)
 
 
 with (Path(__file__).parent / "catalog.csv").open() as _file:

@@ -6,7 +6,9 @@ from typing import Any
 from tljax.errors import InputError
 from tljax.preprocessing import Preprocessing
 from tljax.weights import Pretrained
-from tljax.weights.configs import CROP_MODES, FILTERS, TIMM_ARGS
+from tljax.weights.processors import FILTERS
+from tljax.weights.timm_configs import CROP_MODES, RESNET_POOLS, VIT_ARGS, VIT_POOLS
+from tljax.weights.transformers_configs import PROBLEMS
 
 Attributes = Mapping[str, Any]  # of a module of tljax.models
 
@@ -27,6 +29,8 @@ def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
     name, pool, args, classifier, first_conv = _TIMM[kind](attributes, row)
     images = row.preprocessing
     _check_order("timm", images)
+    if images.resize not in CROP_MODES.values():
+        raise InputError(f"timm resizes every picture, and these weights take none but of {images.size} pixels")
     if images.inputs != 3:
         # Without a `first_conv`, timm takes the kernel as it is, and does not adapt it once more.
         args, first_conv = args | {"in_chans": images.inputs}, None
@@ -53,15 +57,23 @@ def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
 
 def _timm_vit(attributes: Attributes, row: Pretrained):
     _only("timm", attributes, eps=1e-6, gelu="erf", distilled=False)
-    pool = {"class": "token", "mean": "avg"}.get(attributes["pool"])
-    if pool is None:
-        raise InputError(f"timm has no Vision Transformer that pools by {attributes['pool']!r}")
-    args = {theirs: attributes[ours] for theirs, ours in TIMM_ARGS.items() if ours in attributes}
+    pool = _timm_pool(attributes, VIT_POOLS)
+    args = {theirs: attributes[ours] for theirs, ours in VIT_ARGS.items()}
+    args |= {"patch_size": attributes["patch_size"], "init_values": attributes["layer_scale"]}
+    args["reg_tokens"] = attributes["registers"]
     args["img_size"] = attributes["grid"][0] * attributes["patch_size"]
     args["mlp_ratio"] = (attributes["mlp_width"] or 4 * attributes["width"]) / attributes["width"]
     args["global_pool"] = pool  # what stands outside model_args, timm writes and does not read
     args["no_embed_class"] = attributes["positions"] == "patches"
     return "vit_base_patch16_224", pool, args, "head", "patch_embed.proj"
+
+
+def _timm_pool(attributes: Attributes, pools: Mapping[str, str]) -> str:
+    """timm's word for how the network pools."""
+    for theirs, ours in pools.items():
+        if ours == attributes["pool"]:
+            return theirs
+    raise InputError(f"timm has no such network that pools by {attributes['pool']!r}, only {', '.join(pools.values())}")
 
 
 def _timm_resnet(attributes: Attributes, row: Pretrained):
@@ -71,7 +83,10 @@ def _timm_resnet(attributes: Attributes, row: Pretrained):
         args["stem_width"] = attributes["stem_width"] // 2
     else:
         _only("timm", attributes, stem_width=64)
-    return row.backbone, "avg", args, "fc", "conv1.0" if attributes["stem"] == "deep" else "conv1"
+    pool = _timm_pool(attributes, RESNET_POOLS)
+    if pool != "avg":
+        args["global_pool"] = pool
+    return row.backbone, pool, args, "fc", "conv1.0" if attributes["stem"] == "deep" else "conv1"
 
 
 def _timm_bit(attributes: Attributes, row: Pretrained):
@@ -89,19 +104,26 @@ def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str
     """
     if kind not in _TRANSFORMERS:
         raise InputError(f"transformers: no export of a {kind}; there are: {', '.join(_TRANSFORMERS)}")
-    config = _TRANSFORMERS[kind](attributes)
+    config = _TRANSFORMERS[kind](attributes, bool(row.classes))
     if kind != "Bert":
         _check_order("transformers", row.preprocessing)
         config["num_channels"] = row.preprocessing.inputs
     if row.classes:
         config["id2label"] = {str(i): name for i, name in enumerate(row.classes)}
         config["label2id"] = {name: i for i, name in enumerate(row.classes)}
+    if row.problem:  # by which a pipeline makes scores of logits
+        config["problem_type"] = next(theirs for theirs, ours in PROBLEMS.items() if ours == row.problem)
     return config
 
 
-def _transformers_vit(attributes: Attributes) -> dict[str, Any]:
+def _transformers_vit(attributes: Attributes, classifies: bool) -> dict[str, Any]:
     dinov2 = attributes["layer_scale"] is not None
-    _only("transformers", attributes, positions="all", distilled=False, pool="class_mean" if dinov2 else "class")
+    _only("transformers", attributes, positions="all", distilled=False)
+    pool = "class_mean" if dinov2 else "class"
+    if classifies and attributes["pool"] != pool:
+        why = f"its {'DINOv2' if dinov2 else 'ViT'} classifier reads {pool}: train with backbone.pool={pool}"
+        raise InputError(f"transformers has no such network: the head here reads {attributes['pool']}, and {why}")
+    ending = "ForImageClassification" if classifies else "Model"
     width, registers = attributes["width"], attributes["registers"]
     config = {
         "hidden_size": width,
@@ -114,23 +136,23 @@ def _transformers_vit(attributes: Attributes) -> dict[str, Any]:
     }
     hidden = attributes["mlp_width"] or 4 * width
     if not dinov2:
-        kind = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "intermediate_size": hidden}
+        kind = {"model_type": "vit", "architectures": [f"ViT{ending}"], "intermediate_size": hidden}
         return config | kind
     if hidden % width:
         raise InputError(f"transformers has no such network: only mlp_width a multiple of {width}, not {hidden}")
     config |= {"mlp_ratio": hidden // width, "layerscale_value": attributes["layer_scale"]}
     if registers:
         names = {"model_type": "dinov2_with_registers", "num_register_tokens": registers}
-        return config | names | {"architectures": ["Dinov2WithRegistersForImageClassification"]}
-    return config | {"model_type": "dinov2", "architectures": ["Dinov2ForImageClassification"]}
+        return config | names | {"architectures": [f"Dinov2WithRegisters{ending}"]}
+    return config | {"model_type": "dinov2", "architectures": [f"Dinov2{ending}"]}
 
 
-def _transformers_resnet(attributes: Attributes) -> dict[str, Any]:
-    _only("transformers", attributes, norm="batch", stem_pool_padding=(1, 1), stem="plain", avg_down=False)
+def _transformers_resnet(attributes: Attributes, classifies: bool) -> dict[str, Any]:
+    _only("transformers", attributes, norm="batch", stem_pool_padding=(1, 1), stem="plain", avg_down=False, pool="mean")
     expansion = 4 if attributes["kind"] == "bottleneck" else 1
     return {
         "model_type": "resnet",
-        "architectures": ["ResNetForImageClassification"],
+        "architectures": ["ResNetForImageClassification" if classifies else "ResNetModel"],
         "depths": list(attributes["depths"]),
         "hidden_sizes": [width * expansion for width in attributes["widths"]],
         "embedding_size": attributes["stem_width"],
@@ -140,14 +162,16 @@ def _transformers_resnet(attributes: Attributes) -> dict[str, Any]:
     }
 
 
-def _transformers_bert(attributes: Attributes) -> dict[str, Any]:
+def _transformers_bert(attributes: Attributes, classifies: bool) -> dict[str, Any]:
     width = attributes["width"]
     sizes = width, attributes["depth"], attributes["heads"], attributes["mlp_width"] or 4 * width
     gelu = "gelu" if attributes["gelu"] == "erf" else "gelu_new"
     shared = {"vocab_size": attributes["vocabulary"], "max_position_embeddings": attributes["positions"]}
-    classifies = attributes["pool"] in ("cls_tanh", "cls_relu")
+    classifies = attributes["pool"] in ("cls_tanh", "cls_relu")  # which have the layer that a classifier reads
     if not classifies:
         shared["tljax_pool"] = attributes["pool"]
+    if attributes["normalize"]:
+        shared["tljax_normalize"] = True
     if attributes["token_types"] == 0:
         _only("transformers", attributes, eps=1e-12)
         names = dict(zip(("dim", "n_layers", "n_heads", "hidden_dim"), sizes, strict=True))
@@ -169,21 +193,20 @@ _TRANSFORMERS = {"ViT": _transformers_vit, "ResNet": _transformers_resnet, "Bert
 
 def processor(images: Preprocessing) -> dict[str, Any]:
     """transformers' `preprocessor_config.json`."""
-    edge = int(images.size / images.crop_fraction + 1e-6)  # as in `data.images.evaluation_view`
     squash = images.resize == "squash"
     return {
         "image_processor_type": "DeiTImageProcessor" if squash else "BitImageProcessor",
-        "do_resize": True,
-        "size": {"height": edge, "width": edge} if squash else {"shortest_edge": edge},
-        "do_center_crop": True,
+        "do_resize": images.resize != "none",
+        "size": {"height": images.edge, "width": images.edge} if squash else {"shortest_edge": images.edge},
+        "do_center_crop": images.resize != "none",
         "crop_size": {"height": images.size, "width": images.size},
         "do_convert_rgb": images.inputs == 3,
         "do_rescale": True,
         "do_normalize": True,
-        "image_mean": [value / 255 for value in images.mean],
-        "image_std": [value / 255 for value in images.std],
+        "image_mean": images.rescaled(images.mean),
+        "image_std": images.rescaled(images.std),
         "resample": {name: number for number, name in FILTERS.items()}[images.interpolation],
-        "rescale_factor": 1 / 255,
+        "rescale_factor": images.rescale,
     }
 
 

@@ -22,8 +22,10 @@ from tljax.weights import files, sdist
 # What a repository on the hub is looked through for, in this order, and what is brought along where it has it.
 HUB_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-TOKENIZER_FILES += ("vocab.txt", "vocab.json", "merges.txt")
-HUB_COMPANIONS = ("config.json", "preprocessor_config.json", *TOKENIZER_FILES)
+TOKENIZER_FILES += ("vocab.txt", "vocab.json", "merges.txt", "sentence_bert_config.json")
+# Of sentence-transformers; what pools lies in a folder of its own, which is called so in all repositories.
+_POOLING_FILES = ("modules.json", "config_sentence_transformers.json", "1_Pooling/config.json")
+HUB_COMPANIONS = ("config.json", "preprocessor_config.json", *TOKENIZER_FILES, *_POOLING_FILES)
 
 
 def cache_dir() -> Path:
@@ -248,7 +250,7 @@ def _download_hf(uri: str, repo: str, file: str, revision: str | None) -> Path:
     for companion in () if file else HUB_COMPANIONS:
         if try_to_load_from_cache(repo, companion, revision=revision) is None:  # neither there nor known to be missing
             taken.append(take(companion))
-    if any(other and other.parent != path.parent for other in taken):
+    if any(other and path.parent not in other.parents for other in taken):
         raise InputError(f"{uri}: the repository changed while it was fetched; run it again, or pin a @revision")
     return path
 

@@ -1,0 +1,169 @@
+"""A JSON object out of another library's file: each of its keys is read, known to be harmless, or refused by name."""
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from tljax.errors import InputError
+
+
+def load_json(path: Path, where: str) -> Any:
+    """What a JSON file holds, or None where there is no such file.
+
+    Args:
+        path: the file.
+        where: what errors call it.
+
+    Raises:
+        InputError: the file cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{where} is damaged ({' '.join(str(error).split())}); fetch it anew") from error
+
+
+class Keys:
+    """The keys of an object, each checked when it is read; `finish` refuses those that nobody has read.
+
+    A key whose value is null counts as absent, as it does in the libraries that write such files.
+    """
+
+    def __init__(self, values: Any, file: str, folder: str = "", harmless: Mapping[str, str] = {}, under: str = ""):
+        """Wraps `values`.
+
+        Args:
+            values: what the file holds.
+            file: its name.
+            folder: where it lies, as errors call it.
+            harmless: key -> why its value changes nothing here.
+            under: the key of the file that holds them, with a dot; empty for the whole file.
+
+        Raises:
+            InputError: it is no object.
+        """
+        self._place = f"{folder}: {file}" if folder else file
+        if not isinstance(values, Mapping):
+            what = f"{under.removesuffix('.')} " if under else ""
+            raise InputError(f"{self._place}: {what}must be an object with keys, not {_shown(values)}")
+        self._file, self._folder, self._under = file, folder, under
+        self._values, self._harmless = values, harmless
+        self._read: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value as it stands."""
+        self._read.add(key)
+        return self._values[key] if key in self else default
+
+    def is_null(self, key: str) -> bool:
+        """Whether the key is there, and null."""
+        return key in self._values and self._values[key] is None
+
+    def whole(self, key: str, default: Any = None, least: int = 1) -> int:
+        """A whole number of at least `least`."""
+        value = self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.refusal(key, f"must be a whole number, {least} or more")
+        return value
+
+    def number(self, key: str, default: Any = None, least: float = 0.0) -> float:
+        """A finite number above `least`."""
+        value = self.get(key, default)
+        if not is_number(value) or value <= least:
+            raise self.refusal(key, f"must be a number above {least:g}")
+        return value
+
+    def wholes(self, key: str, default: Any = None) -> list[int]:
+        """A list of whole numbers, each 1 or more."""
+        value = self.get(key, default)
+        if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n > 0 for n in value):
+            raise self.refusal(key, "must be a list of whole numbers, each 1 or more")
+        return list(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.refusal(key, "must be true or false")
+        return value
+
+    def text(self, key: str, default: str = "") -> str:
+        """A string."""
+        value = self.get(key, default)
+        if not isinstance(value, str):
+            raise self.refusal(key, "must be a text")
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """A list of strings; empty where there is none."""
+        value = self.get(key, [])
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise self.refusal(key, "must be a list of texts")
+        return list(value)
+
+    def square(self, key: str, default: Any = None) -> int:
+        """A side in pixels, given as one number or as two equal ones."""
+        value = self.get(key, default)
+        sides = value if isinstance(value, list | tuple) else [value]
+        if not sides or len(sides) > 2 or not all(type(side) is int and side > 0 for side in sides):
+            raise self.refusal(key, "must be a whole number of pixels, or two")
+        if len(set(sides)) > 1:
+            raise self.refusal(key, "is no square, and networks here take squares: use weights of a square size")
+        return sides[0]
+
+    def choice(self, key: str, default: Any, known: Mapping[Any, str]) -> str:
+        """What `known` has for the value."""
+        value = self.get(key, default)
+        if not isinstance(value, str | int) or isinstance(value, bool) or value not in known:
+            raise self.refusal(key, f"is not supported, only {', '.join(map(str, known))}")
+        return known[value]
+
+    def only(self, **values: Any) -> None:
+        """Raises InputError if a key is there with another value than the one that the network here has."""
+        for key, wanted in values.items():
+            value = self.get(key, wanted)
+            if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
+                raise self.refusal(key, f"is not supported, only {json.dumps(wanted)}")
+
+    def inside(self, key: str, harmless: Mapping[str, str] = {}, default: Mapping[str, Any] = {}) -> "Keys":
+        """The object under a key; `default` where there is none."""
+        return Keys(self.get(key, default), self._file, self._folder, harmless, f"{self._under}{key}.")
+
+    def origin(self, key: str, otherwise: str) -> str:
+        """Where a value comes from: this file and key, or what stands in for them."""
+        return f"{self._file}: {self._under}{key}" if key in self else otherwise
+
+    def refusal(self, key: str, why: str) -> InputError:
+        """The error that names file, key and value."""
+        if key not in self._values:
+            return InputError(f"{self._place}: {self._under}{key} is missing: it {why}")
+        return InputError(f"{self._place}: {self._under}{key}={_shown(self._values[key])} {why}")
+
+    def finish(self) -> None:
+        """Raises InputError for the first key that was not read, is not null, and is not known to be harmless."""
+        for key in self._values:
+            if key in self and key not in self._read and key not in self._harmless:
+                why = "is not known here, and may change what the network computes: remove the key if it does not"
+                raise self.refusal(key, why)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def with_reason(reasons: Mapping[str, Collection[str]]) -> dict[str, str]:
+    """Key -> reason, of a table reason -> keys."""
+    return {key: reason for reason, keys in reasons.items() for key in keys}
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}…"

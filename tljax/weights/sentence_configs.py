@@ -1,0 +1,76 @@
+"""Reads what sentence-transformers puts beside a text encoder: how its tokens become one vector."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tljax.errors import InputError
+from tljax.weights import Pretrained, harmless
+from tljax.weights.keys import Keys, load_json
+
+_WAY_OUT = "set backbone.pool to cls, mean or max, and what modules.json says is left out"
+_MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
+# Those that no network here has, under sentence-transformers' two spellings.
+_OTHERS = {"pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "pooling_mode_lasttoken": "lasttoken"}
+_OTHERS |= {"pooling_mode_weightedmean_tokens": "weightedmean"}
+
+
+def pooled(row: Pretrained, folder: Path) -> Pretrained:
+    """The row with the pooling that `modules.json` describes; the row itself where there is no such file.
+
+    Raises:
+        InputError: a module or a way of pooling is not known here, or a file is missing or damaged.
+    """
+    modules = load_json(folder / "modules.json", f"{row.uri}: modules.json")
+    if modules is None:
+        return row
+    if not isinstance(modules, list):
+        raise InputError(f"{row.uri}: modules.json must be a list of modules; {_WAY_OUT}")
+    places = [Keys(module, f"modules.json: module {i}", row.uri) for i, module in enumerate(modules)]
+    found: dict[str, Any] = {}
+    origin = ""
+    for place in places:
+        kind, path = place.text("type").rsplit(".", 1)[-1], place.text("path")
+        place.get("idx"), place.get("name"), place.get("kwargs")
+        place.finish()
+        if kind == "Transformer" and not path and not found:
+            continue
+        if kind == "Pooling" and not found:
+            found["pool"] = _mode(folder, row.uri, path)
+            origin = f"{path}/config.json"
+        elif kind == "Normalize" and found:
+            found["normalize"] = True
+            origin += " and modules.json: Normalize"
+        else:
+            raise place.refusal("type", f"is not supported there; {_WAY_OUT}")
+    prompt = Keys(_object(folder, row.uri, "config_sentence_transformers.json"), "config_sentence_transformers.json")
+    if "default_prompt_name" in prompt:
+        raise prompt.refusal("default_prompt_name", f"puts words before each text, which is not supported; {_WAY_OUT}")
+    if "pool" not in found:
+        raise InputError(f"{row.uri}: modules.json has no Pooling; {_WAY_OUT}")
+    return dataclasses.replace(row, architecture=row.architecture | found, origins=row.origins | {"pool": origin})
+
+
+def _object(folder: Path, uri: str, name: str) -> Any:
+    found = load_json(folder / name, f"{uri}: {name}")
+    return {} if found is None else found
+
+
+def _mode(folder: Path, uri: str, path: str) -> str:
+    """Our word for how the tokens are pooled."""
+    name = f"{path}/config.json"
+    config = load_json(folder / path / "config.json", f"{uri}: {name}") if ".." not in path else None
+    if config is None:
+        raise InputError(f"{uri}: {name} is missing, which modules.json names; {_WAY_OUT}")
+    keys = Keys(config, name, uri, harmless.SENTENCE)
+    known = {mode: mode for mode in _MODES.values()}
+    flags = [flag for flag in (*_MODES, *_OTHERS) if keys.flag(flag, False)]
+    if "pooling_mode" in keys:
+        modes = keys.get("pooling_mode")
+        modes, key = (modes if isinstance(modes, list) else [modes]), "pooling_mode"
+    else:
+        modes, key = [(_MODES | _OTHERS)[flag] for flag in flags] or ["mean"], (flags or ["pooling_mode"])[-1]
+    if len(modes) != 1 or modes[0] not in known:
+        raise keys.refusal(key, f"is not supported, only one of {', '.join(known)}; {_WAY_OUT}")
+    keys.finish()
+    return modes[0]

@@ -1,0 +1,167 @@
+"""Reads timm's `config.json`: an architecture's name, arguments that change it, and how it was pretrained."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tljax.preprocessing import INTERPOLATIONS, Preprocessing
+from tljax.weights import Pretrained, harmless
+from tljax.weights.keys import Keys, is_number
+from tljax.weights.surgery import with_channels
+
+_FAMILIES = ("vit", "deit", "resnet")  # BiT's are `resnetv2`
+CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours
+VIT_POOLS = {"token": "class", "avg": "mean"}
+RESNET_POOLS = {"avg": "mean", "max": "max", "avgmax": "avgmax"}
+# timm's argument -> our attribute, where the values are the same.
+VIT_ARGS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads"}
+RESNET_ARGS = {"layers": "depths", "channels": "widths"}
+
+
+def read(config: Mapping[str, Any], uri: str) -> Pretrained:
+    """The row that a folder with such a `config.json` describes.
+
+    Raises:
+        InputError: a key is unknown, or has a value that is not supported.
+    """
+    flat = "pretrained_cfg" not in config  # as older files say it
+    keys = Keys(config, "config.json", uri, harmless.TIMM | (harmless.TIMM_CFG if flat else {}))
+    architecture = keys.text("architecture")
+    args = keys.inside("model_args", harmless.TIMM_ARGS)
+    cfg = keys if flat else keys.inside("pretrained_cfg", harmless.TIMM_CFG)
+    keys.only(do_pooling=True)
+    if not architecture.startswith(_FAMILIES):
+        raise keys.refusal("architecture", f"is none of timm's families that are here: {', '.join(_FAMILIES)}")
+    name, attributes, pools = _network(architecture, args)
+    pool, pool_origin = _pool(keys, args, architecture, pools)
+    attributes |= {"pool": pool} if pool else {}
+    if pools is VIT_POOLS:  # where the last norm is
+        args.only(fc_norm=pool == "mean")
+    size = attributes["grid"][0] * attributes.get("patch_size", _patch(architecture)) if "grid" in attributes else 224
+    images, origins = _images(cfg, size)
+    images = with_channels(images, args.whole("in_chans", 3))
+    classes = keys.texts("label_names") or cfg.texts("label_names") or cfg.texts("labels")
+    licence = cfg.text("license", "unknown")
+    for part in (args, cfg, keys):
+        part.finish()
+    return Pretrained(
+        *(uri, "", name, "timm", images, licence),
+        architecture=attributes,
+        classes=tuple(classes),
+        origins=origins | {"pool": pool_origin},
+    )
+
+
+def _network(architecture: str, args: Keys) -> tuple[str, dict[str, Any], Mapping[str, str]]:
+    """Our name of an architecture, the attributes that its arguments change, and how its family may pool."""
+    if architecture.startswith(("vit", "deit")):
+        return *_vit(architecture, args), VIT_POOLS
+    return architecture, _resnet(args), {"avg": "mean"} if architecture.startswith("resnetv2") else RESNET_POOLS
+
+
+def _images(cfg: Keys, size: int) -> tuple[Preprocessing, dict[str, str]]:
+    """The preprocessing that `pretrained_cfg` describes, with timm's defaults, and where each part comes from."""
+    cfg.only(label_offset=0, state_dict=None)
+    if cfg.get("custom_load") == "hf":
+        raise cfg.refusal("custom_load", "is not supported: it is loaded by code of timm's")
+    if "input_size" in cfg:
+        sides = cfg.get("input_size")
+        if not isinstance(sides, list | tuple) or len(sides) != 3 or not all(type(n) is int and n > 0 for n in sides):
+            raise cfg.refusal("input_size", "must be three whole numbers: channels, height and width")
+        if sides[1] != sides[2]:
+            raise cfg.refusal("input_size", "is no square, and networks here take squares")
+        size = sides[1]
+    crop = cfg.number("crop_pct", 0.875)
+    if crop > 1:
+        raise cfg.refusal("crop_pct", "is above 1, and pads pictures: not supported")
+    mean, std = (_statistics(cfg, *pair) for pair in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))))
+    if len(mean) != len(std):
+        raise cfg.refusal("std", f"has {len(std)} values, and mean {len(mean)}")
+    images = Preprocessing(
+        size=size,
+        crop_fraction=crop,
+        mean=mean,
+        std=std,
+        channels="grey" if len(mean) == 1 else "rgba"[: len(mean)],
+        interpolation=cfg.choice("interpolation", "bicubic", {name: name for name in INTERPOLATIONS}),
+        resize=cfg.choice("crop_mode", "center", CROP_MODES),
+    )
+    assumed = "assumed, as config.json says nothing: "
+    places = {"resize": "crop_mode", "crop": "crop_pct", "interpolation": "interpolation", "mean": "mean", "std": "std"}
+    origins = {what: cfg.origin(key, f"{assumed}timm's default") for what, key in places.items()}
+    origins |= {"size": cfg.origin("input_size", f"{assumed}the network's own image size"), "rescaling": "timm's way"}
+    return images, origins
+
+
+def _statistics(cfg: Keys, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    values = cfg.get(key, default)
+    known = isinstance(values, list | tuple) and len(values) in (1, 3, 4) and all(map(is_number, values))
+    if not known or (key == "std" and min(values) <= 0):
+        raise cfg.refusal(key, f"must be 1, 3 or 4 numbers{' above 0' if key == 'std' else ''}")
+    return tuple(255 * value for value in values)
+
+
+def _pool(keys: Keys, args: Keys, architecture: str, known: Mapping[str, str]) -> tuple[str, str]:
+    """Our word for how it pools, or none for what the architecture does; and where that comes from.
+
+    What stands outside `model_args` timm writes, of the model that it saved, and does not read.
+    """
+    keys.get("global_pool")
+    place = args if "global_pool" in args else keys
+    if "global_pool" not in place:
+        return "", f"the default of timm's {architecture}"
+    origin = place.origin("global_pool", "")
+    pool = place.choice("global_pool", "", known)
+    # A distilled network has the mean of its two tokens' heads.
+    return ("" if "distilled" in architecture and pool == "class" else pool), origin
+
+
+def _patch(architecture: str) -> int:
+    found = re.search(r"_patch(\d+)", architecture)
+    return int(found[1]) if found else 16
+
+
+def _vit(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
+    """Our name of a timm architecture, which may end with a size (`…_patch16_384`), and what its arguments change."""
+    sized = re.fullmatch(r"(.*_patch\d+.*)_(\d+)", architecture)
+    name, size = (sized[1], int(sized[2])) if sized else (architecture, 518 if "dinov2" in architecture else 224)
+    found: dict[str, Any] = {ours: args.whole(theirs) for theirs, ours in VIT_ARGS.items() if theirs in args}
+    patch = args.square("patch_size", _patch(architecture))
+    if "patch_size" in args:
+        found["patch_size"] = patch
+    if sized or "img_size" in args or "patch_size" in args:
+        size = args.square("img_size", size)
+        if size < patch:
+            raise args.refusal("img_size", f"is less than the patch size of {patch}")
+        found["grid"] = [size // patch] * 2
+    if "mlp_ratio" in args:
+        ratio = args.number("mlp_ratio")
+        if "width" in found:
+            found["mlp_width"] = int(found["width"] * ratio)
+        elif ratio != 4:
+            raise args.refusal("mlp_ratio", "is not supported without embed_dim")
+    if "init_values" in args:
+        found["layer_scale"] = args.number("init_values")
+    elif args.is_null("init_values"):
+        found["layer_scale"] = None
+    if "reg_tokens" in args:
+        found["registers"] = args.whole("reg_tokens", least=0)
+    if "no_embed_class" in args:
+        found["positions"] = "patches" if args.flag("no_embed_class", False) else "all"
+    args.only(
+        **dict.fromkeys(("qkv_bias", "proj_bias", "class_token", "final_norm"), True),
+        **dict.fromkeys(("qk_norm", "pre_norm", "scale_attn_norm", "scale_mlp_norm"), False),
+        **dict.fromkeys(("dynamic_img_pad", "pool_include_prefix"), False),
+        **{"pos_embed": "learn", "act_layer": "gelu", "norm_layer": "layernorm"},
+    )
+    return name, found
+
+
+def _resnet(args: Keys) -> dict[str, Any]:
+    """What arguments of a ResNet, or of a BiT, change."""
+    found: dict[str, Any] = {ours: args.wholes(theirs) for theirs, ours in RESNET_ARGS.items() if theirs in args}
+    if "stem_width" in args:  # of a deep stem, which ends with twice as many channels
+        found["stem_width"] = 2 * args.whole("stem_width")
+    args.only(cardinality=1, base_width=64, output_stride=32, act_layer="relu", replace_stem_pool=False)
+    args.only(block_reduce_first=1, down_kernel_size=1, norm_layer="batchnorm2d", aa_layer="")
+    return found

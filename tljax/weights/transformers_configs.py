@@ -1,0 +1,224 @@
+"""Reads transformers' `config.json`: the network, as attributes of ours."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tljax.preprocessing import Preprocessing
+from tljax.weights import Pretrained, harmless, processors
+from tljax.weights.keys import Keys, load_json
+from tljax.weights.surgery import with_channels
+
+GELU = {"gelu": "erf", "gelu_python": "erf", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
+PROBLEMS = {"single_label_classification": "single_label", "multi_label_classification": "multi_label"}
+PROBLEMS |= {"regression": "regression"}
+# Heads that read no pooler: where transformers makes a network for one of them, it has none.
+_OF_TOKENS = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering", "LMHeadModel")
+
+
+class _Family(NamedTuple):
+    """One `model_type`.
+
+    Attributes:
+        backbone: the row of `models.BACKBONES` that its attributes change.
+        source: whose names its files use.
+        attributes: config -> attributes.
+        reads: `image` or `text`.
+        pos_embed: the rule of `surgery.RESAMPLINGS` by which it resamples positions.
+    """
+
+    backbone: str
+    source: str
+    attributes: Callable[[Keys], dict[str, Any]]
+    reads: str = "image"
+    pos_embed: str = "bicubic"
+
+
+def read(config: Mapping[str, Any], folder: Path, uri: str) -> Pretrained:
+    """The row that a folder with such a `config.json` describes.
+
+    Raises:
+        InputError: the network is not known here, or a key is unknown or has a value that is not supported.
+    """
+    keys = Keys(config, "config.json", uri, harmless.TRANSFORMERS)
+    kind = keys.get("model_type", "nothing")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise keys.refusal("model_type", f"describes a network that is not here; known: timm's, {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    architecture = family.attributes(keys)
+    keys.only(is_encoder_decoder=False, pruned_heads={}, quantization_config=None, auto_map=None)
+    keys.texts("architectures")
+    problem = keys.choice("problem_type", "", {"": "", **PROBLEMS})
+    classes = _classes(keys)
+    images, origins = Preprocessing(), {}
+    if family.reads == "image":
+        images, origins = _images(keys, kind, architecture, folder, uri)
+    else:
+        origins = {"pool": _pool_origin(keys)}
+    keys.finish()
+    return Pretrained(
+        *(uri, "", family.backbone, family.source, images, "unknown", family.pos_embed, architecture, classes),
+        problem=problem,
+        origins=origins,
+    )
+
+
+def _classes(keys: Keys) -> tuple[str, ...]:
+    """Names of classes, or none where they are only numbered."""
+    labels = keys.get("id2label", {})
+    numbers = isinstance(labels, Mapping) and all(str(key).isdecimal() for key in labels)
+    if not numbers or not all(isinstance(label, str | int) for label in labels.values()):
+        raise keys.refusal("id2label", "must give each class's number a name")
+    classes = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    return () if all(label == f"LABEL_{i}" for i, label in enumerate(classes)) else classes
+
+
+def _images(
+    keys: Keys, kind: str, architecture: Mapping[str, Any], folder: Path, uri: str
+) -> tuple[Preprocessing, dict[str, str]]:
+    channels = keys.whole("num_channels", 3)
+    config = load_json(folder / "preprocessor_config.json", f"{uri}: preprocessor_config.json")
+    if config is not None:
+        images, origins = processors.read(config, kind, uri)
+        return with_channels(images, channels), origins
+    why = "assumed, as there is no preprocessor_config.json"
+    origins = dict.fromkeys(("resize", "crop", "interpolation", "rescaling", "mean", "std"), f"{why}: ImageNet's")
+    if "grid" not in architecture:
+        return with_channels(Preprocessing(), channels), origins | {"size": f"{why}: ImageNet's"}
+    size = architecture["grid"][0] * architecture["patch_size"]
+    origins["size"] = f"{why}: {keys.origin('image_size', 'the usual image_size')}"
+    return with_channels(Preprocessing(size=size), channels), origins
+
+
+def _sizes(keys: Keys) -> dict[str, Any]:
+    sizes = {
+        "width": keys.whole("hidden_size", 768),
+        "depth": keys.whole("num_hidden_layers", 12),
+        "heads": keys.whole("num_attention_heads", 12),
+    }
+    if sizes["width"] % sizes["heads"]:
+        raise keys.refusal("num_attention_heads", f"does not divide the width of {sizes['width']}")
+    return sizes
+
+
+def _vit_of(keys: Keys, patch_size: int, image_size: int, eps: float) -> dict[str, Any]:
+    patch, side = keys.square("patch_size", patch_size), keys.square("image_size", image_size)
+    if side < patch:
+        raise keys.refusal("image_size", f"is less than the patch size of {patch}")
+    shared = {"patch_size": patch, "grid": [side // patch] * 2, "gelu": keys.choice("hidden_act", "gelu", GELU)}
+    keys.only(qkv_bias=True)
+    return {**_sizes(keys), **shared, "eps": keys.number("layer_norm_eps", eps)}
+
+
+def _vit(keys: Keys) -> dict[str, Any]:
+    """transformers' `ViTConfig`."""
+    return _vit_of(keys, 16, 224, 1e-12) | {"mlp_width": keys.whole("intermediate_size", 3072)}
+
+
+def _dinov2(keys: Keys) -> dict[str, Any]:
+    """transformers' `Dinov2Config`; its classifier reads the class token and the mean of the patches."""
+    keys.only(use_swiglu_ffn=False)
+    classifies = any("ForImageClassification" in name for name in keys.texts("architectures"))
+    found = _vit_of(keys, 14, 518, 1e-6)
+    return found | {
+        "mlp_width": math.floor(found["width"] * keys.number("mlp_ratio", 4)),
+        "layer_scale": keys.number("layerscale_value", 1.0, least=-1.0),
+        "pool": "class_mean" if classifies else "class",
+    }
+
+
+def _dinov2_with_registers(keys: Keys) -> dict[str, Any]:
+    return _dinov2(keys) | {"registers": keys.whole("num_register_tokens", 4, least=0)}
+
+
+def _resnet(keys: Keys) -> dict[str, Any]:
+    """transformers' `ResNetConfig`."""
+    keys.only(hidden_act="relu", downsample_in_first_stage=False)
+    kind = keys.choice("layer_type", "bottleneck", {name: name for name in ("basic", "bottleneck")})
+    widths, depths = keys.wholes("hidden_sizes", [256, 512, 1024, 2048]), keys.wholes("depths", [3, 4, 6, 3])
+    if len(widths) != len(depths):
+        raise keys.refusal("depths", f"has {len(depths)} stages, and hidden_sizes {len(widths)}")
+    return {
+        "depths": depths,
+        "widths": [width // (4 if kind == "bottleneck" else 1) for width in widths],
+        "stem_width": keys.whole("embedding_size", 64),
+        "kind": kind,
+        "stride_on": "1x1" if keys.flag("downsample_in_bottleneck", False) else "3x3",
+    }
+
+
+def _encoder(keys: Keys, eps: float) -> dict[str, Any]:
+    """What BERT and RoBERTa share."""
+    keys.only(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute", embedding_size=None)
+    return {
+        **_sizes(keys),
+        "mlp_width": keys.whole("intermediate_size", 3072),
+        "vocabulary": keys.whole("vocab_size"),
+        "positions": keys.whole("max_position_embeddings", 512),
+        "token_types": keys.whole("type_vocab_size", 2, least=0),
+        "gelu": keys.choice("hidden_act", "gelu", GELU),
+        "eps": keys.number("layer_norm_eps", eps),
+    }
+
+
+def _bert(keys: Keys) -> dict[str, Any]:
+    """transformers' `BertConfig`."""
+    return _encoder(keys, 1e-12) | _pooling(keys, "cls_tanh", "cls" if _reads_tokens(keys) else "cls_tanh")
+
+
+def _roberta(keys: Keys) -> dict[str, Any]:
+    """transformers' `RobertaConfig`."""
+    pad = keys.whole("pad_token_id", 1, least=0)
+    return _encoder(keys, 1e-5) | {"pad_id": pad} | _pooling(keys, "cls_tanh", "cls")
+
+
+def _distilbert(keys: Keys) -> dict[str, Any]:
+    """transformers' `DistilBertConfig`, which has words of its own."""
+    defaults = {"dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072}
+    sizes = [keys.whole(name, default) for name, default in defaults.items()]
+    if sizes[0] % sizes[2]:
+        raise keys.refusal("n_heads", f"does not divide the width of {sizes[0]}")
+    keys.only(layer_norm_eps=1e-12)
+    return {
+        **dict(zip(("width", "depth", "heads", "mlp_width"), sizes, strict=True)),
+        "vocabulary": keys.whole("vocab_size"),
+        "positions": keys.whole("max_position_embeddings", 512),
+        "token_types": 0,
+        "gelu": keys.choice("activation", "gelu", GELU),
+        "eps": 1e-12,
+        **_pooling(keys, "cls_relu", "cls"),
+    }
+
+
+def _reads_tokens(keys: Keys) -> bool:
+    return any(name.endswith(_OF_TOKENS) for name in keys.texts("architectures"))
+
+
+def _pooling(keys: Keys, of_classifier: str, otherwise: str) -> dict[str, Any]:
+    """The dense layer that a classifier has after the blocks, or what an export of ours says."""
+    known = {name: name for name in (of_classifier, "cls", "mean", "max")}
+    normalize = keys.flag("tljax_normalize", False)
+    if any("ForSequenceClassification" in name for name in keys.texts("architectures")):
+        otherwise = of_classifier
+    return {"pool": keys.choice("tljax_pool", otherwise, known), **({"normalize": True} if normalize else {})}
+
+
+def _pool_origin(keys: Keys) -> str:
+    if "tljax_pool" in keys:
+        return keys.origin("tljax_pool", "")
+    return keys.origin("architectures", f"the default of transformers' {keys.get('model_type')}")
+
+
+FAMILIES = {
+    "vit": _Family("vit_base_patch16", "hf", _vit),
+    "dinov2": _Family("vit_base_patch14_dinov2", "hf", _dinov2),
+    # Unlike those without registers, these resample with antialiasing.
+    "dinov2_with_registers": _Family(
+        "vit_base_patch14_dinov2", "hf", _dinov2_with_registers, pos_embed="bicubic_antialias"
+    ),
+    "resnet": _Family("resnet50", "hf", _resnet),
+    "bert": _Family("bert_base", "bert", _bert, "text"),
+    "roberta": _Family("roberta_base", "roberta", _roberta, "text"),
+    "distilbert": _Family("distilbert_base", "distilbert", _distilbert, "text"),
+}
