@@ -19,7 +19,7 @@ from tljax import array_files
 from tljax.config import BackboneConfig, Experiment
 from tljax.errors import InputError
 from tljax.fields import build, to_dict
-from tljax.models import BACKBONES, Backbone
+from tljax.models import BACKBONES, Backbone, vit_names
 from tljax.models import build as build_backbone
 from tljax.models.bert import Bert
 from tljax.models.bit import BiT
@@ -234,7 +234,13 @@ def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str,
     path = _file_in(path) if path.is_dir() else path
     source, module, tables = files.read(path), module_of(row), _tables(row)
     name = row.source or max(tables, key=lambda name: _explained(source, tables[name]))
-    arrays, ignored = convert(source, tables[name], shapes(module, row.preprocessing.inputs), optional(module))
+    wanted = dict(shapes(module, row.preprocessing.inputs))
+    class_row = name == "dinov2" and module.positions == "patches"
+    if class_row:
+        wanted[POS_EMBED] = (1, 1 + module.grid[0] * module.grid[1], module.width)
+    arrays, ignored = convert(source, tables[name], wanted, optional(module))
+    if class_row:
+        vit_names.fold_class_row(arrays)
     if {"head/kernel", "head/bias"} <= arrays.keys() and arrays["head/kernel"].shape[1:] != arrays["head/bias"].shape:
         classes = arrays["head/kernel"].shape[1], len(arrays["head/bias"])
         raise InputError(f"{row.uri}: its head's weight is for {classes[0]} classes, its bias for {classes[1]}")
@@ -253,5 +259,4 @@ def _tables(row: Pretrained) -> Mapping[str, Table]:
 
 
 def _explained(source: Mapping[str, np.ndarray], table: Table) -> int:
-    known = {rule.source for rule in table.rules}
-    return sum(table.canonical(name) in known for name in source)
+    return sum(table.canonical(name) in table.by_source for name in source)
