@@ -28,7 +28,7 @@ from tljax.models.vit import ViT
 from tljax.preprocessing import Preprocessing
 from tljax.weights import CATALOG, Pretrained, configs, files
 from tljax.weights.rules import Shape, Table, convert
-from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, made_once, sha256_of
+from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, fetch_description, made_once, sha256_of
 from tljax.weights.surgery import adapt_channels, resample_pos_embed
 
 POS_EMBED = "params/stem/pos_embed"
@@ -51,11 +51,20 @@ def resolve(config: BackboneConfig) -> Pretrained:
         what = config.weights or "random weights"
         raise InputError(f"{what} need a backbone.name; there are: {', '.join(BACKBONES)}")
     module = build_backbone(name, row.architecture)
+    if isinstance(module, ViT) and not row.source and "://" not in row.uri and Path(row.uri).expanduser().is_file():
+        row = dataclasses.replace(row, architecture=_pool_in(fetch(row.uri, config.sha256), module))
     if config.weights.endswith(".npz"):  # Google's: what was trained there is computed as it was there
         row = dataclasses.replace(
             row, architecture={"gelu": "tanh"} if isinstance(module, ViT) else {"conv_eps": 1e-10}
         )
     return dataclasses.replace(row, backbone=name, sha256=config.sha256 or row.sha256)
+
+
+def _pool_in(path: Path, module: ViT) -> dict[str, Any]:
+    """How a network pools whose file does not say more than its last norm's name: `fc_norm` stands after a mean."""
+    table = module.tables()["timm"]
+    ends = {table.canonical(name) for name in files.read(path)} & {"norm.weight", "fc_norm.weight"}
+    return {"pool": "mean"} if ends == {"fc_norm.weight"} else {}
 
 
 def module_of(row: Pretrained) -> Backbone:
@@ -91,7 +100,11 @@ def _described(weights: str) -> Pretrained | None:
     """What a folder that `convert` made, or a repository as timm and transformers lay it out, says of itself."""
     if weights.startswith("hf://"):
         # Only a whole repository is described; a file in one may be anything.
-        return configs.read(fetch(weights).parent, weights) if weights.count("/") == 3 else None
+        if weights.count("/") != 3:
+            return None
+        if row := configs.read(fetch_description(weights), weights):
+            module_of(row)  # judged before its weights are fetched
+        return configs.read(fetch(weights).parent, weights)
     if "://" in weights or not weights:
         return None
     folder = Path(weights).expanduser()

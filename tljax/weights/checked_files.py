@@ -12,8 +12,8 @@ from typing import Any
 from tljax.errors import InputError
 
 MAX_JSON = 8 << 20  # bytes; a checkpoint's names are some hundred bytes an array
-_MAX_EXPANSION = 100  # deflate makes zeros 1000 times smaller, and weights hardly
-_SMALL = 16 << 20
+MAX_EXPANSION = 100  # deflate makes zeros 1000 times smaller, and weights hardly
+SMALL = 16 << 20
 
 # How a file starts that was saved in place of the one that was meant.
 _OTHERS = {
@@ -104,7 +104,7 @@ def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         claimed, size = sum(member.file_size for member in members), path.stat().st_size
-        if claimed > _MAX_EXPANSION * size + _SMALL:
+        if claimed > MAX_EXPANSION * size + SMALL:
             raise ValueError(f"an archive of {size} bytes that claims to hold {claimed}")
         if members:
             name, count = Counter(member.filename for member in members).most_common(1)[0]

@@ -52,8 +52,10 @@ def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
 
 
 def _timm_vit(attributes: Attributes, row: Pretrained):
-    _only("timm", attributes, eps=1e-6, gelu="erf", distilled=False)
-    pool = {"class": "token", "mean": "avg"}.get(attributes["pool"])
+    _only("timm", attributes, eps=1e-6, gelu="erf")
+    distilled = attributes["distilled"]
+    # A distilled network there has the mean of its two tokens' heads, whatever it says of its pooling.
+    pool = ({"distilled": "token"} if distilled else {"class": "token", "mean": "avg"}).get(attributes["pool"])
     if pool is None:
         raise InputError(f"timm has no Vision Transformer that pools by {attributes['pool']!r}")
     args = {theirs: attributes[ours] for theirs, ours in TIMM_ARGS.items() if ours in attributes}
@@ -61,7 +63,8 @@ def _timm_vit(attributes: Attributes, row: Pretrained):
     args["mlp_ratio"] = (attributes["mlp_width"] or 4 * attributes["width"]) / attributes["width"]
     args["global_pool"] = pool  # what stands outside model_args, timm writes and does not read
     args["no_embed_class"] = attributes["positions"] == "patches"
-    return "vit_base_patch16_224", pool, args, "head", "patch_embed.proj"
+    name = row.backbone if "dinov2" in row.backbone else f"{row.backbone}_224"  # img_size changes it
+    return name, pool, args, ["head", "head_dist"] if distilled else "head", "patch_embed.proj"
 
 
 def _timm_resnet(attributes: Attributes, row: Pretrained):
