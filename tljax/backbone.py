@@ -19,7 +19,7 @@ from tljax import array_files, sealed
 from tljax.config import BackboneConfig, Experiment
 from tljax.errors import InputError
 from tljax.fields import build, to_dict
-from tljax.models import BACKBONES, Backbone, attributes
+from tljax.models import BACKBONES, Backbone, attributes, vit_names
 from tljax.models import build as build_backbone
 from tljax.models.bert import Bert
 from tljax.models.bit import BiT
@@ -28,7 +28,7 @@ from tljax.models.vit import ViT
 from tljax.preprocessing import Preprocessing
 from tljax.weights import CATALOG, PICTURE, Pretrained, configs, files
 from tljax.weights.rules import Shape, Table, convert
-from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, made_once, sha256_of
+from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, fetch_description, made_once, sha256_of
 from tljax.weights.surgery import adapt_channels, resample_pos_embed
 
 POS_EMBED, POOLER = "params/stem/pos_embed", "params/pooler/"
@@ -54,6 +54,8 @@ def resolve(config: BackboneConfig) -> Pretrained:
         what = config.weights or "random weights"
         raise InputError(f"{what} need a backbone.name; there are: {', '.join(BACKBONES)}")
     module = build_backbone(name, row.architecture)
+    if isinstance(module, ViT) and not row.source and "://" not in row.uri and Path(row.uri).expanduser().is_file():
+        row = dataclasses.replace(row, architecture=_pool_in(fetch(row.uri, config.sha256), module))
     if config.weights.endswith(".npz"):  # Google's: what was trained there is computed as it was there
         row = dataclasses.replace(
             row, architecture={"gelu": "tanh"} if isinstance(module, ViT) else {"conv_eps": 1e-10}
@@ -114,6 +116,13 @@ def in_file(row: Pretrained) -> Backbone:
     return build_backbone(row.backbone, row.architecture)
 
 
+def _pool_in(path: Path, module: ViT) -> dict[str, Any]:
+    """How a network pools whose file does not say more than its last norm's name: `fc_norm` stands after a mean."""
+    table = module.tables()["timm"]
+    ends = {table.canonical(name) for name in files.read(path)} & {"norm.weight", "fc_norm.weight"}
+    return {"pool": "mean"} if ends == {"fc_norm.weight"} else {}
+
+
 def module_of(row: Pretrained) -> Backbone:
     """The network that a row's weights fill, at the size that they come in, pooled as it is to be used."""
     module = in_file(row)
@@ -151,7 +160,11 @@ def _described(config: BackboneConfig) -> Pretrained | None:
     weights = config.weights
     if weights.startswith("hf://"):
         # Only a whole repository is described; a file in one may be anything.
-        return _read_folder(fetch(weights).parent, config) if weights.count("/") == 3 else None
+        if weights.count("/") != 3:
+            return None
+        if row := _read_folder(fetch_description(weights), config):
+            module_of(row)  # judged before its weights are fetched
+        return _read_folder(fetch(weights).parent, config)
     if "://" in weights or not weights:
         return None
     folder = Path(weights).expanduser()
@@ -323,7 +336,13 @@ def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str,
     path = _file_in(path) if path.is_dir() else path
     source, module, tables = files.read(path), in_file(row), _tables(row)
     name = row.source or max(tables, key=lambda name: _explained(source, tables[name]))
-    arrays, ignored = convert(source, tables[name], shapes(module, row.preprocessing.inputs), optional(module))
+    wanted = dict(shapes(module, row.preprocessing.inputs))
+    class_row = name == "dinov2" and module.positions == "patches"
+    if class_row:
+        wanted[POS_EMBED] = (1, 1 + module.grid[0] * module.grid[1], module.width)
+    arrays, ignored = convert(source, tables[name], wanted, optional(module))
+    if class_row:
+        vit_names.fold_class_row(arrays)
     if {"head/kernel", "head/bias"} <= arrays.keys() and arrays["head/kernel"].shape[1:] != arrays["head/bias"].shape:
         classes = arrays["head/kernel"].shape[1], len(arrays["head/bias"])
         raise InputError(f"{row.uri}: its head's weight is for {classes[0]} classes, its bias for {classes[1]}")
@@ -342,5 +361,4 @@ def _tables(row: Pretrained) -> Mapping[str, Table]:
 
 
 def _explained(source: Mapping[str, np.ndarray], table: Table) -> int:
-    known = {rule.source for rule in table.rules}
-    return sum(table.canonical(name) in known for name in source)
+    return sum(table.canonical(name) in table.by_source for name in source)

@@ -15,7 +15,7 @@ from tljax import array_files, backbone, flag_types
 from tljax.additions import Lora
 from tljax.config import BackboneConfig
 from tljax.errors import InputError
-from tljax.models import attributes, build
+from tljax.models import BACKBONES, Backbone, attributes, build
 from tljax.models.additions import merge_lora
 from tljax.models.bert import Bert
 from tljax.models.vit import ViT
@@ -128,6 +128,11 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
     if "head/kernel" in arrays and not row.classes:
         unnamed = tuple(f"LABEL_{i}" for i in range(arrays["head/kernel"].shape[1]))  # what transformers calls them
         row = dataclasses.replace(row, classes=unnamed)
+    if to == "timm":
+        row = dataclasses.replace(row, backbone=_name_of(module, row.backbone))
+    if isinstance(module, ViT) and module.distilled:  # a run's one head reads the mean of what its two would read
+        heads = {name: array for name, array in arrays.items() if name.startswith("head/")}
+        arrays = {name.replace("head/", "head_dist/"): array for name, array in heads.items()} | arrays
     config = (export.timm if to == "timm" else export.transformers)(type(module).__name__, mine, row)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     if to == "hf" and not isinstance(module, Bert):
@@ -140,7 +145,27 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
     lost = {name for name in mine if again[name] != mine[name]} - free
     if lost:
         raise InputError(f"{to} has no such network: its config cannot say {', '.join(sorted(lost))}")
-    save_file(unconvert(arrays, module.tables()[found.source]), folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    save_file(unconvert(arrays, module.tables()[found.source]), weights, metadata={"format": "pt"})
+    weights.chmod((folder / "config.json").stat().st_mode)  # the library gives it to its owner alone
+
+
+def _name_of(module: Backbone, name: str) -> str:
+    """Returns the name in `BACKBONES` of a network of these sizes; `name` where it is one, or where there is none."""
+    names = [other for other in (name, *BACKBONES) if _sizes(BACKBONES[other]) == _sizes(module)]
+    return names[0] if names else name
+
+
+def _sizes(module: Backbone) -> dict[str, Any]:
+    """The attributes that a name tells, and not an argument beside it."""
+    sizes = {key: value for key, value in attributes(module).items() if key not in _NOT_IN_A_NAME}
+    if isinstance(module, ViT):
+        sizes["mlp_width"] = module.mlp_width or 4 * module.width
+        sizes["layer_scale"] = module.layer_scale is not None
+    return sizes | {"kind of network": type(module)}
+
+
+_NOT_IN_A_NAME = ("grid", "pool", "gelu", "eps", "conv_eps", "normalize", "vocabulary")
 
 
 def main(arguments: list[str]) -> None:

@@ -14,7 +14,9 @@ from tokenizers.models import WordPiece
 
 from tljax.data import cache, store, tokenizer_config
 from tljax.data.examples import Split
+from tljax.data.patterns import check_patterns
 from tljax.errors import InputError
+from tljax.weights.checked_files import one_line
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 
@@ -71,10 +73,10 @@ class Tokenizer:
         if self.settings.lower_first:
             texts = [_lowered(text) for text in texts]
         cutting, whole = _load(self.path, self.lower_case, length), _load(self.path, self.lower_case, None)
-        found = whole.encode_batch(list(texts))
+        found = _encode_batch(whole, list(texts), self.path)
         lengths = [len(one.ids) for one in found]
         long = [i for i, n in enumerate(lengths) if n > length]
-        for i, one in zip(long, cutting.encode_batch([texts[i] for i in long]), strict=True):
+        for i, one in zip(long, _encode_batch(cutting, [texts[i] for i in long], self.path), strict=True):
             found[i] = one
         rows = [np.array([one.ids, one.type_ids], np.int32) for one in found]
         return rows, [n - len(one.ids) for n, one in zip(lengths, found, strict=True)]
@@ -151,6 +153,8 @@ def text_of(example: Mapping[str, Any]) -> str | tuple[str, str]:
 def _load(path: Path, lower_case: bool | None, length: int | None) -> tokenizers.Tokenizer | BertWordPieceTokenizer:
     file = _file(path)
     settings = tokenizer_config.read(file)
+    if file.suffix != ".txt":
+        check_patterns(file)
     try:
         whole = file.suffix != ".txt"
         tokenizer = tokenizers.Tokenizer.from_file(str(file)) if whole else _wordpiece(file, lower_case, settings)
@@ -178,6 +182,15 @@ def _padding(tokenizer: tokenizers.Tokenizer | BertWordPieceTokenizer, file: Pat
     if padding is None:
         raise InputError(f"{file}: no padding token, neither {' nor '.join(known)}; take another tokenizer")
     return padding
+
+
+def _encode_batch(tokenizer: Any, texts: Sequence[Any], path: Path) -> list[tokenizers.Encoding]:
+    try:
+        return tokenizer.encode_batch(texts)
+    except BaseException as error:  # a panic of the library is no Exception
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InputError(one_line(f"{path}: its tokenizer gives up on a text ({error}); take another one")) from error
 
 
 def _file(path: Path) -> Path:

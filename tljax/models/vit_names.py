@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tljax.weights.rules import CONV, Rule, Table, torch_linear, torch_norm
+import numpy as np
+
+from tljax.weights.rules import CONV, LINEAR, Rule, Table, torch_linear, torch_norm
 
 if TYPE_CHECKING:
     from tljax.models.vit import ViT
@@ -13,7 +15,14 @@ if TYPE_CHECKING:
 
 def tables(model: ViT) -> dict[str, Table]:
     """Whose names -> the table that converts them."""
-    return {"timm": _timm(model), "hf": _hf(model), "hf_onnx": _hf_onnx(model), "google": _google(model)}
+    return {
+        "timm": _timm(model),
+        "hf": _hf(model),
+        "hf_onnx": _hf_onnx(model),
+        "google": _google(model),
+        "dinov2": _dinov2(model),
+        "torchvision": _torchvision(model),
+    }
 
 
 def _patches(source: str) -> Iterator[Rule]:
@@ -50,7 +59,48 @@ def _timm(model: ViT) -> Table:
         ]
         if model.layer_scale is not None:
             rules += [Rule(f"{source}.ls{n}.gamma", f"{target}/layer_scale{n}/scale") for n in (1, 2)]
-    return Table(tuple(rules))
+    # What masked pretraining has besides, in MAE's own files too.
+    return Table(tuple(rules), (r"mask_token", r"decoder_.*"))
+
+
+def _dinov2(model: ViT) -> Table:
+    """DINOv2's own files: timm's names, but registers', blocks in chunks as its trainer has them, and its heads.
+
+    There the class token has a row of the position embeddings with registers too: see `fold_class_row`.
+    """
+    aliases = ((r"^register_tokens$", "reg_token"), (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."))
+    return Table(_timm(model).rules, (r"mask_token", r"(dino|ibot)_head\..*"), aliases)
+
+
+def fold_class_row(arrays: dict[str, np.ndarray]) -> None:
+    """Adds the first position embedding to the class token, where the network's positions have no row for it."""
+    table = arrays["params/stem/pos_embed"]
+    arrays["params/stem/class_token"] = arrays["params/stem/class_token"] + table[:, :1]
+    arrays["params/stem/pos_embed"] = table[:, 1:]
+
+
+def _torchvision(model: ViT) -> Table:
+    """torchvision's VisionTransformer; before 0.12 its MLP's layers had other names."""
+    rules = [
+        *_patches("conv_proj"),
+        Rule("class_token", "params/stem/class_token"),
+        Rule("encoder.pos_embedding", "params/stem/pos_embed"),
+        *torch_norm("encoder.ln", "params/norm"),
+        *torch_linear("heads.head", "head"),
+    ]
+    for i in range(model.depth):
+        source, target = f"encoder.layers.encoder_layer_{i}", f"params/block_{i}"
+        rules += [
+            *torch_norm(f"{source}.ln_1", f"{target}/norm1"),
+            *torch_norm(f"{source}.ln_2", f"{target}/norm2"),
+            Rule(f"{source}.self_attention.in_proj_weight", f"{target}/attention/qkv/kernel", LINEAR),
+            Rule(f"{source}.self_attention.in_proj_bias", f"{target}/attention/qkv/bias"),
+            *torch_linear(f"{source}.self_attention.out_proj", f"{target}/attention/out"),
+            *torch_linear(f"{source}.mlp.0", f"{target}/mlp/fc1"),
+            *torch_linear(f"{source}.mlp.3", f"{target}/mlp/fc2"),
+        ]
+    aliases = ((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3."))
+    return Table(tuple(rules), aliases=aliases)
 
 
 def _hf(model: ViT) -> Table:

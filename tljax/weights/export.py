@@ -56,8 +56,10 @@ def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
 
 
 def _timm_vit(attributes: Attributes, row: Pretrained):
-    _only("timm", attributes, eps=1e-6, gelu="erf", distilled=False)
-    pool = _timm_pool(attributes, VIT_POOLS)
+    _only("timm", attributes, eps=1e-6, gelu="erf")
+    distilled = attributes["distilled"]
+    # A distilled network there has the mean of its two tokens' heads, whatever it says of its pooling.
+    pool = _timm_pool(attributes, {"token": "distilled"} if distilled else VIT_POOLS)
     args = {theirs: attributes[ours] for theirs, ours in VIT_ARGS.items()}
     args |= {"patch_size": attributes["patch_size"], "init_values": attributes["layer_scale"]}
     args["reg_tokens"] = attributes["registers"]
@@ -65,7 +67,8 @@ def _timm_vit(attributes: Attributes, row: Pretrained):
     args["mlp_ratio"] = (attributes["mlp_width"] or 4 * attributes["width"]) / attributes["width"]
     args["global_pool"] = pool  # what stands outside model_args, timm writes and does not read
     args["no_embed_class"] = attributes["positions"] == "patches"
-    return "vit_base_patch16_224", pool, args, "head", "patch_embed.proj"
+    name = row.backbone if "dinov2" in row.backbone else f"{row.backbone}_224"  # img_size changes it
+    return name, pool, args, ["head", "head_dist"] if distilled else "head", "patch_embed.proj"
 
 
 def _timm_pool(attributes: Attributes, pools: Mapping[str, str]) -> str:

@@ -1,17 +1,20 @@
 """Reads the arrays out of a checkpoint file as `name -> numpy array`, each when it is asked for."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from tljax.errors import InputError
 from tljax.weights import torch_files
+from tljax.weights.checked_files import MAX_JSON, check_file, one_line, opened_zip, read_json, without_duplicates
 
 Readers = dict[str, Callable[[], np.ndarray]]
 
@@ -45,7 +48,8 @@ def read(path: Path) -> Arrays:
     """Every array in a checkpoint file, under the name that the file gives it.
 
     Args:
-        path: .safetensors, .npz, .onnx, what `torch.save` wrote (.pth, .pt, .bin), or the .index.json of shards.
+        path: .safetensors, .npz, .onnx, what `torch.save` wrote (.pth, .pt, .bin, .pth.tar, .ckpt), or the
+            .index.json of shards.
 
     Raises:
         InputError: the kind of file is not known, the file is damaged, or a shard is missing; damage to an array
@@ -54,6 +58,7 @@ def read(path: Path) -> Arrays:
     kind = next((ending for ending in _KINDS if path.name.endswith(ending)), None)
     if kind is None:
         raise InputError(f"{path}: cannot read weights from a {path.suffix!r} file; known: {', '.join(_KINDS)}")
+    check_file(path)
     with _damage_named(path):
         return Arrays(path, _KINDS[kind](path))
 
@@ -62,18 +67,35 @@ def read(path: Path) -> Arrays:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except InputError:
-        raise
-    except Exception as error:  # each format's library has exceptions of its own
-        reason = " ".join(f"{type(error).__name__} {error}".split())
+    except InputError as error:
+        line = one_line(str(error))
+        if line == str(error):
+            raise
+        raise InputError(line) from error
+    except (Exception, MemoryError) as error:  # each format's library has exceptions of its own
+        reason = one_line(f"{type(error).__name__} {error}")
         raise InputError(f"{path}: damaged or not a {path.suffix} file ({reason}); fetch it anew") from error
 
 
 def _read_safetensors(path: Path) -> Readers:
+    check_header(path)
     # Opening checks that header and length fit; `ml_dtypes` is imported above, so that numpy knows "bfloat16".
     with _open_safetensors(path) as file:
         names = list(file.keys())
     return {name: partial(_safetensors_array, path, name) for name in names}
+
+
+def check_header(path: Path) -> None:
+    """Checks what the library does not of a safetensors file's header: that it is not huge, and no name stands twice.
+
+    Raises:
+        ValueError: it is huge, no JSON, or a name stands twice.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(MAX_JSON, path.stat().st_size):
+            raise ValueError(f"a header of {length} bytes")
+        json.loads(file.read(length), object_pairs_hook=without_duplicates)
 
 
 def _safetensors_array(path: Path, name: str) -> np.ndarray:
@@ -89,15 +111,27 @@ def _open_safetensors(path: Path):
 
 
 def _read_npz(path: Path) -> Readers:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: partial(_npz_array, path, name) for name in file.files}
+    with opened_zip(path) as archive:
+        members = [name for name in archive.namelist() if name.endswith(".npy")]
+    return {name.removesuffix(".npy"): partial(_npz_array, path, name) for name in members}
 
 
-def _npz_array(path: Path, name: str) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as file:
-        array = file[name]
+def _npz_array(path: Path, member: str) -> np.ndarray:
+    with opened_zip(path) as archive, archive.open(member) as file:
+        shape, _, dtype = _npy_header(file)
+        size = math.prod(shape) * dtype.itemsize
+        if not 0 <= size <= archive.getinfo(member).file_size:
+            raise ValueError(f"an array of shape {shape} in a file of {archive.getinfo(member).file_size} bytes")
+    with opened_zip(path) as archive, archive.open(member) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
     # numpy has no name to write bfloat16 under, and writes two bytes of nothing known.
     return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
+
+
+def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Reads shape, order and element type; numpy itself reserves memory by them before it reads on."""
+    version = np.lib.format.read_magic(file)
+    return (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -106,12 +140,13 @@ def weight_map(index: Path) -> dict[str, str]:
     Raises:
         InputError: it says no such thing.
     """
-    with _damage_named(index):
-        found = json.loads(index.read_text())["weight_map"]
-        strange = [file for file in found.values() if Path(file).name != file]
-    if strange:
-        raise InputError(f"{index}: the shard {strange[0]!r} is not the name of a file beside it")
-    return found
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise InputError(f"{index}: 'weight_map' is no table of arrays and their files; fetch it anew")
+    for file in files.values():
+        if not isinstance(file, str) or Path(file).name != file or file.endswith(".index.json"):
+            raise InputError(one_line(f"{index}: the shard {file!r} is not the name of a file beside it"))
+    return files
 
 
 def shards(index: Path) -> list[Path]:
@@ -124,6 +159,7 @@ def shards(index: Path) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise InputError(f"{index}: the shard {path.name} is missing; put it beside the index")
+        check_file(path)
     return paths
 
 
@@ -163,5 +199,5 @@ _KINDS: dict[str, Callable[[Path], Readers]] = {
     ".index.json": _read_sharded,
     ".npz": _read_npz,
     ".onnx": _read_onnx,
-    **dict.fromkeys((".pth", ".pt", ".bin"), torch_files.read),
+    **dict.fromkeys((".pth", ".pt", ".bin", ".pth.tar", ".ckpt"), torch_files.read),
 }

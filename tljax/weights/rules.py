@@ -5,11 +5,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from tljax.errors import InputError
+from tljax.weights.checked_files import one_line
 
 Shape = tuple[int | None, ...]  # None where any length will do
 
@@ -89,11 +92,37 @@ class Table:
     ignored: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
 
+    @cached_property
+    def by_source(self) -> dict[str, Rule]:
+        """The rule for each canonical name."""
+        return {rule.source: rule for rule in self.rules}
+
     def canonical(self, name: str) -> str:
-        """The name that the rules know an array by."""
+        """The name that the rules know an array by: without what trainers and wrappers put before it."""
+        rest = name
+        for _ in range(_MAX_WRAPPERS):
+            spelling = self._spelling(rest)
+            if spelling in self.by_source or self.ignores(spelling):
+                return spelling
+            wrapper = _WRAPPER.match(rest)
+            if wrapper is None:
+                break
+            rest = rest[wrapper.end() :]
+        return self._spelling(name)
+
+    def ignores(self, spelling: str) -> bool:
+        """Whether an array is left out on purpose."""
+        return any(re.fullmatch(pattern, spelling) for pattern in self.ignored)
+
+    def _spelling(self, name: str) -> str:
         for pattern, replacement in self.aliases:
             name = re.sub(pattern, replacement, name)
         return name
+
+
+# Of torch's DistributedDataParallel and compile, Lightning's and others' modules, TimmWrapper, DINO's teacher.
+_WRAPPER = re.compile(r"(module|_orig_mod|model|net|timm_model|teacher|backbone)\.")
+_MAX_WRAPPERS = 8
 
 
 class Conversion(NamedTuple):
@@ -118,36 +147,65 @@ def convert(
         InputError: a source name that no rule covers, a target left empty or filled twice, or a shape that differs;
             all such faults are listed together, with both sides' names.
     """
-    by_name = {rule.source: rule for rule in table.rules}
-    found: dict[str, list[tuple[Rule, str]]] = defaultdict(list)
-    ignored, unknown = [], []
-    for name in source:
-        canonical = table.canonical(name)
-        if canonical in by_name:
-            rule = by_name[canonical]
-            found[rule.target].append((rule, name))
-        elif any(re.fullmatch(pattern, canonical) for pattern in table.ignored):
-            ignored.append(name)
-        else:
-            unknown.append(f"no rule for source {name} {source[name].shape}{_nearest(canonical, by_name)}")
-    empty = [path for path in targets if path not in found and path not in optional]
-    faults = unknown + [f"nothing fills target {path} {targets[path]}{_nearest(path, found)}" for path in empty]
+    by_target, ignored, unknown = _sort(source, table)
+    empty = [path for path in targets if path not in by_target and path not in optional]
+    faults = [
+        f"no rule for source {name} {source[name].shape}{_nearest(table.canonical(name), table.by_source)}"
+        for name in unknown[:_SHOWN]
+    ]
+    faults += [f"nothing fills target {path} {targets[path]}{_nearest(path, by_target)}" for path in empty[:_SHOWN]]
+    hidden = len(unknown[_SHOWN:]) + len(empty[_SHOWN:])
     arrays = {}
-    for path, parts in found.items():
+    for path, parts in by_target.items():
         names = " + ".join(name for _, name in parts)
         if path not in targets:
             faults.append(f"source {names} goes to {path}, which the model lacks{_nearest(path, targets)}")
         elif len({rule.source for rule, _ in parts}) < len(parts):
             faults.append(f"target {path} is filled more than once: {names}")
+        elif (array := _join(source, parts, targets[path])) is None:
+            shapes = " + ".join(str(source[name].shape) for _, name in parts)
+            faults.append(f"source {names} {shapes} does not make target {path} {targets[path]}")
+        elif reason := _unusable(array):
+            faults.append(f"source {names} {reason}")
         else:
-            arrays[path] = _join(source, parts, targets[path])
-            if arrays[path] is None:
-                given = " + ".join(str(source[name].shape) for _, name in parts)
-                faults.append(f"source {names} {given} does not make target {path} {targets[path]}")
+            arrays[path] = array
     if faults:
-        shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise InputError(f"the checkpoint and the model do not fit: {shown}")
+        hidden += len(faults[_SHOWN:])
+        shown = "; ".join(faults[:_SHOWN]) + (f"; and {hidden} more" if hidden else "")
+        raise InputError(one_line(f"the checkpoint and the model do not fit: {shown}", 4000))
     return Conversion(arrays, tuple(ignored))
+
+
+_SHOWN = 8
+
+
+def _sort(
+    source: Mapping[str, np.ndarray], table: Table
+) -> tuple[dict[str, list[tuple[Rule, str]]], list[str], list[str]]:
+    """Returns the names that go to each target with their rules, those left out on purpose, and the unknown."""
+    by_target: dict[str, list[tuple[Rule, str]]] = defaultdict(list)
+    ignored, unknown = [], []
+    for name in source:
+        canonical = table.canonical(name)
+        if canonical in table.by_source:
+            rule = table.by_source[canonical]
+            by_target[rule.target].append((rule, name))
+        else:
+            (ignored if table.ignores(canonical) else unknown).append(name)
+    return by_target, ignored, unknown
+
+
+def _unusable(array: np.ndarray) -> str:
+    """Returns why an array cannot be weights, if so: its type, or a value that float32 has no number for."""
+    if array.dtype not in _FLOATS:
+        return f"is of {array.dtype}, no weights"
+    limit = float(np.finfo(np.float32).max)
+    if array.size and not (-limit <= float(array.min()) and float(array.max()) <= limit):
+        return "holds values that are not finite numbers (NaN or infinite): the file is damaged or its training failed"
+    return ""
+
+
+_FLOATS = [np.dtype(kind) for kind in (np.float32, np.float16, np.float64, ml_dtypes.bfloat16)]
 
 
 def unconvert(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tljax.errors import InputError
+from tljax.weights.checked_files import MAX_EXPANSION, SMALL
 
 SUFFIX = ".tar.gz"
 _SECTIONS = (":env:", "download", "global")  # of pip's configuration; the first that sets a key decides, as in pip
@@ -56,14 +57,29 @@ def member(archive: bytes, name: str, uri: str) -> bytes:
     """
     try:
         # All of it is unpacked first: tarfile does not miss what is cut off at the end, with gzip's checksum.
-        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(archive)), mode="r:") as tar:
-            files = {entry.name: entry for entry in tar if entry.isreg()}
+        content = _unpacked(archive)
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+            files = {entry.name: entry for entry in tar if entry.isreg() and entry.size <= len(content)}
             if name in files:
                 return tar.extractfile(files[name]).read()
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
         raise InputError(f"{uri}: a damaged archive ({error}); remove it from the cache and fetch it again") from error
     near = [other for other in files if Path(other).suffix == Path(name).suffix][:4]
     raise InputError(f"{uri}: no file {name} in it; it has {', '.join(near) or 'no such files'}")
+
+
+def _unpacked(archive: bytes) -> bytes:
+    """What gzip packed, of which weights become hardly smaller.
+
+    Raises:
+        ValueError: it is far more than an archive of that size holds.
+    """
+    limit = MAX_EXPANSION * len(archive) + SMALL
+    with gzip.GzipFile(fileobj=io.BytesIO(archive)) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{len(archive)} bytes that become more than {limit}")
+    return content
 
 
 def _normal(name: str) -> str:

