@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "scores": {"bootstrap"},
     "figures": {"scores", "storage"},
     "console": set(),
-    "storage": {"console"},
+    "buckets": set(),
+    "storage": {"buckets", "console"},
     "array_files": {"storage"},
     "lock": {"console", "storage"},
     "events": {"console", "storage"},
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "processes": {"console", "sharding"},
     "compiled": set(),
     "flops": set(),
-    "weights": {"preprocessing"},
+    "weights": {"buckets", "preprocessing"},
     "models": {"additions", "weights"},
     "optim": {"config", "tuning"},
     "phases": {"additions", "config", "optim", "strategies", "tuning"},
@@ -92,7 +93,7 @@ MAY_IMPORT = {
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
     "grids": set(),
-    "points": {"config", "fields", "heads", "selection", "workdir"},
+    "points": {"config", "fields", "heads", "selection", "storage", "workdir"},
     "joint": {
         *("config", "console", "features", "heads", "lock", "plan", "points", "run", "step", "stopping", "train"),
         "workdir",
@@ -101,8 +102,8 @@ MAY_IMPORT = {
     "launchers": {"console", "devices", "points", "slurm", "stopping", "workdir"},
     "status": {"console", "metrics", "points", "selection", "workdir"},
     "sweep": {
-        *("config", "console", "flags", "joint", "launchers", "metrics", "points", "selection", "status", "stopping"),
-        "workdir",
+        *("buckets", "config", "console", "flags", "joint", "launchers", "metrics", "points", "selection", "status"),
+        *("stopping", "workdir"),
     },
     "__main__": {"compiled", "stopping", "weights"},
 }

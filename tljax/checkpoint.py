@@ -51,9 +51,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Of the checkpoints that are there now, from the first to the latest."""
-        if not self._folder.exists():
-            return []
-        numbered = [path for path in self._folder.iterdir() if path.name.isdigit()]
+        numbered = [path for path in storage.children(self._folder) if path.name.isdigit()]
         return sorted(int(path.name) for path in numbered if (path / MANIFEST).exists())
 
     def keep_base(self, leaves: Mapping[str, Any]) -> None:
@@ -213,7 +211,7 @@ class Checkpoints:
 
     def _clean(self) -> None:
         """Removes what was being written or removed when a process died, and a base that no step refers to."""
-        begun = [path for path in self._folder.iterdir() if path.name.isdigit() or path.name.startswith(_BASE)]
+        begun = [path for path in storage.children(self._folder) if path.name.isdigit() or path.name.startswith(_BASE)]
         steps = self.steps
         for path in begun:
             if not (path / MANIFEST).exists() or (not steps and path.name.startswith(_BASE)):

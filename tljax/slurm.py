@@ -59,7 +59,7 @@ def launcher(options: argparse.Namespace) -> Callable[[Sequence[Job], Notice], N
     if options.jobs < 1:
         raise InputError(f"--jobs must be at least 1, not {options.jobs}")
     given = sbatch_options(options.sbatch)
-    return functools.partial(_run, folder=options.root / "logs", at_a_time=options.jobs, given=given)
+    return functools.partial(_run, folder=options.logs, at_a_time=options.jobs, given=given)
 
 
 def sbatch_options(given: Sequence[str]) -> dict[str, Any]:

