@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "scores": {"bootstrap"},
     "figures": {"scores", "storage"},
     "console": set(),
-    "storage": {"console"},
+    "buckets": set(),
+    "storage": {"buckets", "console"},
     "array_files": {"sealed", "storage"},
     "lock": {"console", "storage"},
     "events": {"console", "storage"},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "processes": {"console", "peers", "sharding", "stopping"},
     "compiled": set(),
     "flops": set(),
-    "weights": {"preprocessing", "sealed"},
+    "weights": {"buckets", "preprocessing", "sealed"},
     "models": {"additions", "weights"},
     "optim": {"config", "tuning"},
     "phases": {"additions", "config", "optim", "strategies", "tuning"},
@@ -102,7 +103,7 @@ MAY_IMPORT = {
         *("run", "scores", "sharding", "step", "stopping", "storage", "tuning", "workdir"),
     },
     "grids": set(),
-    "points": {"config", "fields", "heads", "selection", "workdir"},
+    "points": {"config", "fields", "heads", "selection", "storage", "workdir"},
     "joint": {
         *("config", "console", "features", "heads", "lock", "plan", "points", "run", "step", "stopping", "train"),
         "workdir",
@@ -111,8 +112,8 @@ MAY_IMPORT = {
     "launchers": {"console", "devices", "points", "slurm", "stopping", "workdir"},
     "status": {"console", "metrics", "points", "selection", "slurm", "workdir"},
     "sweep": {
-        *("config", "console", "flags", "joint", "launchers", "metrics", "points", "selection", "status", "stopping"),
-        "workdir",
+        *("buckets", "config", "console", "flags", "joint", "launchers", "metrics", "points", "selection", "status"),
+        *("stopping", "workdir"),
     },
     "__main__": {"compiled", "stopping", "weights"},
 }

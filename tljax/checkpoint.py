@@ -64,9 +64,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Of the checkpoints that are there now, from the first to the latest."""
-        if not self._folder.exists():
-            return []
-        numbered = [path for path in self._folder.iterdir() if _is_step(path.name)]
+        numbered = [path for path in storage.children(self._folder) if _is_step(path.name)]
         return sorted(int(path.name) for path in numbered if (path / MANIFEST).exists())
 
     def keep_base(self, leaves: Mapping[str, Any]) -> None:
@@ -237,7 +235,8 @@ class Checkpoints:
 
     def _clean(self) -> None:
         """Removes what was being written or removed when a process died, and a base that no step refers to."""
-        begun = [path for path in self._folder.iterdir() if _is_step(path.name) or path.name.startswith(_BASE)]
+        begun = storage.children(self._folder)
+        begun = [path for path in begun if _is_step(path.name) or path.name.startswith(_BASE)]
         steps = self.steps
         for path in begun:
             if not (path / MANIFEST).exists() or (not steps and path.name.startswith(_BASE)):

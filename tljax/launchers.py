@@ -226,7 +226,7 @@ def _peak(job: Job) -> int:
 
 # Name -> what makes it from the verb's options; `sweep` asks for one by `--launcher`.
 LAUNCHERS: dict[str, Callable[[argparse.Namespace], Launcher]] = {
-    "local": lambda options: functools.partial(beside, count=options.jobs, logs=options.root / "logs"),
+    "local": lambda options: functools.partial(beside, count=options.jobs, logs=options.logs),
     "print": lambda options: printed,
     "slurm": slurm.launcher,
 }

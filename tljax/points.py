@@ -3,12 +3,15 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tljax import heads, selection
+from etils import epath
+
+from tljax import heads, selection, storage
 from tljax.config import INDIFFERENT, Experiment
 from tljax.errors import InputError
 from tljax.fields import to_dict, with_values
@@ -28,7 +31,7 @@ class Point:
 
     overrides: Mapping[str, Any]
     experiment: Experiment
-    folder: Path
+    folder: epath.Path
 
     @property
     def name(self) -> str:
@@ -56,14 +59,14 @@ class Point:
         return ", ".join(f"{key.split('.')[-1]}={value}" for key, value in self.overrides.items() if key != "seed")
 
 
-def points(experiment: Experiment, overrides: Iterable[Mapping[str, Any]], root: Path) -> list[Point]:
+def points(experiment: Experiment, overrides: Iterable[Mapping[str, Any]], root: str | os.PathLike) -> list[Point]:
     """The runs of a sweep; all are checked before one begins.
 
     Args:
         experiment: the config.
         overrides: of each run, value by dotted key (`tuning.strategy`). A strategy takes the config's arguments along
             only if it is the config's.
-        root: the folder of their workdirs.
+        root: the folder of their workdirs, or a bucket.
 
     Raises:
         InputError: a key that does not exist, a value of another type, or one run twice.
@@ -81,10 +84,17 @@ def points(experiment: Experiment, overrides: Iterable[Mapping[str, Any]], root:
         name = hashlib.sha256(json.dumps(_content(made), sort_keys=True).encode()).hexdigest()[:10]
         if name in found:
             raise InputError(f"the sweep has one run twice: {dict(one)} and {dict(found[name].overrides)}")
-        found[name] = Point(dict(one), made, root / f"{made.tuning.strategy}-{name}")
+        found[name] = Point(dict(one), made, epath.Path(root) / f"{made.tuning.strategy}-{name}")
     if not found:
         raise InputError("the sweep yields no run")
     return list(found.values())
+
+
+def logs_folder(root: epath.Path) -> Path:
+    """Returns the folder for what a sweep's processes print: below the root, or of a bucket below `tljax-logs` here."""
+    if storage.is_remote(root):
+        return Path("tljax-logs", *os.fspath(root).partition("://")[2].strip("/").split("/"))
+    return Path(root) / "logs"
 
 
 def named(found: Sequence[Point], names: Sequence[str]) -> list[Point]:

@@ -57,7 +57,7 @@ def launcher(options: argparse.Namespace) -> Callable[[Sequence[Job], Notice], N
     except ImportError as error:
         raise InputError("--launcher=slurm needs submitit: pip install 'tljax[slurm]'") from error
     given = sbatch_options(options.sbatch)
-    return functools.partial(_run, folder=options.root / "logs", at_a_time=options.jobs, given=given)
+    return functools.partial(_run, folder=options.logs, at_a_time=options.jobs, given=given)
 
 
 def sbatch_options(given: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar
 
 from etils import epath
 
-from tljax import console
+from tljax import buckets, console
 from tljax.errors import InputError
 
 T = TypeVar("T")
@@ -29,9 +29,9 @@ Files = dict[str, list[Any]]  # relative name -> [size in bytes, SHA-256]
 
 
 def locate(path: str | os.PathLike) -> epath.Path:
-    """The absolute path of what is on a disk; or `gs://…`, `s3://…`, `az://…`, as etils and fsspec know them."""
-    found = epath.Path(os.fspath(path))
-    return found if is_remote(found) else epath.Path(Path(found).expanduser().absolute())
+    """Returns the absolute path of what is on a disk, or a bucket's URL, as `buckets.to_path` does."""
+    place = buckets.to_path(path)
+    return place if is_remote(place) else epath.Path(Path(place).expanduser().absolute())
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -227,9 +227,17 @@ def _json_kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
+def children(folder: epath.Path) -> list[epath.Path]:
+    """Returns what a folder has, by name; nothing where it is not there, as a bucket's folder before its first object."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
 def _walk(folder: epath.Path, prefix: str = "") -> dict[str, epath.Path]:
     found = {}
-    for path in folder.iterdir():
+    for path in children(folder):
         name = f"{prefix}{path.name}"
         found |= _walk(path, f"{name}/") if path.is_dir() else {name: path}
     return found

@@ -13,14 +13,15 @@ import statistics
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from tljax import console, flag_types, joint, launchers, selection, status, streams
+from etils import epath
+
+from tljax import buckets, console, flag_types, joint, launchers, selection, status, streams
 from tljax.config import Experiment
 from tljax.errors import InputError
 from tljax.flags import config_file, parse_experiment
 from tljax.metrics import JUDGED
-from tljax.points import Point, named, points, uneven
+from tljax.points import Point, logs_folder, named, points, uneven
 from tljax.stopping import Notice
 from tljax.workdir import Workdir
 
@@ -113,7 +114,7 @@ def _mean(done: Sequence[Point], split: str, metric: str) -> str:
     return f"{statistics.mean(values):.4f}{spread}" if values else ""
 
 
-def _found(experiment: Experiment, arguments: list[str], root: Path) -> list[Point]:
+def _found(experiment: Experiment, arguments: list[str], root: epath.Path) -> list[Point]:
     file, arg = config_file(arguments)
     overrides = runpy.run_path(file).get("sweep")
     if overrides is None:
@@ -124,9 +125,8 @@ def _found(experiment: Experiment, arguments: list[str], root: Path) -> list[Poi
 
 def _parser() -> argparse.ArgumentParser:
     parser = flag_types.Parser("python -m tljax sweep", description=__doc__)
-    parser.add_argument(
-        "--root", type=flag_types.local_path, required=True, help="required: the folder of the runs' workdirs"
-    )
+    told = "required: the folder or bucket of the runs' workdirs"
+    parser.add_argument("--root", type=flag_types.path, required=True, help=told)
     told = (
         "all (default) of every setting, then choose; chosen: the first of each, choose, then the chosen one's others"
     )
@@ -159,6 +159,8 @@ def _launched(options: argparse.Namespace, arguments: Sequence[str], notice: Not
 
 def main(arguments: list[str]) -> int:
     experiment, options = parse_experiment(_parser(), arguments)
+    root = buckets.to_path(options.root)
+    options.root, options.logs = root, logs_folder(root)
     found, tuned = _found(experiment, arguments, options.root), tuple(options.tuned.split(","))
     protocol = Protocol(tuned, options.seeds, options.peek_test)
     selection.methods(found, tuned)  # which knows these sections

