@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "buckets": set(),
     "storage": {"buckets", "console"},
     "array_files": {"sealed", "storage"},
-    "lock": {"console", "storage"},
+    "lock": {"buckets", "console", "storage"},
     "events": {"console", "storage"},
     "stopping": set(),
     "sharding": set(),
@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "checkpoint": {
         *("array_files", "config", "console", "lock", "metrics", "sharding", "step", "storage", "tuning"),
     },
-    "backbone": {"array_files", "config", "fields", "models", "preprocessing", "sealed", "weights"},
+    "backbone": {"array_files", "buckets", "config", "fields", "models", "preprocessing", "sealed", "weights"},
     "network": {
         *("additions", "backbone", "config", "data", "models", "preprocessing", "strategies"),
         "weights",

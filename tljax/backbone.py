@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tljax import array_files, sealed
+from tljax import array_files, buckets, sealed
 from tljax.config import BackboneConfig, Experiment
 from tljax.errors import InputError
 from tljax.fields import build, to_dict
@@ -28,7 +28,7 @@ from tljax.models.vit import ViT
 from tljax.preprocessing import Preprocessing
 from tljax.weights import CATALOG, PICTURE, Pretrained, configs, files
 from tljax.weights.rules import Shape, Table, convert
-from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, fetch_description, made_once, sha256_of
+from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, fetch_description, local_copy, made_once, sha256_of
 from tljax.weights.surgery import adapt_channels, resample_pos_embed
 
 POS_EMBED, POOLER = "params/stem/pos_embed", "params/pooler/"
@@ -165,9 +165,9 @@ def _described(config: BackboneConfig) -> Pretrained | None:
         if row := _read_folder(fetch_description(weights), config):
             module_of(row)  # judged before its weights are fetched
         return _read_folder(fetch(weights).parent, config)
-    if "://" in weights or not weights:
+    if not weights or ("://" in weights and buckets.scheme_of(weights) not in buckets.SCHEMES):
         return None
-    folder = Path(weights).expanduser()
+    folder = local_copy(weights)
     if not folder.exists():
         near = difflib.get_close_matches(weights, CATALOG, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "the names are in tljax/weights/catalog.csv"

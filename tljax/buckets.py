@@ -63,6 +63,11 @@ def version_of(path: epath.Path) -> str:
     return str(details.get("generation") or details.get("ETag") or details.get("etag") or details.get("created") or "")
 
 
+def modified(path: epath.Path) -> float:
+    """Returns when an object was last written, in seconds since 1970, by the bucket's clock."""
+    return filesystem(path).modified(os.fspath(path)).timestamp()
+
+
 def put(path: epath.Path, content: bytes, expected: str) -> str:
     """Writes an object only if it is still the one that `expected` names; returns its new version.
 

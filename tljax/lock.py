@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 from filelock import FileLock, Timeout
 
-from tljax import console, storage
+from tljax import buckets, console, storage
 from tljax.errors import InputError
 
 BEAT = 10.0  # seconds between two signs of life
@@ -180,10 +180,10 @@ class _DiskSign:
 
 
 class _BucketSign:
-    """`writer.json` in a bucket."""
+    """`writer.json` in a bucket, written only as long as it is what this process has seen there (`buckets.put`)."""
 
     def __init__(self, file: epath.Path):
-        self._file = file
+        self._file, self._version = file, ""
 
     def read(self) -> dict[str, Any] | None:
         """As `_DiskSign.read`."""
@@ -194,18 +194,23 @@ class _BucketSign:
 
     def claim(self, content: bytes, dead: dict[str, Any] | None) -> bool:
         """As `_DiskSign.claim`."""
-        self._file.write_bytes(content)
+        version = buckets.version_of(self._file) if dead else ""
+        if dead and self.read() != dead:
+            return False
+        try:
+            self._version = buckets.put(self._file, content, version)
+        except buckets.Conflict:
+            return False
         return True
 
     def renew(self, content: bytes, token: str) -> None:
         """As `_DiskSign.renew`."""
-        if (self.read() or {}).get("token") == token:
-            self._file.write_bytes(content)
+        with contextlib.suppress(buckets.Conflict):  # another has taken it over, which `check` will find
+            self._version = buckets.put(self._file, content, self._version)
 
     def remove(self, token: str) -> None:
         """As `_DiskSign.remove`."""
-        if (self.read() or {}).get("token") == token:
-            self._file.unlink()
+        buckets.remove(self._file, self._version)
 
 
 def check(folder: epath.Path) -> None:
@@ -225,7 +230,7 @@ def writer(folder: epath.Path) -> dict[str, Any] | None:
         return None
     try:
         if found["host"] != socket.gethostname():
-            return found if time.time() - (folder / _NAME).stat().mtime < 6 * BEAT else None
+            return found if time.time() - storage.modified(folder / _NAME) < 6 * BEAT else None
         os.kill(found["pid"], 0)
     except (ProcessLookupError, FileNotFoundError, OverflowError):
         return None

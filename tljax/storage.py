@@ -227,8 +227,13 @@ def _json_kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
+def modified(path: epath.Path) -> float:
+    """Returns when a file was last written, in seconds since 1970, by the clock of its disk or bucket."""
+    return buckets.modified(path) if is_remote(path) else path.stat().mtime
+
+
 def children(folder: epath.Path) -> list[epath.Path]:
-    """Returns what a folder has, by name; nothing where it is not there, as a bucket's folder before its first object."""
+    """Returns what a folder has, by name; nothing where it is not there, as in a bucket before its first object."""
     try:
         return sorted(folder.iterdir())
     except FileNotFoundError:

@@ -11,6 +11,7 @@ from tljax.config import TaskConfig
 from tljax.data.examples import Item, Source
 from tljax.data.labels import by_class, differing_in_case
 from tljax.errors import InputError
+from tljax.weights.sources import local_copy
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _IGNORED = ("thumbs.db", "desktop.ini")  # and whatever starts with a dot
@@ -27,7 +28,7 @@ def folder(path: str, config: TaskConfig) -> Source:
         InputError: there is no such folder; a class has no images, or is not in every split; with `on_error=stop`,
             something that should be an image by its suffix is no file.
     """
-    root, name = Path(path).expanduser(), f"folder:{path}"
+    root, name = local_copy(path), f"folder:{path}"
     if not root.is_dir():
         raise InputError(f"{name}: no such folder")
     places = _splits(root, name)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from tljax.config import TaskConfig
 from tljax.data.examples import Source
-from tljax.data.rows import Table, choose, to_source
-from tljax.data.table_files import KINDS, read_table
+from tljax.data.rows import Columns, Table, choose, to_source
+from tljax.data.table_files import KINDS, TableFile, read_table
+from tljax.weights.sources import local_copy
 
 
 def table(kind: str, path: str, config: TaskConfig) -> Source:
@@ -25,8 +26,20 @@ def table(kind: str, path: str, config: TaskConfig) -> Source:
         return choose(header, config, name).all
 
     file = read_table(path, kind, separator=config.separator, quote=config.quote, select=used)
-    rows = Table(name, file.columns, file.where, Path(path).expanduser().parent, faults=file.faults)
-    return to_source([rows], choose(file.header, config, name), config, file.sha256)
+    columns = choose(file.header, config, name)
+    rows = Table(name, file.columns, file.where, _folder(path, file, columns), faults=file.faults)
+    return to_source([rows], columns, config, file.sha256)
+
+
+def _folder(path: str, file: TableFile, columns: Columns) -> Path:
+    """Returns the folder that paths of images start from; of a table in a bucket, a copy of those that it names."""
+    if "://" not in path:
+        return Path(path).expanduser().parent
+    if columns.kind != "image":
+        return Path()
+    return local_copy(
+        path.rpartition("/")[0], [name for name in file.columns[columns.inputs[0]] if isinstance(name, str)]
+    )
 
 
 READERS = {kind: functools.partial(table, kind) for kind in KINDS}

