@@ -41,8 +41,6 @@ def template(value: Any) -> dict[str, Any]:
 
 def build(cls: type, values: Mapping[str, Any], path: str) -> Any:
     """A frozen dataclass from a dict, every key and type checked; `path` is its name in errors."""
-    if not isinstance(values, Mapping):
-        raise InputError(f"{path} must have keys, and is {type(values).__name__} {values!r}")
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.default is field.default_factory is dataclasses.MISSING and field.name not in values:
@@ -74,6 +72,8 @@ def _coerce(value: Any, kind: Any, path: str) -> Any:
     if isinstance(kind, types.UnionType):
         return None if value is None else _coerce(value, typing.get_args(kind)[0], path)
     if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{path} must have keys, and is {type(value).__name__} {value!r}")
         return build(kind, value, path)
     plain = typing.get_origin(kind) or kind
     if plain is tuple and isinstance(value, list | tuple):
