@@ -148,6 +148,15 @@ def test_a_writer_whose_folder_was_renamed_writes_to_neither(tmp_path, writer):
         pass
 
 
+def test_a_lock_that_someone_removed_does_not_let_a_second_writer_in(tmp_path, writer, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    assert writer("lock", str(tmp_path / "run")) == "ok"
+    (tmp_path / "run" / ".lock").unlink()
+    with pytest.raises(Taken, match=f"process {writer.process.pid} on"), Workdir(tmp_path / "run").locked():
+        pass
+    assert [writer("append", 1), writer("release")] == ["ok", "ok"]
+
+
 def test_a_writer_that_was_stopped_and_taken_over_stops(tmp_path, writer, monkeypatch):
     """On a disk without locks, as when a machine is paused: the other one sees no sign of life, and goes on."""
     monkeypatch.setattr(lock, "BEAT", 0.05)
