@@ -162,10 +162,10 @@ def test_json_of_another_shape_is_one_line_with_its_file_and_key(tmp_path, name)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_manifests_and_facts_of_another_shape(tmp_path, damage):
     array_files.write(epath.Path(tmp_path / "1"), {"w": np.ones(3)}, {})
-    array_files.save_tree(tmp_path / "2", {"w": np.ones(3)}, {})
+    array_files.save_tree(tmp_path / "2", {"w": np.ones(3)}, {"pretrained": {}, "ignored": [], "head": []})
+    array_files.load_facts(tmp_path / "2")
     (tmp_path / "1" / "manifest.json").write_bytes(DAMAGE[damage])
     (tmp_path / "2" / "tljax.json").write_bytes(DAMAGE[damage])
     assert array_files.wrong(epath.Path(tmp_path / "1")).startswith("manifest.json: ")
-    if damage != "no keys":
-        with pytest.raises(InputError, match=r"2: not a folder made by `tljax convert` \(.*tljax\.json: damaged"):
-            array_files.load_facts(tmp_path / "2")
+    with pytest.raises(InputError, match=r"2: not a folder made by `tljax convert` \(.*tljax\.json: damaged"):
+        array_files.load_facts(tmp_path / "2")

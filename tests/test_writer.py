@@ -135,7 +135,8 @@ def test_a_writer_whose_folder_was_removed_and_is_anothers_now_mixes_nothing_int
     assert another.metrics == [_row(1), _row(2)]
 
 
-def test_a_writer_whose_folder_was_renamed_writes_to_neither(tmp_path, writer):
+def test_a_writer_whose_folder_was_renamed_writes_to_neither(tmp_path, writer, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
     assert [writer("lock", str(tmp_path / "run")), writer("append", 1), writer("save", 1)] == ["ok"] * 3
     (tmp_path / "run").rename(tmp_path / "moved")
     before = _names(tmp_path / "moved")

@@ -24,6 +24,7 @@ from tljax.errors import InputError
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file that it writes
 
 MANIFEST = "manifest.json"
+_FACTS = {"pretrained": dict, "ignored": list, "head": list}  # that `tljax.json` must have
 _DESCRIPTORS = Path("/proc/self/fd")  # by number, the files and folders that this process has opened
 
 
@@ -127,7 +128,7 @@ def load_facts(folder: Path) -> dict[str, Any]:
         InputError: `folder` is not one that it made.
     """
     try:
-        return storage.read_json(epath.Path(folder / "tljax.json"), "convert it again")
+        return storage.read_json(epath.Path(folder / "tljax.json"), "convert it again", **_FACTS)
     except InputError as error:
         raise InputError(f"{folder}: not a folder made by `tljax convert` ({error})") from error
 

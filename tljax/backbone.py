@@ -101,7 +101,9 @@ def _described(weights: str) -> Pretrained | None:
         raise InputError(f"no backbone.weights {weights!r}, neither a path nor a name in the catalogue: {hint}")
     if (folder / "tljax.json").is_file():
         facts = array_files.load_facts(folder)
-        return build(Pretrained, {**facts["pretrained"], "uri": weights, "sha256": ""}, "tljax.json")
+        return build(
+            Pretrained, {**facts["pretrained"], "uri": weights, "sha256": ""}, f"{folder / 'tljax.json'}: pretrained"
+        )
     return configs.read(folder, weights) if folder.is_dir() else None
 
 
