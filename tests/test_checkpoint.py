@@ -363,9 +363,10 @@ def test_names_are_those_of_the_state(tmp_path):
 
 def test_a_tree_and_its_facts(tmp_path):
     tree = {"a": {"b": np.arange(5.0, dtype=np.float32)}, "c": np.ones((2, 3), np.float32)}
-    array_files.save_tree(tmp_path / "t", tree, {"x": 1})
+    facts = {"pretrained": {"x": 1}, "ignored": [], "head": []}
+    array_files.save_tree(tmp_path / "t", tree, facts)
     found = array_files.load_tree(tmp_path / "t")
-    assert array_files.load_facts(tmp_path / "t") == {"x": 1}
+    assert array_files.load_facts(tmp_path / "t") == facts
     np.testing.assert_array_equal(found["a"]["b"], tree["a"]["b"])
     assert isinstance(found["c"], np.ndarray)
     with pytest.raises(InputError, match="not a folder made by `tljax convert`"):

@@ -1,6 +1,7 @@
 """`evaluate`: predictions that are kept, other data and sizes, many runs, and runs that are watched."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -156,11 +157,12 @@ def test_predictions_that_are_gone_damaged_or_of_something_else_are_made_again(r
 
 def test_what_a_dead_evaluation_was_writing_is_taken_away(run):
     evaluate(run)
-    for name, age in (("4-test.parquet.0123.tmp", 120), ("12-test.tmp", 120), ("x.tmp", 0)):
-        path = run / "evaluations" / name
-        path.write_bytes(b"half")
-        os.utime(path, (time.time() - age,) * 2)
-    evaluate(run, "4")
+    for name in ("4-test.parquet.0123.tmp", "12-test.tmp", "x.tmp"):
+        (run / "evaluations" / name).write_bytes(b"half")
+    with (run / "evaluations" / "x.tmp").open("r+b") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        evaluate(run, "4")
+    assert "x.tmp" in _files(run)
     assert set(_files(run)) - {"x.tmp"} == {f"{step}-test.{kind}" for step in (4, 12) for kind in ("json", "parquet")}
 
 

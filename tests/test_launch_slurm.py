@@ -125,6 +125,10 @@ def test_what_is_in_the_queue_is_not_submitted_again(tmp_path, cluster, capsys):
         (job.points[0].folder / "wait").touch()
     with pytest.raises(Stopped):
         launcher(tmp_path / "runs")(jobs[:2], StopAt(3))
+    names = [job.points[0].folder.name for job in jobs]
+    queued = slurm.waiting(names, tmp_path / "runs" / "logs")
+    assert queued.keys() == {"point-0", "point-1"} and queued["point-1"].startswith("Slurm job 7_1 ")
+    assert slurm.waiting(names, tmp_path) == {}
     (cluster / "queue" / "7_1").unlink()  # cancelled, as far as the queue can tell
     with pytest.raises(Stopped):
         launcher(tmp_path / "runs")(jobs, StopAt(3))

@@ -157,7 +157,7 @@ def test_status_tells_how_far_each_point_is_and_computes_nothing(tmp_path, capsy
     Trainer(_accuracy, failing=[found[2].overrides])([found[2]], False)
     for point in found[3:6]:
         made.leave(point.folder, point.experiment, {}, curve=(0.1, 0.2), finished=False)
-    Workdir(found[3].folder).save_plan({"steps": 20})
+    Workdir(found[3].folder).save_plan({"steps": 30, "cost": {}, "cached": False, "frozen_digest": ""})
     sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     for point, host, pid in ((found[3], socket.gethostname(), sleeper.pid), (found[4], "elsewhere", 7)):
         (point.folder / "writer.json").write_text(json.dumps({"host": host, "pid": pid, "started": "now", "beats": 1}))
@@ -169,18 +169,22 @@ def test_status_tells_how_far_each_point_is_and_computes_nothing(tmp_path, capsy
     told = ["trained", "tested", "failed", "running", "running", "to do", "to do", "to do"]
     assert [one.state for one in states] == told
     assert states[0].validation == 0.75 and states[2].note == "the loss is nan"
-    assert (states[3].step, states[3].steps, states[3].seconds) == (20, 20, 2.0)
+    assert (states[3].step, states[3].steps, states[3].seconds, states[3].left) == (20, 30, 2.0, 1.0)
     status.show(found)
     shown = capsys.readouterr().out
     assert (
         "8 points: 1 tested, 1 trained, 2 running, 1 failed, 3 to do" in shown
         and f"{found[2].name} failed: the loss is nan" in shown
     )
-    assert f"{found[3].name} running: step 20 of 20, process {sleeper.pid} on {socket.gethostname()}" in shown
+    running = "step 20 of 30, validation accuracy 0.2000 at step 20, 0:00:01 left, process"
+    assert f"{found[3].name} running: {running} {sleeper.pid} on {socket.gethostname()}" in shown
+    assert f"{found[5].name} to do: step 20 of ?, validation accuracy 0.2000 at step 20\n" in shown
     assert "tested 1; trained 0" in shown and "0.6250" in shown  # one setting, its mean over both seeds
     assert "running 1; failed 0" in shown
     sleeper.communicate(b"\n")
     assert status.standing(found[3]).state == "to do"  # its process is dead
+    (found[0].folder / "result.json").write_text("[]")
+    assert "result.json: damaged" in status.standing(found[0]).note
 
 
 def test_a_point_that_another_has_is_told_apart_from_one_that_fails(tmp_path):

@@ -26,6 +26,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file t
 MANIFEST = "manifest.json"
 _DESCRIPTORS = Path("/proc/self/fd")  # by number, the files and folders that this process has opened
 _FACTS = "tljax.json"
+_KINDS = {"pretrained": dict, "ignored": list, "head": list}  # of what it must have
 
 
 class Damaged(InputError):
@@ -130,7 +131,7 @@ def load_facts(folder: Path) -> dict[str, Any]:
     """
     _check(folder, (_FACTS,))
     try:
-        return storage.read_json(epath.Path(folder / _FACTS), "convert it again")
+        return storage.read_json(epath.Path(folder / _FACTS), "convert it again", **_KINDS)
     except InputError as error:
         raise InputError(f"{folder}: not a folder made by `tljax convert` ({error})") from error
 

@@ -174,7 +174,8 @@ def _described(config: BackboneConfig) -> Pretrained | None:
         raise InputError(f"no backbone.weights {weights!r}, neither a path nor a name in the catalogue: {hint}")
     if (folder / "tljax.json").is_file():
         facts = array_files.load_facts(folder)
-        row = build(Pretrained, {**facts["pretrained"], "uri": weights, "sha256": ""}, "tljax.json")
+        where = f"{folder / 'tljax.json'}: pretrained"
+        row = build(Pretrained, {**facts["pretrained"], "uri": weights, "sha256": ""}, where)
         return row if row.origins else dataclasses.replace(row, origins=dict.fromkeys((*PICTURE, "pool"), "tljax.json"))
     return _read_folder(folder, config) if folder.is_dir() else None
 

@@ -103,10 +103,16 @@ class Lock:
     def _claim(self) -> None:
         """Puts this process's name where none is, or that of one that is dead."""
         holder = self._sign.read()
-        if holder and (not self._system or holder["host"] not in ("", socket.gethostname())):
+        if holder and (not self._system or self._may_live(holder)):
             self._wait_for_death(holder)
         if not self._sign.claim(self._content(), holder):
             raise self._refused(self._sign.read())
+
+    def _may_live(self, holder: dict[str, Any]) -> bool:
+        """Returns whether a writer may live although its lock is free: elsewhere, or where someone removed `.lock`."""
+        if holder["host"] != socket.gethostname():
+            return bool(holder["host"])
+        return self._key in _HELD if holder["pid"] == os.getpid() else _runs(holder["pid"])
 
     def _wait_for_death(self, holder: dict[str, Any]) -> None:
         wait = 3 * BEAT
@@ -231,12 +237,9 @@ def writer(folder: epath.Path) -> dict[str, Any] | None:
     try:
         if found["host"] != socket.gethostname():
             return found if time.time() - storage.modified(folder / _NAME) < 6 * BEAT else None
-        os.kill(found["pid"], 0)
-    except (ProcessLookupError, FileNotFoundError, OverflowError):
+    except FileNotFoundError:
         return None
-    except PermissionError:  # another user's
-        pass
-    return found
+    return found if _runs(found["pid"]) else None
 
 
 def clear(folder: epath.Path) -> None:
@@ -265,6 +268,16 @@ def _parsed(content: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     return {"host": "", "pid": 0, "started": "", "content": content}
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def _name(holder: dict[str, Any]) -> str:

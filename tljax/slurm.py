@@ -56,6 +56,10 @@ def launcher(options: argparse.Namespace) -> Callable[[Sequence[Job], Notice], N
         import submitit  # noqa: F401
     except ImportError as error:
         raise InputError("--launcher=slurm needs submitit: pip install 'tljax[slurm]'") from error
+    if odd := {"%", "\\"} & set(str(options.logs.absolute())):
+        raise InputError(
+            f"--root={options.root}: Slurm takes {odd.pop()} in the path of a log for a pattern; leave it out"
+        )
     given = sbatch_options(options.sbatch)
     return functools.partial(_run, folder=options.logs, at_a_time=options.jobs, given=given)
 

@@ -215,9 +215,9 @@ def _check_best(run: Run) -> None:
 
 def _keep(found: Predictions, folder: Workdir, checkpoints: Checkpoints, step: int, name: str, split: Split) -> None:
     """Stores predictions of the last step as `evaluate` would, which then need not compute them."""
-    path = folder.evaluations / f"{name_of(step, name)}.parquet"
+    file = f"{name_of(step, name)}.parquet"
     facts = facts_of(folder.load(), checkpoints, step, name, split)
-    storage.persistently(lambda: found.save(path, facts), str(path))
+    storage.persistently(lambda: found.save(folder.evaluations / file, facts), f"{folder.path}/evaluations/{file}")
 
 
 def digest_of(run: Run, state: State) -> str:

@@ -90,9 +90,12 @@ class Workdir:
             return
         facts = {"versions": versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
         self.check()
-        for name, file in tokenizer.files.items() if tokenizer else ():
-            (self.path / "tokenizer").mkdir(exist_ok=True)
-            storage.write_whole(self.path / "tokenizer" / name, file.read_bytes())
+        try:
+            for name, file in tokenizer.files.items() if tokenizer else ():
+                (self.path / "tokenizer").mkdir(exist_ok=True)
+                storage.write_whole(self.path / "tokenizer" / name, file.read_bytes())
+        except OSError as error:
+            raise _unwritable(self.path / "tokenizer", error) from error
         self._write(self._config, mine | facts)
 
     @property
@@ -220,12 +223,12 @@ class Workdir:
         Raises:
             InputError: the disk does not take what is left.
         """
-        content = _content(self._metrics)
-        lines = [(line, _row(line)) for line in content.splitlines()]
-        kept = [(line, row) for line, row in lines if row is not None and row["step"] <= step]
-        whole, torn = b"".join(line + b"\n" for line, _ in kept), [line for line, row in lines if row is None]
         self.check()
         try:
+            content = _content(self._metrics)
+            lines = [(line, _row(line)) for line in content.splitlines()]
+            kept = [(line, row) for line, row in lines if row is not None and row["step"] <= step]
+            whole, torn = b"".join(line + b"\n" for line, _ in kept), [line for line, row in lines if row is None]
             if torn:
                 self._set_aside(b"\n".join(torn))
             if whole != content:
