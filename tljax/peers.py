@@ -93,7 +93,9 @@ class Peers:
         try:
             listener = _listen(self._port)
         except OSError as error:
-            told = f"{self._name(0, socket.gethostname())} cannot listen at port {self._port} ({error.strerror})"
+            told = (
+                f"{self._name(0, socket.gethostname())} cannot listen at port {self._port} ({os.strerror(error.errno)})"
+            )
             raise Lost(f"{told}: end what listens there, or give another port in --coordinator") from error
         self._selector.register(listener, selectors.EVENT_READ, None)
         self._service = _free_port()
@@ -140,7 +142,7 @@ class Peers:
                 how = "has died before all had come" if "welcome" in message else "is not what listens there"
                 raise Lost(f"{what} {how}: see what it said, or whether the port is taken") from error
         if "refused" in message:
-            raise InputError(message["refused"])
+            raise (Lost if message["again"] else InputError)(message["refused"])
         first.host = str(message.get("welcome"))
         self._peers[0] = first
         self._selector.register(first.connection, selectors.EVENT_READ, first)
@@ -213,7 +215,7 @@ class Peers:
                 f"process {number} of {count} has come to process 0 already: is this another run at the same port?"
             )
         if refused:
-            peer.send(refused=refused)
+            peer.send(refused=refused, again=not self._unlike)
             if self._unlike:
                 self._complete.set()
             return

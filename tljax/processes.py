@@ -84,8 +84,9 @@ def _end(peers: Peers, error: BaseException) -> NoReturn:
             status, reason = LOST, f"{lost}: the same command goes on from the last step saved"
         else:
             traceback.print_exception(error)
-    prefix = "" if isinstance(error, Stopped) else "error: "
-    print(prefix + in_one_line(reason), file=sys.stderr, flush=True)
+    if status != 1:
+        prefix = "" if isinstance(error, Stopped) else "error: "
+        print(prefix + in_one_line(reason), file=sys.stderr, flush=True)
     sys.stdout.flush()
     peers.leave(status, reason)
     os._exit(status)
