@@ -122,7 +122,7 @@ def test_another_run_at_the_port_is_left_alone():
     first, second = _start(2, port)
     assert _printed(first)[0] == 75
     status, printed = _printed(second)
-    assert status == 75 and "has come to process 0 already: is this another run at the same port?" in printed
+    assert status == 75 and "has all that it waited for: is it of another run?" in printed
     assert all(process.poll() is None for process in processes)
     for process in processes:
         process.kill()

@@ -93,9 +93,8 @@ class Peers:
         try:
             listener = _listen(self._port)
         except OSError as error:
-            told = (
-                f"{self._name(0, socket.gethostname())} cannot listen at port {self._port} ({os.strerror(error.errno)})"
-            )
+            told = f"{self._name(0, socket.gethostname())} cannot listen at port {self._port}"
+            told += f" ({os.strerror(error.errno)})"
             raise Lost(f"{told}: end what listens there, or give another port in --coordinator") from error
         self._selector.register(listener, selectors.EVENT_READ, None)
         self._service = _free_port()
@@ -112,6 +111,11 @@ class Peers:
         """Which have not come yet, as far as is known here: `process 2` …; empty if all have."""
         numbers = range(1, self.count) if self.number == 0 else ()
         return ", ".join(f"process {number}" for number in numbers if number not in self._peers)
+
+    def refuse(self, reason: str) -> None:
+        """Tells those that have come that the run does not begin."""
+        for peer in self._peers.values():
+            peer.send(refused=reason, again=False)
 
     def leave(self, status: int = 0, reason: str = "") -> None:
         """Tells the others that this process ends, so that they do not count it as lost; waits for them if `status`."""
@@ -204,20 +208,17 @@ class Peers:
 
     def _greet(self, peer: _Peer, hello: dict[str, Any]) -> None:
         number, count = hello.get("number"), hello.get("count")
-        refused = ""
-        if hello.get("tljax") != "peer" or not isinstance(number, int):
-            refused = "this is a run of tljax"
-        elif count != self.count:
-            refused = f"process {number} was started as one of {count}, process 0 of {self.count}: give all the same"
-            self._unlike = self._unlike or refused
-        elif self._complete.is_set() or number in self._peers or not 0 < number < self.count:
-            refused = (
-                f"process {number} of {count} has come to process 0 already: is this another run at the same port?"
+        if hello.get("tljax") != "peer" or self._complete.is_set() or number in self._peers:
+            told = f"process 0 of {self.count} at port {self._port} has all that it waited for"
+            peer.send(refused=f"{told}: is it of another run? Give each a port of its own", again=True)
+            return
+        if count != self.count or number not in range(1, self.count):
+            self._unlike = (
+                f"process {number} was started as one of {count}, process 0 of {self.count}: give all the same"
             )
-        if refused:
-            peer.send(refused=refused, again=not self._unlike)
-            if self._unlike:
-                self._complete.set()
+            peer.send(refused=self._unlike, again=False)
+            self.refuse(self._unlike)
+            self._complete.set()
             return
         peer.number, peer.host = number, str(hello.get("host"))
         self._peers[number] = peer

@@ -111,7 +111,9 @@ def _join(options: argparse.Namespace) -> Peers | None:
     def late() -> None:
         missing = f" ({peers.missing})" if peers.missing else ""
         told = f"{what} waited {options.join_timeout} s for the others{at}{missing}: are all started, and do they"
-        print(f"error: {told} reach it? --join-timeout=S waits longer", file=sys.stderr, flush=True)
+        told += " reach it? --join-timeout=S waits longer"
+        print(f"error: {told}", file=sys.stderr, flush=True)
+        peers.refuse(told)
         os._exit(2)
 
     # By itself, jax aborts the process when its time is over.
