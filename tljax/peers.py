@@ -96,6 +96,7 @@ class Peers:
             told = f"{self._name(0, socket.gethostname())} cannot listen at port {self._port}"
             told += f" ({os.strerror(error.errno)})"
             raise Lost(f"{told}: end what listens there, or give another port in --coordinator") from error
+        listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, None)
         self._service = _free_port()
         if self.count == 1:
@@ -249,15 +250,17 @@ class Peers:
         self._end(told, LOST)
 
     def _end(self, told: str, status: int) -> NoReturn:
-        print(f"error: {in_one_line(told)}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        with contextlib.suppress(OSError):  # what is unread when a connection is closed would take back what was sent
+        try:
+            print(f"error: {in_one_line(told)}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            # What is unread when a connection is closed would take back what was sent.
             until = time.monotonic() + BEAT / 2
             while self.number == 0 and time.monotonic() < until:
                 for key, _ in self._selector.select(BEAT / 10):
                     if key.data and not key.fileobj.recv(1 << 16):
                         self._selector.unregister(key.fileobj)
-        os._exit(status)
+        finally:
+            os._exit(status)
 
     def _name(self, number: int, host: str) -> str:
         return f"process {number} of {self.count}" + (f" on {host}" if host else "")

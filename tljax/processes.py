@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jax._src import clusters
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -143,6 +142,8 @@ def _place(options: argparse.Namespace) -> tuple[str, int, int, list[int] | None
     if options.coordinator not in ("", "auto"):
         _check(options)
         return options.coordinator, options.num_processes, options.process_id, None
+    from jax._src import clusters  # what jax.distributed.initialize itself asks, which does not tell
+
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     try:
         found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
