@@ -1,6 +1,8 @@
 """Processes of one run that do not find each other, or lose one."""
 
 import argparse
+import hashlib
+import json
 import os
 import signal
 import socket
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests.conftest import PATIENCE, ROOT
@@ -17,6 +20,7 @@ from tljax.checkpoint import Checkpoints
 from tljax.config import CheckpointConfig
 from tljax.errors import InputError
 from tljax.metrics import JUDGED
+from tljax.stopping import SAVED
 
 pytestmark = pytest.mark.unoptimised
 
@@ -108,7 +112,40 @@ def test_who_waits_in_vain_says_for_whom_and_how_long(number):
 def test_where_nobody_says_where_the_others_are_it_is_said():
     status, told, _ = _alone("--coordinator=auto")
     assert status == 2, told
-    assert "error: this process cannot join the others" in told and "coordinator_address should be defined" in told
+    assert "error: this process cannot join the others: nothing here says where they are; give --coordinator=" in told
+
+
+def test_processes_that_differ_all_learn_in_what(monkeypatch):
+    mine, other = {"config": {"steps": 4, "seed": 0}, "data": "a"}, {"config": {"steps": 4, "seed": 1}, "data": "bc"}
+    told = [json.dumps(facts, sort_keys=True).encode() for facts in (mine, other)]
+    longest = max(map(len, told))
+    answers = [
+        [np.frombuffer(hashlib.sha256(one).digest(), np.uint8) for one in told],
+        [len(one) for one in told],
+        [np.frombuffer(one.ljust(longest), np.uint8) for one in told],
+    ]
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", lambda _: np.stack(answers.pop(0)))
+    line = "must be alike: config.seed is 0 in process 0, 1 in process 1; data is 'a' in process 0, 'bc' in process 1: "
+    with pytest.raises(InputError, match=line):
+        processes.agree(mine)
+    answers = [[np.zeros(32, np.uint8)] * 2]
+    processes.agree(mine)
+
+
+@pytest.mark.slow
+def test_processes_of_different_configs_do_not_train_together(tmp_path):
+    address, run = f"--coordinator=127.0.0.1:{_free_port()}", tmp_path / "run"
+    rates = [f"--config.optim.learning_rate={rate}" for rate in ("0.001", "0.002")]
+    started = [
+        _start(run, rate, "--config.input.workers=1" if i else "", address, "--num-processes=2", f"--process-id={i}")
+        for i, rate in enumerate(rates)
+    ]
+    for process in started:
+        told = _end(process, 2)
+        assert "config.optim.learning_rate is 0.001 in process 0, 0.002 in process 1: start all" in told
+        assert "input.workers" not in told
+    assert not run.exists()
 
 
 @pytest.mark.slow
@@ -122,12 +159,14 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on_from_what_was_saved(
 
     started = pair(*long)
     _at(run, 30, *started)
+    began = time.monotonic()
     started[lost].send_signal(signal.SIGKILL)
     told, _ = started[1 - lost].communicate(timeout=PATIENCE)
     started[lost].communicate()
-    assert started[1 - lost].returncode in (processes.LOST, -signal.SIGABRT), told[-3000:]
-    if started[1 - lost].returncode == processes.LOST:
-        assert f"error: process {1 - lost} of 2 lost another" in told
+    assert started[1 - lost].returncode == SAVED, told[-3000:]
+    assert f"error: process {lost} of 2 on {socket.gethostname()} is gone" in told
+    assert told.count("error") == 1 and "Traceback" not in told and "stack trace" not in told
+    assert time.monotonic() - began < 20
     kept = Checkpoints(_path(run), JUDGED["single_label"], CheckpointConfig()).newest()
     assert kept >= 20
     flags = ("--config.steps=4000", "--config.checkpoint.every=10", "--max-seconds=0.001")

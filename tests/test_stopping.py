@@ -48,6 +48,21 @@ def test_a_signal_is_noted_within_a_loop_and_stops_at_once_without():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_terminal_that_closes_is_heard_once_and_under_nohup_not_at_all():
+    with Notice().listening() as notice, notice.held():
+        for _ in range(2):
+            signal.raise_signal(signal.SIGHUP)
+            time.sleep(0.1)
+        assert notice.reason() == "SIGHUP"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Notice().listening() as notice, notice.held():
+            signal.raise_signal(signal.SIGHUP)
+            assert notice.reason() == ""
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_time_limit_leaves_room_for_what_took_longest(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -9,6 +9,7 @@ from etils import epath
 from jaxtyping import Float, Int, Num
 
 from tljax import scores, storage
+from tljax.streams import in_one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +83,7 @@ def confusions(counts: Num[np.ndarray, "classes classes"], classes: Sequence[str
     axes.grid(False)
     axes.set(xlabel="predicted", ylabel="label", xticks=[], yticks=[])
     if len(classes) <= _NAMED:
-        names = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
+        names = [name if len(name) <= 24 else name[:23] + "…" for name in map(in_one_line, classes)]
         middles = np.arange(len(names)) + 0.5
         axes.set_xticks(middles, names, rotation=90, parse_math=False)  # a name may have a $
         axes.set_yticks(middles, names, parse_math=False)

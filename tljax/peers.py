@@ -93,8 +93,10 @@ class Peers:
         try:
             listener = _listen(self._port)
         except OSError as error:
-            told = f"{self._name(0, socket.gethostname())} cannot listen at port {self._port} ({error.strerror})"
+            told = f"{self._name(0, socket.gethostname())} cannot listen at port {self._port}"
+            told += f" ({os.strerror(error.errno)})"
             raise Lost(f"{told}: end what listens there, or give another port in --coordinator") from error
+        listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, None)
         self._service = _free_port()
         if self.count == 1:
@@ -110,6 +112,11 @@ class Peers:
         """Which have not come yet, as far as is known here: `process 2` …; empty if all have."""
         numbers = range(1, self.count) if self.number == 0 else ()
         return ", ".join(f"process {number}" for number in numbers if number not in self._peers)
+
+    def refuse(self, reason: str) -> None:
+        """Tells those that have come that the run does not begin."""
+        for peer in self._peers.values():
+            peer.send(refused=reason, again=False)
 
     def leave(self, status: int = 0, reason: str = "") -> None:
         """Tells the others that this process ends, so that they do not count it as lost; waits for them if `status`."""
@@ -140,7 +147,7 @@ class Peers:
                 how = "has died before all had come" if "welcome" in message else "is not what listens there"
                 raise Lost(f"{what} {how}: see what it said, or whether the port is taken") from error
         if "refused" in message:
-            raise InputError(message["refused"])
+            raise (Lost if message["again"] else InputError)(message["refused"])
         first.host = str(message.get("welcome"))
         self._peers[0] = first
         self._selector.register(first.connection, selectors.EVENT_READ, first)
@@ -202,20 +209,17 @@ class Peers:
 
     def _greet(self, peer: _Peer, hello: dict[str, Any]) -> None:
         number, count = hello.get("number"), hello.get("count")
-        refused = ""
-        if hello.get("tljax") != "peer" or not isinstance(number, int):
-            refused = "this is a run of tljax"
-        elif count != self.count:
-            refused = f"process {number} was started as one of {count}, process 0 of {self.count}: give all the same"
-            self._unlike = self._unlike or refused
-        elif self._complete.is_set() or number in self._peers or not 0 < number < self.count:
-            refused = (
-                f"process {number} of {count} has come to process 0 already: is this another run at the same port?"
+        if hello.get("tljax") != "peer" or self._complete.is_set() or number in self._peers:
+            told = f"process 0 of {self.count} at port {self._port} has all that it waited for"
+            peer.send(refused=f"{told}: is it of another run? Give each a port of its own", again=True)
+            return
+        if count != self.count or number not in range(1, self.count):
+            self._unlike = (
+                f"process {number} was started as one of {count}, process 0 of {self.count}: give all the same"
             )
-        if refused:
-            peer.send(refused=refused)
-            if self._unlike:
-                self._complete.set()
+            peer.send(refused=self._unlike, again=False)
+            self.refuse(self._unlike)
+            self._complete.set()
             return
         peer.number, peer.host = number, str(hello.get("host"))
         self._peers[number] = peer
@@ -246,15 +250,17 @@ class Peers:
         self._end(told, LOST)
 
     def _end(self, told: str, status: int) -> NoReturn:
-        print(f"error: {in_one_line(told)}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        with contextlib.suppress(OSError):  # what is unread when a connection is closed would take back what was sent
+        try:
+            print(f"error: {in_one_line(told)}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            # What is unread when a connection is closed would take back what was sent.
             until = time.monotonic() + BEAT / 2
             while self.number == 0 and time.monotonic() < until:
                 for key, _ in self._selector.select(BEAT / 10):
                     if key.data and not key.fileobj.recv(1 << 16):
                         self._selector.unregister(key.fileobj)
-        os._exit(status)
+        finally:
+            os._exit(status)
 
     def _name(self, number: int, host: str) -> str:
         return f"process {number} of {self.count}" + (f" on {host}" if host else "")

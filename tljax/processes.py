@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jax._src import clusters
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -84,8 +83,9 @@ def _end(peers: Peers, error: BaseException) -> NoReturn:
             status, reason = LOST, f"{lost}: the same command goes on from the last step saved"
         else:
             traceback.print_exception(error)
-    prefix = "" if isinstance(error, Stopped) else "error: "
-    print(prefix + in_one_line(reason), file=sys.stderr, flush=True)
+    if status != 1:
+        prefix = "" if isinstance(error, Stopped) else "error: "
+        print(prefix + in_one_line(reason), file=sys.stderr, flush=True)
     sys.stdout.flush()
     peers.leave(status, reason)
     os._exit(status)
@@ -110,7 +110,9 @@ def _join(options: argparse.Namespace) -> Peers | None:
     def late() -> None:
         missing = f" ({peers.missing})" if peers.missing else ""
         told = f"{what} waited {options.join_timeout} s for the others{at}{missing}: are all started, and do they"
-        print(f"error: {told} reach it? --join-timeout=S waits longer", file=sys.stderr, flush=True)
+        told += " reach it? --join-timeout=S waits longer"
+        print(f"error: {told}", file=sys.stderr, flush=True)
+        peers.refuse(told)
         os._exit(2)
 
     # By itself, jax aborts the process when its time is over.
@@ -140,6 +142,8 @@ def _place(options: argparse.Namespace) -> tuple[str, int, int, list[int] | None
     if options.coordinator not in ("", "auto"):
         _check(options)
         return options.coordinator, options.num_processes, options.process_id, None
+    from jax._src import clusters  # what jax.distributed.initialize itself asks, which does not tell
+
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     try:
         found = clusters.ClusterEnv.auto_detect_unset_distributed_params(

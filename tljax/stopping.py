@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 
 SAVED = 75  # the exit status, sysexits.h's EX_TEMPFAIL: all is saved, the same command goes on
-# A person, a scheduler before it takes the machine away, and what Slurm's --signal=USR1@60 sends.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# A scheduler before it takes the machine away, a person, what Slurm's --signal=USR1@60 sends, a terminal that closes.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -40,7 +40,8 @@ class Notice:
         wakes.setblocking(False)
         # Python's own handlers wait while the main thread compiles; this thread does not.
         threading.Thread(target=_count, args=(heard,), daemon=True).start()
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()  # by nohup
+        before = {number: signal.signal(number, self._hear) for number in SIGNALS if number not in ignored}
         wakeup = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
         try:
             yield self
@@ -87,8 +88,10 @@ def _count(heard: socket.socket) -> None:
     count = 0
     while found := heard.recv(1):
         if found[0] in SIGNALS:
-            count += 1
             name = signal.Signals(found[0]).name
+            if count and found[0] == signal.SIGHUP:  # a terminal's shell and the system both send it
+                continue
+            count += 1
             if count > 1:
                 os._exit(128 + found[0])
             with contextlib.suppress(OSError, ValueError):  # a console that is gone: this thread must live

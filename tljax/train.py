@@ -168,7 +168,8 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
     needed = memory.predict(run)
     memory.check(needed)
     state = run.init_state()
-    processes.agree({"weights": tuning.digest(sharding.gathered(_variables(state)))} if processes.part()[1] > 1 else {})
+    if processes.part()[1] > 1:
+        processes.agree({"weights": _digests(state)})
     frozen = digest_of(run, state)
     if processes.is_first():
         folder.save_plan(found | {"peak_bytes": needed["peak"], "frozen_digest": frozen})
@@ -176,8 +177,10 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
     return state, seconds, waited
 
 
-def _variables(state: State) -> dict[str, jax.Array]:
-    return {name: leaf for name, leaf in named(state).items() if name.startswith(("params/", "batch_stats/"))}
+def _digests(state: State) -> dict[str, str]:
+    """Name -> the beginning of the SHA-256 of each parameter and stored statistic, in this process."""
+    leaves = {name: leaf for name, leaf in named(state).items() if name.startswith(("params/", "batch_stats/"))}
+    return {name: tuning.digest({name: leaf})[:12] for name, leaf in sharding.gathered(leaves).items()}
 
 
 def _find(folder: Workdir, checkpoints: Checkpoints) -> tuple[int, bool, float, float]:

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 from tljax import console
 from tljax.data.examples import Split, Task, values_of
+from tljax.streams import in_one_line
 
 _SHOWN = 20  # classes in a table
 _PAIRS = 5  # examples of a finding
@@ -247,7 +248,7 @@ def contact_sheet(
         for axes in row:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-        label = name if len(name) <= 24 else name[:23] + "…"
+        label = in_one_line(name if len(name) <= 24 else name[:23] + "…")
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", parse_math=False)  # a name may have a $
     figure.suptitle(title, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)

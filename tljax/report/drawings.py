@@ -11,6 +11,7 @@ from tljax.report.judged import pooled
 from tljax.report.numbers import compact
 from tljax.report.section import Method, Section
 from tljax.report.style import COLOURS, GRID, INK, MARKERS, Drawing
+from tljax.streams import in_one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -206,7 +207,7 @@ def _recall(method: Method) -> np.ndarray:
 
 
 def _classes(section: Section) -> Sequence[str]:
-    return section.runs[0].resolved.classes
+    return [in_one_line(name) for name in section.runs[0].resolved.classes]
 
 
 def _short(name: str, most: int = 18) -> str:

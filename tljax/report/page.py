@@ -10,6 +10,7 @@ from tljax.report.runs import Run, Unfinished
 from tljax.report.section import LeftOut, Method, Section, Setting
 from tljax.report.statistics import mean_and_deviation
 from tljax.report.style import COLOURS, GLYPHS, Drawing, inline
+from tljax.streams import shown
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ def page(
 
     loader = PackageLoader("tljax.report", "assets")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
     numbers = {run: number for number, run in enumerate((run for one in sections for run in one.runs), 1)}
-    shown = [_section(f"s{i}", section, of) for i, (section, of) in enumerate(zip(sections, drawn, strict=True), 1)]
+    listed = [_section(f"s{i}", section, of) for i, (section, of) in enumerate(zip(sections, drawn, strict=True), 1)]
     runs = counted(len(numbers), "finished run")
     return environment.get_template("page.html").render(
         title=", ".join(section.title for section in sections),
         summary=f"{runs}, {counted(sum(len(section.methods) for section in sections), 'method')}",
-        sections=shown,
+        sections=listed,
         number=numbers,
         unfinished=unfinished,
         command=command,
@@ -51,6 +52,10 @@ def page(
         js=_text("page.js"),
         nothing=NOTHING,
     )
+
+
+def _shown(value: Any) -> Any:
+    return shown(value) if type(value) is str else value
 
 
 def _text(name: str) -> str:
