@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 from tljax.errors import InputError
-from tljax.weights.surgery import check_distinct
 
 Label = int | float | tuple[int, ...] | tuple[float, ...]
 
@@ -111,17 +111,17 @@ def among(task: Task, classes: Sequence[str]) -> Task:
         InputError: the task has a class that is not among them (the nearest is named), or lacks a value; or a name is
             there twice.
     """
-    check_distinct(task.classes, task.name)
-    check_distinct(classes, "the run")
-    for name in task.classes:
-        if name not in classes:
-            near = difflib.get_close_matches(name, classes, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{task.name} has {name!r}, which is not among {_some(classes)}{hint}")
+    places, own = numbered(classes, "the run"), numbered(task.classes, task.name)
+    unknown = [name for name in own if name not in places]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], places, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        shown = ", ".join(map(repr, unknown[:8])) + (" …" if len(unknown) > 8 else "")
+        raise InputError(f"{task.name} has {shown}, which is not among {some(classes)}{hint}")
     if task.problem == "regression" and len(task.classes) < len(classes):
-        lacking = next(name for name in classes if name not in task.classes)
+        lacking = next(name for name in places if name not in own)
         raise InputError(f"{task.name} has no values of {lacking!r}")
-    numbers = [list(classes).index(name) for name in task.classes]
+    numbers = [places[name] for name in own]
 
     def renamed(label: Any) -> Label:
         if task.problem == "single_label":
@@ -136,6 +136,19 @@ def among(task: Task, classes: Sequence[str]) -> Task:
         labels = pa.array([renamed(label) for label in column.to_pylist()], column.type)
         bases[name] = Base(base.records, base.index.set_column(place, base.index.schema.field(place), labels))
     return replace(task, classes=tuple(classes), bases=bases)
+
+
+def numbered(names: Sequence[str], whose: str) -> dict[str, int]:
+    """Returns the place of each class by its name in Unicode's composed form (NFC).
+
+    Raises:
+        InputError: a name is there twice, so that it names no class.
+    """
+    places: dict[str, int] = {}
+    for place, name in enumerate(names):
+        if places.setdefault(unicodedata.normalize("NFC", name), place) != place:
+            raise InputError(f"{whose} has the class {name!r} twice: classes are found by name; rename one")
+    return places
 
 
 def fingerprint(problem: str, classes: Sequence[str], indices: Mapping[str, pa.Table]) -> str:
@@ -164,7 +177,8 @@ def in_stored_order(task: Task, classes: Sequence[str], stored: str) -> Task:
     return replace(ordered, fingerprint=known) if known == stored else task
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Returns the first eight, for a line of text."""
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
 
 

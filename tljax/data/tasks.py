@@ -22,7 +22,8 @@ SOURCES: dict[str, Callable[[str, TaskConfig], Source]] = {
     **tables.READERS,
     "hf": hub.hf,
 }
-_LAYOUT = 2  # of a prepared folder; another one is prepared anew
+# Of a prepared folder; another one is prepared anew. Targets of a regression were float32 in the first.
+_LAYOUT = {"single_label": 1, "multi_label": 1, "regression": 2}
 _COLUMNS = ("image", "text", "label", "split", "classes")
 _CSV = ("separator", "quote")
 
@@ -41,8 +42,16 @@ def load(config: TaskConfig) -> Task:
     source = SOURCES[kind](rest, config) if kind in SOURCES else TASKS[config.dataset]()
     if source.problem != config.problem:
         raise InputError(f"{config.dataset} is {source.problem}; task.problem={config.problem} does not fit it")
-    keys = [getattr(config, name) for name in (*_COLUMNS, *_CSV, "on_error")]
-    parts = [_LAYOUT, source.key, source.kind, source.problem, source.classes, *keys]
+    columns = [getattr(config, name) for name in (*_COLUMNS, *_CSV)]
+    parts = [
+        _LAYOUT[source.problem],
+        source.key,
+        source.kind,
+        source.problem,
+        source.classes,
+        *columns,
+        config.on_error,
+    ]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = cache_dir() / "datasets" / f"{kind}-{key}"
     prepare(source, config.dataset, folder, config.on_error)

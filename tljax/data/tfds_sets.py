@@ -30,7 +30,8 @@ from tljax.data.tfds_features import Features, choose
 from tljax.errors import InputError
 from tljax.weights.sources import cache_dir, locked, made_once
 
-_LAYOUT = 2  # of an index; another one is made anew
+# Of an index; another one is made anew. Targets of a regression were float32 in the first.
+_LAYOUT = {"single_label": 1, "multi_label": 1, "regression": 2}
 
 
 def load(spec: str, config: TaskConfig) -> Task:
@@ -50,8 +51,8 @@ def load(spec: str, config: TaskConfig) -> Task:
     features = choose(builder.info, config, name)
     mend = f"prepare {builder.data_path} again with TFDS"
     stored = {split: Stored(builder, split, features.all, mend) for split in _splits(builder, features)}
-    key = [_LAYOUT, _stamps(builder), features.kind, [*features.inputs], config.label, config.problem, config.on_error]
-    key.append(config.classes)
+    key = [_LAYOUT[config.problem], _stamps(builder), features.kind, [*features.inputs], config.label, config.problem]
+    key += [config.on_error, config.classes]
     folder = cache_dir() / "datasets" / f"tfds-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
     with made_once(folder, resume=True) as making:
         if making:
