@@ -189,7 +189,7 @@ def tables() -> Iterator[tuple[str, Case]]:
         ),
         "both text and image": ("text,image,label\na,b,c\n", "could be read from image or text: set task.image or"),
         "a label's column mistyped": ("text,lable\na,b\n", "no column 'label'; did you mean lable? it has text, lable"),
-        "semicolons": (TEXTS.replace(",", ";"), "set task.image or task.text; it has text;label"),
+        "semicolons": (TEXTS.replace(",", ";"), "line 1: the only column is 'text;label'; set task.separator=';'"),
         "a quote that never ends": (f'{TEXTS}"t,x\nu,y\n', "t.csv, line 6: unexpected end of data"),
         "a quote within quotes": (f'{TEXTS}"t"t,x\n', "t.csv, line 6: ',' expected after '\"'"),
         "one class": ("text,label\np,x\nq,x\n", "has classes ['x']; there must be at least two"),

@@ -59,18 +59,14 @@ def test_rows_that_are_added_leave_the_order_of_the_others(tmp_path):
 
 
 def test_text_as_it_stands(tmp_path):
-    rows = 'text\tlabel\n  é "quoted" \t10\n\t9\n"a ""b""\tc"\t9\n'
+    rows = 'text\tlabel\n  é "quoted" \t10\n"\t9\n"a ""b"", c"\t9\n'
     (tmp_path / "t.tsv").write_bytes(b"\xef\xbb\xbf" + rows.encode())  # with the mark that some editors write
     task = load(f"csv:{tmp_path / 't.tsv'}")
     assert task.classes == ("9", "10")
-    texts = {id: found for id, (_, found) in content(task).items()}
-    assert texts == {
-        "00000000": {"text": '  é "quoted" '},
-        "00000001": {"text": ""},
-        "00000002": {"text": 'a "b"\tc'},
-    }
+    texts = {id: found["text"] for id, (_, found) in content(task).items()}
+    assert texts == {"00000000": '  é "quoted" ', "00000001": '"', "00000002": '"a ""b"", c"'}
     sizes = dict(zip(column(task, "id"), column(task, "bytes"), strict=True))
-    assert sizes == {"00000000": 14, "00000001": 0, "00000002": 7}
+    assert sizes == {"00000000": 14, "00000001": 1, "00000002": 12}
 
 
 def test_pairs_by_their_usual_names_or_by_config(tmp_path):

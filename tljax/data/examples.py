@@ -138,6 +138,19 @@ def among(task: Task, classes: Sequence[str]) -> Task:
     return replace(task, classes=tuple(classes), bases=bases)
 
 
+def numbered(names: Sequence[str], whose: str) -> dict[str, int]:
+    """Returns the place of each class by its name in Unicode's composed form (NFC).
+
+    Raises:
+        InputError: a name is there twice, so that it names no class.
+    """
+    places: dict[str, int] = {}
+    for place, name in enumerate(names):
+        if places.setdefault(unicodedata.normalize("NFC", name), place) != place:
+            raise InputError(f"{whose} has the class {name!r} twice: classes are found by name; rename one")
+    return places
+
+
 def fingerprint(problem: str, classes: Sequence[str], indices: Mapping[str, pa.Table]) -> str:
     """Returns a hash of a data set's classes and of the id, label and content of each example."""
     digest = hashlib.sha256(json.dumps([problem, classes]).encode())
@@ -162,19 +175,6 @@ def in_stored_order(task: Task, classes: Sequence[str], stored: str) -> Task:
     indices = {split: base.index for split, base in ordered.bases.items()}
     known = fingerprint(task.problem, classes, indices)
     return replace(ordered, fingerprint=known) if known == stored else task
-
-
-def numbered(names: Sequence[str], whose: str) -> dict[str, int]:
-    """Returns the place of each class by its name in Unicode's composed form (NFC).
-
-    Raises:
-        InputError: a name is there twice, so that it names no class.
-    """
-    places: dict[str, int] = {}
-    for place, name in enumerate(names):
-        if places.setdefault(unicodedata.normalize("NFC", name), place) != place:
-            raise InputError(f"{whose} has the class {name!r} twice: classes are found by name; rename one")
-    return places
 
 
 def some(names: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tljax.data.examples import Label
+from tljax.data.examples import numbered as places_of
 from tljax.errors import InputError
-from tljax.weights.surgery import check_distinct
 
 FORMS = {
     "values": "values",
@@ -125,7 +125,7 @@ def infer(
         InputError: the values can be read in two ways, or not at all; the ways out are named.
     """
     classes = tuple(map(normalised, classes))
-    check_distinct(classes, "the data" if numbered else "task.classes")
+    places_of(classes, "the data" if numbered else "task.classes")
     if problem == "regression":
         if classes and not numbered:
             raise InputError("task.classes names classes, and a regression has none; leave it empty")
@@ -229,7 +229,7 @@ def _doubtful(column: str, cells: _Cells) -> InputError:
     other = f", and {others[0][0]}: {others[0][1]!r:.40}" if others else ""
     return InputError(
         f"{where}: {column} is {value!r:.40}{other}: class numbers, or multi-hot? To have the classes 0 and 1, set "
-        "task.classes=0,1; for multi-hot, give all lists one length, or name their places in task.classes"
+        "task.classes=\"('0','1')\"; for multi-hot, give all lists one length, or name their places in task.classes"
     )
 
 

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
@@ -161,7 +162,8 @@ def _separator(text: str) -> str:
 def _opened(path: str, name: str) -> Iterator[IO[bytes]]:
     """The one place that opens a table's file."""
     try:
-        file = epath.Path(path).expanduser()
+        # `epath` calls a pipe a file, and to open one waits for ever.
+        file = epath.Path(path) if "://" in path else Path(path).expanduser()
         if not file.is_file():
             raise InputError(f"{name}: no such file")
         with file.open("rb") as opened:

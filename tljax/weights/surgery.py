@@ -1,6 +1,5 @@
 """Changes to pretrained arrays, and to what they expect of an image, that let them fit another task."""
 
-import collections
 import dataclasses
 import difflib
 from collections.abc import Sequence
@@ -31,13 +30,6 @@ RESAMPLINGS = {
 }
 
 
-def check_distinct(names: Sequence[str], whose: str, asked: Sequence[str] = ()) -> None:
-    """Raises InputError where a class name, of those `asked` for or any, is there twice: a look-up would guess."""
-    counts = collections.Counter(names)
-    if twice := [name for name in asked or counts if counts[name] > 1]:
-        raise InputError(f"{whose} has the class {twice[0]!r} {counts[twice[0]]} times; names of classes must differ")
-
-
 def class_subset(
     kernel: Float[np.ndarray, "width known"],
     bias: Float[np.ndarray, " known"] | None,
@@ -62,7 +54,10 @@ def class_subset(
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"the pretrained head has no class {name!r}{hint}")
-    check_distinct(known, "the pretrained head", wanted)
+        if known.count(name) > 1:
+            raise InputError(
+                f"the pretrained head has the class {name!r} {known.count(name)} times: rename all but one"
+            )
     rows = [list(known).index(name) for name in wanted]
     return {"kernel": kernel[:, rows]} | ({} if bias is None else {"bias": bias[rows]})
 
