@@ -6,9 +6,10 @@ from pathlib import Path
 import tljax
 
 PACKAGE = Path(tljax.__file__).parent
-LEAVES = {"errors"}
+LEAVES = {"errors", "strict_json"}
 MAY_IMPORT = {
     "errors": set(),
+    "strict_json": set(),
     "fields": set(),
     "config": {"fields"},
     "preprocessing": set(),
@@ -64,7 +65,7 @@ MAY_IMPORT = {
     "lr_find": {"console", "data", "run", "sharding"},
     "workdir": {"checkpoint", "config", "data", "fields", "lock", "metrics", "resolve", "storage"},
     "predictions": {"console", "data", "processes", "run", "scores", "sharding", "step", "storage"},
-    "overrides": {"config", "data", "fields", "inputs", "resolve"},
+    "overrides": {"config", "console", "data", "fields", "inputs", "resolve"},
     "evaluation": {
         *("checkpoint", "config", "data", "figures", "overrides", "predictions", "resolve", "run", "step", "storage"),
         *("fields", "workdir"),

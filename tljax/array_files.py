@@ -16,7 +16,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1
 
-from tljax import storage
+from tljax import storage, strict_json
 from tljax.errors import InputError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file that it writes
@@ -44,9 +44,10 @@ def write(folder: epath.Path, arrays: Mapping[str, np.ndarray], facts: Mapping[s
     remove(folder)
     with _here(folder, writing=True) as local:
         _save(Path(local / "arrays"), unflatten_dict(dict(arrays), sep="/"))
-        content = {**facts, "files": storage.files_of(local)}
+        # As a reader gets it, so that the seal is of the same.
+        content = json.loads(strict_json.dumps({**facts, "files": storage.files_of(local)}))
     sealed = {"content": content, "sha256": _seal(content)}
-    storage.write_whole(folder / MANIFEST, json.dumps(sealed).encode())
+    storage.write_whole(folder / MANIFEST, strict_json.dumps(sealed).encode())
 
 
 def read(folder: epath.Path) -> dict[str, np.ndarray]:
@@ -96,7 +97,7 @@ def remove(folder: epath.Path) -> None:
 def save_tree(folder: Path, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes a nested dict of arrays, and `facts` about it as `tljax.json`, into a new folder."""
     _save(folder / "arrays", tree)
-    (folder / "tljax.json").write_text(json.dumps(facts, indent=1))
+    (folder / "tljax.json").write_text(strict_json.dumps(facts, indent=1))
 
 
 def load_facts(folder: Path) -> dict[str, Any]:

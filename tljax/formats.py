@@ -2,12 +2,13 @@
 
 import csv
 import itertools
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOBase
 from pathlib import Path
+
+from tljax import strict_json
 
 Write = Callable[[str, Mapping[str, float]], None]  # one line, of a name and its probabilities or values
 
@@ -49,7 +50,7 @@ def _as_jsonl(file: TextIOBase, problem: str, classes: Sequence[str], top: int) 
         else:
             said = _said(problem, found)
             told = {"prediction": said[0] if problem == "single_label" else said, "probabilities": found}
-        file.write(json.dumps({"id": name, **told}) + "\n")
+        file.write(strict_json.dumps({"id": name, **told}) + "\n")
 
     return write
 

@@ -1,13 +1,12 @@
 """`inspect`: what a config would train, freeze and cost, or what its data are like; trains nothing."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tljax import features, memory
+from tljax import features, memory, strict_json
 from tljax.config import Experiment
 from tljax.data import health, splits, tasks
 from tljax.errors import InputError
@@ -64,7 +63,7 @@ def main(arguments: list[str]) -> None:
     experiment, options = parse_experiment(parser, arguments)
     if options.data or options.sheet:
         found = examine(experiment, options.sheet)
-        print(json.dumps(found)) if options.json else health.show(found)
+        print(strict_json.dumps(found)) if options.json else health.show(found)
         return
     run = prepare(experiment)
     run.cached, told = features.choice(run)
@@ -74,7 +73,7 @@ def main(arguments: list[str]) -> None:
 
         found["lr_find"] = lr_find(run, options.lr_find)
     if options.json:
-        print(json.dumps(found))
+        print(strict_json.dumps(found))
         return
     show(found)
     if told:

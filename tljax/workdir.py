@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from tljax import storage
+from tljax import storage, strict_json
 from tljax.checkpoint import Checkpoints
 from tljax.config import INDIFFERENT, Experiment, MeshConfig
 from tljax.data.text import Tokenizer
@@ -78,7 +78,7 @@ class Workdir:
         mine = {"config": to_dict(experiment), "resolved": to_dict(resolved)}
         if self._config.exists() and self._metrics.exists():
             theirs = self._read(self._config)
-            differences = _differences({key: theirs[key] for key in mine}, json.loads(json.dumps(mine)))
+            differences = _differences({key: theirs[key] for key in mine}, json.loads(strict_json.dumps(mine)))
             if differences:
                 shown = "; ".join(differences)
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
@@ -172,7 +172,7 @@ class Workdir:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """One more line of metrics. Where the disk does not take it now, or it is a bucket, `flush` writes it."""
-        self._unwritten.append(json.dumps(line) + "\n")
+        self._unwritten.append(strict_json.dumps(line) + "\n")
         if not storage.is_remote(self.path):
             with contextlib.suppress(OSError):
                 self._append()
@@ -195,7 +195,7 @@ class Workdir:
         if not self._metrics.exists():
             return 0.0, 0.0
         kept = [line for line in self.metrics if line["step"] <= step]
-        storage.write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        storage.write_whole(self._metrics, "".join(strict_json.dumps(line) + "\n" for line in kept).encode())
         return (kept[-1]["seconds"], kept[-1]["input_seconds"]) if kept else (0.0, 0.0)
 
     @property
@@ -246,7 +246,7 @@ class Workdir:
 def _write(path: epath.Path, content: Mapping[str, Any]) -> None:
     """Whole or not at all."""
     try:
-        storage.write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+        storage.write_whole(path, (strict_json.dumps(content, indent=1) + "\n").encode())
     except OSError as error:
         raise _unwritable(path, error) from error
 
