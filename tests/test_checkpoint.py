@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -389,3 +390,25 @@ def test_a_linear_probes_checkpoints_are_as_small_as_what_trains(tmp_path, shape
     assert max(sizes) <= 3 * trained + 65536
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 1.05 * whole
     assert whole > 80e6
+
+
+def test_nothing_is_best_by_a_metric_that_is_not_a_number(tmp_path):
+    judged = dataclasses.replace(JUDGED["regression"], best="r2")
+    with _open(tmp_path, judged, writer=True, keep=1) as saved:
+        for step, r2 in ((1, 0.5), (2, float("nan")), (3, 0.1), (4, 0.2)):
+            saved.save(_state(step), validation={"mae": 1.0, "r2": r2})
+            saved.wait()
+            if r2 != r2:  # as a bare NaN no other reader would take it
+                text = (tmp_path / "2" / array_files.MANIFEST).read_text()
+                assert json.loads(text, parse_constant=pytest.fail)["content"]["metrics"] == {"mae": 1.0, "r2": None}
+                with pytest.raises(InputError, match="validation's r2 is not a number at step 2"):
+                    saved.resolve("best")
+        assert saved.steps == [1, 4]  # the best of those that have one stays
+        assert saved.resolve("best") == 1
+        # As an older version wrote it, it is whole.
+        manifest = tmp_path / "4" / array_files.MANIFEST
+        content = json.loads(manifest.read_text())["content"] | {"metrics": {"r2": float("nan")}}
+        manifest.write_text(json.dumps({"content": content, "sha256": array_files._seal(content)}))
+        assert saved.newest() == 4
+        with pytest.raises(InputError, match="validation's r2 is not a number at step 4"):
+            saved.resolve("best")

@@ -6,13 +6,14 @@ from pathlib import Path
 import tljax
 
 PACKAGE = Path(tljax.__file__).parent
-LEAVES = {"errors", "flag_types", "ranges", "streams"}
+LEAVES = {"errors", "flag_types", "ranges", "streams", "strict_json"}
 MAY_IMPORT = {
     "errors": set(),
     "ranges": set(),
     "flag_types": set(),
     "choices": set(),
     "streams": set(),
+    "strict_json": set(),
     "fields": set(),
     "sealed": set(),
     "config": {"choices", "fields"},
@@ -73,7 +74,7 @@ MAY_IMPORT = {
     "lr_find": {"console", "data", "run", "sharding"},
     "workdir": {"checkpoint", "config", "console", "data", "fields", "lock", "metrics", "resolve", "storage"},
     "predictions": {"console", "data", "processes", "run", "scores", "sharding", "step", "storage"},
-    "overrides": {"config", "data", "fields", "inputs", "resolve"},
+    "overrides": {"config", "console", "data", "fields", "inputs", "resolve"},
     "evaluation": {
         *("checkpoint", "config", "data", "figures", "overrides", "predictions", "resolve", "run", "step", "storage"),
         *("fields", "workdir"),

@@ -18,7 +18,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1
 
-from tljax import sealed, storage
+from tljax import sealed, storage, strict_json
 from tljax.errors import InputError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file that it writes
@@ -65,10 +65,11 @@ def write(
         _save(Path(local / "arrays"), unflatten_dict(dict(arrays), sep="/"))
         if verify:
             _verify(Path(local / "arrays"), arrays)
-        content = {**facts, "files": storage.files_of(local)}
+        # As a reader gets it, so that the seal is of the same.
+        content = json.loads(strict_json.dumps({**facts, "files": storage.files_of(local)}))
     check()
-    sealed = {"content": content, "sha256": _seal(content)}
-    storage.write_whole(folder / MANIFEST, json.dumps(sealed).encode())
+    signed = {"content": content, "sha256": _seal(content)}
+    storage.write_whole(folder / MANIFEST, strict_json.dumps(signed).encode())
 
 
 def read(folder: epath.Path) -> dict[str, np.ndarray]:
@@ -119,7 +120,7 @@ def save_tree(folder: Path, tree: Mapping[str, Any], facts: Mapping[str, Any]) -
     """Writes a nested dict of arrays, `facts` about it as `tljax.json`, and checksums of both, into a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     _save(folder / "arrays", tree)
-    (folder / _FACTS).write_text(json.dumps(facts, indent=1))
+    (folder / _FACTS).write_text(strict_json.dumps(facts, indent=1))
     sealed.seal_folder(folder)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -136,12 +137,17 @@ class Checkpoints:
         if which == "latest":
             return self.newest()
         if which == "best":
-            best = self._best(steps)
-            if best is None:
+            qualities = self._qualities(steps)
+            if not qualities:
                 raise InputError(
                     "no checkpoint has a validation metric: set config.task.validation, or use --step=latest"
                 )
-            return best
+            if wrong := [str(step) for step, quality in qualities.items() if math.isnan(quality)]:
+                raise InputError(
+                    f"{self._folder}: validation's {self._judged.best} is not a number at step {', '.join(wrong)}, so"
+                    " that no step is best by it: use --step=latest or a number"
+                )
+            return max(qualities, key=qualities.get)
         if which in map(str, steps):
             return int(which)
         raise InputError(f"no checkpoint {which!r}; there are: latest, best, {', '.join(map(str, steps))}")
@@ -228,7 +234,8 @@ class Checkpoints:
         """Removes the steps that the config does not keep."""
         self._check()
         steps, config = self.steps, self._config
-        kept = {*steps[-config.keep :], self._best(steps)}
+        qualities = {step: quality for step, quality in self._qualities(steps).items() if not math.isnan(quality)}
+        kept = {*steps[-config.keep :], max(qualities, key=qualities.get, default=0)}
         for step in steps:
             if step not in kept and not (config.keep_every and step % config.keep_every == 0):
                 array_files.remove(self._folder / str(step))
@@ -274,14 +281,17 @@ class Checkpoints:
     def _base_folder(self, digest: str) -> epath.Path:
         return self._folder / f"{_BASE}{digest[:16]}"
 
-    def _best(self, steps: list[int]) -> int | None:
-        scored = {}
+    def _qualities(self, steps: list[int]) -> dict[int, float]:
+        """Returns how good each step that was validated is; NaN where the metric is not a number."""
+        qualities = {}
         for step in steps:
             with contextlib.suppress(Damaged):
                 metrics = array_files.manifest(self._folder / str(step)).get("metrics")
                 if metrics:
-                    scored[step] = self._judged.quality(metrics)
-        return max(scored, key=scored.get) if scored else None
+                    qualities[step] = math.nan
+                    with contextlib.suppress(InputError):
+                        qualities[step] = self._judged.quality(metrics)
+        return qualities
 
 
 def named(state: State) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import json
 import os
 import sys
 import time
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tljax import console, flag_types, overrides, storage, streams
+from tljax import console, flag_types, overrides, storage, streams, strict_json
 from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment
 from tljax.errors import InputError
@@ -211,7 +210,7 @@ def _untrained(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     found = evaluate_untrained(experiment, options.split, options.batch_size)
     with streams.results():  # which are kept nowhere else
         if options.json:
-            print(json.dumps(found))
+            print(strict_json.dumps(found))
         else:
             _show_one("not trained", found)
 
@@ -221,7 +220,7 @@ def _one(options: argparse.Namespace, evaluation: Evaluation, others: Mapping[st
         result = evaluation.of(checkpoints, options.step or "latest")
     console.console.print(_line(result))
     if options.json:
-        print(json.dumps(result.found))
+        print(strict_json.dumps(result.found))
     else:
         _show_one(_title([result.workdir, f"step {result.found['step']}"], others), result.found)
 
@@ -237,7 +236,7 @@ def _several(options: argparse.Namespace, found: Iterator[Result | Failed], othe
         results.append(one)
         console.console.print(_line(one))
         if options.json:
-            print(json.dumps({"workdir": one.workdir, **one.found}), flush=True)
+            print(strict_json.dumps({"workdir": one.workdir, **one.found}), flush=True)
     if results and not options.json:
         _show_several(results, others)
     if failed:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tljax import overrides, predictions, storage
+from tljax import overrides, predictions, storage, strict_json
 from tljax.checkpoint import Checkpoints
 from tljax.config import Experiment
 from tljax.data.examples import Split
@@ -70,7 +70,7 @@ def facts_of(
         "data": split.key,
         "overrides": told,
     }
-    return json.loads(json.dumps(facts))
+    return json.loads(strict_json.dumps(facts))
 
 
 class Evaluation:
@@ -187,7 +187,7 @@ class Evaluation:
     def _says(self, name: str, result: Mapping[str, Any]) -> bool:
         """Whether the JSON is there, and of this result."""
         try:
-            return json.dumps(json.loads((self._files / f"{name}.json").read_text())) == json.dumps(result)
+            return json.loads((self._files / f"{name}.json").read_text()) == json.loads(strict_json.dumps(result))
         except (OSError, ValueError, RecursionError):
             return False
 

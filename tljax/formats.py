@@ -2,13 +2,12 @@
 
 import csv
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOBase, TextIOWrapper
 from pathlib import Path
 
-from tljax import storage
+from tljax import storage, strict_json
 from tljax.errors import InputError
 from tljax.streams import in_one_line, results
 
@@ -53,7 +52,7 @@ def _as_jsonl(file: TextIOBase, problem: str, classes: Sequence[str], top: int) 
         else:
             said = _said(problem, found)
             told = {"prediction": said[0] if problem == "single_label" else said, "probabilities": found}
-        file.write(json.dumps({"id": name, **told}) + "\n")
+        file.write(strict_json.dumps({"id": name, **told}) + "\n")
 
     return write
 

@@ -1,13 +1,12 @@
 """`inspect`: what a config would train, freeze and cost, or what its data are like; trains nothing."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tljax import console, features, flag_types, memory, streams
+from tljax import console, features, flag_types, memory, streams, strict_json
 from tljax.config import Experiment
 from tljax.data import health, splits, tasks
 from tljax.errors import InputError
@@ -73,7 +72,7 @@ def main(arguments: list[str]) -> None:
 def _inspect(experiment: Experiment, options: argparse.Namespace) -> None:
     if options.data or options.sheet:
         found = examine(experiment, options.sheet)
-        print(json.dumps(found)) if options.json else health.show(found)
+        print(strict_json.dumps(found)) if options.json else health.show(found)
         return
     run = prepare(experiment)
     run.cached, told = features.choice(run)
@@ -83,7 +82,7 @@ def _inspect(experiment: Experiment, options: argparse.Namespace) -> None:
 
         found["lr_find"] = lr_find(run, options.lr_find)
     if options.json:
-        print(json.dumps(found))
+        print(strict_json.dumps(found))
         return
     show(found)
     if told:

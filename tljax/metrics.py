@@ -1,5 +1,6 @@
 """What each kind of problem is trained on and judged by. Sums run under a mask: a padded batch counts examples once."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Num
+
+from tljax.errors import InputError
 
 LESS_IS_BETTER = frozenset({"loss", "brier", "ece", "mae", "rmse"})
 
@@ -24,9 +27,17 @@ class Judgement:
     trained: str
     best: str
 
-    def quality(self, found: Mapping[str, Any]) -> float:
-        """Of what `scores.summarise` gave: more is better."""
-        return -found[self.best] if self.best in LESS_IS_BETTER else found[self.best]
+    def quality(self, metrics: Mapping[str, Any]) -> float:
+        """Returns how good what `scores.summarise` gave is: more is better.
+
+        Raises:
+            InputError: the metric is not there, or is not a number; JSON has null for it.
+        """
+        value = metrics.get(self.best)
+        if value is None or not math.isfinite(value):
+            what = "is not a number" if self.best in metrics else "is not among the metrics"
+            raise InputError(f"{self.best} {what}, so that nothing is best by it")
+        return -value if self.best in LESS_IS_BETTER else value
 
 
 JUDGED = {

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from tljax import console, processes, scores, sharding, storage
+from tljax import console, processes, scores, sharding, storage, strict_json
 from tljax.data.examples import Split, labels_of, values_of
 from tljax.data.parts import index_schema
 from tljax.data.pipeline import evaluation_batches, length_of
@@ -57,11 +57,18 @@ class Predictions:
             "label": pa.array(labels, index_schema(self.problem).field("label").type),
             "logits": logits,
         }
-        told = {**facts, "problem": self.problem, "classes": self.classes, "sha256": self._digest}
-        table = pa.table(columns).replace_schema_metadata({"tljax": json.dumps(told)})
+        told = {**facts, "problem": self.problem, "classes": self.classes, "sha256": self._exact._digest}
+        table = pa.table(columns).replace_schema_metadata({"tljax": strict_json.dumps(told)})
         content = io.BytesIO()
         pq.write_table(table, content)
         storage.write_whole(epath.Path(path), content.getvalue())
+
+    @property
+    def _exact(self) -> "Predictions":
+        """The same, values of a regression in float64."""
+        if self.problem != "regression":
+            return self
+        return replace(self, labels=self.labels.astype(np.float64), logits=self.logits.astype(np.float64))
 
     @property
     def _digest(self) -> str:
@@ -122,6 +129,4 @@ def load(path: epath.PathLike) -> tuple[Predictions, dict[str, Any]]:
         raise InputError(f"{path}: no predictions that can be read ({' '.join(str(error).split())[:200]})") from error
     if not whole:
         raise InputError(f"{path}: damaged (its content is not what was written)")
-    if problem == "regression":
-        kept = replace(kept, labels=labels.astype(np.float64), logits=logits.astype(np.float64))
-    return kept, facts
+    return kept._exact, facts

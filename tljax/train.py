@@ -1,6 +1,7 @@
 """`train`: fine-tunes, validates, saves and resumes; ends with result.json."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -205,15 +206,22 @@ def base_of(run: Run, state: State) -> dict[str, jax.Array]:
 
 
 def _check_best(run: Run) -> None:
-    """Raises InputError where no metric has the name by which a checkpoint is to be the best."""
+    """Raises InputError where no metric has the name by which a checkpoint is to be the best, or it is not a number."""
     best, classes = run.experiment.checkpoint.best, len(run.resolved.classes)
     if best:
-        problem = run.experiment.task.problem
+        problem, splits = run.experiment.task.problem, run.inputs.splits
         labels = np.arange(2) % classes if problem == "single_label" else np.eye(2, classes)
-        found = scores.summarise(problem, np.zeros((2, classes)), labels, full=False)
-        known = [name for name, value in found.items() if isinstance(value, float)]
+        if problem == "regression" and "validation" in splits:
+            labels = splits["validation"].labels
+        metrics = scores.summarise(problem, np.zeros((len(labels), classes)), labels, full=False)
+        known = [name for name, value in metrics.items() if isinstance(value, float)]
         if best not in known:
             raise InputError(no_such("checkpoint.best", best, known))
+        if not math.isfinite(metrics[best]):
+            raise InputError(
+                f"checkpoint.best={best} is not a number on {splits['validation'].name}, where a target is constant:"
+                f" take more examples, or another of {', '.join(known)}"
+            )
 
 
 def _keep(found: Predictions, folder: Workdir, checkpoints: Checkpoints, step: int, name: str, split: Split) -> None:

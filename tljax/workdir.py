@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from tljax import console, storage
+from tljax import console, storage, strict_json
 from tljax.checkpoint import Checkpoints
 from tljax.config import INDIFFERENT, Experiment, MeshConfig
 from tljax.data.text import Tokenizer
@@ -83,7 +83,7 @@ class Workdir:
         mine = {"config": to_dict(experiment), "resolved": to_dict(resolved)}
         if self._config.exists() and self._metrics.exists():
             theirs = self._settings
-            differences = _differences({key: theirs[key] for key in mine}, json.loads(json.dumps(mine)))
+            differences = _differences({key: theirs[key] for key in mine}, json.loads(strict_json.dumps(mine)))
             if differences:
                 shown = "; ".join(differences)
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
@@ -199,7 +199,7 @@ class Workdir:
         Raises:
             Lost: this process is the writer no more.
         """
-        self._unwritten.append(json.dumps(line) + "\n")
+        self._unwritten.append(strict_json.dumps(line) + "\n")
         if not storage.is_remote(self.path):
             with contextlib.suppress(OSError):
                 self._append()

@@ -1,5 +1,6 @@
 """Which runs may stand in one table, and what keeps others out of it."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,8 @@ def check_metric(run: Run, metric: str, split: str, counted: float) -> None:
     found = run.metrics(split) or {}
     if metric not in found:
         raise InputError(f"{run.name} has no metric {metric!r} of {split}; there are: {', '.join(_names(found))}")
+    if not math.isfinite(counted) or not math.isfinite(found[metric]):
+        raise InputError(f"{run.name}: {metric} of {split} is not a number, and nothing is best by it: name another")
     if abs(found[metric] - counted) > 1e-6 * max(1.0, abs(counted)):
         raise InputError(
             f"{run.name} says {split} {metric} {found[metric]:.6g}, and of its predictions it is {counted:.6g}: that "

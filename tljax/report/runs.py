@@ -1,5 +1,6 @@
 """The runs of a report, as their workdirs tell them: those that are finished, and why the others are not."""
 
+import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,10 +47,12 @@ class Run:
         return self.experiment.seed
 
     def metrics(self, split: str) -> Mapping[str, Any] | None:
-        """A split's at the last step: from the run itself, or from an `evaluate` that came later; None without."""
-        if split in self.result["splits"]:
-            return self.result["splits"][split]
-        return self._evaluated.get(split)
+        """Returns a split's at the last step: from the run itself, or from an `evaluate` that came later; None without.
+
+        What JSON has null for is NaN.
+        """
+        metrics = self.result["splits"].get(split) or self._evaluated.get(split)
+        return metrics and {name: math.nan if value is None else value for name, value in metrics.items()}
 
     def predictions(self, split: str) -> tuple[Predictions, Mapping[str, Any]]:
         """What it says of each example of a split at the last step, and the facts of that.
