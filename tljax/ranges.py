@@ -119,7 +119,7 @@ def shown(value: Any) -> str:
 def no_such(path: str, name: Any, known: Iterable[Any]) -> str:
     """Says that a name is not known: the nearest one that is, and all of them."""
     known = list(known)
-    near = difflib.get_close_matches(str(name), [str(value) for value in known], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, map(str, known), n=1, cutoff=0.5) if isinstance(name, str) else []
     hint = f" (did you mean {near[0]}?)" if near else ""
     return f"no {path} {shown(name)}{hint}; there are: {', '.join(str(value) or repr(value) for value in known)}"
 
@@ -147,7 +147,7 @@ def coerce(value: Any, kind: Any, path: str) -> Any:
     if plain is tuple and isinstance(value, list | tuple):
         return _coerce_tuple(value, typing.get_args(kind), path)
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) <= FLOAT32 else math.copysign(math.inf, value)
+        value = float(value) if abs(value) <= FLOAT32 else math.inf if value > 0 else -math.inf
     if not isinstance(value, plain) or isinstance(value, bool) != (plain is bool):
         raise InputError(f"{path} must be {plain.__name__}, not {type(value).__name__} {shown(value)}")
     if plain is float and not abs(value) <= FLOAT32:
