@@ -32,8 +32,10 @@ _NUMBERS = (
 )
 _TEXTS = (
     *("", " ", "é", "日本語", "\0", "a\0b", "a\nb", "\ud800", "\x1b[31m", "\u202e", "a" * 10_000, "'", '"', "file:///"),
-    *"0 nan None [ ( (?P< .* full adamw train train[ train[:0%] train[5%:3%] train+ vtab: .. / ~ - %s {} [red]".split(),
-    *"csv: folder: hf: tfds: csv:/dev/null folder:/no/such hf:// pypi:// s3: float16 Cosine flipp last-k a/b".split(),
+    *("0", "nan", "None", "[", "(", "(?P<", ".*", "full", "adamw", "train", "train[", "train[:0%]"),
+    *("train[5%:3%]", "train+", "vtab:", "..", "/", "~", "-", "%s", "{}", "[red]"),
+    *("csv:", "folder:", "hf:", "tfds:", "csv:/dev/null", "folder:/no/such", "hf://", "pypi://"),
+    *("s3:", "float16", "Cosine", "flipp", "last-k", "a/b"),
 )
 _TUPLES = (
     *((), (None,), ((),), (1,), (-1.0, 1.0), (math.nan,), ("",), ("flip",) * 50, ("flip", 3), (True, False)),
