@@ -202,7 +202,7 @@ class TuningConfig:
     by: ranges.Positive | None = None
     direction: choices.Direction | None = None
     freeze_epochs: ranges.AboveZero | None = None
-    phases: Annotated[tuple, ranges.NotEmpty()] | None = None
+    phases: Annotated[tuple, ranges.NotEmpty()] | None = field(default=None, hash=False)  # dicts have no hash
     group_rates: choices.Multipliers = ()
 
     @property
