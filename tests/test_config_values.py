@@ -157,6 +157,12 @@ def test_a_flag_of_the_table(flag, text, verb, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("value", [1e39, -1e308, 10**400, 1e-45, 1e-300])
+def test_what_float32_cannot_hold_is_refused(value):
+    with pytest.raises(InputError, match=r"config.optim.learning_rate must be a (finite|larger) number \(of float32\)"):
+        Experiment.from_config({"steps": 1, "optim": {"learning_rate": value}})
+
+
 def test_a_flag_that_is_missing_is_named_in_a_line():
     with pytest.raises(InputError, match=r"required: --workdir; see python -m tljax train --help"):
         train.main([])

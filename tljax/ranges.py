@@ -12,7 +12,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 from tljax.errors import InputError
 
 INT32 = 2**31 - 1
-FLOAT32 = float.fromhex("0x1.fffffep+127")
+FLOAT32, LEAST_FLOAT32 = float.fromhex("0x1.fffffep+127"), 2.0**-126  # smaller ones are 0 on some devices
 
 
 @runtime_checkable
@@ -155,8 +155,9 @@ def coerce(value: Any, kind: Any, path: str) -> Any:
         value = float(value) if abs(value) <= FLOAT32 else math.inf if value > 0 else -math.inf
     if not isinstance(value, plain) or isinstance(value, bool) != (plain is bool):
         raise InputError(f"{path} must be {plain.__name__}, not {type(value).__name__} {shown(value)}")
-    if plain is float and not abs(value) <= FLOAT32:
-        raise InputError(f"{path} must be a finite number (of float32), not {shown(value)}")
+    if plain is float and not (value == 0 or LEAST_FLOAT32 <= abs(value) <= FLOAT32):
+        kind = "finite" if not abs(value) <= FLOAT32 else "larger"
+        raise InputError(f"{path} must be a {kind} number (of float32), not {shown(value)}")
     if plain is str and "\0" in value:
         raise InputError(f"{path} has a NUL character in it: {shown(value)}")
     return value
