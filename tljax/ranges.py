@@ -156,8 +156,8 @@ def coerce(value: Any, kind: Any, path: str) -> Any:
     if not isinstance(value, plain) or isinstance(value, bool) != (plain is bool):
         raise InputError(f"{path} must be {plain.__name__}, not {type(value).__name__} {shown(value)}")
     if plain is float and not (value == 0 or LEAST_FLOAT32 <= abs(value) <= FLOAT32):
-        kind = "finite" if not abs(value) <= FLOAT32 else "larger"
-        raise InputError(f"{path} must be a {kind} number (of float32), not {shown(value)}")
+        needed = "larger" if abs(value) < LEAST_FLOAT32 else "finite"
+        raise InputError(f"{path} must be a {needed} number (of float32), not {shown(value)}")
     if plain is str and "\0" in value:
         raise InputError(f"{path} has a NUL character in it: {shown(value)}")
     return value
