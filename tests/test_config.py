@@ -52,6 +52,14 @@ def test_integers_are_taken_for_floats_and_unset_arguments_stay_unset():
     assert experiment.tuning.arguments == {"k": 2}
 
 
+def test_experiments_with_phases_are_keys_of_a_dict():
+    phases = ({"strategy": "linear_probe", "share": 0.5}, {"strategy": "full"})
+    one, same = (Experiment.from_config(_with(tuning={"strategy": "phases", "phases": phases})) for _ in range(2))
+    assert {one: 1}[same] == 1
+    other = Experiment.from_config(_with(tuning={"strategy": "phases", "phases": phases[1:]}))
+    assert {one: 1, other: 2}[other] == 2
+
+
 def test_length_in_epochs():
     experiment = Experiment.from_config(_with(steps=0, epochs=1.5, task={"batch_size": 10}))
     assert experiment.total_steps(train_examples=100) == 15

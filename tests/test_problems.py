@@ -191,7 +191,7 @@ CASES = {
     "no tokenizer": ({"backbone__weights": "", "backbone__name": "bert_base"}, "set task.tokenizer"),
     "mixed texts": ({"regularise__mixup": 0.2}, "regularise.mixup mixes images"),
     "mirrored texts": ({"task__flip_test": True}, "task.flip_test is of images"),
-    "unknown balance": ({"task__balance": "los"}, "there are: loss, sampling"),
+    "unknown balance": ({"task__balance": "los"}, "(did you mean loss?)"),
     "weights of other classes": ({"task__class_weights": (1.0, 2.0, 3.0)}, "task.class_weights has 3, "),
     "weights twice": ({"task__class_weights": (1.0, 2.0), "task__balance": "loss"}, "keep one"),
     "balanced values": (

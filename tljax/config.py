@@ -216,7 +216,7 @@ class TuningConfig:
     by: ranges.Positive | None = None
     direction: choices.Direction | None = None
     freeze_epochs: ranges.AboveZero | None = None
-    phases: Annotated[tuple, ranges.NotEmpty()] | None = None
+    phases: Annotated[tuple, ranges.NotEmpty()] | None = field(default=None, hash=False)  # dicts have no hash
     group_rates: choices.Multipliers = ()
 
     @property
@@ -282,13 +282,14 @@ class RegulariseConfig:
     """What keeps a model from learning its training set by heart.
 
     Attributes:
-        label_smoothing: weight of the uniform distribution in the target (1512.00567).
+        label_smoothing: weight of the uniform distribution in the target (1512.00567), in which each class has its
+            own class weight, as in torch's `CrossEntropyLoss`.
         dropout: at the end of each residual branch, and of the features under the head (BERT's hidden dropout).
         drop_path: stochastic depth (1603.09382): the last block's rate, falling linearly to 0 at the first.
         l2_sp: weight of half the squared distance from the pretrained values (L2-SP's alpha, 1802.01483).
         l2_sp_new: weight of half the squared norm of what is new, as the head (L2-SP's beta).
         mixup, cutmix: alpha of the Beta distribution of the mix of two images (1710.09412, 1905.04899); 0 for none.
-            With both, each step draws one of them.
+            With both, each step draws one of them. Each label has its own class weight.
 
     Dropout and stochastic depth act in groups that train: a frozen group computes what it does in evaluation.
     """
@@ -339,7 +340,7 @@ class Experiment:
     """All that determines a run's result.
 
     Attributes:
-        seed: of everything random.
+        seed: of everything random, below 2**63; JAX's keys, of what is new and of noise, are of its lower 32 bits.
         steps, epochs: the length, in one of the two units; the other stays 0.
         eval_every: steps between validations; 0 for the end only.
         log_every: steps between lines of training metrics.

@@ -40,7 +40,7 @@ def template(value: Any) -> dict[str, Any]:
     return made
 
 
-def build(cls: type, values: ConfigDict | Mapping[str, Any], path: str) -> Any:
+def build(cls: type, values: Any, path: str) -> Any:
     """Returns a frozen dataclass from a dict, with every key, type and range checked.
 
     Args:
@@ -68,7 +68,7 @@ def _build_value(value: Any, kind: Any, path: str) -> Any:
     return build(kind, value, path) if dataclasses.is_dataclass(kind) else coerce(value, kind, path)
 
 
-def with_values(values: Mapping[str, Any], overrides: Mapping[str, Any], path: str = "config") -> dict[str, Any]:
+def with_values(values: Mapping[str, Any], overrides: Mapping[Any, Any], path: str = "config") -> dict[str, Any]:
     """A nested dict with other values, by dotted key.
 
     Raises:

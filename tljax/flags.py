@@ -12,6 +12,7 @@ from tljax import phases
 from tljax.config import Experiment, default
 from tljax.errors import InputError
 from tljax.fields import unknown_key
+from tljax.ranges import printable
 
 
 def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[Experiment, argparse.Namespace]:
@@ -89,7 +90,7 @@ def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
         while root.__context__:
             root = root.__context__
         # What a config itself objected to stands alone; absl has wrapped it in a traceback.
-        raise InputError(str(root if isinstance(root, InputError) else error)) from error
+        raise InputError(str(root) if isinstance(root, InputError) else printable(str(error))) from error
 
 
 def _check_key(config: ConfigDict, key: str) -> None:

@@ -13,7 +13,7 @@ out. A generator of such dicts does as well.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any
 
@@ -24,7 +24,7 @@ Overrides = dict[str, Any]  # value by dotted key
 Distribution = Callable[[Random], Any]
 
 
-def grid(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
+def grid(values: Mapping[str, Any]) -> list[Overrides]:
     """Every combination, the last key varying fastest.
 
     Raises:
@@ -34,7 +34,7 @@ def grid(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
     return [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
 
 
-def zipped(values: Mapping[str, Sequence[Any]]) -> list[Overrides]:
+def zipped(values: Mapping[str, Any]) -> list[Overrides]:
     """The first value of every key, then the second of each, and so on.
 
     Raises:
@@ -51,7 +51,7 @@ def product(*parts: Iterable[Mapping[str, Any]]) -> list[Overrides]:
     return [{key: value for one in row for key, value in one.items()} for row in itertools.product(*parts)]
 
 
-def random(count: int, seed: int, distributions: Mapping[str, Distribution]) -> list[Overrides]:
+def random(count: int, seed: int, distributions: Mapping[str, Any]) -> list[Overrides]:
     """Values drawn independently: the same on every machine and in every Python for the same seed.
 
     A draw depends on the seed, its key and its place alone: with a larger count, or another key, what was drawn before
@@ -101,7 +101,7 @@ def choice(*values: Any) -> Distribution:
     return lambda rng: values[int(rng.random() * len(values))]
 
 
-def _check_several(values: Mapping[str, Sequence[Any]]) -> None:
+def _check_several(values: Mapping[str, Any]) -> None:
     for key, several in values.items():
         if isinstance(several, str) or not isinstance(several, Iterable):
             raise InputError(f"{key} needs a list of values, not {shown(several)}")

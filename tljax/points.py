@@ -59,13 +59,13 @@ class Point:
         return ", ".join(f"{key.split('.')[-1]}={value}" for key, value in self.overrides.items() if key != "seed")
 
 
-def points(experiment: Experiment, overrides: Iterable[Mapping[str, Any]], root: str | os.PathLike) -> list[Point]:
+def points(experiment: Experiment, overrides: Any, root: str | os.PathLike) -> list[Point]:
     """The runs of a sweep; all are checked before one begins.
 
     Args:
         experiment: the config.
-        overrides: of each run, value by dotted key (`tuning.strategy`). A strategy takes the config's arguments along
-            only if it is the config's.
+        overrides: what a `sweep()` gave: of each run a dict, value by dotted key (`tuning.strategy`). A strategy takes
+            the config's arguments along only if it is the config's.
         root: the folder of their workdirs, or a bucket.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 from tljax.errors import InputError
 
 INT32 = 2**31 - 1
-FLOAT32 = float.fromhex("0x1.fffffep+127")
+FLOAT32, LEAST_FLOAT32 = float.fromhex("0x1.fffffep+127"), 2.0**-126  # smaller ones are 0 on some devices
 
 
 @runtime_checkable
@@ -116,10 +116,15 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
+def printable(text: str) -> str:
+    """Returns a text as one line, with escapes in place of what would be obeyed and not shown."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def no_such(path: str, name: Any, known: Iterable[Any]) -> str:
     """Says that a name is not known: the nearest one that is, and all of them."""
     known = list(known)
-    near = difflib.get_close_matches(str(name), [str(value) for value in known], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, map(str, known), n=1, cutoff=0.5) if isinstance(name, str) else []
     hint = f" (did you mean {near[0]}?)" if near else ""
     return f"no {path} {shown(name)}{hint}; there are: {', '.join(str(value) or repr(value) for value in known)}"
 
@@ -147,11 +152,12 @@ def coerce(value: Any, kind: Any, path: str) -> Any:
     if plain is tuple and isinstance(value, list | tuple):
         return _coerce_tuple(value, typing.get_args(kind), path)
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) <= FLOAT32 else math.copysign(math.inf, value)
+        value = float(value) if abs(value) <= FLOAT32 else math.inf if value > 0 else -math.inf
     if not isinstance(value, plain) or isinstance(value, bool) != (plain is bool):
         raise InputError(f"{path} must be {plain.__name__}, not {type(value).__name__} {shown(value)}")
-    if plain is float and not abs(value) <= FLOAT32:
-        raise InputError(f"{path} must be a finite number (of float32), not {shown(value)}")
+    if plain is float and not (value == 0 or LEAST_FLOAT32 <= abs(value) <= FLOAT32):
+        needed = "larger" if abs(value) < LEAST_FLOAT32 else "finite"
+        raise InputError(f"{path} must be a {needed} number (of float32), not {shown(value)}")
     if plain is str and "\0" in value:
         raise InputError(f"{path} has a NUL character in it: {shown(value)}")
     return value

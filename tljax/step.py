@@ -159,7 +159,9 @@ def gradients(state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, 
 def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, Any]:
     """Loss, scores, batch statistics and gradients of a batch, computed in `accumulate` parts, one after another."""
     parts = rules.optim.accumulate
-    weight = jnp.sum(batch["weight"] if rules.class_weights is None else mix.weights(batch))
+    weight = jnp.sum(batch["weight"])
+    if rules.class_weights is not None:
+        weight = metrics.total(mix.weights(batch), batch["mask"])
     weight = jnp.where(weight > 0, weight, 1)  # else of a batch whose classes all weigh nothing
     step_key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
 

@@ -191,7 +191,6 @@ def test_a_config_names_the_splits():
         ({"shots": 29}, "class 'bee' has 28, class 'cat' has 28"),
         ({"fraction": 2.0}, "task.fraction=2.0 must be"),
         ({"shots": -1}, "task.shots=-1 must be at least 1"),
-        ({"train": ""}, "task.train is empty"),
     ],
 )
 def test_a_config_that_would_mislead_is_refused(values, message):

@@ -109,12 +109,10 @@ def resolve(task: Task, config: TaskConfig) -> dict[str, Split]:
         InputError: a split cannot be had; two share examples (before `shots` and `fraction`, so that no seed hides it);
             or validation is cut from the test set.
     """
-    if not config.train:
-        raise InputError("task.train is empty: name a split to train on")
     if config.shots and config.fraction != 1:
         raise InputError(f"task.shots={config.shots} and task.fraction={config.fraction:g}: set one of them")
     named = {"train": config.train, "validation": config.validation, "test": config.test}
-    found = {name: cut(task, slicing) for name, slicing in named.items() if slicing}
+    found = {name: _cut_by_key(task, f"task.{name}", slicing) for name, slicing in named.items() if slicing}
     # VTAB validates smallnorb on one half of TFDS's test split and tests on the other: its definition stands.
     own = "validation" in found and not config.validation.startswith("vtab:")
     if own and "test" in dict(found["validation"].rows):
@@ -127,6 +125,13 @@ def resolve(task: Task, config: TaskConfig) -> dict[str, Split]:
     elif config.fraction != 1:
         found["train"] = fraction(found["train"], config.fraction, config.subset_seed)
     return found
+
+
+def _cut_by_key(task: Task, key: str, slicing: str) -> Split:
+    try:
+        return cut(task, slicing)
+    except InputError as error:
+        raise InputError(f"{key}={slicing!r}: {error}") from error
 
 
 def _check_apart(name: str, split: Split, other_name: str, other: Split) -> None:

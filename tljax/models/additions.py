@@ -30,6 +30,7 @@ from tljax.models.vit import ViT
 # torch's Kaiming-uniform with a = sqrt(5): between -1/sqrt(inputs) and 1/sqrt(inputs).
 _kaiming = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _zeros = nn.initializers.zeros
+_PARTS_OF_QKV = ("query", "key", "value", "q_proj", "k_proj", "v_proj")  # as other libraries have them
 
 
 @contextlib.contextmanager
@@ -77,8 +78,10 @@ def _no_layer(target: str, layers: Sequence[str]) -> str:
     """Says that LoRA's target is no layer: the nearest name, or some of those that there are."""
     some = ", ".join(layers[:: max(1, len(layers) // 4)][:4]) or "none"
     names = sorted({layer.rsplit("/", 1)[-1] for layer in layers})
-    near = difflib.get_close_matches(target.rsplit("/", 1)[-1], names, n=1)
-    hint = f" (did you mean '.*/{near[0]}'?)" if near else ""
+    parts = _PARTS_OF_QKV if "qkv" in names else ()
+    near = next(iter(difflib.get_close_matches(target.rsplit("/", 1)[-1], [*names, *parts], n=1)), "")
+    meant = f"'.*/qkv', of which {near} is a part here" if near in parts else f"'.*/{near}'"
+    hint = f" (did you mean {meant}?)" if near else ""
     return f"tuning.targets: {target!r} matches no layer that LoRA can adapt{hint}; there are: {some}"
 
 

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tljax.models import bit_names, convolution, groups
-from tljax.models.resnet import check_stride
+from tljax.models.resnet import check_stem
 from tljax.models.resnet_names import blocks
 from tljax.weights.rules import Table
 
@@ -140,12 +140,12 @@ class BiT(nn.Module):
         return jnp.mean(x, axis=(1, 2)) if pool else x
 
     def for_image_size(self, size: int) -> "BiT":
-        """Itself: a convolution takes any size, of which a pixel is left at the end.
+        """Itself: a convolution takes any size.
 
         Raises:
-            InputError: less than one pixel is left.
+            InputError: a pixel that the stem gives would be of more padding than image.
         """
-        check_stride(size, 4 * 2 ** (len(self.depths) - 1))
+        check_stem(size)
         return self
 
     def tables(self) -> dict[str, Table]:

@@ -22,13 +22,14 @@ BATCH_NORM_MODES: dict[str, str] = {
 }
 
 _EPS = 1e-5
+_STEM_STRIDE = 4
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
-def check_stride(size: int, stride: int) -> None:
-    """Raises InputError for images smaller than the stride of a whole network."""
-    if size < stride:
-        raise InputError(f"image size {size} is below the network's stride of {stride}: nothing of it would be left")
+def check_stem(size: int) -> None:
+    """Raises InputError for images smaller than the stride of a stem."""
+    if size < _STEM_STRIDE:
+        raise InputError(f"image size {size} is below the stem's stride of {_STEM_STRIDE}: give more pixels")
 
 
 class Conv(nn.Module):
@@ -263,12 +264,12 @@ class ResNet(nn.Module):
         return mean if self.pool == "mean" else 0.5 * (mean + jnp.max(x, axis=(1, 2)))
 
     def for_image_size(self, size: int) -> "ResNet":
-        """Itself: a convolution takes any size, of which a pixel is left at the end.
+        """Itself: a convolution takes any size.
 
         Raises:
-            InputError: less than one pixel is left.
+            InputError: a pixel that the stem gives would be of more padding than image.
         """
-        check_stride(size, 4 * 2 ** (len(self.depths) - 1))
+        check_stem(size)
         return self
 
     def tables(self) -> dict[str, Table]:
