@@ -181,17 +181,11 @@ def _described(config: BackboneConfig) -> Pretrained | None:
 
 
 def _read_folder(folder: Path, config: BackboneConfig) -> Pretrained | None:
-    """What a folder with a `config.json` says of itself; and of a BERT's pooler, what its weights say."""
+    """What a folder with a `config.json` says of itself."""
     row = configs.read(folder, config.weights, pooling=not config.pool)
     if row and config.name and row.source != "timm":  # where the name here is that of a family, of any size
         _check_name(config.name, row)
-    if row is None or row.source != "bert" or row.architecture["pool"] != "cls_tanh":
-        return row
-    file = next((folder / name for name in HUB_WEIGHTS if (folder / name).is_file()), None)
-    if file is None or any(name.endswith("pooler.dense.weight") for name in files.read(file)):
-        return row
-    origins = row.origins | {"pool": f"{file.name} has no pooler"}
-    return dataclasses.replace(row, architecture=row.architecture | {"pool": "cls"}, origins=origins)
+    return row
 
 
 @functools.lru_cache(maxsize=4)  # of one network it is asked several times

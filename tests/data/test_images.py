@@ -389,7 +389,7 @@ def test_where_no_draw_fits_the_largest_part_in_the_centre_is_taken(size, box):
 @pytest.mark.parametrize(
     ("size", "factor", "farthest"), [(224, 1, 0.2), (107, 2, 1), (210, 2, 4), (100, 4, 3), (50, 8, 3)]
 )
-@pytest.mark.parametrize("interpolation", images._FILTERS)
+@pytest.mark.parametrize("interpolation", images._FAST_FILTERS)
 def test_how_far_fast_decoding_is_from_exact(size, factor, farthest, interpolation):
     """In grey levels, on two photographs of 640 × 427 pixels, of which one has much fine detail."""
     preprocessing = Preprocessing(size=size, interpolation=interpolation)
@@ -411,7 +411,7 @@ def test_how_far_fast_decoding_is_from_exact(size, factor, farthest, interpolati
 
 
 @pytest.mark.parametrize("channels", ["rgb", "grey", "rgba"])
-@pytest.mark.parametrize("interpolation", images._FILTERS)
+@pytest.mark.parametrize("interpolation", images._FAST_FILTERS)
 @pytest.mark.parametrize("size", [32, 100, 224, 500])
 def test_fast_resizing_is_pils_but_for_roundings(size, interpolation, channels):
     """Of what the cache holds, which `fast` has decoded exactly."""

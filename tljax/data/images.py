@@ -21,8 +21,8 @@ CROPS = ("centre", "random", "inception")
 
 _MODES = {"rgb": "RGB", "bgr": "RGB", "grey": "L", "rgba": "RGBA", "bgra": "RGBA"}  # PIL's
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
-# fast_image_resize's names; what it has no kernel for is left to PIL.
-_FAST_FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3"}
+# fast_image_resize's names; it is not used for others, which are rare (its lanczos is up to 7 grey levels off PIL's).
+_FAST_FILTERS = {"bilinear": "bilinear", "bicubic": "catmull_rom"}
 _FAST_PIXELS = {1: "U8", 3: "U8x3"}
 _MOST_PIXELS = 2**27  # of a picture made larger: a strip of 1 × 60,000 would fill the memory
 

@@ -1,11 +1,23 @@
 """Reads the `config.json` that timm and transformers put beside a checkpoint: network, preprocessing, class names."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 from tljax.errors import InputError
-from tljax.weights import Pretrained, sentence_configs, timm_configs, transformers_configs
+from tljax.weights import Pretrained, files, sentence_configs, timm_configs, transformers_configs
 from tljax.weights.keys import load_json
+from tljax.weights.sources import HUB_WEIGHTS
+from tljax.weights.transformers_configs import SILENT
+
+# model_type -> the end of a name that only a head's file has, and how it pools with it and without.
+_TELLING = {
+    "bert": ("pooler.dense.weight", "cls_tanh", "cls"),
+    "roberta": ("classifier.dense.weight", "cls_tanh", "cls"),
+    "distilbert": ("pre_classifier.weight", "cls_relu", "cls"),
+    "dinov2": ("classifier.weight", "class_mean", "class"),
+    "dinov2_with_registers": ("classifier.weight", "class_mean", "class"),
+}
 
 
 def read(folder: Path, uri: str, pooling: bool = True) -> Pretrained | None:
@@ -27,5 +39,19 @@ def read(folder: Path, uri: str, pooling: bool = True) -> Pretrained | None:
         raise InputError(f"{uri}: config.json must be an object with keys, not {type(config).__name__}")
     if "architecture" in config:
         return timm_configs.read(config, uri)
-    row = transformers_configs.read(config, folder, uri)
+    row = _as_saved(transformers_configs.read(config, folder, uri), config["model_type"], folder)
     return sentence_configs.pooled(row, folder) if pooling and row.source in ("bert", "roberta", "distilbert") else row
+
+
+def _as_saved(row: Pretrained, kind: str, folder: Path) -> Pretrained:
+    """The row, pooled as the names in its file tell, where its config is silent of the head or the file lacks it."""
+    file = next((folder / name for name in HUB_WEIGHTS if (folder / name).is_file()), None)
+    if kind not in _TELLING or file is None:
+        return row
+    ending, with_it, without = _TELLING[kind]
+    if row.origins["pool"] != SILENT and not (kind == "bert" and row.architecture["pool"] == with_it):
+        return row
+    has = any(name.endswith(ending) for name in files.read(file))
+    architecture = row.architecture | {"pool": with_it if has else without}
+    origins = row.origins | {"pool": f"{file.name}, which has {'a' if has else 'no'} {ending}"}
+    return dataclasses.replace(row, architecture=architecture, origins=origins)

@@ -48,7 +48,8 @@ def read(config: Any, model_type: str = "", folder: str = "") -> tuple[Preproces
     defaults = _DEFAULTS[kind]
     keys.only(do_pad=False, rescale_offset=False, offset=False)
     size, fraction, resize = _cut(keys, kind, defaults)
-    rescale = keys.number("rescale_factor", 1 / 255) if keys.flag("do_rescale", True) else 1.0
+    rescale = keys.number("rescale_factor", 1 / 255)
+    rescale = rescale if keys.flag("do_rescale", True) else 1.0
     mean, std = _statistics(keys, defaults)
     channels = "grey" if len(mean) == 1 else "rgba"[: len(mean)]
     if keys.flag("do_flip_channel_order", False):

@@ -13,6 +13,7 @@ from tljax.weights.surgery import with_channels
 GELU = {"gelu": "erf", "gelu_python": "erf", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
 PROBLEMS = {"single_label_classification": "single_label", "multi_label_classification": "multi_label"}
 PROBLEMS |= {"regression": "regression"}
+SILENT = "the default of transformers"  # where no key says for which head the weights are
 # Heads that read no pooler: where transformers makes a network for one of them, it has none.
 _OF_TOKENS = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering", "LMHeadModel")
 
@@ -54,8 +55,8 @@ def read(config: Mapping[str, Any], folder: Path, uri: str) -> Pretrained:
     images, origins = Preprocessing(), {}
     if family.reads == "image":
         images, origins = _images(keys, kind, architecture, folder, uri)
-    else:
-        origins = {"pool": _pool_origin(keys)}
+    told = "tljax_pool" if "tljax_pool" in keys else "architectures"
+    origins = origins | {"pool": keys.origin(told, SILENT)}
     keys.finish()
     return Pretrained(
         *(uri, "", family.backbone, family.source, images, "unknown", family.pos_embed, architecture, classes),
@@ -202,12 +203,6 @@ def _pooling(keys: Keys, of_classifier: str, otherwise: str) -> dict[str, Any]:
     if any("ForSequenceClassification" in name for name in keys.texts("architectures")):
         otherwise = of_classifier
     return {"pool": keys.choice("tljax_pool", otherwise, known), **({"normalize": True} if normalize else {})}
-
-
-def _pool_origin(keys: Keys) -> str:
-    if "tljax_pool" in keys:
-        return keys.origin("tljax_pool", "")
-    return keys.origin("architectures", f"the default of transformers' {keys.get('model_type')}")
 
 
 FAMILIES = {
