@@ -274,5 +274,5 @@ def _tables(row: Pretrained) -> Mapping[str, Table]:
     return module_of(row).tables()
 
 
-def _explained(source: Mapping[str, np.ndarray], table: Table) -> int:
+def _explained(source: Mapping, table: Table) -> int:
     return sum(table.canonical(name) in table.by_source for name in source)

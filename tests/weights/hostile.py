@@ -319,8 +319,18 @@ def _damaged(folder: Path, rng: random.Random) -> Iterator[Path]:
         yield path
 
 
-def make(folder: Path, count: int = 150, seed: int = 0) -> list[Path]:
+# Of which each takes some tenths of a second, and seconds where types are checked.
+LONG = {"nested_lists", "nested_dicts", "colliding_keys", "too_many_instructions", "many_names", "many_sizes", "huge"}
+
+
+def make(folder: Path, count: int = 150, seed: int = 0, long: bool = True) -> list[Path]:
     """Makes at most `count` hostile files in a folder: each kind once, and then damaged ones.
+
+    Args:
+        folder: an empty one.
+        count: how many.
+        seed: of the damage.
+        long: whether those of `LONG` are among them.
 
     Returns:
         Their paths; each is to be refused by `read`.
@@ -328,6 +338,8 @@ def make(folder: Path, count: int = 150, seed: int = 0) -> list[Path]:
     paths = []
     for suffix, kinds in ((".safetensors", SAFETENSORS), (".npz", NPZ), (".pth", TORCH), (".index.json", INDEX)):
         for name, content in kinds.items():
+            if name in LONG and not long:
+                continue
             path = folder / f"{name}{suffix}"
             content = content() if callable(content) else content
             path.write_bytes(content if isinstance(content, bytes) else content.encode(errors="surrogateescape"))

@@ -81,6 +81,13 @@ def test_outputs_are_the_references_within_their_rounding(case, capsys):
     assert capsys.readouterr().err.endswith(note) and bool(note) == (case == "foreign_model_ema")
 
 
+@pytest.mark.skipif("vit_base_patch8" not in BACKBONES, reason="needs timm's patches of 8 pixels")
+@pytest.mark.parametrize("case", [case for case in CASES if (GOLDEN / case / "config.json").is_file()])
+def test_a_folder_says_what_its_network_is(case):
+    module = backbone.module_of(backbone.resolve(BackboneConfig(weights=str(GOLDEN / case))))
+    assert attributes(module) == attributes(CASES[case][0])
+
+
 def test_a_last_norm_after_the_pooling_says_that_the_mean_is_pooled():
     for case, pool in (("foreign_mae_finetuned", {"pool": "mean"}), ("foreign_mae_pretrained", {})):
         config = BackboneConfig("vit_base_patch16", str(GOLDEN / case / CASES[case][1]))
