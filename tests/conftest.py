@@ -33,8 +33,8 @@ PATIENCE = 900
 
 def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:
     """A golden case's facts, and its inputs and outputs."""
-    folder = GOLDEN / name
-    return json.loads((folder / "case.json").read_text()), dict(np.load(folder / "io.npz"))
+    facts = json.loads((GOLDEN / name / "case.json").read_text())
+    return facts, dict(np.load(GOLDEN / facts.get("io_from", name) / "io.npz"))
 
 
 def tljax(*arguments: object, status: int = 0, **environment: str) -> subprocess.CompletedProcess:

@@ -335,7 +335,10 @@ def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str,
     class_row = name == "dinov2" and module.positions == "patches"
     if class_row:
         wanted[POS_EMBED] = (1, 1 + module.grid[0] * module.grid[1], module.width)
-    arrays, ignored = convert(source, tables[name], wanted, optional(module))
+    try:
+        arrays, ignored = convert(source, tables[name], wanted, optional(module))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     if class_row:
         vit_names.fold_class_row(arrays)
     if {"head/kernel", "head/bias"} <= arrays.keys() and arrays["head/kernel"].shape[1:] != arrays["head/bias"].shape:
@@ -355,5 +358,5 @@ def _tables(row: Pretrained) -> Mapping[str, Table]:
     return in_file(row).tables()
 
 
-def _explained(source: Mapping[str, np.ndarray], table: Table) -> int:
+def _explained(source: Mapping, table: Table) -> int:
     return sum(table.canonical(name) in table.by_source for name in source)

@@ -154,7 +154,7 @@ def test_an_array_with_python_objects_in_an_npz_is_not_unpickled(tmp_path):
     assert "Object arrays cannot be loaded" in refusal(tmp_path / "model.npz")
 
 
-@pytest.mark.parametrize("name", ["model.pth", "model.pt", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", ["model.pth", "model.pt", "pytorch_model.bin", "best.pth.tar", "last.ckpt"])
 def test_what_torch_saves(tmp_path, name):
     more = ARRAYS | {"bytes": np.array([200], np.uint8), "short": np.array([-300], np.int16)}
     more |= {"char": np.array([-7], np.int8)}
@@ -211,20 +211,41 @@ ONE = {"a": tensor(np.ones(2, np.float32))}
 
 
 @pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"model": "other", "model_ema": ONE, "epoch": 3}, "model_ema"),
+        ({"student": "other", "teacher": ONE}, "teacher"),
+        ({"model": "other", "state_dict": ONE}, "state_dict"),
+        ({"state_dict": "other", "state_dict_ema": ONE}, "state_dict_ema"),
+        ({"discriminator": "other", "model": ONE}, "model"),
+        ({"discriminator": "other", "model": {"backbone": ONE}}, "model.backbone"),
+    ],
+)
+def test_of_several_state_dicts_the_averaged_one_is_taken_and_it_is_said(tmp_path, capsys, content, name):
+    other = {"a": tensor(np.zeros(2, np.float32))}
+    content = {key: other if value == "other" else value for key, value in content.items()}
+    arrays = files.read(torch_save(content, tmp_path / "model.ckpt"))
+    assert_same(arrays, {"a": np.ones(2, np.float32)})
+    left = next(key for key, value in content.items() if value is other)
+    assert capsys.readouterr().err == f"{tmp_path / 'model.ckpt'}: took {name}, not {left}\n"
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            {"teacher": ONE, "student": ONE},
-            "holds several state dicts (teacher, student); re-save the one that is meant",
-        ),
+        ({"a": ONE, "b": ONE | {}}, "holds several state dicts ('a', 'b'); re-save the one that is meant"),
+        ({"model": {"a": ONE, "b": ONE | {}}}, "holds several state dicts ('model.a', 'model.b'); re-save the one"),
         ({"epoch": 3}, "holds no state dict"),
         ([tensor(np.ones(2))], "holds no state dict"),
         (ONE | {"epoch": 3}, "'epoch' beside the tensors is a int"),
         (ONE | {"x": Tensor(Storage(np.ones(2)), 0, (2,), (1,), {"neg": True})}, "a tensor marked {'neg': True}"),
         (ONE | {"x": Tensor(Storage(np.ones(4)), 2, (3,), (1,))}, "buffer is smaller than requested size"),
         (ONE | {"x": Tensor(Storage(np.ones(4)), 0, (3,), (-1,))}, "strides (-1,)"),
-        ({"args": Global("argparse", "Namespace")}, "asks for argparse.Namespace, which is no plain tensor"),
-        ({"x": Global("torch._utils", "_rebuild_qtensor")}, "asks for torch._utils._rebuild_qtensor"),
+        (
+            {"args": Global("argparse", "Namespace")},
+            "no state dict of plain tensors (but argparse.Namespace, which",
+        ),
+        ({"x": Global("torch._utils", "_rebuild_qtensor")}, "(but torch._utils._rebuild_qtensor, which was not run)"),
     ],
 )
 def test_what_is_not_one_state_dict_of_tensors_is_refused(tmp_path, content, message):
@@ -241,7 +262,9 @@ class Runs:
 
 def test_nothing_in_a_pickle_is_run(tmp_path):
     path = torch_save(ONE | {"x": Runs(tmp_path / "made")}, tmp_path / "model.pth")
-    assert "asks for os.mkdir, which is no plain tensor, and was not run" in refusal(path)
+    assert "'x' beside the tensors is a os.mkdir, which was not run" in refusal(path)
+    beside = torch_save({"model": ONE, "args": Runs(tmp_path / "made")}, tmp_path / "beside.pth")
+    assert_same(files.read(beside), {"a": np.ones(2, np.float32)})
     assert not (tmp_path / "made").exists()
 
 
@@ -278,17 +301,24 @@ def test_the_other_byte_order(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.npz", "model.pth", "model.onnx", "model.index.json"])
-@pytest.mark.parametrize("damage", ["cut", "text"])
+@pytest.mark.parametrize("damage", ["cut", "text", "pointer", "page"])
 def test_damage_is_named(tmp_path, name, damage):
     path = tmp_path / name
-    if damage == "text" or name.endswith(("onnx", "json")):
-        path.write_text("version https://git-lfs.github.com/spec/v1")
+    message = f"{path}: damaged"
+    if damage == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        message = f"{path}: is a git-lfs pointer, not the file itself: run `git lfs pull`"
+    elif damage == "page":
+        path.write_text("<!DOCTYPE html><html>")
+        message = f"{path}: is a web page, not the file itself"
+    elif damage == "text" or name.endswith(("onnx", "json")):
+        path.write_text("weights, or so they say")
     else:
         write = {"safetensors": save_file, "npz": lambda a, p: np.savez(p, **a), "pth": torch_save}
         arrays = {key: tensor(array) for key, array in ARRAYS.items()} if path.suffix == ".pth" else ARRAYS
         write[path.suffix[1:]](arrays, path)
         path.write_bytes(path.read_bytes()[:-60])
-    assert f"{path}: damaged or not a {path.suffix} file" in refusal(path)
+    assert message in refusal(path)
 
 
 @pytest.mark.parametrize("suffix", ["npz", "pth"])

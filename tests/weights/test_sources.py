@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import gzip
 import hashlib
 import http.server
 import io
@@ -10,12 +11,16 @@ import os
 import shutil
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from tests.conftest import PATIENCE
+from tljax import backbone
+from tljax.config import BackboneConfig
 from tljax.errors import InputError
 from tljax.weights import sources
 from tljax.weights.sources import fetch, made_once
@@ -211,9 +216,15 @@ def test_a_local_file_is_checked(tmp_path):
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
-    """As much of a hub as `hf_hub_download` asks for: one repository with one file at one commit."""
+    """As much of a hub as `hf_hub_download` asks for: repositories with a file each at one commit."""
 
     commit = "a" * 40
+    files: ClassVar[dict[str, bytes]] = {
+        "/org/repo/resolve/main/model.safetensors": CONTENT,
+        "/org/swin/resolve/main/model.safetensors": CONTENT,
+        "/org/swin/resolve/main/config.json": b'{"model_type": "swin"}',
+    }
+    asked: ClassVar[list[str]] = []
 
     def do_HEAD(self):
         self._answer(body=False)
@@ -222,18 +233,20 @@ class _Hub(http.server.BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool):
-        known = self.path.startswith("/org/repo/resolve/main/model.safetensors")
+        self.asked.append(self.path)
+        content = self.files.get(self.path)
+        known = content is not None
         self.send_response(200 if known else 404)
         if known:
             self.send_header("X-Repo-Commit", self.commit)
-            self.send_header("ETag", f'"{SHA256}"')
-            self.send_header("Content-Length", str(len(CONTENT)))
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("Content-Length", str(len(content)))
         else:
             self.send_header("X-Error-Code", "RepoNotFound" if "/other/" in self.path else "EntryNotFound")
             self.send_header("Content-Length", "0")
         self.end_headers()
         if known and body:
-            self.wfile.write(CONTENT)
+            self.wfile.write(content)
 
     def log_message(self, *arguments):
         pass
@@ -266,6 +279,46 @@ def test_what_the_hub_does_not_have(hub, uri):
         fetch(uri)
     assert str(error.value).startswith(f"{uri}: the hub did not give it")
     assert "\n" not in str(error.value)
+
+
+def test_a_network_that_is_not_here_is_refused_before_its_weights_are_fetched(hub):
+    _Hub.asked.clear()
+    with pytest.raises(InputError, match="swin"):
+        backbone.resolve(BackboneConfig(weights="hf://org/swin"))
+    assert {path.rpartition("/")[2] for path in _Hub.asked} == {"config.json", "preprocessor_config.json"}
+
+
+def test_a_hub_out_of_reach_is_known_at_once(hub, monkeypatch):
+    monkeypatch.setattr(sources, "_PATIENCE", 0.2)
+    monkeypatch.setattr(sources.socket, "create_connection", lambda *_, **__: time.sleep(30))
+    start = time.monotonic()
+    with pytest.raises(InputError, match="out of reach"):
+        fetch("hf://org/repo")
+    assert time.monotonic() - start < 3
+
+
+def test_archives_that_become_far_more_than_they_are(index, tmp_path):
+    with pytest.raises(InputError, match=r"a damaged archive .* bytes that become more than"):
+        sources.sdist.member(gzip.compress(bytes(40_000_000)), "x", "pypi://x")
+    wheel = tmp_path / "x.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x", bytes(40_000_000))
+    with pytest.raises(InputError, match=r"a damaged archive .*claims to hold 40000000"):
+        sources._extract(wheel, "x", tmp_path, "pypi://x")
+    wheel.write_bytes(b"PK")
+    with pytest.raises(InputError, match="a damaged archive"):
+        sources._extract(wheel, "x", tmp_path, "pypi://x")
+
+
+@pytest.mark.parametrize("name", ["pipe", "device", "loop"])
+def test_a_path_that_is_no_file_is_not_opened(tmp_path, name):
+    path = tmp_path / f"{name}.pth"
+    if name == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if name == "device" else path)
+    with pytest.raises(InputError, match=f"{path}: (is a {name}|no such file)"):
+        fetch(str(path), SHA256)
 
 
 def _make(target: Path, results) -> None:

@@ -31,13 +31,16 @@ def check_file(path: Path) -> None:
     """
     try:
         facts = path.stat()
-        kind = stat.S_IFMT(facts.st_mode)
-        if kind != stat.S_IFREG:
-            raise InputError(f"{path}: is {_NO_FILES.get(kind, 'no plain file')}; name a file")
-        with path.open("rb") as file:
-            start = file.read(64).lstrip().lower()
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    kind = stat.S_IFMT(facts.st_mode)
+    if kind != stat.S_IFREG:
+        raise InputError(f"{path}: is {_NO_FILES.get(kind, 'no plain file')}; name a file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if not facts.st_size:
         raise InputError(f"{path}: is empty; fetch it anew")
     for beginning, message in _OTHERS.items():

@@ -133,12 +133,12 @@ class Conversion(NamedTuple):
 
 
 def convert(
-    source: Mapping[str, np.ndarray], table: Table, targets: Mapping[str, Shape], optional: frozenset[str] = frozenset()
+    source: Mapping, table: Table, targets: Mapping[str, Shape], optional: frozenset[str] = frozenset()
 ) -> Conversion:
     """Converts a checkpoint so that nothing is lost or made up.
 
     Args:
-        source: name -> array, as the file has them.
+        source: name -> array, as the file has them; read one at a time, so no type checker may look into it.
         table: says what each name means.
         targets: path -> shape of every array that the model takes.
         optional: targets that a checkpoint may lack.
@@ -179,9 +179,7 @@ def convert(
 _SHOWN = 8
 
 
-def _sort(
-    source: Mapping[str, np.ndarray], table: Table
-) -> tuple[dict[str, list[tuple[Rule, str]]], list[str], list[str]]:
+def _sort(source: Mapping, table: Table) -> tuple[dict[str, list[tuple[Rule, str]]], list[str], list[str]]:
     """Returns the names that go to each target with their rules, those left out on purpose, and the unknown."""
     by_target: dict[str, list[tuple[Rule, str]]] = defaultdict(list)
     ignored, unknown = [], []
@@ -217,7 +215,7 @@ def unconvert(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, np.nd
     }
 
 
-def _join(source: Mapping[str, np.ndarray], found: list[tuple[Rule, str]], shape: Shape) -> np.ndarray | None:
+def _join(source: Mapping, found: list[tuple[Rule, str]], shape: Shape) -> np.ndarray | None:
     """The parts in order, each turned, as one array; None where they do not make it."""
     found = sorted(found, key=lambda item: item[0].part or (0, 0))
     arrays = [rule.to_ours(source[name], shape) for rule, name in found]

@@ -200,10 +200,8 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     tensors = state_dicts[names[0]]
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
-            kind = (
-                f"a {'.'.join(value.maker)}, which was not run" if isinstance(value, Opaque) else type(value).__name__
-            )
-            raise InputError(f"{path}: {name!r} beside the tensors is {kind}; re-save it without")
+            kind = f"{'.'.join(_name(value))}, which was not run" if _is_marker(value) else type(value).__name__
+            raise InputError(f"{path}: {name!r} beside the tensors is a {kind}; re-save it without")
     return tensors
 
 
