@@ -40,7 +40,7 @@ def test_a_run_is_found_again_in_a_folder_of_whatever_name(tmp_path, name):
     folder = Workdir(tmp_path / name)
     with folder.locked(), _open(folder.path, writer=True) as saved:
         for step in (1, 2):
-            folder.append({"step": step, "seconds": 1.0, "input_seconds": 0.0})
+            folder.append({"step": step, "split": "train", "seconds": 1.0, "input_seconds": 0.0})
         saved.save(_state(2))
         folder.save_plan({"steps": 2})
     with _open(folder.path) as saved:

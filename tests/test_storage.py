@@ -81,6 +81,8 @@ def test_what_fails_is_tried_again_and_then_named(monkeypatch, capsys):
 
     assert storage.persistently(lambda: write(3), "x") == "done"
     assert capsys.readouterr().out.count("x: cannot be written (Read-only file system); again in 0 s") == 2
+    with pytest.raises(InputError, match=r"^another's$"):  # which no further try mends
+        storage.persistently(lambda: (_ for _ in ()).throw(InputError("another's")), "x")
     tries.clear()
     with pytest.raises(InputError, match=r"x: cannot be written \(Read-only file system\), tried 3 times in 0 s"):
         storage.persistently(lambda: write(99), "x")

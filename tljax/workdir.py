@@ -311,7 +311,8 @@ def _row(line: bytes) -> dict[str, Any] | None:
     """Returns what a line of `metrics.jsonl` says; None of one that is not whole."""
     try:
         row = json.loads(line)
-        whole = all(isinstance(row[key], int | float) for key in ("step", "seconds", "input_seconds"))
+        numbers = all(isinstance(row[key], int | float) for key in ("step", "seconds", "input_seconds"))
+        whole = numbers and isinstance(row["split"], str)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return row if whole else None
