@@ -136,11 +136,10 @@ def test_processes_that_differ_all_learn_in_what(monkeypatch):
 @pytest.mark.slow
 def test_processes_of_different_configs_do_not_train_together(tmp_path):
     address, run = f"--coordinator=127.0.0.1:{_free_port()}", tmp_path / "run"
-    rates = [f"--config.optim.learning_rate={rate}" for rate in ("0.001", "0.002")]
-    started = [
-        _start(run, rate, "--config.input.workers=1" if i else "", address, "--num-processes=2", f"--process-id={i}")
-        for i, rate in enumerate(rates)
-    ]
+    started = []
+    for number, rate in enumerate((0.001, 0.002)):
+        flags = f"--config.optim.learning_rate={rate}", f"--config.input.workers={1 + number}"
+        started.append(_start(run, *flags, address, "--num-processes=2", f"--process-id={number}"))
     for process in started:
         told = _end(process, 2)
         assert "config.optim.learning_rate is 0.001 in process 0, 0.002 in process 1: start all" in told

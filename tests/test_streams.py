@@ -9,10 +9,13 @@ import subprocess
 import sys
 
 import pytest
+from markupsafe import escape
 
 from tests.conftest import PATIENCE, ROOT
 from tests.test_stopping import _at, _steps
 from tljax import console, formats, streams
+from tljax.report.page import page
+from tljax.report.runs import Unfinished
 from tljax.stopping import SAVED
 
 pytestmark = pytest.mark.unoptimised
@@ -56,6 +59,12 @@ def test_predictions_hold_names_as_they_are_in_files_and_show_them_as_text():
     assert rows[0][3:] == [f"p_{name}" for name in NAMES] and rows[1][:2] == ["id\x1b[0m", "[red]"]
     assert list(json.loads(written["jsonl"])["probabilities"]) == list(NAMES)
     assert written["text"] == "\t".join(["id\\x1b[0m", *(f"{name} 0.0833" for name in SHOWN)]) + "\n"
+
+
+def test_the_page_shows_texts_as_they_are():
+    html = page([], [], [Unfinished(name, "<b>") for name in NAMES], "report")
+    assert "\x1b" not in html
+    assert all(escape(name) in html for name in SHOWN if "\\n" not in name)
 
 
 class _Full(io.StringIO):
