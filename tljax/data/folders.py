@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tljax import console, sealed
@@ -41,10 +41,15 @@ def folder(path: str, config: TaskConfig) -> Source:
         split: [item for label, one in enumerate(classes[split]) for item in scan.images(place / one, label)]
         for split, place in places.items()
     }
-    if scan.others:
-        shown = ", ".join(scan.others[:3]) + (" …" if len(scan.others) > 3 else "")
-        line = f"{name}: {len(scan.others)} files are no images by their suffix: {shown}"
-        console.console.print(line, markup=False)
+    levels = 2 if places == {"train": root} else 3  # of a class's folder and a file, below one of a split
+    for what, ids in {
+        "files are no images by their suffix": scan.others,
+        "images lie in folders within their class's": [id for id in scan.ids if len(Path(id).parts) > levels],
+        "images lie in no class's folder, and are left out": scan.stray({root, *places.values()}),
+    }.items():
+        if ids:
+            shown = ", ".join(ids[:3]) + (" …" if len(ids) > 3 else "")
+            console.console.print(f"{name}: {len(ids)} {what}: {shown}", markup=False)
     # Stamps stand for the bytes: reading a large folder at every start would cost minutes.
     key = hashlib.sha256(repr((str(root.absolute()), classes, scan.stats)).encode()).hexdigest()
     return Source(key, "image", "single_label", tuple(classes["train"]), items)
@@ -93,6 +98,20 @@ class _Scan:
         self.root, self.on_error = root, on_error
         self.stats: list[tuple[str | int, ...]] = []
         self.others: list[str] = []
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the images that were found."""
+        return [str(id) for id, *_ in self.stats]
+
+    def stray(self, folders: Iterable[Path]) -> list[str]:
+        """Images that lie beside folders of classes."""
+        return [
+            self._id(path)
+            for folder in sorted(folders)
+            for path in sorted(folder.iterdir())
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        ]
 
     def images(self, folder: Path, label: int) -> list[Item]:
         found = [self._item(path, label) for path in sorted(self.files(folder, set()))]

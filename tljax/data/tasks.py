@@ -23,7 +23,7 @@ SOURCES: dict[str, Callable[[str, TaskConfig], Source]] = {
     "parquet": tables.parquet_file,
     "hf": hub.hf,
 }
-_LAYOUT = 1  # of a prepared folder; another one is prepared anew
+_LAYOUT = 2  # of a prepared folder; another one is prepared anew
 _COLUMNS = ("image", "text", "label", "split")
 
 

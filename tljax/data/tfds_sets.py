@@ -29,7 +29,7 @@ from tljax.data.tfds_features import Features, choose
 from tljax.errors import InputError
 from tljax.weights.sources import cache_dir, locked, made_once
 
-_LAYOUT = 1  # of an index; another one is made anew
+_LAYOUT = 2  # of an index; another one is made anew
 
 
 def load(spec: str, config: TaskConfig) -> Task:
