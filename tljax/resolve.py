@@ -98,6 +98,9 @@ def _check(experiment: Experiment, task: Task, reads: str) -> None:
         name = experiment.backbone.name or experiment.backbone.weights
         held = {"image": "images", "text": "texts"}
         raise InputError(f"{name} reads {held[reads]}, and {config.dataset} holds {held[task.kind]}")
+    if task.problem == "single_label" and len(task.classes) < 2:
+        has = ", ".join(task.classes) or "none"
+        raise InputError(f"{config.dataset} has one class, {has}: to train there must be at least two to tell apart")
     if config.balance not in ("", "loss", "sampling"):
         raise InputError(f"no task.balance {config.balance!r}; there are: loss, sampling")
     if config.problem != "single_label" and (config.balance or config.class_weights):

@@ -30,9 +30,8 @@ def folder(path: str, config: TaskConfig) -> Source:
     places = _splits(root, name)
     classes = {split: _folders(place) for split, place in places.items()}
     for split, names in classes.items():
-        if len(names) < 2:
-            where = f"folder:{places[split]}"
-            raise InputError(f"{where}: needs a sub-folder of images for each of at least 2 classes, has {names}")
+        if not names:
+            raise InputError(f"folder:{places[split]}: needs a sub-folder of images for each class, has none")
         if different := sorted(set(names) ^ set(classes["train"])):
             has, lacks = (split, "train") if different[0] in names else ("train", split)
             raise InputError(f"{name}: {has} has the class {different[0]!r}, and {lacks} has not: add or remove it")

@@ -71,8 +71,6 @@ def open_prepared(name: str, folder: Path) -> Task:
 
 
 def _check(source: Source, name: str) -> None:
-    if source.problem == "single_label" and len(source.classes) < 2:
-        raise InputError(f"{name}: has classes {list(source.classes)}; there must be at least two to tell apart")
     for one in source.classes:
         if not one.strip() or len(one.splitlines()) != 1 or source.classes.count(one) > 1:
             raise InputError(f"{name}: class name {one!r} is empty, has a line break, or is there twice; rename it")
