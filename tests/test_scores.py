@@ -1,3 +1,4 @@
+import tracemalloc
 import warnings
 from functools import partial
 
@@ -258,3 +259,27 @@ def test_an_output_that_is_not_finite_is_named():
     logits = np.array([[0.0, 1.0], [np.nan, 0.0], [0.0, np.inf]])
     with pytest.raises(InputError, match=r"not finite for 2 of 3 examples, the first at index 1"):
         scores.summarise("single_label", logits, np.array([0, 1, 1]))
+
+
+def test_many_classes_take_no_table_of_them_all():
+    rng, classes, count = np.random.default_rng(0), 2000, 4000
+    logits, labels = rng.random((count, classes), np.float32), rng.integers(0, classes, count).astype(np.int32)
+    wanted = theirs.balanced_accuracy_score(labels, logits.argmax(-1))
+    tracemalloc.start()
+    found = scores.summarise("single_label", logits, labels, full=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found["balanced_accuracy"] == wanted
+    assert peak < 6.5 * logits.nbytes  # logits, probabilities and what softmax needs, in float64
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_one_class_in_an_evaluation_set(classes):
+    logits = np.random.default_rng(0).standard_normal((12, classes), np.float32)
+    found = scores.summarise("single_label", logits, np.ones(12, np.int32))
+    assert found["balanced_accuracy"] == found["accuracy"] and "auroc" not in found
+    assert all(np.isfinite(value).all() for value in found.values())
+    has = np.zeros((12, classes), np.float32)
+    has[:, 1] = 1
+    found = scores.summarise("multi_label", logits, has)
+    assert "auroc" not in found and all(np.isfinite(value).all() for value in found.values())

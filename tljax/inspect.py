@@ -1,14 +1,16 @@
 """`inspect`: what a config would train, freeze and cost, or what its data are like; trains nothing."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tljax import console, features, flag_types, memory, streams, strict_json
-from tljax.config import Experiment
+from tljax.config import Experiment, TaskConfig
 from tljax.data import health, splits, tasks
+from tljax.data.examples import Task
 from tljax.errors import InputError
 from tljax.flags import parse_experiment
 from tljax.inputs import Inputs
@@ -28,7 +30,7 @@ def examine(experiment: Experiment, sheet: Path | None = None) -> dict[str, Any]
     Raises:
         InputError: the data cannot be used at all, or a sheet is asked of texts.
     """
-    task = tasks.load(experiment.task)
+    task = _every_example(experiment.task)
     if sheet is None:
         return health.examine(task, splits.resolve(task, experiment.task), experiment.task.image_size)
     if task.kind == "text":
@@ -37,6 +39,19 @@ def examine(experiment: Experiment, sheet: Path | None = None) -> dict[str, Any]
     found = health.examine(task, inputs.splits, inputs.resolved.preprocessing.size)
     health.contact_sheet(pictures(inputs), sheet, f"{task.name}, as the network sees it in training")
     return found | {"contact_sheet": str(sheet)}
+
+
+def _every_example(config: TaskConfig) -> Task:
+    """The task, with all examples that cannot be used in `skipped`, though a run would stop at the first."""
+    try:
+        return tasks.load(config)
+    except InputError:  # of one example, or of all of the data, and then it comes again
+        if config.on_error != "stop":
+            raise
+        task = tasks.load(dataclasses.replace(config, on_error="skip"))
+    with console.on_stderr():
+        console.console.print(f"{task.name}: a run refuses it with task.on_error=stop; what cannot be used follows")
+    return task
 
 
 def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:

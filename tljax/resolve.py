@@ -122,6 +122,9 @@ def _check(experiment: Experiment, task: Task, reads: str) -> None:
         name = experiment.backbone.name or experiment.backbone.weights
         held = {"image": "images", "text": "texts"}
         raise InputError(f"{name} reads {held[reads]}, and {config.dataset} holds {held[task.kind]}")
+    if task.problem == "single_label" and len(task.classes) < 2:
+        has = ", ".join(task.classes) or "none"
+        raise InputError(f"{config.dataset} has one class, {has}: to train there must be at least two to tell apart")
     if config.problem != "single_label" and (config.balance or config.class_weights):
         raise InputError("task.balance and task.class_weights are of one class per example: of problem=single_label")
     if config.balance == "loss" and config.class_weights:

@@ -141,7 +141,7 @@ def _judged(problem: str, logits: np.ndarray, labels: np.ndarray, full: bool) ->
 
 def _single_label(logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[dict[str, Any], list[Statistic]]:
     from scipy.special import softmax
-    from sklearn.metrics import balanced_accuracy_score, f1_score
+    from sklearn.metrics import f1_score
 
     classes, said = logits.shape[-1], logits.argmax(axis=-1)
     chances = softmax(logits, axis=-1)
@@ -152,9 +152,11 @@ def _single_label(logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[d
     points = {"accuracy": hits.mean(), "accuracy_95": bootstrap.interval_of_hits(hits)}
     points |= {name: values.mean() for name, values in means.items()}
     points["ece"] = _bins(confidence, hits).ece
+    # As balanced_accuracy_score has it, which makes a table of classes × classes: of 20,000, some gigabytes.
+    occur, right = (np.bincount(of, minlength=classes) for of in (labels, labels[hits]))
+    points["balanced_accuracy"] = np.mean(right[occur > 0] / occur[occur > 0])
     with warnings.catch_warnings():  # that a class is predicted and does not occur, or that there are many for few
         warnings.simplefilter("ignore", UserWarning)
-        points["balanced_accuracy"] = balanced_accuracy_score(labels, said)
         points["macro_f1"] = f1_score(labels, said, average="macro", zero_division=0)
     if not full:
         return points, []
@@ -166,7 +168,9 @@ def _single_label(logits: np.ndarray, labels: np.ndarray, full: bool) -> tuple[d
     columns = [1] if classes == 2 else range(classes)  # of two, the first's ranking is the second's reversed
     columns = [k for k in columns if 0 < (labels == k).sum() < len(labels)]
     if columns:
-        has, scores = labels[:, None] == np.array(columns), chances[:, columns]
+        has, scores = labels[:, None] == np.array(columns), chances
+        if len(columns) < classes:  # a copy only where need be
+            scores = chances[:, columns]
         points["auroc"], points["average_precision"] = np.mean(_aurocs(has, scores)), np.mean(_precisions(has, scores))
         statistics += bootstrap.rankings(has, scores, "average_precision", both=True)
     return points, statistics
@@ -225,9 +229,13 @@ def _nats(logits: np.ndarray, chances: np.ndarray, labels: np.ndarray) -> np.nda
 
 def _squared(chances: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The squared error of each example's probabilities, summed over classes; of two, half of that."""
-    apart = chances.copy()
-    apart[np.arange(len(labels)), labels] -= 1
-    return np.square(apart, out=apart).sum(axis=-1) * (0.5 if chances.shape[-1] == 2 else 1)
+    errors = np.empty(len(labels))
+    step = max(1, 2**22 // chances.shape[-1])
+    for rows in (slice(start, start + step) for start in range(0, len(labels), step)):  # a part at a time is copied
+        apart, own = chances[rows].copy(), labels[rows]
+        apart[np.arange(len(own)), own] -= 1
+        errors[rows] = np.square(apart, out=apart).sum(axis=-1)
+    return errors * (0.5 if chances.shape[-1] == 2 else 1)
 
 
 def _place(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -249,19 +257,22 @@ def _aurocs(has: np.ndarray, scores: np.ndarray) -> list[float]:
     from sklearn.metrics import roc_auc_score
 
     both = has.any(axis=0) & ~has.all(axis=0)
-    return _of_columns(roc_auc_score, has[:, both], scores[:, both])
+    return _of_columns(roc_auc_score, has, scores, both)
 
 
 def _precisions(has: np.ndarray, scores: np.ndarray) -> list[float]:
     """The average precision of each class that occurs."""
     from sklearn.metrics import average_precision_score
 
-    there = has.any(axis=0)
-    return _of_columns(average_precision_score, has[:, there], scores[:, there])
+    return _of_columns(average_precision_score, has, scores, has.any(axis=0))
 
 
-def _of_columns(metric: Callable[..., float], has: np.ndarray, scores: np.ndarray) -> list[float]:
+def _of_columns(
+    metric: Callable[..., float], has: np.ndarray, scores: np.ndarray, among: np.ndarray | None = None
+) -> list[float]:
+    """A metric of each column, or of those `among` them."""
+    columns = range(has.shape[1]) if among is None else np.flatnonzero(among).tolist()
     # Most of the time is NumPy sorting, during which another thread can sort, too.
     with ThreadPoolExecutor() as pool:
         each = pool.map if has.size > bootstrap.LARGE else map  # to start threads takes longer than a few short sorts
-        return list(each(metric, has.T, scores.T))
+        return list(each(lambda k: metric(has[:, k], scores[:, k]), columns))

@@ -63,7 +63,7 @@ def checksums(path: Path) -> Checksums:
         reason = error.strerror or str(error)
     except (ValueError, KeyError, TypeError, RecursionError):
         reason = "is not as it was written"
-    raise Damaged(f"{path}: {reason}")
+    raise Damaged(f"{path.name}: {reason}")
 
 
 def wrong(path: Path, only: Collection[str] = ()) -> str:

@@ -163,7 +163,7 @@ def test_a_folder_of_every_suffix_with_links_and_litter(tmp_path, cache, capsys)
 
 FOLDERS = {
     "no such folder": ([], "data: no such folder"),
-    "one class": (["a/x.png"], "data: needs a sub-folder of images for each of at least 2 classes, has ['a']"),
+    "no class": (["x.png"], "data: needs a sub-folder of images for each class, has none"),
     "an empty class": (["a/x.png", "b/"], "class folder 'b' has no .jpg|.jpeg|.png"),
     "a class of test that train lacks": (
         ["train/a/x.png", "train/b/x.png", "test/a/x.png", "test/c/x.png"],

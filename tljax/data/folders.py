@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tljax import console, sealed
@@ -35,9 +35,8 @@ def folder(path: str, config: TaskConfig) -> Source:
     folders = {split: _class_folders(place, name) for split, place in places.items()}
     classes = {split: list(paths) for split, paths in folders.items()}
     for split, names in classes.items():
-        if len(names) < 2:
-            where = f"folder:{places[split]}"
-            raise InputError(f"{where}: needs a sub-folder of images for each of at least 2 classes, has {names}")
+        if not names:
+            raise InputError(f"folder:{places[split]}: needs a sub-folder of images for each class, has none")
         if different := sorted(set(names) ^ set(classes["train"])):
             has, lacks = (split, "train") if different[0] in names else ("train", split)
             raise InputError(f"{name}: {has} has the class {different[0]!r}, and {lacks} has not: add or remove it")
@@ -47,11 +46,16 @@ def folder(path: str, config: TaskConfig) -> Source:
         for split, paths in folders.items()
     }
     if warning := differing_in_case(classes["train"]):
-        console.console.print(f"{name}: {warning}", markup=False)
-    if scan.others:
-        shown = ", ".join(scan.others[:3]) + (" …" if len(scan.others) > 3 else "")
-        line = f"{name}: {len(scan.others)} files are no images by their suffix: {shown}"
-        console.console.print(line)
+        console.console.print(f"{name}: {warning}")
+    levels = 2 if places == {"train": root} else 3  # of a class's folder and a file, below one of a split
+    for what, ids in {
+        "files are no images by their suffix": scan.others,
+        "images lie in folders within their class's": [id for id in scan.ids if len(Path(id).parts) > levels],
+        "images lie in no class's folder, and are left out": scan.stray({root, *places.values()}),
+    }.items():
+        if ids:
+            shown = ", ".join(ids[:3]) + (" …" if len(ids) > 3 else "")
+            console.console.print(f"{name}: {len(ids)} {what}: {shown}")
     # Stamps stand for the bytes: reading a large folder at every start would cost minutes.
     key = hashlib.sha256(repr((str(root.absolute()), classes, scan.stats)).encode()).hexdigest()
     return Source(key, "image", "single_label", tuple(classes["train"]), items)
@@ -109,6 +113,20 @@ class _Scan:
         self.root, self.on_error = root, on_error
         self.stats: list[tuple[str | int, ...]] = []
         self.others: list[str] = []
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the images that were found."""
+        return [str(id) for id, *_ in self.stats]
+
+    def stray(self, folders: Iterable[Path]) -> list[str]:
+        """Images that lie beside folders of classes."""
+        return [
+            self._id(path)
+            for folder in sorted(folders)
+            for path in sorted(folder.iterdir())
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        ]
 
     def images(self, folder: Path, label: int) -> list[Item]:
         found = [self._item(path, label) for path in sorted(self.files(folder, set()))]

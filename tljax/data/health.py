@@ -25,8 +25,8 @@ def examine(task: Task, splits: Mapping[str, Split], size: int = 0) -> dict[str,
 
     Returns:
         `splits`: name -> `slicing`, `examples` and, as the task has them, `classes`, `targets`, `classes_per_example`,
-        `height`, `width`, `sizes`, `smaller`, `bytes`; `skipped`; `copies` and `conflicts` (`_copies`, `_conflicts`);
-        `warnings`: a sentence for each finding that makes a number wrong.
+        `height`, `width`, `sizes`, `smaller`, `bytes`; `skipped` and `notes`, as in `Task`; `copies` and `conflicts`
+        (`_copies`, `_conflicts`); `warnings`: a sentence for each finding that makes a number wrong.
     """
     report: dict[str, Any] = {
         "task": task.name,
@@ -35,6 +35,7 @@ def examine(task: Task, splits: Mapping[str, Split], size: int = 0) -> dict[str,
         "input_size": size,
         "splits": {name: _labels(split) | _inputs(split, size) for name, split in splits.items()},
         "skipped": [dict(example) for example in task.skipped],
+        "notes": [dict(example) for example in task.notes],
     }
     repeated = _repeated(splits)
     report["copies"] = _copies(repeated, list(splits))
@@ -177,6 +178,10 @@ def show(report: Mapping[str, Any]) -> None:
             console.console.print(
                 f"examples of {one} that are another's copy: {copies['count']} ({named})", markup=False
             )
+    for example in report["notes"]:
+        console.console.print(f"{example['id']} in {example['split']}: {example['note']}", markup=False)
+    for example in report["skipped"]:
+        console.console.print(f"skipped, of {example['split']}: {example['reason']}", markup=False)
     warn(report)
 
 

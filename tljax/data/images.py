@@ -60,10 +60,11 @@ def decode(data: bytes, name: str, channels: str = "rgb") -> Image.Image:
     is taken. Grey of 16 bits is scaled (65535 becomes 255), where PIL would cut off what is above 255.
 
     Raises:
-        InputError: the bytes are not a whole image of 8 or 16 bits, or one of too many pixels; `name` says which.
+        InputError: the bytes are not a whole image of 8 or 16 bits, or one of too many pixels, or a JPEG's scan is
+            broken; `name` says which.
     """
     with named(name):
-        return to_image(Encoded(data).pixels(_MODES[channels]))
+        return to_image(Encoded(data, strict=True).pixels(_MODES[channels]))
 
 
 def cacheable(*, decode: str, resize: int, crop: str) -> bool:

@@ -16,6 +16,9 @@ from tljax.data.examples import Base, Label, Records, Source, Task, fingerprint
 from tljax.data.parts import DiskFull, Part
 from tljax.errors import InputError
 
+# How many times as long as the other a side may be: with more, resizing the shorter one for a network takes gigabytes.
+_MOST_STRETCHED = 256
+
 
 def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping[str, Sequence[Part]]) -> None:
     """Writes each split's index and `task.json` into `making`, which becomes `folder`, and says what was skipped.
@@ -25,6 +28,7 @@ def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping
     """
     indices = {split: pa.concat_tables([part.index for part in found]) for split, found in parts.items()}
     skipped = [one for found in parts.values() for part in found for one in part.skipped]
+    notes = [note for found in parts.values() for part in found for note in part.notes]
     for split, index in indices.items():
         if not len(index):
             first = next(one["reason"] for one in skipped if one["split"] == split)
@@ -38,12 +42,17 @@ def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping
         "splits": list(indices),
         "fingerprint": fingerprint(source.problem, source.classes, indices),
         "skipped": skipped,
+        "notes": notes,
     }
     (making / "task.json").write_text(json.dumps(facts, indent=1))
     if skipped:
         first = ", ".join(one["id"] for one in skipped[:3]) + (" …" if len(skipped) > 3 else "")
         total = len(skipped) + sum(map(len, indices.values()))
         line = f"{name}: {len(skipped)} of {total} examples are left out: {first} ({folder}/task.json)"
+        console.console.print(line)
+    if notes:
+        first = ", ".join(note["id"] for note in notes[:3]) + (" …" if len(notes) > 3 else "")
+        line = f"{name}: of {len(notes)} animated or many-page pictures the first is taken: {first}"
         console.console.print(line)
 
 
@@ -67,15 +76,21 @@ def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Record
             rows, found = len(base.index), len(base.records)
             raise InputError(f"{folder}: damaged ({split} has {found} records, and {rows} in its index); {mend}")
     classes, skipped = tuple(facts["classes"]), tuple(facts["skipped"])
-    return Task(name, facts["kind"], facts["problem"], classes, facts["fingerprint"], bases, facts["pairs"], skipped)
+    notes = tuple(facts["notes"])
+    return Task(
+        name, facts["kind"], facts["problem"], classes, facts["fingerprint"], bases, facts["pairs"], skipped, notes
+    )
 
 
 def index_row(id: str, label: Label, content: bytes | str | tuple[str, str], size: tuple[int, int]) -> dict[str, Any]:
     """A row of `Base.index`; `size` is (width, height), as Pillow has it.
 
     Raises:
-        InputError: a text is none, or no valid Unicode.
+        InputError: a text is none, or no valid Unicode; a picture is a strip that cannot be resized.
     """
+    if max(size) > _MOST_STRETCHED * min(size):
+        sides = f"{size[0]} × {size[1]} pixels, one side more than {_MOST_STRETCHED} times the other"
+        raise InputError(f"{id}: {sides}, cannot be resized; cut it, or remove it")
     if not isinstance(content, bytes):
         texts = (content,) if isinstance(content, str) else content
         if not all(isinstance(text, str) for text in texts):

@@ -37,11 +37,13 @@ class Examined:
         row: of the index; None where the example is left out.
         record: what is stored of it; empty for nothing.
         skipped: `Task.skipped` of it, where it is left out.
+        note: `Task.notes` of it, where there is one.
     """
 
     row: Row | None = None
     record: bytes = b""
     skipped: Mapping[str, str] | None = None
+    note: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Part:
         index: a row for each that was not skipped.
         skipped: the others.
         size: bytes of the records.
+        notes: of some.
     """
 
     records: Path
@@ -61,6 +64,7 @@ class Part:
     stop: int
     skipped: tuple[Mapping[str, str], ...]
     size: int
+    notes: tuple[Mapping[str, str], ...] = ()
 
 
 def index_schema(problem: str) -> pa.Schema:
@@ -130,7 +134,8 @@ def _finished(folder: Path, split: str, number: int) -> Part | None:
     facts = json.loads(table.schema.metadata[b"tljax"])
     if facts["size"] and not (records.exists() and records.stat().st_size == facts["file_size"]):
         return None
-    return Part(records, table, facts["start"], facts["stop"], tuple(facts["skipped"]), facts["size"])
+    skipped, notes = tuple(facts["skipped"]), tuple(facts["notes"])
+    return Part(records, table, facts["start"], facts["stop"], skipped, facts["size"], notes)
 
 
 def _seal_of(index: Path) -> Path:
@@ -160,6 +165,7 @@ def _write(
             "start": start,
             "stop": start + len(examined),
             "skipped": [one.skipped for one in examined if one.skipped],
+            "notes": [one.note for one in examined if one.note],
             "size": size,
             "file_size": records.stat().st_size if size else 0,
         }
@@ -172,7 +178,8 @@ def _write(
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise _disk_full(folder, free, max(size, needed)) from error
         raise
-    return Part(records, table, start, start + len(examined), tuple(facts["skipped"]), size)
+    skipped, notes = tuple(facts["skipped"]), tuple(facts["notes"])
+    return Part(records, table, start, start + len(examined), skipped, size, notes)
 
 
 def _write_records(path: Path, records: list[bytes]) -> None:

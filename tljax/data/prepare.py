@@ -12,6 +12,7 @@ import numpy as np
 
 from tljax import sealed
 from tljax.data import images
+from tljax.data.encoded import frames_of
 from tljax.data.examples import Item, Label, Source, Task
 from tljax.data.index import finish, index_row, kept_if_of_use, open_task, progress
 from tljax.data.parts import Examined, Part, clear, index_schema, write_parts
@@ -70,8 +71,6 @@ def open_prepared(name: str, folder: Path) -> Task:
 
 
 def _check(source: Source, name: str) -> None:
-    if source.problem == "single_label" and len(source.classes) < 2:
-        raise InputError(f"{name}: has classes {list(source.classes)}; there must be at least two to tell apart")
     for one in source.classes:
         if not one.strip() or len(one.splitlines()) != 1 or source.classes.count(one) > 1:
             raise InputError(f"{name}: class name {one!r} is empty, has a line break, or is there twice; rename it")
@@ -108,7 +107,9 @@ def _examine(source: Source, split: str, ordered: Sequence[Item], features: Any,
         return Examined(skipped={"split": split, "id": item.id, "reason": str(error)})
     named = [source.kind] if not source.pairs else ["text", "text_pair"]
     inputs = dict(zip(named, content if source.pairs else [content], strict=True))
-    return Examined(row, _serialised(features, {"id": item.id, "label": row["label"], **inputs}))
+    frames = frames_of(content) if picture else 1
+    note = {"split": split, "id": item.id, "note": f"the first of {frames} pictures is taken"} if frames > 1 else None
+    return Examined(row, _serialised(features, {"id": item.id, "label": row["label"], **inputs}), note=note)
 
 
 def _serialised(features: Any, example: Mapping[str, Any]) -> bytes:

