@@ -28,7 +28,7 @@ pytestmark = pytest.mark.unoptimised
 TABLE = Path(__file__).parent / "cases" / "config_values.tsv"
 ROWS = [line.split("\t") for line in TABLE.read_text().splitlines()[1:]]
 VALUES = [row for row in ROWS if not row[0].startswith("--")]
-ODD = list(config_fuzz.odd_values(seed=0, count=500))
+ODD = list(config_fuzz.odd_values(seed=0, count=150))
 # Whose argument a key is, where the table does not say.
 STRATEGY_OF = {"decay": "layer_decay", "factor": "discriminative", "direction": "gradual_unfreezing"}
 STRATEGY_OF |= {"phases": "phases", "patterns": "pattern"}
