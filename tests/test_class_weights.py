@@ -14,6 +14,8 @@ from tljax import mix, optim
 from tljax.config import OptimConfig, RegulariseConfig
 from tljax.step import Rules, State, gradients
 
+pytestmark = pytest.mark.unoptimised
+
 CASE = json.loads((Path(__file__).parent / "cases" / "mixup_class_weights.json").read_text())
 
 
@@ -39,7 +41,7 @@ def _loss(monkeypatch, *, smoothing: float = 0.0, parts: int = 1, is_mixed: bool
         class_weights=jnp.array(weights),
     )
     state = State(zero, params, tx.init(params), {}, {}, {}, zero)
-    loss, _, _, grads, _, finite = gradients(state, jax.tree.map(jnp.array, batch), rules)
+    loss, _, _, grads, _, finite = jax.jit(lambda batch: gradients(state, batch, rules))(batch)
     assert bool(finite) and np.isfinite(grads["head"]["shift"]).all()
     return float(loss)
 
@@ -75,8 +77,8 @@ def test_a_run_weighs_what_it_mixes(shapes):
     run = tiny_run(f"folder:{shapes}", **values)
     batch, state = run.train_input().batch(0), run.init_state()
     key = jax.random.fold_in(jax.random.key(np.uint32(0)), 0)
-    mixed = mix.mixed(batch, jax.random.fold_in(key, mix.KEY), 0.4, 0.0)
-    logits, _ = run.network.forward({"params": state.params}, mixed["input"])
+    mixed = jax.jit(lambda batch: mix.mixed(batch, jax.random.fold_in(key, mix.KEY), 0.4, 0.0))(batch)
+    logits = jax.jit(lambda params, x: run.network.forward({"params": params}, x)[0])(state.params, mixed["input"])
     losses, weights = -log_softmax(np.asarray(logits, np.float64), axis=1), np.array([1.0, 4.0])
     share, own, other = np.asarray(mixed["share"]), batch["label"], batch["label"][::-1]
     rows = np.arange(len(own))

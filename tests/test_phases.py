@@ -113,7 +113,10 @@ LP, FULL = {"strategy": "linear_probe"}, {"strategy": "full"}
     [
         ({"strategy": "lp_tf"}, "no tuning.strategy 'lp_tf'; there are: linear_probe, last_k"),
         ({"strategy": "lp_ft", "k": 2}, "lp_ft takes no tuning.k; it takes: share, probe_rate"),
-        ({"strategy": "lp_ft", "share": 1.0}, "tuning.phases[1]: 0 steps long, where 0 of the run's 100 are left"),
+        (
+            {"strategy": "lp_ft", "share": 1.0},
+            "lp_ft, tuning.share=1.0, phase 1: 0 steps long, where 0 of the run's 100 are left",
+        ),
         ({"strategy": "gradual_unfreezing", "direction": "left"}, "tuning.direction must be down"),
         ({"strategy": "gradual_unfreezing", "by": 0}, "tuning.by must be at least 1, not 0"),
         ({"strategy": "phases"}, "phases needs --config.tuning.phases"),

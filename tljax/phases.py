@@ -177,7 +177,7 @@ def phases(config: TuningConfig, rates: OptimConfig, length: Length) -> tuple[Ph
         specs = [{"strategy": config.strategy, **config.arguments}]
     found: list[Phase] = []
     for i, spec in enumerate(specs):
-        where = f"tuning.phases[{i}]" if len(specs) > 1 else config.strategy
+        where = _place(config, i) if len(specs) > 1 else config.strategy
         strategy, arguments, own = _split(spec, where)
         start = found[-1].stop if found else 0
         steps = _steps(own, length, last=i == len(specs) - 1, left=length.steps - start, where=where)
@@ -191,6 +191,14 @@ def phases(config: TuningConfig, rates: OptimConfig, length: Length) -> tuple[Ph
             f"tuning.phases take {found[-1].stop} steps and the run {length.steps}: leave out the last one's length"
         )
     return tuple(found)
+
+
+def _place(config: TuningConfig, number: int) -> str:
+    """What errors call a phase: its place in the config, or in what a recipe makes of its arguments."""
+    if config.strategy == "phases":
+        return f"tuning.phases[{number}]"
+    arguments = "".join(f", tuning.{name}={value}" for name, value in config.arguments.items())
+    return f"{config.strategy}{arguments}, phase {number}"
 
 
 def _since(number: int, multipliers: tuning.Tree, before: Phase | None) -> tuning.Tree:
