@@ -34,6 +34,7 @@ from tljax.weights.surgery import adapt_channels, resample_pos_embed
 POS_EMBED, POOLER = "params/stem/pos_embed", "params/pooler/"
 # Attributes that a name does not decide: a checkpoint may have others.
 _NOT_IN_A_NAME = ("grid", "gelu", "eps", "conv_eps", "pool", "normalize", "vocabulary")
+_TORCH = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".index.json")
 _CONVERTING = threading.Lock()  # a thread may be at it when another asks
 # The one array whose shape depends on the number of channels.
 FIRST_KERNEL = {ViT: "params/stem/kernel", ResNet: "params/stem/conv1/conv/kernel", BiT: "params/stem/conv/kernel"}
@@ -54,12 +55,12 @@ def resolve(config: BackboneConfig) -> Pretrained:
         what = config.weights or "random weights"
         raise InputError(f"{what} need a backbone.name; there are: {', '.join(BACKBONES)}")
     module = build_backbone(name, row.architecture)
-    if isinstance(module, ViT) and not row.source and "://" not in row.uri and Path(row.uri).expanduser().is_file():
-        row = dataclasses.replace(row, architecture=_pool_in(fetch(row.uri, config.sha256), module))
     if config.weights.endswith(".npz"):  # Google's: what was trained there is computed as it was there
         row = dataclasses.replace(
             row, architecture={"gelu": "tanh"} if isinstance(module, ViT) else {"conv_eps": 1e-10}
         )
+    elif isinstance(module, ViT) and not row.source and Path(config.weights).expanduser().is_file():
+        row = dataclasses.replace(row, architecture=_pool_in(Path(config.weights).expanduser(), module))
     row = row if row.origins else _assumed(row, module)
     return _with_pool(dataclasses.replace(row, backbone=name, sha256=config.sha256 or row.sha256), config.pool)
 
@@ -117,7 +118,9 @@ def in_file(row: Pretrained) -> Backbone:
 
 
 def _pool_in(path: Path, module: ViT) -> dict[str, Any]:
-    """How a network pools whose file does not say more than its last norm's name: `fc_norm` stands after a mean."""
+    """How a network pools, where its file says no more than its last norm's name: `fc_norm` stands after a mean."""
+    if not path.name.endswith(_TORCH):
+        return {}
     table = module.tables()["timm"]
     ends = {table.canonical(name) for name in files.read(path)} & {"norm.weight", "fc_norm.weight"}
     return {"pool": "mean"} if ends == {"fc_norm.weight"} else {}
