@@ -93,7 +93,10 @@ MAY_IMPORT = {
     "inspect": {
         *("config", "console", "data", "features", "flags", "inputs", "lr_find", "memory", "plan", "resolve", "run"),
     },
-    "convert": {"additions", "array_files", "backbone", "config", "models", "run", "weights", "workdir"},
+    "convert": {
+        *("additions", "array_files", "backbone", "buckets", "config", "models", "run", "storage", "weights"),
+        "workdir",
+    },
     "loop": {
         *("checkpoint", "console", "data", "events", "features", "metrics", "phases", "predictions"),
         *("processes", "run", "sharding", "step", "stopping", "workdir"),

@@ -71,13 +71,13 @@ def _check_name(name: str, row: Pretrained) -> None:
     what = f"backbone.name={name} contradicts {row.uri}, which describes a {type(described).__name__}"
     if type(described) is not type(named):
         raise InputError(f"{what}: leave backbone.name out")
-    sizes, others = _decided_by_name(described), _decided_by_name(named)
+    sizes, others = decided_by_name(described), decided_by_name(named)
     wrong = [f"{key}={sizes[key]} and not {others[key]}" for key in sizes if sizes[key] != others[key]]
     if wrong:
         raise InputError(f"{what} with {', '.join(wrong[:3])}: leave backbone.name out")
 
 
-def _decided_by_name(module: Backbone) -> dict[str, Any]:
+def decided_by_name(module: Backbone) -> dict[str, Any]:
     """The attributes that a backbone's name decides."""
     found = {key: value for key, value in attributes(module).items() if key not in _NOT_IN_A_NAME}
     if "mlp_width" in found:

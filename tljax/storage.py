@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import IO, Any, TypeVar
@@ -174,9 +174,9 @@ def checked(content: Any, where: str, mend: str, kinds: Mapping[str, type | Unio
     return content
 
 
-def copy(source: epath.Path, target: epath.Path) -> None:
-    """All files below a folder, to another on whatever system."""
-    for name, path in _walk(source).items():
+def copy(source: epath.Path, target: epath.Path, last: Collection[str] = ()) -> None:
+    """All files below a folder, to another on whatever system; those with names in `last` after all others."""
+    for name, path in sorted(_walk(source).items(), key=lambda item: item[0] in last):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with path.open("rb") as read, (target / name).open("wb") as write:
             shutil.copyfileobj(read, write, 1 << 24)
