@@ -33,6 +33,7 @@ class Bucket(MemoryFileSystem):
 @pytest.fixture
 def bucket(monkeypatch) -> epath.Path:
     monkeypatch.setitem(_registry, "s3", Bucket)
+    epath.backend.fsspec_backend._get_filesystem.cache_clear()  # of a test that had another
     Bucket.store.clear()
     Bucket.pseudo_dirs[:] = [""]
     return epath.Path("s3://bucket/runs/one")

@@ -56,7 +56,7 @@ def convert(config: BackboneConfig, output: str | os.PathLike, to: str = "orbax"
         else:
             _export(making, row, arrays, to)
         if isinstance(backbone.module_of(row), Bert):
-            _copy_tokenizer(run.tokenizer if run else fetch(row.uri, row.sha256), making)
+            _copy_tokenizer((run.tokenizer or Path(run.path)) if run else fetch(row.uri, row.sha256), making)
     return row
 
 

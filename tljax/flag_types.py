@@ -68,5 +68,11 @@ def sha256(text: str) -> str:
 
 
 def local_path(text: str) -> Path:
-    """Returns the path of a local file or folder, as `path` does."""
+    """Returns the path of a file or folder on this machine, as `path` does.
+
+    Raises:
+        argparse.ArgumentTypeError: it is a URL, too.
+    """
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{ranges.shown(text)} is a URL: give a path on this machine")
     return Path(path(text))
