@@ -116,9 +116,7 @@ def test_a_url_that_cannot_be_taken_is_refused_and_no_folder_made(verb, message,
     import tljax.__main__
 
     config = tmp_path / "config.py"
-    config.write_text(
-        "from tljax.config import default as get_config\n\n\ndef sweep():\n    yield {'seed': 1}\n    yield {'seed': 2}\n"
-    )
+    config.write_text("from tljax.config import default as get_config\n\n\ndef sweep():\n    yield {'seed': 1}\n")
     monkeypatch.chdir(tmp_path)
     verb = [f"--config={config}" if word.startswith("--config=") else word for word in verb]
     assert tljax.__main__.main(verb) == 2

@@ -49,11 +49,18 @@ def write_whole(path: epath.Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Yields a file on a disk to write, which becomes `path`, on the disk, when the block ends well.
+    """Yields a file to write, which becomes `path`, on its disk or in its bucket, when the block ends well.
 
-    Its name is this writer's own, so that two writers of one path do not tear each other's. What writers of this path
+    On a disk its name is this writer's own, so that two writers of one path do not tear each other's. What writers of this path
     left who were killed is removed.
     """
+    if is_remote(path):
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            with epath.Path(path).open("wb") as target:
+                shutil.copyfileobj(file, target, 1 << 24)
+        return
     path = Path(path)
     sweep(path.parent, path.name)
     file = _own_temporary(path)
