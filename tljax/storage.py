@@ -51,8 +51,8 @@ def write_whole(path: epath.Path, content: bytes) -> None:
 def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Yields a file to write, which becomes `path`, on its disk or in its bucket, when the block ends well.
 
-    On a disk its name is this writer's own, so that two writers of one path do not tear each other's. What writers of this path
-    left who were killed is removed.
+    On a disk its name is this writer's own, so that two writers of one path do not tear each other's. What writers of
+    this path left who were killed is removed.
     """
     if is_remote(path):
         with tempfile.TemporaryFile() as file:
