@@ -167,11 +167,11 @@ def _verify(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises InputError where Orbax does not find arrays with the names and shapes of those that it was to save."""
     try:
         with _pinned(folder) as pinned, _alone():
-            found = flatten_dict(v1.metadata(pinned).metadata, sep="/")
+            metadata = flatten_dict(v1.metadata(pinned).metadata, sep="/")
     except Exception as error:  # as in `_load`
         raise _unreadable(folder, error) from error
-    for name in arrays.keys() | found.keys():
-        written, shape = (tuple(tree[name].shape) if name in tree else None for tree in (arrays, found))
+    for name in arrays.keys() | metadata.keys():
+        written, shape = (tuple(tree[name].shape) if name in tree else None for tree in (arrays, metadata))
         if written != shape:
             raise InputError(
                 f"{folder}: not what was just saved ({name} is {shape}, not {written}); is the disk whole?"
@@ -179,8 +179,8 @@ def _verify(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _unreadable(folder: Path, error: Exception) -> InputError:
-    told = re.sub(rf"{_DESCRIPTORS}/\d+", lambda _: str(folder.parent), storage.reason(error))
-    return InputError(f"{folder}: cannot be restored ({told})")
+    message = re.sub(rf"{_DESCRIPTORS}/\d+", lambda _: str(folder.parent), storage.reason(error))
+    return InputError(f"{folder}: cannot be restored ({message})")
 
 
 def _alone() -> v1.Context:

@@ -81,11 +81,11 @@ class Lock:
             return
         this = f"this process ({os.getpid()} on {socket.gethostname()}, since {_STARTED})"
         if holder:
-            told = f"{_name(holder)}, writes there now, and no longer {this}"
+            message = f"{_name(holder)}, writes there now, and no longer {this}"
         else:
-            told = f"it was removed, renamed or replaced, or another process has taken it over, since {this} began"
+            message = f"it was removed, renamed or replaced, or another process has taken it over, since {this} began"
         raise Lost(
-            f"{self._folder}: {told}: nothing more is written there; the same command goes on from what is saved"
+            f"{self._folder}: {message}: nothing more is written there; the same command goes on from what is saved"
         )
 
     def release(self) -> None:
@@ -116,8 +116,8 @@ class Lock:
 
     def _wait_for_death(self, holder: dict[str, Any]) -> None:
         wait = 3 * BEAT
-        told = f"{self._folder} was being written by {_name(holder)}: looking for {wait:g} s whether it lives"
-        console.console.print(told)
+        message = f"{self._folder} was being written by {_name(holder)}: looking for {wait:g} s whether it lives"
+        console.console.print(message)
         until = time.monotonic() + wait
         while time.monotonic() < until:
             time.sleep(BEAT / 10)
@@ -231,15 +231,15 @@ def writer(folder: epath.Path) -> dict[str, Any] | None:
     A look is for people: a writer elsewhere that has shown no sign of life for a minute counts as dead by the clocks of
     both. Who wants to write asks `acquire`.
     """
-    found = _read(folder)
-    if found is None or not found["host"]:
+    holder = _read(folder)
+    if holder is None or not holder["host"]:
         return None
     try:
-        if found["host"] != socket.gethostname():
-            return found if time.time() - storage.modified(folder / _NAME) < 6 * BEAT else None
+        if holder["host"] != socket.gethostname():
+            return holder if time.time() - storage.modified(folder / _NAME) < 6 * BEAT else None
     except FileNotFoundError:
         return None
-    return found if _runs(found["pid"]) else None
+    return holder if _runs(holder["pid"]) else None
 
 
 def clear(folder: epath.Path) -> None:
@@ -261,10 +261,10 @@ def _read(folder: epath.Path) -> dict[str, Any] | None:
 def _parsed(content: bytes) -> dict[str, Any]:
     """Returns what a `writer.json` says; of one that is damaged, a writer on no host."""
     try:
-        found = json.loads(content)
-        texts = isinstance(found["host"], str) and isinstance(found["started"], str)
-        if texts and isinstance(found["pid"], int) and found["pid"] > 0:
-            return found
+        holder = json.loads(content)
+        texts = isinstance(holder["host"], str) and isinstance(holder["started"], str)
+        if texts and isinstance(holder["pid"], int) and holder["pid"] > 0:
+            return holder
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     return {"host": "", "pid": 0, "started": "", "content": content}

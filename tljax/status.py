@@ -97,12 +97,12 @@ def show(found: Sequence[Point]) -> None:
     rows = [_row(of[0].setting, [(point.experiment.seed, standings[point]) for point in of]) for of in settings]
     console.table("sweep", ("setting", "seeds", f"validation {metric}", "s"), rows)
     for point, one in standings.items():
-        told = ", ".join(filter(None, (str(one), queued.get(point.name))))
-        if told and (one.state not in ("tested", "trained") or one.note):
-            console.console.print(f"{point.name} {one.state}: {told}")
+        message = ", ".join(filter(None, (str(one), queued.get(point.name))))
+        if message and (one.state not in ("tested", "trained") or one.note):
+            console.console.print(f"{point.name} {one.state}: {message}")
     counts = Counter(one.state for one in standings.values())
-    told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    console.console.print(f"{len(found)} points: {told}")
+    message = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    console.console.print(f"{len(found)} points: {message}")
 
 
 def _row(setting: str, members: Sequence[tuple[Any, Standing]]) -> tuple[str, str, str, str]:

@@ -112,10 +112,10 @@ class Workdir:
         """
         if not self._config.exists():
             raise InputError(f"{self.path}: no run here (no config.json)")
-        found = self._settings
+        settings = self._settings
         try:
-            resolved = build(Resolved, found["resolved"], "resolved")
-            return dataclasses.replace(Experiment.from_config(found["config"]), mesh=MeshConfig()), resolved
+            resolved = build(Resolved, settings["resolved"], "resolved")
+            return dataclasses.replace(Experiment.from_config(settings["config"]), mesh=MeshConfig()), resolved
         except InputError as error:
             raise InputError(f"{self._config}: {error}; {_MOVE}") from error
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:  # of other types within
@@ -124,8 +124,8 @@ class Workdir:
     @property
     def origin(self) -> dict[str, Any]:
         """How the run that `load` gives was made: `versions`, `git_commit` and `command`."""
-        found = self._settings
-        return {key: found.get(key) for key in ("versions", "git_commit", "command")}
+        settings = self._settings
+        return {key: settings.get(key) for key in ("versions", "git_commit", "command")}
 
     def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
         """The run's checkpoints, of which its config says which are kept and which is best."""
@@ -142,11 +142,11 @@ class Workdir:
         if not self._result.exists():
             return None
         kinds = {"splits": dict, "steps": int, "wall_seconds": int | float, "input_seconds": int | float}
-        found = storage.read_json(self._result, _FINISH, **kinds)
-        storage.checked(found, str(self._result), _FINISH, {"held": list} if "held" in found else {})
-        for split, metrics in found["splits"].items():
+        result = storage.read_json(self._result, _FINISH, **kinds)
+        storage.checked(result, str(self._result), _FINISH, {"held": list} if "held" in result else {})
+        for split, metrics in result["splits"].items():
             storage.checked(metrics, f"{self._result}: splits.{split}", _FINISH, {})
-        return found
+        return result
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes `result.json`.
@@ -279,8 +279,8 @@ class Workdir:
         """Keeps lines of metrics that were not written to their end; says so."""
         aside = self.path / f"{self._metrics.name}.torn"
         storage.write_whole(aside, _content(aside) + torn + b"\n")
-        told = f"{self._metrics}: what was not written to the end of its line is in {aside.name} now"
-        console.console.print(f"{told}; the other lines stay")
+        message = f"{self._metrics}: what was not written to the end of its line is in {aside.name} now"
+        console.console.print(f"{message}; the other lines stay")
 
     @property
     def _settings(self) -> dict[str, Any]:
