@@ -176,8 +176,8 @@ class Peers:
         """Says that this process lives, and counts the beats in which others have not; while it is stopped, none."""
         for peer in list(self._peers.values()):
             peer.send()
-            peer.silent += 1
-            if self._complete.is_set() and not (peer.ended or self._left) and peer.silent * BEAT > self._patience:
+            peer.silent += int(self._complete.is_set())  # before, they only listen
+            if not (peer.ended or self._left) and peer.silent * BEAT > self._patience:
                 self._lose(peer, f"has not answered for {self._patience:g} s")
         if self._ending and not self._left:
             self._grace -= 1
@@ -267,7 +267,7 @@ class Peers:
 
 
 def _connected(host: str, port: int) -> socket.socket:
-    """A connection to the first process, as soon as it is there."""
+    """A connection, as soon as somebody listens there."""
     while True:
         try:
             return socket.create_connection((host, port), _ANSWER)
@@ -296,11 +296,7 @@ def _door(host: str, port: int) -> int:
     def serve() -> None:
         while True:
             near, _ = listener.accept()
-            try:
-                far = socket.create_connection((host, port), _ANSWER)
-            except OSError:
-                near.close()
-                continue
+            far = _connected(host, port)
             far.settimeout(None)
             threading.Thread(target=_pump, args=(near, far, True), daemon=True).start()
             threading.Thread(target=_pump, args=(far, near, False), daemon=True).start()
