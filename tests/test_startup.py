@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from tests.conftest import ROOT, tiny_run
+from tests.flips import flip
 from tljax import backbone, compiled
 from tljax.config import BackboneConfig
 from tljax.convert import convert
@@ -37,6 +38,8 @@ from tljax import compiled
 compiled.keep(Path(sys.argv[1]))
 import jax
 from etils import epath
+
+compiled.check_programs()
 
 def cut(self, content):
     Path(self).open("wb").write(content[: len(content) // 2])
@@ -188,6 +191,14 @@ def test_a_program_whose_writing_was_cut_short_is_compiled_again_once(tmp_path):
     assert second == f"{value} {int(number) - 1} 1" and "Error" not in told
     third, told = _start(tmp_path)
     assert third == f"{value} {number} 0" and "Error" not in told
+
+
+def test_a_program_with_a_flipped_bit_is_compiled_again_once(tmp_path):
+    value, _, number = _start(tmp_path)[0].rsplit(" ", 2)
+    (program,) = tmp_path.glob("jit_wave*-cache")
+    flip(program, np.random.default_rng(0))
+    assert _start(tmp_path)[0] == f"{value} {int(number) - 1} 1"
+    assert _start(tmp_path)[0] == f"{value} {number} 0"
 
 
 def test_a_process_killed_as_it_writes_a_program_leaves_none_that_is_damaged(tmp_path):

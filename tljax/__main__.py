@@ -47,7 +47,9 @@ def main(arguments: list[str]) -> int:
     compiled.keep(cache_dir() / "compiled")
     try:
         # Imported only now, so that --help need not wait for jax.
-        return _imported(f"tljax.{verb}").main(arguments[1:]) or 0
+        module = _imported(f"tljax.{verb}")
+        compiled.check_programs()
+        return module.main(arguments[1:]) or 0
     except InputError as error:
         print(f"error: {streams.in_one_line(str(error))}", file=sys.stderr)
         return 2

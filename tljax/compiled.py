@@ -8,12 +8,15 @@ never replaces. The time is written after the program, so a program without one 
 
 import contextlib
 import os
+import sys
 import warnings
+import zlib
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 MOST_BYTES = 4 * 10**9
+_folder: Path | None = None  # that `keep` was told
 
 # Options with which XLA's CPU compiler leaves `lax.optimization_barrier` where it is until all is fused.
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
@@ -26,11 +29,47 @@ def keep(folder: Path) -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
+    global _folder
+    _folder = folder
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     # However soon it was compiled: a start has some ten small programs beside the large ones.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MOST_BYTES)) != "-1":
         mend(folder)
+
+
+def check_programs() -> None:
+    """Has jax keep a checksum at the end of each program in the folder of `keep`, and compile a damaged one again.
+
+    What jax writes has none: of a flipped bit it may make a program that computes something else.
+    """
+    if _folder is None or "jax" not in sys.modules:
+        return
+    try:
+        from jax._src import compilation_cache
+        from jax._src.lru_cache import LRUCache
+
+        make = compilation_cache.get_file_cache
+    except (ImportError, AttributeError):  # jax's own affair, which another version may arrange otherwise
+        return
+
+    class Checked(LRUCache):
+        def get(self, key: str) -> bytes | None:
+            value = super().get(key)
+            if value is None or zlib.crc32(value[:-4]) == int.from_bytes(value[-4:], "little"):
+                return value and value[:-4]
+            (self.path / f"{key}-cache").unlink(missing_ok=True)
+            return None
+
+        def put(self, key: str, value: bytes) -> None:
+            super().put(key, value + zlib.crc32(value).to_bytes(4, "little"))
+
+    def checked(path: str) -> tuple[LRUCache, str] | None:
+        if Path(path) != _folder:
+            return make(path)
+        return Checked(path, max_size=int(os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"])), path
+
+    compilation_cache.get_file_cache = checked
 
 
 def mend(folder: Path, timeout: float = 10.0) -> list[str]:

@@ -2,7 +2,8 @@
 
 A run whose first groups are frozen computes the same activations at their end in every epoch. Here they are computed
 once, part by part, each written whole and then renamed: a build that is killed goes on at the part it was at,
-processes that want the same share the parts out among them, and nothing half written is ever read. A folder is named
+processes that want the same share the parts out among them, and nothing half written is ever read. Each part has
+checksums, which are compared as it is opened: a damaged one is made again. A folder is named
 by all that its content depends on: the parameters of the prefix, the examples, how they are cut and augmented, the
 types of the numbers. What it holds is the network's own output to rounding, as the compiler may order sums otherwise in
 a prefix than in a whole step.

@@ -44,7 +44,8 @@ def seal(path: Path, files: Mapping[str, Path], by_size: Collection[str] = ()) -
 
 def seal_folder(folder: Path, by_size: str = "") -> None:
     """Seals all files below a folder; of those with `by_size` in their names only the size."""
-    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    files = {str(path.relative_to(folder)): path for path in paths}
     seal(folder / NAME, files, [name for name in files if by_size and by_size in name])
 
 

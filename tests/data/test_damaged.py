@@ -192,7 +192,6 @@ def tables() -> Iterator[tuple[str, Case]]:
         "semicolons": (TEXTS.replace(",", ";"), "line 1: the only column is 'text;label'; set task.separator=';'"),
         "a quote that never ends": (f'{TEXTS}"t,x\nu,y\n', "t.csv, line 6: unexpected end of data"),
         "a quote within quotes": (f'{TEXTS}"t"t,x\n', "t.csv, line 6: ',' expected after '\"'"),
-        "one class": ("text,label\np,x\nq,x\n", "has classes ['x']; there must be at least two"),
         "a class of two lines": (f'{TEXTS}t,"z\nz"\n', r"class name 'z\nz' is empty, has a line break"),
     }.items():
         yield f"csv with {what}", table("t.csv", text, says)

@@ -2,17 +2,18 @@
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import make_folder
+from tests.conftest import make_folder, tiny_run
 from tljax import config, inspect
 from tljax.config import Experiment, TaskConfig
 from tljax.data import tasks
-from tljax.data.examples import Task
+from tljax.data.examples import Task, among
 from tljax.errors import InputError
 
 
@@ -55,7 +56,7 @@ def test_a_strip_and_a_broken_scan_are_bad_files_and_inspect_lists_all(data, cap
     assert "premature end of data segment" in reasons["disc/scan.jpg"] or "Huffman" in reasons["disc/scan.jpg"]
     assert len(task.bases["train"].index) == 6
     found = config.default()
-    found.task.dataset = f"folder:{data}"
+    found.steps, found.task.dataset = 1, f"folder:{data}"
     report = inspect.examine(Experiment.from_config(found))
     assert {one["id"] for one in report["skipped"]} == reasons.keys()
     inspect.health.show(report)
@@ -94,3 +95,11 @@ def test_a_picture_replaced_by_one_of_the_same_size_and_time_is_seen(data):
     assert second.fingerprint != first.fingerprint
     path.chmod(0o600)  # prepared again, and the same data
     assert load(data).fingerprint == second.fingerprint
+
+
+def test_one_class_is_of_use_to_evaluate_and_not_to_train(data):
+    (data / "square" / "00.png").rename(data / "disc" / "square.png")
+    shutil.rmtree(data / "square")
+    assert (load(data).classes, among(load(data), ("disc", "square")).classes) == (("disc",), ("disc", "square"))
+    with pytest.raises(InputError, match="has one class, disc: to train there must be at least two to tell apart"):
+        tiny_run(f"folder:{data}")

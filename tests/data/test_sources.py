@@ -355,7 +355,6 @@ def _source(**changes) -> Source:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": ("a",)}, "made: has classes ['a']; there must be at least two"),
         ({"classes": ("a", "a")}, "class name 'a' is empty, has a line break, or is there twice"),
         ({"splits": {"train-clean": [Item("0", 0, str)]}}, "split 'train-clean': its name may have letters"),
         ({"splits": {"train": []}}, "split 'train' has no example"),

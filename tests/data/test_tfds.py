@@ -80,7 +80,13 @@ def test_images_in_the_order_of_tfds(tmp_path):
     assert sizes == {f"{i}.png": (4 + i, 7) for i in range(11)} | {"3.png": (7, 7)}
     assert column(task, "label", "test") == [1]
     (index,) = (path for path in (cache_dir() / "datasets").iterdir() if path.is_dir())
-    names = ["index-test.parquet", "index-train.parquet", "sealed.json", "task.json"]  # no record was copied
+    names = [
+        "index-test.parquet",
+        "index-train.parquet",
+        "sealed.json",
+        "task.json",
+        "tfds.json",
+    ]  # no record was copied
     assert sorted(path.name for path in index.iterdir()) == names
     before = {file: file.stat().st_mtime_ns for file in cache_dir().rglob("*.parquet")}
     assert load(f"tfds:{path}").fingerprint == task.fingerprint

@@ -63,7 +63,7 @@ class Stored:
         try:
             return [self._parse(record) for record in self._source.__getitems__(list(rows))]
         except Exception as error:  # array_record raises RuntimeError, a parser of damaged records whatever it meets
-            if self._seal:
+            if self._seal and not isinstance(error, OSError):
                 self._seal.unlink(missing_ok=True)
             named = f"record {rows[0]}" if len(rows) == 1 else f"records {rows[0]} to {rows[-1]}"
             reason = " ".join(str(error).split())[:200]

@@ -32,6 +32,7 @@ from tljax.weights.sources import cache_dir, locked, made_once
 
 # Of an index; another one is made anew. Before the second there were no checksums.
 _LAYOUT = {"single_label": 2, "multi_label": 2, "regression": 3}
+_DESCRIPTION = "tfds.json"  # the seal of a set's `dataset_info.json`, and the like, beside its index
 
 
 def load(spec: str, config: TaskConfig) -> Task:
@@ -58,7 +59,10 @@ def load(spec: str, config: TaskConfig) -> Task:
         if making:
             with kept_if_of_use(making):
                 _index(making, folder, stored, features, config, name)
+                sealed.seal(making / _DESCRIPTION, _descriptions(builder))
                 sealed.seal_folder(making)
+    if reason := sealed.wrong(folder / _DESCRIPTION):
+        raise InputError(f"{name}: {builder.data_path} is damaged ({reason}); {mend}")
     kind = _Brightened if builder.name == "dsprites" else Stored
 
     def records(split: str, index: pa.Table) -> Stored:
@@ -144,6 +148,12 @@ def _splits(builder: Any, features: Features) -> list[str]:
         sizes = vtab.ROWS[features.derived.dataset].sizes
         return [split for split in found if split in sizes]
     return found
+
+
+def _descriptions(builder: Any) -> dict[str, Path]:
+    """What TFDS says of the records, which have checksums of their own, by absolute path."""
+    paths = (path.absolute() for path in Path(builder.data_path).iterdir())
+    return {str(path): path for path in paths if path.suffix in (".json", ".txt")}
 
 
 def _stamps(builder: Any) -> list[tuple[str | int, ...]]:
