@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import ROOT, make_folder
+from tests.conftest import ROOT, make_folder, tiny_run
 from tests.data import made
 from tljax.config import TaskConfig
 from tljax.data import examples, folders, hub, tables
@@ -22,6 +22,7 @@ from tljax.data.examples import Source
 from tljax.data.labels import in_order, infer
 from tljax.data.table_files import kind_of, read_table
 from tljax.errors import InputError
+from tljax.inputs import Inputs
 from tljax.weights.surgery import class_subset
 
 CASES = ROOT / "tests" / "cases" / "tables"
@@ -197,6 +198,21 @@ def test_a_run_keeps_its_own_order_of_classes():
     assert (task.classes, task.fingerprint) == (old.classes, known)
     assert task.bases["train"].index.equals(old.bases["train"].index)
     assert examples.in_stored_order(new, old.classes, "of other data") is new
+
+
+def test_a_run_of_before_finds_its_data_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "cache"))
+    root = make_folder(tmp_path / "data", 4, ("1", "10", "2"))
+    with monkeypatch.context() as before:
+        before.setattr("tljax.data.labels.in_order", lambda names: tuple(sorted(names)))
+        run = tiny_run(f"folder:{root}")
+    assert run.resolved.classes == ("1", "10", "2")
+    task = Inputs(run.experiment, run.resolved).task
+    index = task.bases["train"].index
+    assert task.classes == ("1", "10", "2") and len(index) == 12
+    for id, label in zip(index.column("id").to_pylist(), index.column("label").to_pylist(), strict=True):
+        assert id.startswith(f"{task.classes[label]}/")
+    assert tiny_run(f"folder:{root}").resolved.classes == ("1", "2", "10")
 
 
 def test_a_list_that_a_library_numbers(tmp_path):
