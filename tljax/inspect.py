@@ -2,12 +2,13 @@
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tljax import features, memory
+from tljax import console, features, memory
 from tljax.config import Experiment
 from tljax.data import health, splits, tasks
 from tljax.errors import InputError
@@ -62,6 +63,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", action="store_true", help="look at the data alone: counts, sizes, duplicates, labels")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw training images as the network sees them")
     experiment, options = parse_experiment(parser, arguments)
+    with console.on_stderr() if options.json else nullcontext():  # what is said of the data is no JSON
+        _inspect(experiment, options)
+
+
+def _inspect(experiment: Experiment, options: argparse.Namespace) -> None:
     if options.data or options.sheet:
         found = examine(experiment, options.sheet)
         print(json.dumps(found)) if options.json else health.show(found)

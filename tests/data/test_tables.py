@@ -66,7 +66,7 @@ def test_lists_of_0_and_1_are_multi_hot(shapes, tmp_path, capsys):
     assert source.classes == ("class_0", "class_1", "class_2")
     assert labels(source) == [(0,), (1, 2), (), (0, 1)]
     said = "column 'labels' read as multi-hot, 3 classes (class_0, class_1, class_2); line 1 [1, 0, 0] -> class_0\n"
-    assert capsys.readouterr().err == f"jsonl:{tmp_path}/hot.jsonl: labels: {said}"
+    assert capsys.readouterr().out == f"jsonl:{tmp_path}/hot.jsonl: labels: {said}"
     assert read(tmp_path / "hot.jsonl", classes=("x", "y", "z"), **HOT).classes == ("x", "y", "z")
     with refused("task.classes has 2 names (x, y), and there are 3 places in the lists"):
         read(tmp_path / "hot.jsonl", classes=("x", "y"), **HOT)
@@ -142,7 +142,7 @@ def test_the_order_of_classes_is_one_for_folders_and_tables(tmp_path):
 def test_one_name_however_it_is_written(tmp_path, capsys):
     source = read(CASES / "same_name_two_forms.csv")
     assert source.classes == ("Café", "True", "true") and labels(source) == [0, 0, 2, 1]
-    assert "'True' and 'true' differ in case alone, and are different classes" in capsys.readouterr().err
+    assert "'True' and 'true' differ in case alone, and are different classes" in capsys.readouterr().out
     for cells in (["true", "FALSE", "True"], [True, False, True]):
         booleans = rows(tmp_path, cells)
         assert booleans.classes == ("False", "True") and labels(booleans) == [1, 0, 1]
@@ -234,7 +234,7 @@ def test_empty_texts_are_counted(capsys):
     with refused("2 of 4 texts are empty: line 3, line 4; fill or remove them, or set task.on"):
         read(CASES / "empty_texts.csv")
     source = read(CASES / "empty_texts.csv", on_error="skip")
-    assert "empty_texts.csv: 2 of 4 texts are empty: line 3, line 4\n" in capsys.readouterr().err
+    assert "empty_texts.csv: 2 of 4 texts are empty: line 3, line 4\n" in capsys.readouterr().out
     assert source.splits["train"][0].read() == "alpha"
     with refused("line 3: the text is empty"):
         source.splits["train"][1].read()
