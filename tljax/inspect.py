@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def main(arguments: list[str]) -> None:
         "--sheet", type=flag_types.local_path, metavar="PNG", help="draw training images as the network sees them"
     )
     experiment, options = parse_experiment(parser, arguments)
-    with streams.results():
+    person = console.on_stderr() if options.json else nullcontext()  # what is said of the data is no JSON
+    with streams.results(), person:
         _inspect(experiment, options)
 
 

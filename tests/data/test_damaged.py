@@ -261,7 +261,10 @@ def parquets() -> Iterator[tuple[str, Case]]:
         parquet({"text": pa.array([], "string"), "label": pa.array([], "string")}, "has no rows"),
     )
     lists = {"text": ["a", "b"], "label": [["x"], ["y"]]}
-    yield "parquet with lists for labels", parquet(lists, "label has lists of labels: set task.problem=multi_label")
+    yield (
+        "parquet with lists for labels",
+        parquet(lists, "row 0: label is ['x'], and with task.problem=single_label an example has one class"),
+    )
     yield "parquet without labels", parquet({"text": ["a"], "class": ["b"]}, "no column 'label'; it has text, class")
     for what, (column, value, says) in {
         "a label that is null": ("label", None, f"{row}: the label is empty"),

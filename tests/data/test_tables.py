@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import ROOT, make_folder
+from tests.conftest import ROOT, make_folder, tiny_run
 from tests.data import made
 from tljax.config import TaskConfig
 from tljax.data import examples, folders, hub, tables
@@ -22,6 +22,7 @@ from tljax.data.examples import Source
 from tljax.data.labels import in_order, infer
 from tljax.data.table_files import kind_of, read_table
 from tljax.errors import InputError
+from tljax.inputs import Inputs
 from tljax.weights.surgery import class_subset
 
 CASES = ROOT / "tests" / "cases" / "tables"
@@ -65,7 +66,7 @@ def test_lists_of_0_and_1_are_multi_hot(shapes, tmp_path, capsys):
     assert source.classes == ("class_0", "class_1", "class_2")
     assert labels(source) == [(0,), (1, 2), (), (0, 1)]
     said = "column 'labels' read as multi-hot, 3 classes (class_0, class_1, class_2); line 1 [1, 0, 0] -> class_0\n"
-    assert capsys.readouterr().err == f"jsonl:{tmp_path}/hot.jsonl: labels: {said}"
+    assert capsys.readouterr().out == f"jsonl:{tmp_path}/hot.jsonl: labels: {said}"
     assert read(tmp_path / "hot.jsonl", classes=("x", "y", "z"), **HOT).classes == ("x", "y", "z")
     with refused("task.classes has 2 names (x, y), and there are 3 places in the lists"):
         read(tmp_path / "hot.jsonl", classes=("x", "y"), **HOT)
@@ -141,7 +142,7 @@ def test_the_order_of_classes_is_one_for_folders_and_tables(tmp_path):
 def test_one_name_however_it_is_written(tmp_path, capsys):
     source = read(CASES / "same_name_two_forms.csv")
     assert source.classes == ("Café", "True", "true") and labels(source) == [0, 0, 2, 1]
-    assert "'True' and 'true' differ in case alone, and are different classes" in capsys.readouterr().err
+    assert "'True' and 'true' differ in case alone, and are different classes" in capsys.readouterr().out
     for cells in (["true", "FALSE", "True"], [True, False, True]):
         booleans = rows(tmp_path, cells)
         assert booleans.classes == ("False", "True") and labels(booleans) == [1, 0, 1]
@@ -199,6 +200,21 @@ def test_a_run_keeps_its_own_order_of_classes():
     assert examples.in_stored_order(new, old.classes, "of other data") is new
 
 
+def test_a_run_of_before_finds_its_data_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "cache"))
+    root = make_folder(tmp_path / "data", 4, ("1", "10", "2"))
+    with monkeypatch.context() as before:
+        before.setattr("tljax.data.labels.in_order", lambda names: tuple(sorted(names)))
+        run = tiny_run(f"folder:{root}")
+    assert run.resolved.classes == ("1", "10", "2")
+    task = Inputs(run.experiment, run.resolved).task
+    index = task.bases["train"].index
+    assert task.classes == ("1", "10", "2") and len(index) == 12
+    for id, label in zip(index.column("id").to_pylist(), index.column("label").to_pylist(), strict=True):
+        assert id.startswith(f"{task.classes[label]}/")
+    assert tiny_run(f"folder:{root}").resolved.classes == ("1", "2", "10")
+
+
 def test_a_list_that_a_library_numbers(tmp_path):
     import datasets
 
@@ -218,7 +234,7 @@ def test_empty_texts_are_counted(capsys):
     with refused("2 of 4 texts are empty: line 3, line 4; fill or remove them, or set task.on"):
         read(CASES / "empty_texts.csv")
     source = read(CASES / "empty_texts.csv", on_error="skip")
-    assert "empty_texts.csv: 2 of 4 texts are empty: line 3, line 4\n" in capsys.readouterr().err
+    assert "empty_texts.csv: 2 of 4 texts are empty: line 3, line 4\n" in capsys.readouterr().out
     assert source.splits["train"][0].read() == "alpha"
     with refused("line 3: the text is empty"):
         source.splits["train"][1].read()

@@ -1,5 +1,6 @@
 """From a `Source` to a folder that TFDS reads too, in its order; every example is decoded once, and damage met."""
 
+import collections
 import functools
 import itertools
 import math
@@ -71,8 +72,9 @@ def open_prepared(name: str, folder: Path) -> Task:
 
 
 def _check(source: Source, name: str) -> None:
+    counts = collections.Counter(source.classes)
     for one in source.classes:
-        if not one.strip() or len(one.splitlines()) != 1 or source.classes.count(one) > 1:
+        if not one.strip() or len(one.splitlines()) != 1 or counts[one] > 1:
             raise InputError(f"{name}: class name {one!r} is empty, has a line break, or is there twice; rename it")
     for split, items in source.splits.items():
         if not re.fullmatch(r"\w+", split):

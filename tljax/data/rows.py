@@ -157,21 +157,17 @@ def _place(table: Table, row: int) -> str:
 
 
 def say(name: str, labels: Labels, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[Any]]]) -> None:
-    """Prints how labels are read, with the first example that has one, and which classes differ in case alone.
-
-    On stderr: results, on stdout, may be for another program.
-    """
-    with console.on_stderr():
-        for where, values in rows:
-            try:
-                has_label = labels.of(values) != ()
-            except InputError:  # named when the example is read
-                continue
-            if has_label:
-                console.console.print(f"{name}: {labels.describe(columns, where, values)}", markup=False)
-                break
-        if labels.problem != "regression" and (warning := differing_in_case(labels.classes)):
-            console.console.print(f"{name}: labels: {warning}", markup=False)
+    """Prints how labels are read, with the first example that has one, and which classes differ in case alone."""
+    for where, values in rows:
+        try:
+            has_label = labels.of(values) != ()
+        except InputError:  # named when the example is read
+            continue
+        if has_label:
+            console.console.print(f"{name}: {labels.describe(columns, where, values)}", markup=False)
+            break
+    if labels.problem != "regression" and (warning := differing_in_case(labels.classes)):
+        console.console.print(f"{name}: labels: {warning}", markup=False)
 
 
 def _blank(tables: Sequence[Table], columns: Columns, on_error: str) -> set[str]:
@@ -194,8 +190,7 @@ def _blank(tables: Sequence[Table], columns: Columns, on_error: str) -> set[str]
         line = f"{tables[0].name}: {len(blank)} of {total} texts are empty: {places}{' …' if len(blank) > 3 else ''}"
         if on_error == "stop":
             raise InputError(f"{line}; fill or remove them, or set task.on_error=skip")
-        with console.on_stderr():
-            console.console.print(line, markup=False)
+        console.console.print(line, markup=False)
     return {table.where[row] for table, row in blank}
 
 

@@ -99,7 +99,7 @@ def read_table(
     name = f"{kind}:{path}"
     if kind_of(path) not in ("", kind):
         raise InputError(f"{name}: is {kind_of(path)} by its suffix; give {kind_of(path)}:{path}, or rename it")
-    if kind != "csv" and (separator or quote is not None):
+    if kind != "csv" and (separator or quote):
         raise InputError(f"{name}: only a CSV has a separator and quotes; leave task.separator and task.quote empty")
     tabs = _suffix(path) in _TABS
     delimiter = _separator(separator) or ("\t" if tabs else ",")
@@ -194,7 +194,11 @@ def _decoded(data: bytes, name: str) -> str:
 
 
 def _is_utf8(text: str) -> bool:
-    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _csv(text: str, name: str, delimiter: str, quote: str, guess: bool) -> Rows:

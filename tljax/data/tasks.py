@@ -58,7 +58,7 @@ def _check(config: TaskConfig) -> None:
     given = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
     if given and (config.dataset in TASKS or kind == "folder"):
         raise InputError(f"{config.dataset} has no columns, so {given[0]} names none; leave it empty")
-    if kind not in tables.READERS and (config.separator or config.quote is not None):
+    if kind not in tables.READERS and (config.separator or config.quote):
         raise InputError(f"{config.dataset} is no CSV: leave task.separator and task.quote as they are")
     if config.image and config.text:
         raise InputError(f"task.image={config.image!r} and task.text={config.text!r}: an example is one or the other")
