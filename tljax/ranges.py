@@ -124,7 +124,7 @@ def printable(text: str) -> str:
 def no_such(path: str, name: Any, known: Iterable[Any]) -> str:
     """Says that a name is not known: the nearest one that is, and all of them."""
     known = list(known)
-    near = difflib.get_close_matches(name, map(str, known), n=1, cutoff=0.5) if isinstance(name, str) else []
+    near = difflib.get_close_matches(name, map(str, known), n=1) if isinstance(name, str) else []
     hint = f" (did you mean {near[0]}?)" if near else ""
     return f"no {path} {shown(name)}{hint}; there are: {', '.join(str(value) or repr(value) for value in known)}"
 
