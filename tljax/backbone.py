@@ -58,8 +58,8 @@ def resolve(config: BackboneConfig) -> Pretrained:
         row = dataclasses.replace(
             row, architecture={"gelu": "tanh"} if isinstance(module, ViT) else {"conv_eps": 1e-10}
         )
-    row = row if row.origins else _assumed(row, module)
-    return _with_pool(dataclasses.replace(row, backbone=name, sha256=config.sha256 or row.sha256), config.pool)
+    row = dataclasses.replace(row, backbone=name, sha256=config.sha256 or row.sha256)
+    return _with_pool(row if row.origins else _assumed(row, module), config.pool)
 
 
 def _check_name(name: str, row: Pretrained) -> None:
