@@ -20,7 +20,7 @@ def test_a_run_on_dinov2_goes_to_transformers_where_it_pools_as_its_classifier_d
         keys = {"backbone__weights": str(folder), "backbone__pool": pool, "task__image_size": 56, "steps": 1}
         run = tiny_run(f"folder:{shapes}", "", tuning__strategy="linear_probe", **keys)
         train(run.experiment, tmp_path / pool, prepared=run)
-    with pytest.raises(InputError, match="DINOv2 classifier reads class_mean: train with backbone.pool=class_mean"):
+    with pytest.raises(InputError, match=r"DINOv2 classifier reads class_mean: train with backbone\.pool=class_mean"):
         convert(BackboneConfig(weights=str(tmp_path / "class")), tmp_path / "no", to="hf")
     assert not (tmp_path / "no").exists()
     convert(BackboneConfig(weights=str(tmp_path / "class_mean")), tmp_path / "hf", to="hf")
