@@ -61,8 +61,8 @@ def resolve(config: BackboneConfig) -> Pretrained:
         )
     elif isinstance(module, ViT) and not row.source and Path(config.weights).expanduser().is_file():
         row = dataclasses.replace(row, architecture=_pool_in(Path(config.weights).expanduser(), module))
-    row = row if row.origins else _assumed(row, module)
-    return _with_pool(dataclasses.replace(row, backbone=name, sha256=config.sha256 or row.sha256), config.pool)
+    row = dataclasses.replace(row, backbone=name, sha256=config.sha256 or row.sha256)
+    return _with_pool(row if row.origins else _assumed(row, module), config.pool)
 
 
 def _check_name(name: str, row: Pretrained) -> None:

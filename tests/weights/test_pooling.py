@@ -99,11 +99,10 @@ def test_backbone_pool_is_heeded_and_leaves_out_the_head_that_reads_other_featur
     path = folder_of("st_bert_mean_norm", tmp_path / "text")
     row, module, variables = load(path, pool="max")
     assert (module.pool, module.normalize, row.origins["pool"]) == ("max", False, "backbone.pool")
+    assert "pooler" in load(path, pool="pooler")[2]["params"]
     with pytest.raises(InputError, match=r"has no pooler: set backbone\.pool to cls, mean or max"):
-        load(path, pool="pooler")
-    with pytest.raises(
-        InputError, match=r"backbone\.pool=class is nothing that bert_base does; it has: cls, mean, max"
-    ):
+        load(folder_of("hf_bert_mlm", tmp_path / "mlm"), pool="pooler")
+    with pytest.raises(InputError, match=r"backbone\.pool=class is nothing that bert_base does; it has: cls, mean"):
         load(path, pool="class")
     image = folder_of("hf_dinov2_reg", tmp_path / "image")
     row, module, variables = load(image, pool="class")
