@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from tljax.errors import InputError
-from tljax.weights.checked_files import opened_zip
+from tljax.weights.checked_files import one_line, opened_zip
 from tljax.weights.pickles import Global, Opaque, Unpickler, as_dict
 
 _MAX_PICKLE = 64 << 20  # bytes
@@ -174,9 +174,7 @@ class _Unpickler(Unpickler):
     def _storage(self, pid: Any) -> Storage:
         kind, element, key, _device, _length, *view = pid
         dtype = _STORAGES.get(f"{element.module}.{element.name}") if isinstance(element, Global) else None
-        if (
-            kind != "storage" or type(key) is not str or any(view)
-        ):  # a part of another storage, as torch 0.3 and before had them
+        if kind != "storage" or type(key) is not str or any(view):  # torch 0.3 had views of storages
             raise ValueError(f"a persistent id {pid!r}")
         if dtype is None:
             raise ValueError(f"a storage of {'.'.join(element) if isinstance(element, Global) else element!r}")
@@ -196,7 +194,8 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         if names[0].partition(".")[0] not in _PREFERRED or names[0].partition(".")[0] == names[1].partition(".")[0]:
             shown = ", ".join(repr(name)[:80] for name in list(state_dicts)[:8])
             raise InputError(f"{path}: holds several state dicts ({shown}); re-save the one that is meant alone")
-        print(f"{path}: took {names[0]}, not {', '.join(names[1:])}", file=sys.stderr, flush=True)
+        note = one_line(f"{path}: took {names[0]}, not {', '.join(names[1:])}")
+        print(note, file=sys.stderr, flush=True)
     tensors = state_dicts[names[0]]
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
