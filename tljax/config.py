@@ -54,6 +54,11 @@ class TaskConfig:
         label: that of the label. For `multi_label` a list, or names with `|` between them, or one column of 0 and 1
             for each class; for `regression` one for each value.
         split: in a table, the column that names each row's split; without one all rows are `train`.
+        classes: names in label order, where the data give none: of the places of lists of 0 and 1, of one column of 0
+            and 1, or of all labels that there may be; empty takes those that occur, in natural order.
+        separator: of the cells of a CSV: one character, or `tab`; empty takes a tab in `.tsv` and `.tab`, else a comma.
+        quote: what cells of a CSV may be quoted with; empty for nothing. By default nothing in `.tsv` and `.tab`, where
+            a quote is text, else `"`.
         on_error: `stop` at an example that cannot be used, or `skip` it, count it and list it.
         train, validation, test: splits in TFDS's slicing notation (`train[:80%]`); empty for none.
         shots: that many examples of each class are kept of the training split; 0 for all.
@@ -87,6 +92,9 @@ class TaskConfig:
     text: tuple[str, ...] = ()
     label: tuple[str, ...] = ()
     split: str = ""
+    classes: tuple[str, ...] = ()
+    separator: str = ""
+    quote: str | None = None
     on_error: str = "stop"
     train: str = "train"
     validation: str = ""

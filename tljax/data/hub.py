@@ -11,7 +11,7 @@ from tljax.config import TaskConfig
 from tljax.data.examples import Source
 from tljax.data.labels import is_missing
 from tljax.data.rows import Columns, Table, choose, to_source
-from tljax.data.tables import values_of
+from tljax.data.table_files import values_of
 from tljax.errors import InputError
 
 

@@ -19,8 +19,7 @@ TASKS: dict[str, Callable[[], Source]] = {
 }
 SOURCES: dict[str, Callable[[str, TaskConfig], Source]] = {
     "folder": folders.folder,
-    "csv": tables.csv_file,
-    "parquet": tables.parquet_file,
+    **tables.READERS,
     "hf": hub.hf,
 }
 # Of a prepared folder; another one is prepared anew. Targets of a regression were float32 in the first.
