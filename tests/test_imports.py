@@ -80,7 +80,11 @@ MAY_IMPORT = {
         *("scores", "selection", "storage", "workdir"),
     },
     "formats": set(),
-    "predict": {"config", "console", "data", "formats", "preprocessing", "run", "sharding", "workdir"},
+    "predict_inputs": {"config", "data", "resolve"},
+    "predict": {
+        *("config", "console", "data", "fields", "flags", "formats", "predict_inputs", "run", "sharding"),
+        "workdir",
+    },
     "inspect": {"config", "data", "features", "flags", "inputs", "lr_find", "memory", "plan", "resolve", "run"},
     "convert": {"additions", "array_files", "backbone", "config", "models", "run", "weights", "workdir"},
     "loop": {

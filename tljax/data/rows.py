@@ -215,3 +215,13 @@ def _embedded(values: Sequence[Any], row: int, table: Table) -> bytes:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def read_input(table: Table, columns: Columns, row: int) -> bytes | str | tuple[str, str]:
+    """Reads the encoded image, the text or the two texts of a row.
+
+    Raises:
+        InputError: there is none.
+        OSError: the image's file cannot be read.
+    """
+    return _input(table, columns, row)[0]()
