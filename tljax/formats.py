@@ -28,7 +28,8 @@ def _as_text(file: TextIOBase, problem: str, classes: Sequence[str], top: int, t
 
 
 def _as_csv(file: TextIOBase, problem: str, classes: Sequence[str], top: int, tabular: bool) -> Write:
-    """Columns `id`; of rows of tables `file` and `row`; then the values of a regression, or `prediction`, `probability` where there is one, and `p_CLASS`.
+    """Columns `id`, and of rows of tables `file` and `row`; then `prediction`, `probability` where there is one, and
+    `p_CLASS`, or the values of a regression.
 
     The prediction of several labels is all that are more probable than not, with `|` between.
     """
@@ -49,7 +50,7 @@ def _as_csv(file: TextIOBase, problem: str, classes: Sequence[str], top: int, ta
 
 
 def _as_jsonl(file: TextIOBase, problem: str, classes: Sequence[str], top: int, tabular: bool) -> Write:
-    """Objects with `id`; of rows of tables `file` and `row`; and `values` of a regression, or `prediction` and `probabilities`."""
+    """Objects with `id`, of rows of tables `file` and `row`; and `values`, or `prediction` and `probabilities`."""
 
     def write(id: str | int, place: Mapping[str, Any], found: Mapping[str, float]) -> None:
         if problem == "regression":
