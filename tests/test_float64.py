@@ -20,7 +20,8 @@ from tljax.data.splits import cut
 from tljax.errors import InputError
 from tljax.evaluate import evaluate
 from tljax.resolve import _targets
-from tljax.train import train
+from tljax.run import Run
+from tljax.train import _of_training, train
 from tljax.workdir import Workdir
 
 pytestmark = pytest.mark.unoptimised
@@ -78,6 +79,13 @@ def test_predictions_and_metrics_are_float64_end_to_end(finished):
     assert stored.field("logits").type.value_type == stored.field("label").type.value_type == pa.float64()
     ((mean, spread),) = Workdir(finished).load()[1].targets
     assert mean == pytest.approx(2460000.535, abs=1e-9) and spread == pytest.approx(0.022913, abs=1e-6)
+
+
+def test_a_run_without_validation_shows_its_training_metric(finished):
+    folder = Workdir(finished)
+    ((name, value, note),) = _of_training(Run(*folder.load(), tokenizer=folder.tokenizer), folder)
+    assert name == "train mae" and 0 < float(value) < 5
+    assert note == "in standard deviations, the batch of step 4"
 
 
 def test_printed_values_are_told_apart(finished, tmp_path, capsys):

@@ -89,7 +89,11 @@ MAY_IMPORT = {
         *("scores", "selection", "storage", "workdir"),
     },
     "formats": {"storage"},
-    "predict": {"config", "console", "data", "formats", "preprocessing", "run", "sharding", "workdir"},
+    "predict_inputs": {"config", "data", "resolve", "weights"},
+    "predict": {
+        *("config", "console", "data", "fields", "flags", "formats", "predict_inputs", "run", "sharding"),
+        *("storage", "workdir"),
+    },
     "inspect": {
         *("config", "console", "data", "features", "flags", "inputs", "lr_find", "memory", "plan", "resolve", "run"),
     },

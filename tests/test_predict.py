@@ -4,11 +4,14 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from scipy.special import expit, softmax
@@ -23,6 +26,8 @@ from tljax.train import train
 from tljax.workdir import Workdir
 
 pytestmark = pytest.mark.unoptimised
+
+TABLES = Path(__file__).parent / "cases" / "tables"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -153,6 +158,83 @@ def test_lines_that_are_no_text_are_named_and_skipped(of_texts, tmp_path, capsys
     again, told = _run(capsys, *fixed, "-", status=1)
     assert again == lines and "stdin, line 2: needs" in told
     assert "name files with a text per line" in _run(capsys, *fixed, tmp_path, status=2)[1]
+
+
+def _objects(capsys, *arguments: object, status: int = 0) -> tuple[list[dict], str]:
+    lines, told = _run(capsys, *arguments, "--format=jsonl", status=status)
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines], told
+
+
+def _asked(monkeypatch) -> list:
+    """The texts that the network is given from now on."""
+    texts, launch = [], predict._launch
+
+    def launched(run, variables, values, size):
+        texts.extend(values)
+        return launch(run, variables, values, size)
+
+    monkeypatch.setattr(predict, "_launch", launched)
+    return texts
+
+
+def test_a_table_is_read_as_train_reads_it(of_texts, capsys, monkeypatch, tmp_path):
+    texts = _asked(monkeypatch)
+    fixed = f"--workdir={of_texts}"
+    quoted, bom = TABLES / "predict_quoted.csv", TABLES / "predict_bom.csv"
+    objects, _ = _objects(capsys, fixed, quoted)
+    assert texts == ["first line\nsecond line, with a comma", 'she said "no"', "plain"]
+    where = [(one["id"], one["file"], one["row"]) for one in objects]
+    assert where == [("7", str(quoted), 0), ("8", str(quoted), 1), ("9", str(quoted), 2)]
+    texts.clear()
+    pq.write_table(pa.table({"id": [5, 6], "text": ["eps\nilon", "zeta"]}), tmp_path / "x.parquet")
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfeta\n")
+    files = (bom, f"csv:{bom}", TABLES / "rows.jsonl", TABLES / "rows.csv.gz", f"parquet:{tmp_path}/x.parquet")
+    objects, _ = _objects(capsys, fixed, *files, tmp_path / "x.txt")
+    assert texts == [*["alpha", "beta"] * 2, "alpha\nbeta", "gamma", "alpha", "beta", "eps\nilon", "zeta", "eta"]
+    ids = ["1", "2", "1", "2", 1, 2, "00000000", "00000001", 5, 6, "eta"]  # without a column id, as train has them
+    assert [one["id"] for one in objects] == ids
+    assert "file" not in objects[-1] and objects[-2]["row"] == 1
+    rows = list(csv.DictReader(_run(capsys, fixed, "--format=csv", quoted, tmp_path / "x.txt")[0]))
+    where = [(row["id"], row["file"], row["row"]) for row in (rows[0], rows[3])]
+    assert where == [("7", str(quoted), "0"), ("eta", "", "")]
+
+
+def test_columns_and_separators_of_a_table_are_named(of_texts, capsys, monkeypatch, tmp_path):
+    texts = _asked(monkeypatch)
+    (tmp_path / "x.csv").write_text("id;review;rest\na;b, c;d\n")
+    (tmp_path / "x.tsv").write_text('text\tid\nan "odd one\t3\n')
+    flags = ("--config.task.text=('review',)", "--config.task.separator=;")
+    assert [one["id"] for one in _objects(capsys, f"--workdir={of_texts}", *flags, tmp_path / "x.csv")[0]] == ["a"]
+    assert [one["id"] for one in _objects(capsys, f"--workdir={of_texts}", tmp_path / "x.tsv")[0]] == ["3"]
+    assert texts == ["b, c", 'an "odd one']
+    monkeypatch.setattr(predict, "Run", None)
+    for arguments, told in (
+        ((flags[1], tmp_path / "x.csv"), "x.csv: no column 'text'; it has id, review, rest: give --config.task.text="),
+        ((tmp_path / "x.csv",), "set task.separator=';'"),
+        (("--config.seed=1", TABLES / "predict_bom.csv"), "config.seed is the run's, whatever is predicted"),
+        (("csv:none.csv",), "csv:none.csv: no such file"),
+        ((tmp_path,), "name files with a text per line, or a table"),
+        (("README.md",), "README.md: is no table by its suffix, and lines are read of .txt and of stdin (-) alone"),
+    ):
+        lines, error = _run(capsys, f"--workdir={of_texts}", *arguments, status=2)
+        assert told in error and lines == []
+
+
+def test_rows_that_cannot_be_read_are_named_and_skipped(of_texts, of_images, shapes, capsys, tmp_path):
+    (tmp_path / "x.csv").write_bytes(b'id,text\n1,"a\nb"\n2,c,d\n3,\xff\n4,e\n')
+    objects, told = _objects(capsys, f"--workdir={of_texts}", tmp_path / "x.csv", status=1)
+    assert [one["id"] for one in objects] == ["1", "4"] and "2 of 4 could not be read" in told
+    assert "x.csv, line 4: has 3 cells, and the header 2" in told and "x.csv, line 5: is not valid UTF-8" in told
+    (tmp_path / "y.jsonl").write_text('{"text": "a"}\n{"text": 3}\n{"text"\n')
+    objects, told = _objects(capsys, f"--workdir={of_texts}", tmp_path / "y.jsonl", status=1)
+    assert [one["id"] for one in objects] == ["00000000"]
+    assert "y.jsonl, line 2: text is 3, which is no text" in told and "y.jsonl, line 3: is no JSON" in told
+    shutil.copyfile(shapes / "disc" / "00.png", tmp_path / "00.png")
+    (tmp_path / "z.csv").write_text("id,image\nx,00.png\ny,none.png\n,00.png\n")
+    objects, told = _objects(capsys, f"--workdir={of_images}", f"csv:{tmp_path / 'z.csv'}", status=1)
+    assert [one["id"] for one in objects] == ["x", "00000002/00.png"] and "z.csv, line 3: " in told
+    alone, _ = _objects(capsys, f"--workdir={of_images}", f"folder:{tmp_path}")
+    assert alone[0]["probabilities"] == pytest.approx(objects[0]["probabilities"], rel=1e-5)
 
 
 def test_texts_have_the_probabilities_of_evaluate(of_texts, tmp_path, capsys):

@@ -263,7 +263,7 @@ def _complete(
                         for folder in wanted.values():
                             if (part := _part(folder, number)).exists():
                                 damaged = f"{part} was damaged ({sealed.wrong(cache.seal_of(part))}): made again"
-                                console.console.print(damaged, markup=False)
+                                console.console.print(damaged)
                         if wanted:
                             _make_part(run, compute, source, rows, wanted, number, halt)
                 report(rows.stop)

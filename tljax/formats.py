@@ -5,59 +5,65 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOBase, TextIOWrapper
-from pathlib import Path
+from typing import Any
 
 from tljax import storage, strict_json
 from tljax.errors import InputError
 from tljax.streams import in_one_line, results
 
-Write = Callable[[str, Mapping[str, float]], None]  # one line, of a name and its probabilities or values
+# One line: of an id, the file and row of a table that it is from, and probabilities or values.
+Write = Callable[[str | int, Mapping[str, Any], Mapping[str, float]], None]
 
 
-def _as_text(file: TextIOBase, problem: str, classes: Sequence[str], top: int) -> Write:
+def _as_text(file: TextIOBase, problem: str, classes: Sequence[str], top: int, tabular: bool) -> Write:
     # Values have all of their digits: dates and times have the first ten in common.
     number = repr if problem == "regression" else "{:.4f}".format
 
-    def write(name: str, found: Mapping[str, float]) -> None:
+    def write(id: str | int, place: Mapping[str, Any], found: Mapping[str, float]) -> None:
         shown = itertools.islice(found.items(), top)
-        cells = [name, *(f"{label} {number(value)}" for label, value in shown)]
+        cells = [str(id), *(f"{label} {number(value)}" for label, value in shown)]
         file.write("\t".join(map(in_one_line, cells)) + "\n")
 
     return write
 
 
-def _as_csv(file: TextIOBase, problem: str, classes: Sequence[str], top: int) -> Write:
-    """Columns `id`; then the values of a regression, or `prediction`, `probability` where there is one, and `p_CLASS`.
+def _as_csv(file: TextIOBase, problem: str, classes: Sequence[str], top: int, tabular: bool) -> Write:
+    """Columns `id`, and of rows of tables `file` and `row`; then `prediction`, `probability` where there is one, and
+    `p_CLASS`, or the values of a regression.
 
     The prediction of several labels is all that are more probable than not, with `|` between.
     """
     lines = csv.writer(file, lineterminator="\n")
     single = problem == "single_label"
     odds = classes if problem == "regression" else [f"p_{name}" for name in classes]
-    lines.writerow(["id", *([] if problem == "regression" else ["prediction"]), *["probability"] * single, *odds])
+    places = ["file", "row"] if tabular else []
+    lines.writerow(
+        ["id", *places, *([] if problem == "regression" else ["prediction"]), *["probability"] * single, *odds]
+    )
 
-    def write(name: str, found: Mapping[str, float]) -> None:
+    def write(id: str | int, place: Mapping[str, Any], found: Mapping[str, float]) -> None:
         said = [] if problem == "regression" else ["|".join(_said(problem, found))]
-        lines.writerow([name, *said, *[max(found.values())] * single, *(found[one] for one in classes)])
+        at = [place.get(name, "") for name in places]
+        lines.writerow([id, *at, *said, *[max(found.values())] * single, *(found[one] for one in classes)])
 
     return write
 
 
-def _as_jsonl(file: TextIOBase, problem: str, classes: Sequence[str], top: int) -> Write:
-    """Objects with `id`; and `values` of a regression, or `prediction` and `probabilities`."""
+def _as_jsonl(file: TextIOBase, problem: str, classes: Sequence[str], top: int, tabular: bool) -> Write:
+    """Objects with `id`, of rows of tables `file` and `row`; and `values`, or `prediction` and `probabilities`."""
 
-    def write(name: str, found: Mapping[str, float]) -> None:
+    def write(id: str | int, place: Mapping[str, Any], found: Mapping[str, float]) -> None:
         if problem == "regression":
             told = {"values": found}
         else:
             said = _said(problem, found)
             told = {"prediction": said[0] if problem == "single_label" else said, "probabilities": found}
-        file.write(strict_json.dumps({"id": name, **told}) + "\n")
+        file.write(strict_json.dumps({"id": id, **place, **told}) + "\n")
 
     return write
 
 
-FORMATS: dict[str, Callable[[TextIOBase, str, Sequence[str], int], Write]] = {
+FORMATS: dict[str, Callable[[TextIOBase, str, Sequence[str], int, bool], Write]] = {
     "text": _as_text,
     "csv": _as_csv,
     "jsonl": _as_jsonl,
@@ -70,7 +76,7 @@ def _said(problem: str, found: Mapping[str, float]) -> list[str]:
 
 
 @contextmanager
-def opened(out: Path | None) -> Iterator[TextIOBase]:
+def opened(out: str | None) -> Iterator[TextIOBase]:
     """Stdout, or a file that is there when it is whole.
 
     Raises:

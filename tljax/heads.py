@@ -25,6 +25,7 @@ from tljax.config import Experiment
 from tljax.data.pipeline import TrainInput
 from tljax.errors import InputError
 from tljax.fields import to_dict
+from tljax.models import ops
 from tljax.models.classifier import HEAD_INITS, init_head
 from tljax.step import Rules, State, train_step
 
@@ -297,7 +298,10 @@ def forward(params, batch_stats, x, key=None, *, dtype):
     gradients, with nothing transposed between two steps.
     """
     head = jax.tree.map(lambda leaf: leaf.astype(dtype), params["head"])
-    logits = jax.lax.dot_general(head["kernel"], x.astype(dtype), (((1,), (1,)), ((), ())))
+    if dtype == jnp.float32:
+        logits = jax.lax.dot_general(head["kernel"], x.astype(dtype), (((1,), (1,)), ((), ())))
+    else:
+        logits = ops.unrounded_matmul(head["kernel"], x.astype(dtype).T)
     if "bias" in head:
         logits = logits + head["bias"][:, None]
     # Without it, XLA's CPU compiler gives the softmax's maximum to the product's library, which is slow at it.

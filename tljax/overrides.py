@@ -147,7 +147,7 @@ def _show(task: Task, resolved: Resolved, split: Split) -> None:
         if lacking := [name for name in places if name not in own]:
             lines.append(f"classes of the run that are not there: {some(lacking)}")
     for line in lines:
-        console.console.print(line, markup=False)
+        console.console.print(line)
 
 
 def _no_split(split: str) -> InputError:

@@ -1,66 +1,74 @@
-"""`predict`: class names and probabilities, or values, for images, or for each line of text files."""
+"""`predict`: class names and probabilities, or values, for images, rows of tables, or lines of text."""
 
 import argparse
-import functools
 import itertools
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from scipy.special import expit, softmax
 
-from tljax import console, flag_types, sharding
-from tljax.data import images
-from tljax.data.folders import images_below
+from tljax import console, flag_types, sharding, storage
+from tljax.config import Experiment
 from tljax.data.pipeline import length_of, padded
 from tljax.data.readers import Texts
 from tljax.errors import InputError
+from tljax.fields import to_dict, with_values
+from tljax.flags import parse_overrides
 from tljax.formats import FORMATS, opened
-from tljax.preprocessing import Preprocessing
+from tljax.predict_inputs import COLUMN_KEYS, Item, Read, Source, sources
 from tljax.run import Run
 from tljax.workdir import Workdir
 
-STDIN = Path("-")
-
-Read = Callable[[], Any]  # gives what the network takes of one image or text, or raises InputError
-
 
 def predict(
-    workdir: str | os.PathLike, files: Sequence[Path], step: str = "latest", batch_size: int = 0
-) -> Iterator[tuple[str, dict[str, float] | InputError]]:
-    """The name of each image, or each text, with its probability per class name, most probable first.
+    workdir: str | os.PathLike,
+    files: Sequence[str | os.PathLike],
+    step: str = "latest",
+    batch_size: int = 0,
+    overrides: Mapping[str, Any] = {},
+) -> Iterator[tuple[str | int, dict[str, float] | InputError]]:
+    """Gives the id of each image, text or row with its probability per class name, most probable first.
 
     Of several labels each has its own probability; of a regression it is values in their order. What cannot be read
     has the error in place of them. Files are read ahead while the network computes, a few batches and no more.
 
     Args:
-        files: of images, or of a text per line, of a pair with a tab between; `-` is stdin, with a path or a text per
-            line.
+        files: as `predict_inputs.sources` takes them. A text with a tab in it is a pair.
         batch_size: examples at a time; the config's by default.
+        overrides: values for the config's `COLUMN_KEYS`, by dotted key: how tables are read.
 
     Raises:
-        InputError: there is no such run or checkpoint, or it cannot be restored.
+        InputError: there is no such run or checkpoint, or it cannot be restored; or of `predict_inputs.sources`.
     """
+    experiment, resolved = Workdir(workdir).load()
+    found = sources(files, _overridden(experiment, overrides).task, resolved)
+    return ((item.id, answer) for item, answer in _answers_of(workdir, found, step, batch_size))
+
+
+def _answers_of(
+    workdir: str | os.PathLike, found: Sequence[Source], step: str, batch_size: int
+) -> Iterator[tuple[Item, dict[str, float] | InputError]]:
+    """What a run's network says of the examples of some sources."""
     folder = Workdir(workdir)
     experiment, resolved = folder.load()
     run = Run(experiment, resolved, tokenizer=folder.tokenizer)
     with folder.checkpoints(experiment) as checkpoints:
         number = checkpoints.resolve(step)
         variables = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
-    items = _lines(files, resolved.pairs) if run.network.reads == "text" else _images(files, resolved.preprocessing)
+    items = itertools.chain.from_iterable(source.items() for source in found)
     return _predict(run, variables, items, batch_size or experiment.task.eval_batch_size)
 
 
 def _predict(
-    run: Run, variables: tuple[Any, Any], items: Iterator[tuple[str, Read]], most: int
-) -> Iterator[tuple[str, dict[str, float] | InputError]]:
+    run: Run, variables: tuple[Any, Any], items: Iterator[tuple[Item, Read]], most: int
+) -> Iterator[tuple[Item, dict[str, float] | InputError]]:
     """Of up to `most` items at a time; where there are fewer in all, of no more rows than that."""
     size, before = 0, iter(())
     for chunk in _chunks(_ahead(items, max(run.experiment.input.workers, 1), 2 * most), most):
@@ -86,10 +94,10 @@ def _launch(run: Run, variables: tuple[Any, Any], values: Sequence[Any], size: i
     return run.eval_step(size, length_of({"input": batch}))(*variables, sharding.put_batch(batch, run.mesh))
 
 
-def _answers(run: Run, chunk: Sequence[tuple[str, Any]], logits: jax.Array | np.ndarray) -> Iterator[tuple[str, Any]]:
+def _answers(run: Run, chunk: Sequence[tuple[Item, Any]], logits: jax.Array | np.ndarray) -> Iterator[tuple[Item, Any]]:
     rows = iter(np.asarray(logits).astype(np.float64))
-    for name, value in chunk:
-        yield name, value if isinstance(value, InputError) else _named(run, next(rows))
+    for item, value in chunk:
+        yield item, value if isinstance(value, InputError) else _named(run, next(rows))
 
 
 def _named(run: Run, logits: np.ndarray) -> dict[str, float]:
@@ -100,8 +108,8 @@ def _named(run: Run, logits: np.ndarray) -> dict[str, float]:
     return {classes[i]: float(odds[i]) for i in np.argsort(-odds, kind="stable")}
 
 
-def _ahead(items: Iterable[tuple[str, Read]], workers: int, most: int) -> Iterator[tuple[str, Any]]:
-    """Each name with what was read, or the error, in order; threads are up to `most` items ahead."""
+def _ahead(items: Iterable[tuple[Any, Read]], workers: int, most: int) -> Iterator[tuple[Any, Any]]:
+    """Each item with what was read, or the error, in order; threads are up to `most` items ahead."""
 
     def tried(read: Read) -> Any:
         try:
@@ -111,13 +119,13 @@ def _ahead(items: Iterable[tuple[str, Read]], workers: int, most: int) -> Iterat
 
     pool, waiting = ThreadPoolExecutor(workers), deque()
     try:
-        for name, read in items:
-            waiting.append((name, pool.submit(tried, read)))
+        for item, read in items:
+            waiting.append((item, pool.submit(tried, read)))
             if len(waiting) > most:
                 first, found = waiting.popleft()
                 yield first, found.result()
-        for name, found in waiting:
-            yield name, found.result()
+        for item, found in waiting:
+            yield item, found.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -127,126 +135,69 @@ def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _images(files: Sequence[Path], expected: Preprocessing) -> Iterator[tuple[str, Read]]:
-    for file in files:
-        paths = (Path(os.fsdecode(line)) for _, line in _split(sys.stdin.buffer) if line) if file == STDIN else (file,)
-        for path in paths:
-            yield _name(path), functools.partial(_view, path, expected)
+def _overridden(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
+    """The experiment with other columns.
+
+    Raises:
+        InputError: a key says nothing of how tables are read.
+    """
+    for key in overrides:
+        if key not in COLUMN_KEYS:
+            raise InputError(f"config.{key} is the run's, whatever is predicted; there are: {', '.join(COLUMN_KEYS)}")
+    return Experiment.from_config(with_values(to_dict(experiment), overrides))
 
 
-def _view(path: Path, expected: Preprocessing) -> np.ndarray:
-    """As evaluation sees it."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unread(path, error) from error
-    return images.source_view(data, _name(path), expected, decode="exact", resize=0, crop="centre")
-
-
-def _lines(files: Sequence[Path], pairs: bool) -> Iterator[tuple[str, Read]]:
-    for file in files:
-        name = "stdin" if file == STDIN else _name(file)
-        try:
-            with nullcontext(sys.stdin.buffer) if file == STDIN else file.open("rb") as content:
-                for number, line in _split(content):
-                    read = functools.partial(_text, line, f"{name}, line {number}", pairs)
-                    yield line.decode(errors="backslashreplace"), read
-        except OSError as error:
-            yield name, functools.partial(_refuse, _unread(file, error))
-
-
-def _split(content: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line without its end)."""
-    for number, line in enumerate(content, 1):
-        yield number, line.removesuffix(b"\n").removesuffix(b"\r")
-
-
-def _text(line: bytes, where: str, pairs: bool) -> str | tuple[str, ...]:
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    parts = tuple(text.split("\t"))
-    if pairs != (len(parts) == 2):
-        raise InputError(f"{where}: needs {'two texts with a tab between' if pairs else 'one text without a tab'}")
-    return parts if pairs else text
-
-
-def _refuse(error: InputError) -> None:
-    raise error
-
-
-def _unread(path: Path, error: OSError) -> InputError:
-    reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-    return InputError(f"{_name(path)}: {reason}")
-
-
-def _name(path: Path) -> str:
-    """The path; what of it is no UTF-8 is written with escapes."""
-    return os.fsencode(path).decode(errors="backslashreplace")
-
-
-def _listed(paths: Sequence[Path], reads: str) -> list[Path]:
-    """The files that are meant, with every image below a folder in its place."""
-    found = []
-    for path in paths:
-        if path == STDIN or not path.is_dir():
-            found.append(path)
-            continue
-        if reads == "text":
-            raise InputError(f"{path}: a folder, and this run reads texts: name files with a text per line")
-        below = images_below(path)
-        if not below:
-            raise InputError(f"{path}: no image in it")
-        found += below
-    return found
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser = flag_types.Parser("python -m tljax predict", description=__doc__)
     parser.add_argument("--workdir", required=True, type=flag_types.path, help="of a run")
     parser.add_argument("--step", default="latest", help="latest, best (by validation) or a number")
     parser.add_argument("--format", choices=FORMATS, default="text", help="csv and jsonl have every class, in full")
     parser.add_argument("--top", type=flag_types.positive, help="how many classes a line of text has (5)")
-    parser.add_argument("--out", type=flag_types.local_path, help="a file to write; stdout by default")
+    parser.add_argument("--out", type=flag_types.path, help="a file to write, or a bucket's URL; stdout by default")
     parser.add_argument(
         "--batch-size", type=flag_types.count, default=0, help="never changes a prediction, only speed and memory"
     )
     parser.add_argument(
         "files",
-        type=flag_types.local_path,
         nargs="+",
         metavar="FILE",
-        help="of images, folders of them, or a text per line; - is stdin",
+        help="an image, a folder of them, a table (.csv, .tsv, .jsonl, .parquet, or csv:PATH …) with a row for each"
+        " example, or .txt with a text per line; - is stdin, with a text, or an image's path, per line",
     )
-    options = parser.parse_args(arguments)
+    parser.epilog = (
+        "--config.task.text=COLUMN, or .image, names what is read of a table (the run's own column by default); "
+        "--config.task.separator and .quote say how its cells are told apart. Its column id is kept."
+    )
+    overrides, options = parse_overrides(parser, arguments)
     if options.top is not None and options.format != "text":
         raise InputError(f"--top={options.top}: of --format=text alone")
-    if options.out and not options.out.absolute().parent.is_dir():
+    if options.out and not storage.is_remote(place := storage.locate(options.out)) and not place.parent.is_dir():
         raise InputError(f"--out={options.out}: no such folder")
-    return options
+    return options, overrides
 
 
 def main(arguments: list[str]) -> int:
-    options = _parse(arguments)
+    options, overrides = _parse(arguments)
     experiment, resolved = Workdir(options.workdir).load()
     reads = "text" if resolved.length else "image"
-    files = _listed(options.files, reads)
-    total = len(files) if reads == "image" and STDIN not in files else None
+    found = sources(options.files, _overridden(experiment, overrides).task, resolved)
+    counts = [source.count for source in found]
+    total = None if None in counts else sum(counts)
     # On a terminal the answers themselves show how far it is.
     quiet = options.out is None and sys.stdout.isatty()
     progress = nullcontext(lambda done: None) if quiet else console.progress("predict", 0, total, f"{reads}s")
-    answers = predict(options.workdir, files, options.step, options.batch_size)
+    answers = _answers_of(options.workdir, found, options.step, options.batch_size)
     count, failed = 0, 0
     with console.on_stderr(), progress as report, opened(options.out) as file:
-        write = FORMATS[options.format](file, experiment.task.problem, resolved.classes, options.top or 5)
-        for name, found in answers:
+        tabular = any(source.tabular for source in found)
+        write = FORMATS[options.format](file, experiment.task.problem, resolved.classes, options.top or 5, tabular)
+        for item, answer in answers:
             count += 1
-            if isinstance(found, InputError):
+            if isinstance(answer, InputError):
                 failed += 1
-                console.console.print(str(found))
+                console.console.print(str(answer))
             else:
-                write(name, found)
+                write(item.id, item.place, answer)
             report(count)
     if failed:
         print(f"error: {failed} of {count} could not be read", file=sys.stderr)

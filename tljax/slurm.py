@@ -188,7 +188,6 @@ def _submit(
     console.console.print(
         f"Slurm job {number}: {len(ids)} tasks, {min(at_a_time, len(ids))} at a time, logs in {folder}; this process "
         f"may be stopped meanwhile, and called again; `scancel {number}` cancels them",
-        markup=False,
     )
     return dict(zip(ids, commands, strict=True))
 

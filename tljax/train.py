@@ -247,12 +247,12 @@ def _print_header(run: Run) -> None:
     )
     assumed = assumptions(run)
     if assumed:
-        console.console.print(f"nothing beside the weights says all that they expect: {assumed}", markup=False)
+        console.console.print(f"nothing beside the weights says all that they expect: {assumed}")
     health.warn(health.examine(run.inputs.task, run.inputs.splits))
     cut, lost = resolved.truncated
     if cut:
         told = f"{cut} of {resolved.train_examples} training texts are longer than {_longest(run)}"
-        console.console.print(f"{told} and lose {lost} tokens together", markup=False)
+        console.console.print(f"{told} and lose {lost} tokens together")
 
 
 def _longest(run: Run) -> str:
@@ -272,6 +272,8 @@ def _print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
     rows = []
     for split, found in result["splits"].items():
         rows.append((f"{split} {best.replace('_', ' ')}", f"{found[best]:.4f}", _beside(found, best)))
+    if "validation" not in result["splits"]:
+        rows += _of_training(run, folder)
     share = block["trainable_params"] / (block["trainable_params"] + block["frozen_params"])
     rows += [
         ("trainable parameters", f"{block['trainable_params']:,}", f"{share:.1%} of all"),
@@ -285,6 +287,16 @@ def _print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
     console.table(
         f"{run.experiment.tuning.strategy} on {run.experiment.task.dataset}: {folder.path}", ("", "value", ""), rows
     )
+
+
+def _of_training(run: Run, folder: Workdir) -> list[tuple[str, str, str]]:
+    """Returns a row with the training metric of the last step that was logged; none if it is not a number."""
+    trained = JUDGED[run.experiment.task.problem].trained
+    line = next((line for line in reversed(folder.metrics) if line.get(trained) is not None), None)
+    if line is None:
+        return []
+    unit = "in standard deviations, " if run.resolved.targets else ""
+    return [(f"train {trained.replace('_', ' ')}", f"{line[trained]:.4f}", f"{unit}the batch of step {line['step']}")]
 
 
 def _beside(found: dict[str, Any], metric: str) -> str:

@@ -179,9 +179,9 @@ def show(report: Mapping[str, Any]) -> None:
                 f"examples of {one} that are another's copy: {copies['count']} ({named})", markup=False
             )
     for example in report["notes"]:
-        console.console.print(f"{example['id']} in {example['split']}: {example['note']}", markup=False)
+        console.console.print(f"{example['id']} in {example['split']}: {example['note']}")
     for example in report["skipped"]:
-        console.console.print(f"skipped, of {example['split']}: {example['reason']}", markup=False)
+        console.console.print(f"skipped, of {example['split']}: {example['reason']}")
     warn(report)
 
 

@@ -164,10 +164,10 @@ def say(name: str, labels: Labels, columns: Sequence[str], rows: Iterable[tuple[
         except InputError:  # named when the example is read
             continue
         if has_label:
-            console.console.print(f"{name}: {labels.describe(columns, where, values)}", markup=False)
+            console.console.print(f"{name}: {labels.describe(columns, where, values)}")
             break
     if labels.problem != "regression" and (warning := differing_in_case(labels.classes)):
-        console.console.print(f"{name}: labels: {warning}", markup=False)
+        console.console.print(f"{name}: labels: {warning}")
 
 
 def _blank(tables: Sequence[Table], columns: Columns, on_error: str) -> set[str]:
@@ -190,7 +190,7 @@ def _blank(tables: Sequence[Table], columns: Columns, on_error: str) -> set[str]
         line = f"{tables[0].name}: {len(blank)} of {total} texts are empty: {places}{' …' if len(blank) > 3 else ''}"
         if on_error == "stop":
             raise InputError(f"{line}; fill or remove them, or set task.on_error=skip")
-        console.console.print(line, markup=False)
+        console.console.print(line)
     return {table.where[row] for table, row in blank}
 
 
@@ -276,3 +276,13 @@ def _embedded(values: Sequence[Any], row: int, table: Table) -> bytes:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def read_input(table: Table, columns: Columns, row: int) -> bytes | str | tuple[str, str]:
+    """Reads the encoded image, the text or the two texts of a row.
+
+    Raises:
+        InputError: there is none.
+        OSError: the image's file cannot be read.
+    """
+    return _input(table, columns, row)[0]()

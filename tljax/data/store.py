@@ -45,7 +45,7 @@ class Store(Sequence[np.ndarray]):
             if not self._is_damaged:
                 self._is_damaged = True
                 (self._folder / sealed.NAME).unlink(missing_ok=True)  # so that the next start makes all of it again
-                console.console.print(f"{self._folder} is damaged: what is lost of it is made again", markup=False)
+                console.console.print(f"{self._folder} is damaged: what is lost of it is made again")
             return self._again(place)
         return self._values[start:end].reshape(shape)
 

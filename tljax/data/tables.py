@@ -27,19 +27,18 @@ def table(kind: str, path: str, config: TaskConfig) -> Source:
 
     file = read_table(path, kind, separator=config.separator, quote=config.quote, select=used)
     columns = choose(file.header, config, name)
-    rows = Table(name, file.columns, file.where, _folder(path, file, columns), faults=file.faults)
+    rows = Table(name, file.columns, file.where, images_folder(path, file, columns), faults=file.faults)
     return to_source([rows], columns, config, file.sha256)
 
 
-def _folder(path: str, file: TableFile, columns: Columns) -> Path:
+def images_folder(path: str, file: TableFile, columns: Columns) -> Path:
     """Returns the folder that paths of images start from; of a table in a bucket, a copy of those that it names."""
     if "://" not in path:
         return Path(path).expanduser().parent
     if columns.kind != "image":
         return Path()
-    return local_copy(
-        path.rpartition("/")[0], [name for name in file.columns[columns.inputs[0]] if isinstance(name, str)]
-    )
+    names = [name for name in file.columns[columns.inputs[0]] if isinstance(name, str)]
+    return local_copy(path.rpartition("/")[0], names)
 
 
 READERS = {kind: functools.partial(table, kind) for kind in KINDS}

@@ -14,6 +14,13 @@ from tljax.models.additions import added, drop
 HEAD_INITS = {"zeros": nn.initializers.zeros, "truncated_normal": nn.initializers.truncated_normal(0.02)}
 
 
+def _dot_general(x, kernel, dimensions, precision=None):
+    """Returns the product of a layer that gives logits, in float32, also of operands in bfloat16."""
+    if x.dtype == jnp.float32:
+        return jax.lax.dot_general(x, kernel, dimensions, precision=precision)
+    return ops.unrounded_matmul(x, kernel)
+
+
 class _TwoLayers(nn.Module):
     hidden: int
     classes: int
@@ -23,7 +30,8 @@ class _TwoLayers(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = ops.gelu(nn.Dense(self.hidden, name="hidden")(x))
-        return nn.Dense(self.classes, self.bias, kernel_init=HEAD_INITS[self.head_init], name="out")(x)
+        initial = HEAD_INITS[self.head_init]
+        return nn.Dense(self.classes, self.bias, kernel_init=initial, dot_general=_dot_general, name="out")(x)
 
 
 class Classifier(nn.Module):
@@ -52,7 +60,8 @@ class Classifier(nn.Module):
         if hidden:
             self.head = _TwoLayers(hidden[0], self.classes, self.bias, self.head_init)
         else:
-            self.head = nn.Dense(self.classes, use_bias=self.bias, kernel_init=HEAD_INITS[self.head_init])
+            initial = HEAD_INITS[self.head_init]
+            self.head = nn.Dense(self.classes, self.bias, kernel_init=initial, dot_general=_dot_general)
 
     def __call__(
         self,
@@ -63,7 +72,7 @@ class Classifier(nn.Module):
         noisy: Collection[str] = (),
         remat: bool = False,
     ) -> Float[Array, "batch classes"]:
-        """Logits.
+        """Returns logits, in float32.
 
         Args:
             x: normalised images, or a text as `Bert.__call__` takes it; or what `features` gave at `start`.

@@ -68,6 +68,21 @@ def _matmul_backward(kept, dy):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+@jax.custom_vjp
+def unrounded_matmul(
+    x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"]
+) -> Float[Array, "rows outputs"]:
+    """Returns `x @ kernel` in float32 where the operands are bfloat16; the gradients' products are of bfloat16s."""
+    return lax.dot_general(x, kernel, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _unrounded_matmul_backward(kept, dy):
+    return _matmul_backward(kept, dy.astype(kept[0].dtype))
+
+
+unrounded_matmul.defvjp(lambda x, kernel: (unrounded_matmul(x, kernel), (x, kernel)), _unrounded_matmul_backward)
+
+
 @jax.jit
 def linear(
     x: Float[Array, "*batch inputs"],

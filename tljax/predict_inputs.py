@@ -1,0 +1,233 @@
+"""What `predict` reads: images, folders of them, tables with a row for each example, and texts, one a line."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tljax.config import TaskConfig
+from tljax.data import images, rows
+from tljax.data.folders import images_below
+from tljax.data.rows import Columns, Table
+from tljax.data.table_files import KINDS, kind_of, read_table
+from tljax.data.tables import images_folder
+from tljax.errors import InputError
+from tljax.resolve import Resolved
+from tljax.weights.sources import local_copy
+
+STDIN = "-"
+COLUMN_KEYS = ("task.image", "task.text", "task.separator", "task.quote")  # of a config, that say how a table is read
+
+Read = Callable[[], Any]  # gives what the network takes of one image or text, or raises InputError
+
+
+@dataclass(frozen=True)
+class Item:
+    """An example that is predicted.
+
+    Attributes:
+        id: a path, the line itself, or of a table's row its `id`, else its number as `train` gives it.
+        place: of a row, its `file` and its `row`, counted from 0.
+    """
+
+    id: str | int
+    place: Mapping[str, str | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The examples of one argument.
+
+    Attributes:
+        items: gives each with what reads it.
+        count: how many there are; None where that is known at their end.
+        tabular: whether they are rows of a table.
+    """
+
+    items: Callable[[], Iterator[tuple[Item, Read]]]
+    count: int | None = None
+    tabular: bool = False
+
+
+def sources(files: Sequence[str | os.PathLike], config: TaskConfig, resolved: Resolved) -> list[Source]:
+    """Finds out what each argument of `predict` is, and reads tables.
+
+    Args:
+        files: images, folders of them (`folder:PATH` too), tables (`csv:PATH`, `jsonl:PATH`, `parquet:PATH`, or by
+            their suffix), `.txt` files with a text a line; `-` is stdin, with a path or a text a line.
+        config: says which columns of tables are read, and how cells are separated and quoted.
+        resolved: the run's.
+
+    Raises:
+        InputError: a table cannot be read, or lacks a column; a folder has no image; or a file is none of these.
+    """
+    return [_source(os.fspath(file), config, resolved) for file in files]
+
+
+def _source(file: str, config: TaskConfig, resolved: Resolved) -> Source:
+    kind, _, rest = file.partition(":")
+    reads_text = bool(resolved.length)
+    if file != STDIN and not Path(file).exists() and kind in KINDS and rest:
+        return _table(kind, rest, config, resolved)
+    if not Path(file).exists() and kind == "folder" and rest:
+        file = rest
+        if not local_copy(file).is_dir():
+            raise InputError(f"folder:{file}: no such folder")
+    if file != STDIN and (kind := kind_of(file)):
+        return _table(kind, file, config, resolved)
+    path = local_copy(file)
+    if path.is_dir():
+        if reads_text:
+            raise InputError(f"{file}: a folder, and this run reads texts: name files with a text per line, or a table")
+        below = images_below(path)
+        if not below:
+            raise InputError(f"{file}: no image in it")
+        remote = "://" in file
+        return _pictures({f"{file}/{x.relative_to(path)}" if remote else _name(x): x for x in below}, resolved)
+    if not reads_text:
+        name = file if "://" in file else _name(path)
+        return Source(functools.partial(_listed, resolved)) if file == STDIN else _pictures({name: path}, resolved)
+    if path.is_file() and path.suffix.lower() != ".txt":
+        raise InputError(f"{_name(path)}: is no table by its suffix, and lines are read of .txt and of stdin (-) alone")
+    return Source(functools.partial(_lines, file if file == STDIN else str(path), resolved.pairs))
+
+
+def _pictures(paths: Mapping[str, Path], resolved: Resolved) -> Source:
+    """Images by what they are called."""
+
+    def items() -> Iterator[tuple[Item, Read]]:
+        for name, path in paths.items():
+            yield Item(name), functools.partial(_view, path, resolved)
+
+    return Source(items, len(paths))
+
+
+def _listed(resolved: Resolved) -> Iterator[tuple[Item, Read]]:
+    """The images whose paths stdin has, one a line."""
+    for _, line in _split(sys.stdin.buffer):
+        if line:
+            path = Path(os.fsdecode(line))
+            yield Item(_name(path)), functools.partial(_view, path, resolved)
+
+
+def _view(path: Path, resolved: Resolved) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unread(path, error) from error
+    return _prepared(data, _name(path), resolved)
+
+
+def _prepared(data: bytes, name: str, resolved: Resolved) -> np.ndarray:
+    """An encoded image as evaluation sees it."""
+    return images.source_view(data, name, resolved.preprocessing, decode="exact", resize=0, crop="centre")
+
+
+def _table(kind: str, path: str, config: TaskConfig, resolved: Resolved) -> Source:
+    style = {"separator": config.separator, "quote": config.quote} if kind == "csv" else {}
+    file = read_table(path, kind, **style)
+    inputs = _inputs(file.header, config, resolved, file.name)
+    reads = "text" if resolved.length else "image"
+    columns = Columns(reads, inputs, (), id="id" if "id" in file.header else "")
+    table = Table(file.name, file.columns, file.where, images_folder(path, file, columns), faults=file.faults)
+
+    def items() -> Iterator[tuple[Item, Read]]:
+        for row in range(len(table.where)):
+            read = functools.partial(_of_row, table, columns, row, resolved)
+            yield Item(_id(table, columns, row), {"file": path, "row": row}), read
+
+    return Source(items, len(table.where), tabular=True)
+
+
+def _inputs(header: Sequence[str], config: TaskConfig, resolved: Resolved, name: str) -> tuple[str, ...]:
+    """The columns of a table that the network reads: those that the config names, or that have a usual name."""
+    reads = "text" if resolved.length else "image"
+    named = config.text if resolved.length else tuple(filter(None, [config.image]))
+    count = 1 + resolved.pairs
+    if resolved.pairs:
+        usual = [pair for pair in rows.PAIRS if set(pair) <= set(header)]
+    else:
+        usual = [(one,) for one in (rows.TEXTS if resolved.length else rows.IMAGES) if one in header]
+    if not named and len(usual) == 1:
+        return usual[0]
+    lacking = [column for column in named if column not in header]
+    if len(named) == count and not lacking:
+        return tuple(named)
+    what = f"no column {lacking[0]!r}" if lacking else f"this run reads {count} column(s) of {reads}s"
+    raise InputError(f"{name}: {what}; it has {', '.join(header)}: give --config.task.{reads}=…")
+
+
+def _id(table: Table, columns: Columns, row: int) -> str | int:
+    """The row's id; where it has none its number, of an image's file followed by its path."""
+    id = table.columns[columns.id][row] if columns.id else None
+    if isinstance(id, int) and not isinstance(id, bool):
+        return id
+    if id is not None and str(id).strip():
+        return str(id).strip()
+    values = table.columns[columns.inputs[0]]
+    named = columns.kind == "image" and isinstance(values, list) and isinstance(values[row], str)
+    return f"{row:08d}/{values[row]}" if named else f"{row:08d}"
+
+
+def _of_row(table: Table, columns: Columns, row: int, resolved: Resolved) -> Any:
+    where = table.where[row]
+    if row in table.faults:
+        raise InputError(f"{where}: {table.faults[row]}")
+    try:
+        content = rows.read_input(table, columns, row)
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error.strerror or error})") from error
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+    return _prepared(content, where, resolved) if columns.kind == "image" else content
+
+
+def _lines(file: str, pairs: bool) -> Iterator[tuple[Item, Read]]:
+    """The texts of a file or of stdin, one a line."""
+    path = Path(file)
+    name = "stdin" if file == STDIN else _name(path)
+    try:
+        with nullcontext(sys.stdin.buffer) if file == STDIN else path.open("rb") as content:
+            for number, line in _split(content):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # a byte order mark
+                read = functools.partial(_text, line, f"{name}, line {number}", pairs)
+                yield Item(line.decode(errors="backslashreplace")), read
+    except OSError as error:
+        yield Item(name), functools.partial(_refuse, _unread(path, error))
+
+
+def _split(content: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line without its end)."""
+    for number, line in enumerate(content, 1):
+        yield number, line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _text(line: bytes, where: str, pairs: bool) -> str | tuple[str, ...]:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    parts = tuple(text.split("\t"))
+    if pairs != (len(parts) == 2):
+        raise InputError(f"{where}: needs {'two texts with a tab between' if pairs else 'one text without a tab'}")
+    return parts if pairs else text
+
+
+def _refuse(error: InputError) -> None:
+    raise error
+
+
+def _unread(path: Path, error: OSError) -> InputError:
+    reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+    return InputError(f"{_name(path)}: {reason}")
+
+
+def _name(path: Path) -> str:
+    """The path; what of it is no UTF-8 is written with escapes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
