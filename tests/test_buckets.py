@@ -1,6 +1,7 @@
 """S3 as moto's server on loopback speaks it, by the real client: what a bucket does that no folder does."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -37,6 +38,7 @@ pytestmark = pytest.mark.unoptimised
 @pytest.fixture(scope="module")
 def s3() -> Iterator[epath.Path]:
     """An empty bucket."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()
@@ -116,7 +118,10 @@ def test_a_url_that_cannot_be_taken_is_refused_and_no_folder_made(verb, message,
     import tljax.__main__
 
     config = tmp_path / "config.py"
-    config.write_text("from tljax.config import default as get_config\n\n\ndef sweep():\n    yield {'seed': 1}\n")
+    config.write_text(
+        "from tljax.config import default\n\n\ndef get_config():\n    config = default()\n    config.steps = 1\n"
+        "    config.backbone.name = 'resnet18'\n    return config\n\n\ndef sweep():\n    yield {'seed': 1}\n"
+    )
     monkeypatch.chdir(tmp_path)
     verb = [f"--config={config}" if word.startswith("--config=") else word for word in verb]
     assert tljax.__main__.main(verb) == 2

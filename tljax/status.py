@@ -10,7 +10,7 @@ from typing import Any
 from tljax import console, selection, slurm
 from tljax.errors import InputError
 from tljax.metrics import JUDGED
-from tljax.points import Point
+from tljax.points import Point, logs_folder
 from tljax.workdir import Workdir
 
 STATES = ("tested", "trained", "running", "failed", "to do")
@@ -91,7 +91,7 @@ def _last(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
 def show(found: Sequence[Point]) -> None:
     """A table with a row per setting, a line for each point that was begun, failed or queues, and how many do what."""
     standings = {point: standing(point) for point in found}
-    queued = slurm.waiting([point.name for point in found], found[0].folder.parent / "logs")
+    queued = slurm.waiting([point.name for point in found], logs_folder(found[0].folder.parent))
     metric = JUDGED[found[0].experiment.task.problem].best
     settings = selection.by_setting(found).values()
     rows = [_row(of[0].setting, [(point.experiment.seed, standings[point]) for point in of]) for of in settings]

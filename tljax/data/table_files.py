@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -159,7 +159,7 @@ def _separator(text: str) -> str:
 
 
 @contextmanager
-def _opened(path: str, name: str) -> Iterator[IO[bytes]]:
+def _opened(path: str, name: str) -> Iterator[io.IOBase]:
     """The one place that opens a table's file."""
     try:
         # `epath` calls a pipe a file, and to open one waits for ever.
@@ -172,7 +172,7 @@ def _opened(path: str, name: str) -> Iterator[IO[bytes]]:
         raise InputError(f"{name}: cannot be read ({' '.join(str(error).split())})") from error
 
 
-def _decompressed(file: IO[bytes], name: str) -> Any:
+def _decompressed(file: io.IOBase, name: str) -> Any:
     """The file, or what it holds where it is compressed."""
     start = file.read(4)
     file.seek(0)
