@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from tests.report import made
-from tljax import array_files, storage
+from tljax import array_files, sealed, storage
 from tljax.errors import InputError
 from tljax.workdir import Workdir
 
@@ -167,5 +167,8 @@ def test_manifests_and_facts_of_another_shape(tmp_path, damage):
     (tmp_path / "1" / "manifest.json").write_bytes(DAMAGE[damage])
     (tmp_path / "2" / "tljax.json").write_bytes(DAMAGE[damage])
     assert array_files.wrong(epath.Path(tmp_path / "1")).startswith("manifest.json: ")
+    with pytest.raises(InputError, match=r"2 is damaged \(tljax\.json has \d+ bytes, not 50\)"):
+        array_files.load_facts(tmp_path / "2")
+    (tmp_path / "2" / sealed.NAME).unlink()  # as earlier versions left it
     with pytest.raises(InputError, match=r"2: not a folder made by `tljax convert` \(.*tljax\.json: damaged"):
         array_files.load_facts(tmp_path / "2")
