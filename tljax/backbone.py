@@ -26,9 +26,9 @@ from tljax.models.bit import BiT
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
 from tljax.preprocessing import Preprocessing
-from tljax.weights import CATALOG, PICTURE, Pretrained, configs, files
+from tljax.weights import CATALOG, PICTURE, Pretrained, configs, files, hub
 from tljax.weights.rules import Shape, Table, convert
-from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, fetch_description, local_copy, made_once, sha256_of
+from tljax.weights.sources import cache_dir, fetch, local_copy, made_once, sha256_of
 from tljax.weights.surgery import adapt_channels, resample_pos_embed
 
 POS_EMBED, POOLER = "params/stem/pos_embed", "params/pooler/"
@@ -165,7 +165,7 @@ def _described(config: BackboneConfig) -> Pretrained | None:
         # Only a whole repository is described; a file in one may be anything.
         if weights.count("/") != 3:
             return None
-        if row := _read_folder(fetch_description(weights), config):
+        if row := _read_folder(hub.fetch_description(weights), config):
             module_of(row)  # judged before its weights are fetched
         return _read_folder(fetch(weights).parent, config)
     if not weights or ("://" in weights and buckets.scheme_of(weights) not in buckets.SCHEMES):
@@ -323,10 +323,10 @@ def converted(row: Pretrained) -> Path:
 
 def _file_in(folder: Path) -> Path:
     """The weights in a folder that is laid out as a repository on the hub."""
-    for name in HUB_WEIGHTS:
+    for name in hub.WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"{folder}: no weights in it; looked for {', '.join(HUB_WEIGHTS)}")
+    raise InputError(f"{folder}: no weights in it; looked for {', '.join(hub.WEIGHTS)}")
 
 
 def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

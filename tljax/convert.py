@@ -25,8 +25,9 @@ from tljax.models.bert import Bert
 from tljax.models.vit import ViT
 from tljax.run import Run
 from tljax.weights import Pretrained, configs, export
+from tljax.weights.hub import TOKENIZER_FILES
 from tljax.weights.rules import unconvert
-from tljax.weights.sources import TOKENIZER_FILES, fetch, made_once
+from tljax.weights.sources import fetch, made_once
 from tljax.workdir import Workdir
 
 FORMATS = ("orbax", "timm", "hf")

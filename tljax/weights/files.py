@@ -144,7 +144,7 @@ def weight_map(index: Path) -> dict[str, str]:
     if not isinstance(files, dict) or not files:
         raise InputError(f"{index}: 'weight_map' is no table of arrays and their files; fetch it anew")
     for file in files.values():
-        if not isinstance(file, str) or Path(file).name != file or file.endswith(".index.json"):
+        if not isinstance(file, str) or Path(file).name != file or is_index(Path(file)):
             raise InputError(one_line(f"{index}: the shard {file!r} is not the name of a file beside it"))
     return files
 
@@ -161,6 +161,16 @@ def shards(index: Path) -> list[Path]:
             raise InputError(f"{index}: the shard {path.name} is missing; put it beside the index")
         check_file(path)
     return paths
+
+
+def is_index(path: Path) -> bool:
+    """Tells whether a file is the index of a sharded checkpoint."""
+    return path.name.endswith(".index.json")
+
+
+def parts(path: Path) -> list[Path]:
+    """Returns all files of a checkpoint: itself, and after an index its shards by name."""
+    return [path, *(shards(path) if is_index(path) else [])]
 
 
 def _read_sharded(index: Path) -> Readers:
