@@ -17,7 +17,7 @@ from tljax.data.examples import Split, labels_of, values_of
 from tljax.data.parts import index_schema
 from tljax.data.pipeline import evaluation_batches, length_of
 from tljax.data.readers import Reader
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 from tljax.run import Run
 from tljax.step import State
 
@@ -126,7 +126,7 @@ def load(path: epath.PathLike) -> tuple[Predictions, dict[str, Any]]:
         kept = Predictions(problem, classes, table["id"].to_pylist(), labels, logits)
         whole = kept._digest == digest
     except Exception as error:  # whatever pyarrow and what follows it meet in a damaged file
-        raise InputError(f"{path}: no predictions that can be read ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{path}: no predictions that can be read ({message_of(error)})") from error
     if not whole:
         raise InputError(f"{path}: damaged (its content is not what was written)")
     return kept._exact, facts

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from tljax import console, flag_types, sharding
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 from tljax.peers import LOST, Lost, Peers
 from tljax.stopping import SAVED, Stopped
 from tljax.streams import in_one_line
@@ -79,7 +79,7 @@ def _end(peers: Peers, error: BaseException) -> NoReturn:
         peers.settle()
         status, reason = 1, f"{type(error).__name__}: {error}"
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            lost = f"{me} lost another, or its device ({_line(error)})"
+            lost = f"{me} lost another, or its device ({message_of(error)})"
             status, reason = LOST, f"{lost}: the same command goes on from the last step saved"
         else:
             traceback.print_exception(error)
@@ -130,7 +130,7 @@ def _join(options: argparse.Namespace) -> Peers | None:
     except (RuntimeError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{what} cannot join the others{at} ({_line(error)})") from error
+        raise InputError(f"{what} cannot join the others{at} ({message_of(error)})") from error
     finally:
         watch.cancel()
     console.console.quiet = number > 0
@@ -150,7 +150,7 @@ def _place(options: argparse.Namespace) -> tuple[str, int, int, list[int] | None
             address, None, None, None, None, options.join_timeout
         )
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise InputError(f"this process cannot join the others ({_line(error)})") from error
+        raise InputError(f"this process cannot join the others ({message_of(error)})") from error
     if None in found[:3]:
         flags = "give --coordinator=HOST:PORT, --num-processes=N and --process-id=I"
         raise InputError(f"this process cannot join the others: nothing here says where they are; {flags}")
@@ -172,10 +172,6 @@ def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.process_id < options.num_processes:
         few = f"--num-processes={options.num_processes}"
         raise InputError(f"--process-id={options.process_id} is none of {few}: they count from 0")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def is_first() -> bool:

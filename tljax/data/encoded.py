@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from tljax.data.augment import to_array, to_image
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 
 # Those that hold pictures. Of others that PIL knows, some start programs (EPS) and some only link to a picture.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -38,7 +38,7 @@ def named(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # PIL's plugins raise what they come across: OSError, SyntaxError, struct.error, …
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = message_of(error)
         if isinstance(error, UnidentifiedImageError):  # whose message is the address of a buffer
             reason = f"its content is none of {', '.join(_FORMATS)}"
         raise InputError(f"{name}: not a readable image ({reason}); mend or remove it") from error

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tljax import console
 from tljax.data.examples import Base, Label, Records, Source, Task, fingerprint
 from tljax.data.parts import DiskFull, Part
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 
 # How many times as long as the other a side may be: with more, resizing the shorter one for a network takes gigabytes.
 _MOST_STRETCHED = 256
@@ -70,7 +70,7 @@ def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Record
     except (OSError, ValueError, KeyError) as error:  # pyarrow's are among them
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder}: damaged ({' '.join(str(error).split())[:200]}); {mend}") from error
+        raise InputError(f"{folder}: damaged ({message_of(error)}); {mend}") from error
     for split, base in bases.items():
         if len(base.index) != len(base.records):
             rows, found = len(base.index), len(base.records)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 
 KINDS = {
     "csv": (".csv", ".tsv", ".tab"),
@@ -169,7 +169,7 @@ def _opened(path: str, name: str) -> Iterator[io.IOBase]:
         with file.open("rb") as opened:
             yield opened
     except OSError as error:  # a decompression's too
-        raise InputError(f"{name}: cannot be read ({' '.join(str(error).split())})") from error
+        raise InputError(f"{name}: cannot be read ({message_of(error)})") from error
 
 
 def _decompressed(file: io.IOBase, name: str) -> Any:
@@ -252,7 +252,7 @@ def _json_lines(text: str, name: str) -> Rows:
             row = _json_object(content)
             header |= dict.fromkeys(row)
         except (ValueError, RecursionError) as error:  # JSON's own are the former
-            faults[len(lines)] = " ".join(str(error).split())
+            faults[len(lines)] = message_of(error)
         objects.append(row)
         lines.append(line)
     if lines and not header:
@@ -299,6 +299,5 @@ def _parquet(file: Any, name: str, select: Callable[[Sequence[str]], Collection[
         table = parquet.read(columns=kept)
         columns = {one: values_of(table.column(one)) for one in kept}
     except pa.ArrowException as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name}: not a whole parquet file ({reason}); write it again") from error
+        raise InputError(f"{name}: not a whole parquet file ({message_of(error)}); write it again") from error
     return header, columns, range(table.num_rows), {}

@@ -15,7 +15,7 @@ from tokenizers.models import WordPiece
 from tljax.data import cache, store, tokenizer_config
 from tljax.data.examples import Split
 from tljax.data.patterns import check_patterns
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 from tljax.weights.checked_files import one_line
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -159,8 +159,7 @@ def _load(path: Path, lower_case: bool | None, length: int | None) -> tokenizers
         whole = file.suffix != ".txt"
         tokenizer = tokenizers.Tokenizer.from_file(str(file)) if whole else _wordpiece(file, lower_case, settings)
     except Exception as error:  # the library raises plain Exception and TypeError
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file}: not a {file.name} that can be read ({reason}); fetch it anew") from error
+        raise InputError(f"{file}: not a {file.name} that can be read ({message_of(error)}); fetch it anew") from error
     if whole:
         tokenizer_config.normalize(tokenizer, settings, file)
     _padding(tokenizer, file)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tljax.errors import InputError
+from tljax.ranges import printable
 
 MAX_JSON = 8 << 20  # bytes; a checkpoint's names are some hundred bytes an array
 MAX_EXPANSION = 100  # deflate makes zeros 1000 times smaller, and weights hardly
@@ -59,9 +60,7 @@ _NO_FILES = {
 
 def one_line(message: str, length: int = 600) -> str:
     """Returns a message, of which a part came out of a file, as one printable line of at most `length` characters."""
-    line = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in message[: 2 * length]
-    )
+    line = printable(message[: 2 * length])
     return line if len(line) <= length and len(message) <= 2 * length else f"{line[: length - 1]}…"
 
 

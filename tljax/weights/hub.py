@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 from tljax.weights import files
 
 # What a repository is looked through for, in this order, and what is brought along where it has it.
@@ -200,5 +200,4 @@ def _hub_reason(error: Exception, repo: str, revision: str) -> str:
         return f"{repo} has no branch, tag or commit {revision!r}: see {hub}/{repo}/commits"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return f"{hub} is out of reach (or HF_HUB_OFFLINE is set), and it is not in {constants.HF_HUB_CACHE}"
-    reason = " ".join(str(error).split())
-    return f"{type(error).__name__}: {reason}; nothing half-fetched was kept, run it again"
+    return f"{type(error).__name__}: {message_of(error)}; nothing half-fetched was kept, run it again"

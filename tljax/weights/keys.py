@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 
 
 def load_json(path: Path, where: str) -> Any:
@@ -24,7 +24,7 @@ def load_json(path: Path, where: str) -> Any:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{where} is damaged ({' '.join(str(error).split())}); fetch it anew") from error
+        raise InputError(f"{where} is damaged ({message_of(error)}); fetch it anew") from error
 
 
 class Keys:
