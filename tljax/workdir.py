@@ -296,7 +296,7 @@ class Workdir:
 
     def _put(self, path: epath.Path, content: Mapping[str, Any]) -> None:
         self.check()
-        storage.write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+        storage.write_whole(path, (strict_json.dumps(content, indent=1) + "\n").encode())
 
 
 def _content(path: epath.Path) -> bytes:
