@@ -157,8 +157,8 @@ def _check(folder: Path, only: Collection[str] = ()) -> None:
 def _load(folder: Path) -> dict[str, Any]:
     try:
         with _pinned(folder) as pinned, _alone():
-            found = v1.metadata(pinned).metadata
-            return v1.load(pinned, jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), found))
+            metadata = v1.metadata(pinned).metadata
+            return v1.load(pinned, jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), metadata))
     except Exception as error:  # whatever Orbax or TensorStore met in the files
         raise _unreadable(folder, error) from error
 

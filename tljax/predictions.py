@@ -57,15 +57,15 @@ class Predictions:
             "label": pa.array(labels, index_schema(self.problem).field("label").type),
             "logits": logits,
         }
-        told = {**facts, "problem": self.problem, "classes": self.classes, "sha256": self._exact._digest}
-        table = pa.table(columns).replace_schema_metadata({"tljax": strict_json.dumps(told)})
+        metadata = {**facts, "problem": self.problem, "classes": self.classes, "sha256": self._exact._digest}
+        table = pa.table(columns).replace_schema_metadata({"tljax": strict_json.dumps(metadata)})
         content = io.BytesIO()
         pq.write_table(table, content)
         storage.write_whole(epath.Path(path), content.getvalue())
 
     @property
     def _exact(self) -> "Predictions":
-        """The same, values of a regression in float64."""
+        """Returns the same, with values of a regression in float64."""
         if self.problem != "regression":
             return self
         return replace(self, labels=self.labels.astype(np.float64), logits=self.logits.astype(np.float64))

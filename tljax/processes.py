@@ -109,10 +109,10 @@ def _join(options: argparse.Namespace) -> Peers | None:
 
     def late() -> None:
         missing = f" ({peers.missing})" if peers.missing else ""
-        told = f"{what} waited {options.join_timeout} s for the others{at}{missing}: are all started, and do they"
-        told += " reach it? --join-timeout=S waits longer"
-        print(f"error: {told}", file=sys.stderr, flush=True)
-        peers.refuse(told)
+        message = f"{what} waited {options.join_timeout} s for the others{at}{missing}: are all started, and do they"
+        message += " reach it? --join-timeout=S waits longer"
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        peers.refuse(message)
         os._exit(2)
 
     # By itself, jax aborts the process when its time is over.
@@ -138,7 +138,7 @@ def _join(options: argparse.Namespace) -> Peers | None:
 
 
 def _place(options: argparse.Namespace) -> tuple[str, int, int, list[int] | None]:
-    """Where the first process is reached, how many there are, which this is, and its devices where a launcher says."""
+    """Returns the first process's address, how many there are, which this is, and its devices if a launcher says."""
     if options.coordinator not in ("", "auto"):
         _check(options)
         return options.coordinator, options.num_processes, options.process_id, None
@@ -146,15 +146,15 @@ def _place(options: argparse.Namespace) -> tuple[str, int, int, list[int] | None
 
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     try:
-        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        place = clusters.ClusterEnv.auto_detect_unset_distributed_params(
             address, None, None, None, None, options.join_timeout
         )
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         raise InputError(f"this process cannot join the others ({message_of(error)})") from error
-    if None in found[:3]:
+    if None in place[:3]:
         flags = "give --coordinator=HOST:PORT, --num-processes=N and --process-id=I"
         raise InputError(f"this process cannot join the others: nothing here says where they are; {flags}")
-    return found
+    return place
 
 
 def _launched() -> bool:
@@ -242,7 +242,7 @@ def agree(facts: Mapping[str, Any]) -> None:
 
 
 def code() -> str:
-    """SHA-256 of tljax's own source, in which two checkouts may differ that have the same version."""
+    """Returns the SHA-256 of tljax's own source, in which two checkouts may differ that have the same version."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

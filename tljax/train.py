@@ -251,12 +251,12 @@ def _print_header(run: Run) -> None:
     health.warn(health.examine(run.inputs.task, run.inputs.splits))
     cut, lost = resolved.truncated
     if cut:
-        told = f"{cut} of {resolved.train_examples} training texts are longer than {_longest(run)}"
-        console.console.print(f"{told} and lose {lost} tokens together")
+        message = f"{cut} of {resolved.train_examples} training texts are longer than {_longest(run)}"
+        console.console.print(f"{message} and lose {lost} tokens together")
 
 
 def _longest(run: Run) -> str:
-    """The most tokens that a text may have, and what says so."""
+    """Returns the most tokens that a text may have, after what says so."""
     words, most = run.inputs.tokenizer, run.experiment.task.max_tokens
     return f"task.max_tokens={most}" if words.cut(most) == most else f"{words.settings.limited_by}={words.cut(most)}"
 

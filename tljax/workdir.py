@@ -130,8 +130,6 @@ class Workdir:
     def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
         """The run's checkpoints, of which its config says which are kept and which is best."""
         config, judged = experiment.checkpoint, JUDGED[experiment.task.problem]
-        if config.keep < 1:
-            raise InputError(f"checkpoint.keep must be at least 1, not {config.keep}")
         if config.best:
             judged = dataclasses.replace(judged, best=config.best)
         return Checkpoints(self.path / "checkpoints", judged, config, writer, self.check)

@@ -28,7 +28,7 @@ def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping
     """
     indices = {split: pa.concat_tables([part.index for part in found]) for split, found in parts.items()}
     skipped = [one for found in parts.values() for part in found for one in part.skipped]
-    notes = [note for found in parts.values() for part in found for note in part.notes]
+    notes = [note for split in parts.values() for part in split for note in part.notes]
     for split, index in indices.items():
         if not len(index):
             first = next(one["reason"] for one in skipped if one["split"] == split)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax.data.examples import Label
+from tljax.data.examples import Label, shown
 from tljax.data.examples import numbered as places_of
 from tljax.errors import InputError
 
@@ -277,12 +277,6 @@ def differing_in_case(classes: Sequence[str]) -> str:
         alike[name.casefold()].append(repr(name))
     groups = [" and ".join(names) for names in alike.values() if len(names) > 1]
     return f"{shown(groups)} differ in case alone, and are different classes" if groups else ""
-
-
-def shown(names: Sequence[str]) -> str:
-    """Returns the first eight of them, for a person."""
-    cut = [f"{name[:79]}…" if len(name) > 80 else name for name in names[:8]]
-    return ", ".join(cut) + (" …" if len(names) > 8 else "")
 
 
 def normalised(name: str) -> str:

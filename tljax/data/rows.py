@@ -11,9 +11,9 @@ from typing import Any
 
 from tljax import console, sealed
 from tljax.config import TaskConfig
-from tljax.data.examples import Item, Source
+from tljax.data.examples import Item, Source, shown
 from tljax.data.folders import SPLITS, unusable
-from tljax.data.labels import Labels, differing_in_case, infer, shown
+from tljax.data.labels import Labels, differing_in_case, infer
 from tljax.errors import InputError
 
 # What columns are called where `config.task` does not say.

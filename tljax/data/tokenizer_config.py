@@ -42,7 +42,6 @@ class Settings:
     limit: int | None = None
     limited_by: str = ""
     lower_first: bool = False
-
     prefix_space: bool | None = None
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 
 from tljax.errors import InputError
 from tljax.ranges import printable
+from tljax.strict_json import without_duplicates
 
 MAX_JSON = 8 << 20  # bytes; a checkpoint's names are some hundred bytes an array
 MAX_EXPANSION = 100  # deflate makes zeros 1000 times smaller, and weights hardly
@@ -80,19 +81,6 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(one_line(f"{path}: damaged, no JSON ({error}); fetch it anew")) from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no JSON object ({{…}}) but a {type(content).__name__}; fetch it anew")
-    return content
-
-
-def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the pairs of a JSON object as a dictionary.
-
-    Raises:
-        ValueError: a key stands twice, of which nothing says which is meant.
-    """
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {key!r} stands twice in it")
     return content
 
 

@@ -13,8 +13,9 @@ import ml_dtypes
 import numpy as np
 
 from tljax.errors import InputError
+from tljax.strict_json import without_duplicates
 from tljax.weights import torch_files
-from tljax.weights.checked_files import MAX_JSON, check_file, one_line, opened_zip, read_json, without_duplicates
+from tljax.weights.checked_files import MAX_JSON, check_file, one_line, opened_zip, read_json
 
 Readers = dict[str, Callable[[], np.ndarray]]
 

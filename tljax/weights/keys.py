@@ -126,11 +126,11 @@ class Keys:
         return known[value]
 
     def only(self, **values: Any) -> None:
-        """Raises InputError if a key is there with another value than the one that the network here has."""
-        for key, wanted in values.items():
-            value = self.get(key, wanted)
-            if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
-                raise self.refusal(key, f"is not supported, only {json.dumps(wanted)}")
+        """Raises InputError if a key is there with another value than the network here has."""
+        for key, supported in values.items():
+            value = self.get(key, supported)
+            if value != supported or isinstance(value, bool) != isinstance(supported, bool):
+                raise self.refusal(key, f"is not supported, only {json.dumps(supported)}")
 
     def inside(self, key: str, harmless: Mapping[str, str] = {}, default: Mapping[str, Any] = {}) -> "Keys":
         """The object under a key; `default` where there is none."""

@@ -55,8 +55,8 @@ def read(config: Mapping[str, Any], folder: Path, uri: str) -> Pretrained:
     images, origins = Preprocessing(), {}
     if family.reads == "image":
         images, origins = _images(keys, kind, architecture, folder, uri)
-    told = "tljax_pool" if "tljax_pool" in keys else "architectures"
-    origins = origins | {"pool": keys.origin(told, SILENT)}
+    says = "tljax_pool" if "tljax_pool" in keys else "architectures"
+    origins = origins | {"pool": keys.origin(says, SILENT)}
     keys.finish()
     return Pretrained(
         *(uri, "", family.backbone, family.source, images, "unknown", family.pos_embed, architecture, classes),
@@ -121,9 +121,9 @@ def _dinov2(keys: Keys) -> dict[str, Any]:
     """transformers' `Dinov2Config`; its classifier reads the class token and the mean of the patches."""
     keys.only(use_swiglu_ffn=False)
     classifies = any("ForImageClassification" in name for name in keys.texts("architectures"))
-    found = _vit_of(keys, 14, 518, 1e-6)
-    return found | {
-        "mlp_width": math.floor(found["width"] * keys.number("mlp_ratio", 4)),
+    shared = _vit_of(keys, 14, 518, 1e-6)
+    return shared | {
+        "mlp_width": math.floor(shared["width"] * keys.number("mlp_ratio", 4)),
         "layer_scale": keys.number("layerscale_value", 1.0, least=-1.0),
         "pool": "class_mean" if classifies else "class",
     }
