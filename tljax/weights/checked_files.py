@@ -76,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > MAX_JSON:
         raise InputError(f"{path}: {size} bytes, far more than such a file has; fetch it anew")
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=without_duplicates)
+        content = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise InputError(one_line(f"{path}: damaged, no JSON ({error}); fetch it anew")) from error
     if not isinstance(content, dict):
@@ -84,9 +84,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def parse_json(content: bytes) -> Any:
+    """Returns what JSON out of another library's file says; a byte order mark is dropped.
+
+    Raises:
+        ValueError: it is no JSON, or has a key twice.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(content.decode("utf-8-sig"), object_pairs_hook=without_duplicates)
+
+
 @contextmanager
 def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Opens an archive.
+    """Opens a zip archive.
 
     Raises:
         ValueError: it claims to hold far more than a file of its size can, or two files of one name.

@@ -1,6 +1,5 @@
 """Reads the arrays out of a checkpoint file as `name -> numpy array`, each when it is asked for."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,9 +12,8 @@ import ml_dtypes
 import numpy as np
 
 from tljax.errors import InputError
-from tljax.strict_json import without_duplicates
 from tljax.weights import torch_files
-from tljax.weights.checked_files import MAX_JSON, check_file, one_line, opened_zip, read_json
+from tljax.weights.checked_files import MAX_JSON, check_file, one_line, opened_zip, parse_json, read_json
 
 Readers = dict[str, Callable[[], np.ndarray]]
 
@@ -96,7 +94,7 @@ def check_header(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
         if length > min(MAX_JSON, path.stat().st_size):
             raise ValueError(f"a header of {length} bytes")
-        json.loads(file.read(length), object_pairs_hook=without_duplicates)
+        parse_json(file.read(length))
 
 
 def _safetensors_array(path: Path, name: str) -> np.ndarray:
