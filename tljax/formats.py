@@ -71,7 +71,7 @@ FORMATS: dict[str, Callable[[TextIOBase, str, Sequence[str], int, bool], Write]]
 
 
 def _said(problem: str, found: Mapping[str, float]) -> list[str]:
-    """The most probable class, or of several labels those that are more probable than not."""
+    """Returns the most probable class, or of several labels those that are more probable than not."""
     return [next(iter(found))] if problem == "single_label" else [name for name, odds in found.items() if odds > 0.5]
 
 

@@ -51,9 +51,8 @@ def train(
         Stopped: it was told to, and has saved.
     """
     folder = Workdir(path)
-    config = {
-        key: value for key, value in to_dict(experiment).items() if key != "input"
-    }  # which a machine may have its own
+    # Of `input`, each machine may have its own.
+    config = {key: value for key, value in to_dict(experiment).items() if key != "input"}
     processes.agree({"config": config, "versions": versions() | {"tljax's source": processes.code()}})
     run = prepared or prepare(experiment, folder.tokenizer)
     processes.agree({"resolved": to_dict(run.resolved)})
@@ -179,7 +178,7 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
 
 
 def _digests(state: State) -> dict[str, str]:
-    """Name -> the beginning of the SHA-256 of each parameter and stored statistic, in this process."""
+    """Returns the beginning of the SHA-256 of each parameter and stored statistic in this process, by name."""
     leaves = {name: leaf for name, leaf in named(state).items() if name.startswith(("params/", "batch_stats/"))}
     return {name: tuning.digest({name: leaf})[:12] for name, leaf in sharding.gathered(leaves).items()}
 

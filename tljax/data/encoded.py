@@ -56,7 +56,7 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def frames_of(data: bytes) -> int:
-    """How many pictures an image has, of which the first is read: frames of an animation, or pages."""
+    """Returns how many pictures an image has, of which the first is read: frames of an animation, or pages."""
     with Image.open(io.BytesIO(data)) as image:
         # A JPEG of several (MPO) has one picture for each eye, or a smaller one, as cameras write them.
         return getattr(image, "n_frames", 1) if image.format not in ("JPEG", "MPO") else 1

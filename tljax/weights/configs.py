@@ -44,7 +44,7 @@ def read(folder: Path, uri: str, pooling: bool = True) -> Pretrained | None:
 
 
 def _as_saved(row: Pretrained, kind: str, folder: Path) -> Pretrained:
-    """The row, pooled as the names in its file tell, where its config is silent of the head or the file lacks it."""
+    """Returns the row, pooled as names in its file tell where its config says nothing of the head, or has another."""
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if kind not in _TELLING or file is None:
         return row

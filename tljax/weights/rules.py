@@ -94,11 +94,11 @@ class Table:
 
     @cached_property
     def by_source(self) -> dict[str, Rule]:
-        """The rule for each canonical name."""
+        """Returns the rule for each canonical name."""
         return {rule.source: rule for rule in self.rules}
 
     def canonical(self, name: str) -> str:
-        """The name that the rules know an array by: without what trainers and wrappers put before it."""
+        """Returns the name that the rules know an array by: without what trainers and wrappers put before it."""
         rest = name
         for _ in range(_MAX_WRAPPERS):
             spelling = self._spelling(rest)
@@ -111,7 +111,7 @@ class Table:
         return self._spelling(name)
 
     def ignores(self, spelling: str) -> bool:
-        """Whether an array is left out on purpose."""
+        """Tells whether an array is left out on purpose."""
         return any(re.fullmatch(pattern, spelling) for pattern in self.ignored)
 
     def _spelling(self, name: str) -> str:

