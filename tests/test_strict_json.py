@@ -29,7 +29,7 @@ def test_files_of_a_run_are_json(tmp_path):
     assert math.isnan(metrics["r2"])
     folder = Workdir(tmp_path)
     folder.append({"step": 1, "split": "validation", "seconds": 1.0, "input_seconds": 0.0, **metrics})
-    folder.finish({"splits": {"test": metrics}, "steps": 1})
+    folder.finish({"splits": {"test": metrics}, "steps": 1, "wall_seconds": 1.0, "input_seconds": 0.0})
     folder.save_evaluation("1-test", metrics)
     for name in ("metrics.jsonl", "result.json", "evaluations/1-test.json"):
         content = json.loads((tmp_path / name).read_text(), parse_constant=pytest.fail)

@@ -157,8 +157,8 @@ def _check(folder: Path, only: Collection[str] = ()) -> None:
 def _load(folder: Path) -> dict[str, Any]:
     try:
         with _pinned(folder) as pinned, _alone():
-            found = v1.metadata(pinned).metadata
-            return v1.load(pinned, jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), found))
+            metadata = v1.metadata(pinned).metadata
+            return v1.load(pinned, jax.tree.map(lambda leaf: np.empty((0,), leaf.dtype), metadata))
     except Exception as error:  # whatever Orbax or TensorStore met in the files
         raise _unreadable(folder, error) from error
 
@@ -184,7 +184,7 @@ def _unreadable(folder: Path, error: Exception) -> InputError:
 
 
 def _alone() -> v1.Context:
-    """Orbax by this process alone: where a run has several, the others may be reading at another time."""
+    """Returns Orbax's options for this process alone: others of its run may be reading at another time."""
     me = jax.process_index()
     alone = v1.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}")
     return v1.Context(multiprocessing_options=alone)

@@ -26,9 +26,9 @@ from tljax.models.bit import BiT
 from tljax.models.resnet import ResNet
 from tljax.models.vit import ViT
 from tljax.preprocessing import Preprocessing
-from tljax.weights import CATALOG, PICTURE, Pretrained, configs, files
+from tljax.weights import CATALOG, PICTURE, Pretrained, configs, files, hub
 from tljax.weights.rules import Shape, Table, convert
-from tljax.weights.sources import HUB_WEIGHTS, cache_dir, fetch, fetch_description, local_copy, made_once, sha256_of
+from tljax.weights.sources import cache_dir, fetch, local_copy, made_once, sha256_of
 from tljax.weights.surgery import adapt_channels, resample_pos_embed
 
 POS_EMBED, POOLER = "params/stem/pos_embed", "params/pooler/"
@@ -78,17 +78,17 @@ def _check_name(name: str, row: Pretrained) -> None:
 
 
 def decided_by_name(module: Backbone) -> dict[str, Any]:
-    """The attributes that a backbone's name decides."""
-    found = {key: value for key, value in attributes(module).items() if key not in _NOT_IN_A_NAME}
-    if "mlp_width" in found:
-        found["mlp_width"] = module.mlp_width or 4 * module.width
-    if "layer_scale" in found:  # what it starts from is no part of a trained network
-        found["layer_scale"] = module.layer_scale is not None
-    return found
+    """Returns the attributes that a backbone's name decides."""
+    sizes = {key: value for key, value in attributes(module).items() if key not in _NOT_IN_A_NAME}
+    if "mlp_width" in sizes:
+        sizes["mlp_width"] = module.mlp_width or 4 * module.width
+    if "layer_scale" in sizes:  # what it starts from is no part of a trained network
+        sizes["layer_scale"] = module.layer_scale is not None
+    return sizes
 
 
 def _assumed(row: Pretrained, module: Backbone) -> Pretrained:
-    """The row of weights of which nothing says what they expect of pictures: it says what is assumed, and why."""
+    """Returns the row of weights that say nothing of what they expect of pictures, with what is assumed, and why."""
     why = "assumed, as there are no weights" if not row.uri else f"assumed, as nothing lies beside {row.uri}"
     origins = dict.fromkeys((*PICTURE, "pool"), f"{why}: ImageNet's") | {"pool": f"the backbone {row.backbone}"}
     if (isinstance(module, ViT) and row.uri) and row.preprocessing == Preprocessing():
@@ -99,7 +99,7 @@ def _assumed(row: Pretrained, module: Backbone) -> Pretrained:
 
 
 def _with_pool(row: Pretrained, pool: str) -> Pretrained:
-    """The row whose network pools as `backbone.pool` says.
+    """Returns the row with a network that pools as `backbone.pool` says.
 
     Raises:
         InputError: its family does not pool so.
@@ -113,12 +113,12 @@ def _with_pool(row: Pretrained, pool: str) -> Pretrained:
 
 
 def in_file(row: Pretrained) -> Backbone:
-    """The network that a row's weights fill, at the size that they come in, pooled as their own head wants it."""
+    """Returns the network that a row's weights fill, at their own size, pooled as their own head wants it."""
     return build_backbone(row.backbone, row.architecture)
 
 
 def _pool_in(path: Path, module: ViT) -> dict[str, Any]:
-    """How a network pools, where its file says no more than its last norm's name: `fc_norm` stands after a mean."""
+    """Returns how a network pools, by the name of its last norm alone: `fc_norm` stands after a mean."""
     if not path.name.endswith(_TORCH):
         return {}
     table = module.tables()["timm"]
@@ -127,7 +127,7 @@ def _pool_in(path: Path, module: ViT) -> dict[str, Any]:
 
 
 def module_of(row: Pretrained) -> Backbone:
-    """The network that a row's weights fill, at the size that they come in, pooled as it is to be used."""
+    """Returns the network that a row's weights fill, at their own size, pooled as it is to be used."""
     module = in_file(row)
     if not row.pool:
         return module
@@ -165,7 +165,7 @@ def _described(config: BackboneConfig) -> Pretrained | None:
         # Only a whole repository is described; a file in one may be anything.
         if weights.count("/") != 3:
             return None
-        if row := _read_folder(fetch_description(weights), config):
+        if row := _read_folder(hub.fetch_description(weights), config):
             module_of(row)  # judged before its weights are fetched
         return _read_folder(fetch(weights).parent, config)
     if not weights or ("://" in weights and buckets.scheme_of(weights) not in buckets.SCHEMES):
@@ -184,7 +184,7 @@ def _described(config: BackboneConfig) -> Pretrained | None:
 
 
 def _read_folder(folder: Path, config: BackboneConfig) -> Pretrained | None:
-    """What a folder with a `config.json` says of itself."""
+    """Returns what a folder with a `config.json` says of itself; None where it has none."""
     row = configs.read(folder, config.weights, pooling=not config.pool)
     if row and config.name and row.source != "timm":  # where the name here is that of a family, of any size
         _check_name(config.name, row)
@@ -259,7 +259,7 @@ def restore(
 
 
 def _left_out(row: Pretrained, paths: Iterable[str]) -> list[str]:
-    """What follows the blocks in a file whose features are pooled in another way: a head, and what it reads."""
+    """Returns paths of what stands after the blocks and is not used where features are pooled in another way."""
     if not row.pool or module_of(row) == in_file(row):
         return []
     pooler = () if "pooler" in module_of(row).groups else (POOLER,)
@@ -323,10 +323,10 @@ def converted(row: Pretrained) -> Path:
 
 def _file_in(folder: Path) -> Path:
     """The weights in a folder that is laid out as a repository on the hub."""
-    for name in HUB_WEIGHTS:
+    for name in hub.WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"{folder}: no weights in it; looked for {', '.join(HUB_WEIGHTS)}")
+    raise InputError(f"{folder}: no weights in it; looked for {', '.join(hub.WEIGHTS)}")
 
 
 def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -334,12 +334,12 @@ def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str,
     path = _file_in(path) if path.is_dir() else path
     source, module, tables = files.read(path), in_file(row), _tables(row)
     name = row.source or max(tables, key=lambda name: _explained(source, tables[name]))
-    wanted = dict(shapes(module, row.preprocessing.inputs))
+    expected = dict(shapes(module, row.preprocessing.inputs))
     class_row = name == "dinov2" and module.positions == "patches"
     if class_row:
-        wanted[POS_EMBED] = (1, 1 + module.grid[0] * module.grid[1], module.width)
+        expected[POS_EMBED] = (1, 1 + module.grid[0] * module.grid[1], module.width)
     try:
-        arrays, ignored = convert(source, tables[name], wanted, optional(module))
+        arrays, ignored = convert(source, tables[name], expected, optional(module))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if class_row:

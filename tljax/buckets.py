@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 
 SCHEMES = ("gs", "s3", "az")
 
@@ -127,7 +127,7 @@ def objects(url: str) -> dict[str, tuple[int, str]]:
     try:
         details = filesystem(url).find(url, detail=True)
     except Exception as error:  # each store's client has kinds of its own
-        raise InputError(f"{url}: cannot be read ({_line(error)})") from error
+        raise InputError(f"{url}: cannot be read ({message_of(error)})") from error
     if not details:
         raise InputError(f"{url}: no such file or folder")
     return {
@@ -153,7 +153,7 @@ def download(url: str, names: Iterable[str], folder: Path) -> None:
         try:
             system.get_file(source, str(local))
         except Exception as error:  # each store's client has kinds of its own
-            raise InputError(f"{source}: cannot be read ({_line(error)})") from error
+            raise InputError(f"{source}: cannot be read ({message_of(error)})") from error
 
 
 def _is_conflict(error: BaseException, expected: str) -> bool:
@@ -170,7 +170,3 @@ def _is_conflict(error: BaseException, expected: str) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from tljax import choices, ranges
 from tljax.errors import InputError
 from tljax.fields import build, template
+from tljax.phase_config import PhaseConfig
 
 
 @dataclass(frozen=True)
@@ -221,21 +222,8 @@ class TuningConfig:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        given = {name: value for name, value in vars(self).items() if name not in ("strategy", "group_rates")}
-        return {name: value for name, value in given.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class PhaseConfig:
-    """What one of `tuning.phases` has beside the arguments of its strategy; see `phases.py`."""
-
-    strategy: choices.Strategy
-    steps: ranges.Positive
-    epochs: ranges.AboveZero
-    share: ranges.Part
-    learning_rate: ranges.NotNegative
-    schedule: choices.PhaseSchedule
-    warmup_steps: ranges.Count
+        others = ("strategy", "group_rates")
+        return {name: value for name, value in vars(self).items() if name not in others and value is not None}
 
 
 @dataclass(frozen=True)

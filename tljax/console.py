@@ -97,12 +97,12 @@ def progress(label: str, start: int, total: int | None, unit: str = "steps") -> 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """Prints a table; the first column is left-aligned, the others right."""
-    made = Table(title=title, title_justify="left", title_style="bold")
+    lines = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        lines.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        made.add_row(*(str(cell) for cell in row))
-    console.print(made, soft_wrap=False)
+        lines.add_row(*(str(cell) for cell in row))
+    console.print(lines, soft_wrap=False)
 
 
 def weights(become: Mapping[str, Any]) -> None:

@@ -25,8 +25,9 @@ from tljax.models.bert import Bert
 from tljax.models.vit import ViT
 from tljax.run import Run
 from tljax.weights import Pretrained, configs, export
+from tljax.weights.hub import TOKENIZER_FILES
 from tljax.weights.rules import unconvert
-from tljax.weights.sources import TOKENIZER_FILES, fetch, made_once
+from tljax.weights.sources import fetch, made_once
 from tljax.workdir import Workdir
 
 FORMATS = ("orbax", "timm", "hf")
@@ -77,7 +78,7 @@ def _new_folder(place: epath.Path) -> Iterator[Path]:
 
 
 def _run_at(weights: str) -> Workdir | None:
-    """The workdir that is meant, if it is one."""
+    """Returns the workdir that `weights` names; None where it names something else."""
     if buckets.scheme_of(weights) not in ("", *buckets.SCHEMES):
         return None
     folder = storage.locate(weights)
@@ -133,8 +134,8 @@ def _in_own_units(head: Mapping[str, Any], targets: Sequence[tuple[float, float]
             " train on their distance from a fixed value, or use `tljax predict`, which keeps float64"
         )
     exact = {name: np.asarray(leaf, np.float64) for name, leaf in head.items()}
-    found = {"kernel": exact["kernel"] * spread, "bias": exact.get("bias", 0) * spread + mean}
-    return {name: leaf.astype(np.float32) for name, leaf in found.items()}
+    scaled = {"kernel": exact["kernel"] * spread, "bias": exact.get("bias", 0) * spread + mean}
+    return {name: leaf.astype(np.float32) for name, leaf in scaled.items()}
 
 
 def _copy_tokenizer(weights: Path, folder: Path) -> None:

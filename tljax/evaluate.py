@@ -288,7 +288,7 @@ def main(arguments: list[str]) -> int | None:
         if options.json:
             stack.enter_context(console.on_stderr())
             stack.enter_context(streams.results())
-        say = functools.cache(lambda line: console.console.print(line))
+        say = functools.cache(console.console.print)
         if options.watch:
             find = functools.partial(_find, options.workdir, say)
             return _several(options, watch(find, options.interval, evaluation_of, say), others)

@@ -277,7 +277,7 @@ def _parts(source: _Source) -> list[range]:
 
 
 def _missing(folders: dict[int, Path], number: int) -> dict[int, Path]:
-    """The folders that lack a part, or have a damaged one."""
+    """Returns the folders that lack a part, or have a damaged one."""
     return {stop: folder for stop, folder in folders.items() if sealed.wrong(cache.seal_of(_part(folder, number)))}
 
 

@@ -19,8 +19,8 @@ def _as_text(file: TextIOBase, problem: str, classes: Sequence[str], top: int, t
     # Values have all of their digits: dates and times have the first ten in common.
     number = repr if problem == "regression" else "{:.4f}".format
 
-    def write(id: str | int, place: Mapping[str, Any], found: Mapping[str, float]) -> None:
-        shown = itertools.islice(found.items(), top)
+    def write(id: str | int, place: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        shown = itertools.islice(values.items(), top)
         cells = [str(id), *(f"{label} {number(value)}" for label, value in shown)]
         file.write("\t".join(map(in_one_line, cells)) + "\n")
 
@@ -28,8 +28,8 @@ def _as_text(file: TextIOBase, problem: str, classes: Sequence[str], top: int, t
 
 
 def _as_csv(file: TextIOBase, problem: str, classes: Sequence[str], top: int, tabular: bool) -> Write:
-    """Columns `id`, and of rows of tables `file` and `row`; then `prediction`, `probability` where there is one, and
-    `p_CLASS`, or the values of a regression.
+    """Writes columns: `id`; of rows of tables `file` and `row`; then the values of a regression, or `prediction`,
+    `probability` where there is one, and `p_CLASS`.
 
     The prediction of several labels is all that are more probable than not, with `|` between.
     """
@@ -41,24 +41,24 @@ def _as_csv(file: TextIOBase, problem: str, classes: Sequence[str], top: int, ta
         ["id", *places, *([] if problem == "regression" else ["prediction"]), *["probability"] * single, *odds]
     )
 
-    def write(id: str | int, place: Mapping[str, Any], found: Mapping[str, float]) -> None:
-        said = [] if problem == "regression" else ["|".join(_said(problem, found))]
+    def write(id: str | int, place: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        said = [] if problem == "regression" else ["|".join(_said(problem, values))]
         at = [place.get(name, "") for name in places]
-        lines.writerow([id, *at, *said, *[max(found.values())] * single, *(found[one] for one in classes)])
+        lines.writerow([id, *at, *said, *[max(values.values())] * single, *(values[name] for name in classes)])
 
     return write
 
 
 def _as_jsonl(file: TextIOBase, problem: str, classes: Sequence[str], top: int, tabular: bool) -> Write:
-    """Objects with `id`, of rows of tables `file` and `row`; and `values`, or `prediction` and `probabilities`."""
+    """Writes objects: `id`; of rows of tables `file` and `row`; and `values`, or `prediction` and `probabilities`."""
 
-    def write(id: str | int, place: Mapping[str, Any], found: Mapping[str, float]) -> None:
+    def write(id: str | int, place: Mapping[str, Any], values: Mapping[str, float]) -> None:
         if problem == "regression":
-            told = {"values": found}
+            answer = {"values": values}
         else:
-            said = _said(problem, found)
-            told = {"prediction": said[0] if problem == "single_label" else said, "probabilities": found}
-        file.write(strict_json.dumps({"id": id, **place, **told}) + "\n")
+            said = _said(problem, values)
+            answer = {"prediction": said[0] if problem == "single_label" else said, "probabilities": values}
+        file.write(strict_json.dumps({"id": id, **place, **answer}) + "\n")
 
     return write
 
@@ -71,13 +71,13 @@ FORMATS: dict[str, Callable[[TextIOBase, str, Sequence[str], int, bool], Write]]
 
 
 def _said(problem: str, found: Mapping[str, float]) -> list[str]:
-    """The most probable class, or of several labels those that are more probable than not."""
+    """Returns the most probable class, or of several labels those that are more probable than not."""
     return [next(iter(found))] if problem == "single_label" else [name for name, odds in found.items() if odds > 0.5]
 
 
 @contextmanager
 def opened(out: str | None) -> Iterator[TextIOBase]:
-    """Stdout, or a file that is there when it is whole.
+    """Yields stdout, or a file that is there when it is whole.
 
     Raises:
         Closed: nobody reads stdout any more.

@@ -25,7 +25,7 @@ Distribution = Callable[[Random], Any]
 
 
 def grid(values: Mapping[str, Any]) -> list[Overrides]:
-    """Every combination, the last key varying fastest.
+    """Returns every combination, the last key varying fastest.
 
     Raises:
         InputError: a key has one value in place of several.

@@ -43,7 +43,7 @@ def examine(experiment: Experiment, sheet: Path | None = None) -> dict[str, Any]
 
 
 def _every_example(config: TaskConfig) -> Task:
-    """The task, with all examples that cannot be used in `skipped`, though a run would stop at the first."""
+    """Returns the task, with all examples that cannot be used in `skipped`, though a run would stop at the first."""
     try:
         return tasks.load(config)
     except InputError:  # of one example, or of all of the data, and then it comes again

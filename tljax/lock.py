@@ -192,14 +192,14 @@ class _BucketSign:
         self._file, self._version = file, ""
 
     def read(self) -> dict[str, Any] | None:
-        """As `_DiskSign.read`."""
+        """Reads it as `_DiskSign.read` does."""
         try:
             return _parsed(self._file.read_bytes())
         except FileNotFoundError:
             return None
 
     def claim(self, content: bytes, dead: dict[str, Any] | None) -> bool:
-        """As `_DiskSign.claim`."""
+        """Creates it as `_DiskSign.claim` does."""
         version = buckets.version_of(self._file) if dead else ""
         if dead and self.read() != dead:
             return False
@@ -210,17 +210,17 @@ class _BucketSign:
         return True
 
     def renew(self, content: bytes, token: str) -> None:
-        """As `_DiskSign.renew`."""
+        """Renews it as `_DiskSign.renew` does."""
         with contextlib.suppress(buckets.Conflict):  # another has taken it over, which `check` will find
             self._version = buckets.put(self._file, content, self._version)
 
     def remove(self, token: str) -> None:
-        """As `_DiskSign.remove`."""
+        """Removes it as `_DiskSign.remove` does."""
         buckets.remove(self._file, self._version)
 
 
 def check(folder: epath.Path) -> None:
-    """As `Lock.check` of the lock that this process has acquired for a folder; nothing where it has none."""
+    """Calls `Lock.check` of the lock that this process has acquired for a folder, if it has one."""
     if held := _HELD.get(os.fspath(folder)):
         held.check()
 

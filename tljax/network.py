@@ -204,5 +204,5 @@ class Network:
 
 def _check(experiment: Experiment, additions: tuple[Addition, ...]) -> None:
     """Raises InputError where the head would be two things at once."""
-    if experiment.head.init == "pretrained" and any(isinstance(one, MlpHead) for one in additions):
+    if experiment.head.init == "pretrained" and any(isinstance(addition, MlpHead) for addition in additions):
         raise InputError("head.init=pretrained gives a linear head, tuning.strategy=mlp_head adds a hidden layer")

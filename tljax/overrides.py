@@ -7,7 +7,7 @@ from typing import Any
 from tljax import console
 from tljax.config import Experiment
 from tljax.data import images, tasks
-from tljax.data.examples import Split, Task, among, in_stored_order, numbered, some
+from tljax.data.examples import Split, Task, among, in_stored_order, numbered, shown
 from tljax.data.splits import cut
 from tljax.errors import InputError
 from tljax.fields import to_dict
@@ -94,10 +94,10 @@ def examples(experiment: Experiment, resolved: Resolved, told: Mapping[str, Any]
     if task.fingerprint == resolved.data:  # the same at another place
         return split_of(Inputs(experiment, resolved), split)
     _check_kind(task, resolved)
-    found = cut(among(task, resolved.classes), _slicing(experiment, task, told, split))
+    chosen = cut(among(task, resolved.classes), _slicing(experiment, task, told, split))
     if "task.dataset" in told:
-        _show(task, resolved, found)
-    return found
+        _show(task, resolved, chosen)
+    return chosen
 
 
 def split_of(inputs: Inputs, split: str) -> Split:
@@ -143,9 +143,9 @@ def _show(task: Task, resolved: Resolved, split: Split) -> None:
         places, own = numbered(resolved.classes, "the run"), numbered(task.classes, task.name)
         pairs = [f"{number} {name} is the run's {places[name]}" for name, number in own.items()]
         same = list(places) == list(own)
-        lines.append(f"classes by name: {f'the same {len(places)} in the same order' if same else some(pairs)}")
+        lines.append(f"classes by name: {f'the same {len(places)} in the same order' if same else shown(pairs)}")
         if lacking := [name for name in places if name not in own]:
-            lines.append(f"classes of the run that are not there: {some(lacking)}")
+            lines.append(f"classes of the run that are not there: {shown(lacking)}")
     for line in lines:
         console.console.print(line)
 

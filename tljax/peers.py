@@ -93,9 +93,9 @@ class Peers:
         try:
             listener = _listen(self._port)
         except OSError as error:
-            told = f"{self._name(0, socket.gethostname())} cannot listen at port {self._port}"
-            told += f" ({os.strerror(error.errno)})"
-            raise Lost(f"{told}: end what listens there, or give another port in --coordinator") from error
+            message = f"{self._name(0, socket.gethostname())} cannot listen at port {self._port}"
+            message += f" ({os.strerror(error.errno)})"
+            raise Lost(f"{message}: end what listens there, or give another port in --coordinator") from error
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, None)
         self._service = _free_port()
@@ -109,7 +109,7 @@ class Peers:
 
     @property
     def missing(self) -> str:
-        """Which have not come yet, as far as is known here: `process 2` …; empty if all have."""
+        """Returns which have not come yet, as far as is known here: `process 2` …; empty if all have."""
         numbers = range(1, self.count) if self.number == 0 else ()
         return ", ".join(f"process {number}" for number in numbers if number not in self._peers)
 
@@ -210,8 +210,8 @@ class Peers:
     def _greet(self, peer: _Peer, hello: dict[str, Any]) -> None:
         number, count = hello.get("number"), hello.get("count")
         if hello.get("tljax") != "peer" or self._complete.is_set() or number in self._peers:
-            told = f"process 0 of {self.count} at port {self._port} has all that it waited for"
-            peer.send(refused=f"{told}: is it of another run? Give each a port of its own", again=True)
+            complete = f"process 0 of {self.count} at port {self._port} has all that it waited for"
+            peer.send(refused=f"{complete}: is it of another run? Give each a port of its own", again=True)
             return
         if count != self.count or number not in range(1, self.count):
             self._unlike = (
@@ -230,7 +230,7 @@ class Peers:
             self._complete.set()
 
     def _take_leave(self, peer: _Peer, message: dict[str, Any]) -> None:
-        """Of a process that has ended by itself; where it was an error, this one has a while to meet the same."""
+        """Notes that a process has ended by itself; where it was an error, this one has a while to meet the same."""
         if message["number"] == peer.number:
             peer.ended = True
         if self.number == 0:
@@ -242,16 +242,16 @@ class Peers:
             self._ending = f"{name} has ended: {message['ended']}", message["status"]
 
     def _lose(self, peer: _Peer, how: str) -> NoReturn:
-        told = f"{self._name(peer.number, peer.host)} {how}: the same command goes on from the last step saved"
+        message = f"{self._name(peer.number, peer.host)} {how}: the same command goes on from the last step saved"
         for other in self._peers.values():
-            other.send(lost=told)
+            other.send(lost=message)
             with contextlib.suppress(OSError):
                 other.connection.shutdown(socket.SHUT_WR)
-        self._end(told, LOST)
+        self._end(message, LOST)
 
-    def _end(self, told: str, status: int) -> NoReturn:
+    def _end(self, message: str, status: int) -> NoReturn:
         try:
-            print(f"error: {in_one_line(told)}", file=sys.stderr, flush=True)
+            print(f"error: {in_one_line(message)}", file=sys.stderr, flush=True)
             sys.stdout.flush()
             # What is unread when a connection is closed would take back what was sent.
             until = time.monotonic() + BEAT / 2
@@ -267,7 +267,7 @@ class Peers:
 
 
 def _connected(host: str, port: int) -> socket.socket:
-    """A connection, as soon as somebody listens there."""
+    """Returns a connection, as soon as somebody listens there."""
     while True:
         try:
             return socket.create_connection((host, port), _ANSWER)

@@ -194,7 +194,7 @@ def phases(config: TuningConfig, rates: OptimConfig, length: Length) -> tuple[Ph
 
 
 def _place(config: TuningConfig, number: int) -> str:
-    """What errors call a phase: its place in the config, or in what a recipe makes of its arguments."""
+    """Returns what errors call a phase: its place in the config, or in what a recipe makes of its arguments."""
     if config.strategy == "phases":
         return f"tuning.phases[{number}]"
     arguments = "".join(f", tuning.{name}={value}" for name, value in config.arguments.items())

@@ -59,7 +59,7 @@ def plan(run: Run) -> dict[str, Any]:
 
 
 def expected(run: Run) -> dict[str, dict[str, str]]:
-    """How inputs are prepared in evaluation, and features pooled: part -> its `value`, and where that is `from`."""
+    """Returns how evaluation prepares inputs and pools features: part -> its `value`, and where that is `from`."""
     origins, module = dict(run.resolved.pretrained.origins), run.network.backbone
     values = (_of_texts if run.network.reads == "text" else _of_images)(run, origins)
     normalized = ", then divided by its norm" if getattr(module, "normalize", False) else ""
@@ -96,7 +96,7 @@ def _of_images(run: Run, origins: dict[str, str]) -> dict[str, str]:
 
 
 def assumptions(run: Run) -> str:
-    """What is assumed of inputs because the weights' own files are silent, in one line; empty where nothing is."""
+    """Returns a line of what is assumed of inputs as the weights' own files are silent; empty where nothing is."""
     rows = expected(run).items() if run.experiment.backbone.weights else ()
     return "; ".join(f"{part} {row['value']} ({row['from']})" for part, row in rows if "assumed" in row["from"])
 

@@ -48,21 +48,21 @@ def predict(
         InputError: there is no such run or checkpoint, or it cannot be restored; or of `predict_inputs.sources`.
     """
     experiment, resolved = Workdir(workdir).load()
-    found = sources(files, _overridden(experiment, overrides).task, resolved)
-    return ((item.id, answer) for item, answer in _answers_of(workdir, found, step, batch_size))
+    inputs = sources(files, _overridden(experiment, overrides).task, resolved)
+    return ((item.id, answer) for item, answer in _answers_of(workdir, inputs, step, batch_size))
 
 
 def _answers_of(
-    workdir: str | os.PathLike, found: Sequence[Source], step: str, batch_size: int
+    workdir: str | os.PathLike, inputs: Sequence[Source], step: str, batch_size: int
 ) -> Iterator[tuple[Item, dict[str, float] | InputError]]:
-    """What a run's network says of the examples of some sources."""
+    """Yields what a run's network says of the examples of sources."""
     folder = Workdir(workdir)
     experiment, resolved = folder.load()
     run = Run(experiment, resolved, tokenizer=folder.tokenizer)
     with folder.checkpoints(experiment) as checkpoints:
         number = checkpoints.resolve(step)
         variables = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
-    items = itertools.chain.from_iterable(source.items() for source in found)
+    items = itertools.chain.from_iterable(source.items() for source in inputs)
     return _predict(run, variables, items, batch_size or experiment.task.eval_batch_size)
 
 
@@ -109,7 +109,7 @@ def _named(run: Run, logits: np.ndarray) -> dict[str, float]:
 
 
 def _ahead(items: Iterable[tuple[Any, Read]], workers: int, most: int) -> Iterator[tuple[Any, Any]]:
-    """Each item with what was read, or the error, in order; threads are up to `most` items ahead."""
+    """Yields each item with what was read, or the error, in order; threads are up to `most` items ahead."""
 
     def tried(read: Read) -> Any:
         try:
@@ -122,10 +122,10 @@ def _ahead(items: Iterable[tuple[Any, Read]], workers: int, most: int) -> Iterat
         for item, read in items:
             waiting.append((item, pool.submit(tried, read)))
             if len(waiting) > most:
-                first, found = waiting.popleft()
-                yield first, found.result()
-        for item, found in waiting:
-            yield item, found.result()
+                first, answer = waiting.popleft()
+                yield first, answer.result()
+        for item, answer in waiting:
+            yield item, answer.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -136,7 +136,7 @@ def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _overridden(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
-    """The experiment with other columns.
+    """Returns the experiment with other columns.
 
     Raises:
         InputError: a key says nothing of how tables are read.
@@ -180,16 +180,16 @@ def main(arguments: list[str]) -> int:
     options, overrides = _parse(arguments)
     experiment, resolved = Workdir(options.workdir).load()
     reads = "text" if resolved.length else "image"
-    found = sources(options.files, _overridden(experiment, overrides).task, resolved)
-    counts = [source.count for source in found]
+    inputs = sources(options.files, _overridden(experiment, overrides).task, resolved)
+    counts = [source.count for source in inputs]
     total = None if None in counts else sum(counts)
     # On a terminal the answers themselves show how far it is.
     quiet = options.out is None and sys.stdout.isatty()
     progress = nullcontext(lambda done: None) if quiet else console.progress("predict", 0, total, f"{reads}s")
-    answers = _answers_of(options.workdir, found, options.step, options.batch_size)
+    answers = _answers_of(options.workdir, inputs, options.step, options.batch_size)
     count, failed = 0, 0
     with console.on_stderr(), progress as report, opened(options.out) as file:
-        tabular = any(source.tabular for source in found)
+        tabular = any(source.tabular for source in inputs)
         write = FORMATS[options.format](file, experiment.task.problem, resolved.classes, options.top or 5, tabular)
         for item, answer in answers:
             count += 1

@@ -99,7 +99,7 @@ def _source(file: str, config: TaskConfig, resolved: Resolved) -> Source:
 
 
 def _pictures(paths: Mapping[str, Path], resolved: Resolved) -> Source:
-    """Images by what they are called."""
+    """Returns images as a source, by what they are called."""
 
     def items() -> Iterator[tuple[Item, Read]]:
         for name, path in paths.items():
@@ -109,7 +109,7 @@ def _pictures(paths: Mapping[str, Path], resolved: Resolved) -> Source:
 
 
 def _listed(resolved: Resolved) -> Iterator[tuple[Item, Read]]:
-    """The images whose paths stdin has, one a line."""
+    """Yields the images whose paths stdin has, one a line."""
     for _, line in _split(sys.stdin.buffer):
         if line:
             path = Path(os.fsdecode(line))
@@ -125,7 +125,7 @@ def _view(path: Path, resolved: Resolved) -> np.ndarray:
 
 
 def _prepared(data: bytes, name: str, resolved: Resolved) -> np.ndarray:
-    """An encoded image as evaluation sees it."""
+    """Returns an encoded image as evaluation sees it."""
     return images.source_view(data, name, resolved.preprocessing, decode="exact", resize=0, crop="centre")
 
 
@@ -146,14 +146,15 @@ def _table(kind: str, path: str, config: TaskConfig, resolved: Resolved) -> Sour
 
 
 def _inputs(header: Sequence[str], config: TaskConfig, resolved: Resolved, name: str) -> tuple[str, ...]:
-    """The columns of a table that the network reads: those that the config names, or that have a usual name."""
+    """Returns the columns of a table that the network reads: those that the config names, or with usual names."""
     reads = "text" if resolved.length else "image"
     named = config.text if resolved.length else tuple(filter(None, [config.image]))
     count = 1 + resolved.pairs
     if resolved.pairs:
         usual = [pair for pair in rows.PAIRS if set(pair) <= set(header)]
     else:
-        usual = [(one,) for one in (rows.TEXTS if resolved.length else rows.IMAGES) if one in header]
+        names = rows.TEXTS if resolved.length else rows.IMAGES
+        usual = [(column,) for column in names if column in header]
     if not named and len(usual) == 1:
         return usual[0]
     lacking = [column for column in named if column not in header]
@@ -164,7 +165,7 @@ def _inputs(header: Sequence[str], config: TaskConfig, resolved: Resolved, name:
 
 
 def _id(table: Table, columns: Columns, row: int) -> str | int:
-    """The row's id; where it has none its number, of an image's file followed by its path."""
+    """Returns the row's id; where it has none its number, of an image's file followed by its path."""
     id = table.columns[columns.id][row] if columns.id else None
     if isinstance(id, int) and not isinstance(id, bool):
         return id
@@ -189,7 +190,7 @@ def _of_row(table: Table, columns: Columns, row: int, resolved: Resolved) -> Any
 
 
 def _lines(file: str, pairs: bool) -> Iterator[tuple[Item, Read]]:
-    """The texts of a file or of stdin, one a line."""
+    """Yields the texts of a file or of stdin, one a line."""
     path = Path(file)
     name = "stdin" if file == STDIN else _name(path)
     try:
@@ -203,7 +204,7 @@ def _lines(file: str, pairs: bool) -> Iterator[tuple[Item, Read]]:
 
 
 def _split(content: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line without its end)."""
+    """Yields each line's number, from 1, and the line without its end."""
     for number, line in enumerate(content, 1):
         yield number, line.removesuffix(b"\n").removesuffix(b"\r")
 
@@ -229,5 +230,5 @@ def _unread(path: Path, error: OSError) -> InputError:
 
 
 def _name(path: Path) -> str:
-    """The path; what of it is no UTF-8 is written with escapes."""
+    """Returns the path as text; what of it is no UTF-8 is written with escapes."""
     return os.fsencode(path).decode(errors="backslashreplace")

@@ -17,7 +17,7 @@ from tljax.data.examples import Split, labels_of, values_of
 from tljax.data.parts import index_schema
 from tljax.data.pipeline import evaluation_batches, length_of
 from tljax.data.readers import Reader
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 from tljax.run import Run
 from tljax.step import State
 
@@ -57,15 +57,15 @@ class Predictions:
             "label": pa.array(labels, index_schema(self.problem).field("label").type),
             "logits": logits,
         }
-        told = {**facts, "problem": self.problem, "classes": self.classes, "sha256": self._exact._digest}
-        table = pa.table(columns).replace_schema_metadata({"tljax": strict_json.dumps(told)})
+        metadata = {**facts, "problem": self.problem, "classes": self.classes, "sha256": self._exact._digest}
+        table = pa.table(columns).replace_schema_metadata({"tljax": strict_json.dumps(metadata)})
         content = io.BytesIO()
         pq.write_table(table, content)
         storage.write_whole(epath.Path(path), content.getvalue())
 
     @property
     def _exact(self) -> "Predictions":
-        """The same, values of a regression in float64."""
+        """Returns the same, with values of a regression in float64."""
         if self.problem != "regression":
             return self
         return replace(self, labels=self.labels.astype(np.float64), logits=self.logits.astype(np.float64))
@@ -126,7 +126,7 @@ def load(path: epath.PathLike) -> tuple[Predictions, dict[str, Any]]:
         kept = Predictions(problem, classes, table["id"].to_pylist(), labels, logits)
         whole = kept._digest == digest
     except Exception as error:  # whatever pyarrow and what follows it meet in a damaged file
-        raise InputError(f"{path}: no predictions that can be read ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{path}: no predictions that can be read ({message_of(error)})") from error
     if not whole:
         raise InputError(f"{path}: damaged (its content is not what was written)")
     return kept._exact, facts

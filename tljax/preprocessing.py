@@ -40,11 +40,11 @@ class Preprocessing:
 
     @property
     def edge(self) -> int:
-        """Pixels of the (shorter) side before the centre is cut out of it, in evaluation."""
+        """Returns the pixels of the (shorter) side before the centre is cut out of it, in evaluation."""
         return int(self.size / self.crop_fraction + 1e-6)  # a crop fraction of 224 / 256 means 256
 
     def rescaled(self, values: tuple[float, ...]) -> list[float]:
-        """Mean or std in the range that the weights' own library gives it in."""
+        """Returns mean or std in the range that the weights' own library gives it in."""
         if self.rescale == 1 / 255:
             return [value / 255 for value in values]
         return [value * self.rescale for value in values]

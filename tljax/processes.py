@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from tljax import console, flag_types, sharding
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 from tljax.peers import LOST, Lost, Peers
 from tljax.stopping import SAVED, Stopped
 from tljax.streams import in_one_line
@@ -79,7 +79,7 @@ def _end(peers: Peers, error: BaseException) -> NoReturn:
         peers.settle()
         status, reason = 1, f"{type(error).__name__}: {error}"
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            lost = f"{me} lost another, or its device ({_line(error)})"
+            lost = f"{me} lost another, or its device ({message_of(error)})"
             status, reason = LOST, f"{lost}: the same command goes on from the last step saved"
         else:
             traceback.print_exception(error)
@@ -109,10 +109,10 @@ def _join(options: argparse.Namespace) -> Peers | None:
 
     def late() -> None:
         missing = f" ({peers.missing})" if peers.missing else ""
-        told = f"{what} waited {options.join_timeout} s for the others{at}{missing}: are all started, and do they"
-        told += " reach it? --join-timeout=S waits longer"
-        print(f"error: {told}", file=sys.stderr, flush=True)
-        peers.refuse(told)
+        message = f"{what} waited {options.join_timeout} s for the others{at}{missing}: are all started, and do they"
+        message += " reach it? --join-timeout=S waits longer"
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        peers.refuse(message)
         os._exit(2)
 
     # By itself, jax aborts the process when its time is over.
@@ -130,7 +130,7 @@ def _join(options: argparse.Namespace) -> Peers | None:
     except (RuntimeError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{what} cannot join the others{at} ({_line(error)})") from error
+        raise InputError(f"{what} cannot join the others{at} ({message_of(error)})") from error
     finally:
         watch.cancel()
     console.console.quiet = number > 0
@@ -138,7 +138,7 @@ def _join(options: argparse.Namespace) -> Peers | None:
 
 
 def _place(options: argparse.Namespace) -> tuple[str, int, int, list[int] | None]:
-    """Where the first process is reached, how many there are, which this is, and its devices where a launcher says."""
+    """Returns the first process's address, how many there are, which this is, and its devices if a launcher says."""
     if options.coordinator not in ("", "auto"):
         _check(options)
         return options.coordinator, options.num_processes, options.process_id, None
@@ -146,15 +146,15 @@ def _place(options: argparse.Namespace) -> tuple[str, int, int, list[int] | None
 
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     try:
-        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        place = clusters.ClusterEnv.auto_detect_unset_distributed_params(
             address, None, None, None, None, options.join_timeout
         )
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise InputError(f"this process cannot join the others ({_line(error)})") from error
-    if None in found[:3]:
+        raise InputError(f"this process cannot join the others ({message_of(error)})") from error
+    if None in place[:3]:
         flags = "give --coordinator=HOST:PORT, --num-processes=N and --process-id=I"
         raise InputError(f"this process cannot join the others: nothing here says where they are; {flags}")
-    return found
+    return place
 
 
 def _launched() -> bool:
@@ -172,10 +172,6 @@ def _check(options: argparse.Namespace) -> None:
     if not 0 <= options.process_id < options.num_processes:
         few = f"--num-processes={options.num_processes}"
         raise InputError(f"--process-id={options.process_id} is none of {few}: they count from 0")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def is_first() -> bool:
@@ -246,7 +242,7 @@ def agree(facts: Mapping[str, Any]) -> None:
 
 
 def code() -> str:
-    """SHA-256 of tljax's own source, in which two checkouts may differ that have the same version."""
+    """Returns the SHA-256 of tljax's own source, in which two checkouts may differ that have the same version."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())

@@ -1,4 +1,7 @@
-"""What a value may be: constraints that stand in a key's annotation, `Annotated[float, Interval(at_least=0)]`."""
+"""What a value may be: constraints that stand in a key's annotation, `Annotated[float, Interval(at_least=0)]`.
+
+A constraint has `check(path, value)`: it raises InputError, which calls the value `path`, where that does not meet it.
+"""
 
 import difflib
 import math
@@ -7,21 +10,12 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any
 
 from tljax.errors import InputError
 
 INT32 = 2**31 - 1
 FLOAT32, LEAST_FLOAT32 = float.fromhex("0x1.fffffep+127"), 2.0**-126  # smaller ones are 0 on some devices
-
-
-@runtime_checkable
-class Constraint(Protocol):
-    """What a value must meet beside being of its type."""
-
-    def check(self, path: str, value: Any) -> None:
-        """Raises InputError where the value, which errors call `path`, does not meet it."""
-        ...
 
 
 @dataclass(frozen=True)

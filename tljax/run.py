@@ -368,7 +368,7 @@ class Run:
         )
 
     def _class_weights(self) -> jax.Array | None:
-        """Those of the loss, where a label can be of several classes (`Rules.class_weights`)."""
+        """Returns the weights for `Rules.class_weights`, which a loss has where a label can be of several classes."""
         regularise, weights = self.experiment.regularise, self.resolved.class_weights
         has_several = regularise.label_smoothing or regularise.mixup or regularise.cutmix
         return jnp.array(weights, jnp.float32) if weights and has_several else None

@@ -270,7 +270,7 @@ def _precisions(has: np.ndarray, scores: np.ndarray) -> list[float]:
 def _of_columns(
     metric: Callable[..., float], has: np.ndarray, scores: np.ndarray, among: np.ndarray | None = None
 ) -> list[float]:
-    """A metric of each column, or of those `among` them."""
+    """Returns a metric of each column, or of those `among` them."""
     columns = range(has.shape[1]) if among is None else np.flatnonzero(among).tolist()
     # Most of the time is NumPy sorting, during which another thread can sort, too.
     with ThreadPoolExecutor() as pool:

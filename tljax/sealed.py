@@ -125,7 +125,7 @@ class Blocks:
         self._whole = np.zeros(len(crcs), bool)
 
     def whole(self, start: int, stop: int) -> bool:
-        """Whether the bytes [start, stop) are as they were written."""
+        """Tells whether the bytes [start, stop) are as they were written."""
         first, last = start // BLOCK, -(-stop // BLOCK)
         if self._whole[first:last].all():
             return True
@@ -136,7 +136,7 @@ class Blocks:
 
 
 def _crcs(path: Path) -> list[int]:
-    """The CRC-32 of each block of a file."""
+    """Returns the CRC-32 of each block of a file."""
     size = path.stat().st_size
     with path.open("rb") as file:
 

@@ -126,7 +126,7 @@ def waiting(names: Collection[str], folder: Path) -> dict[str, str]:
 
 
 def _of(names: Collection[str], folder: Path, ids: Mapping[str, str]) -> dict[str, Command]:
-    """By Slurm's number, those in the queue that were submitted from this folder, for points with these names."""
+    """Returns the queued jobs that were submitted from this folder for points with these names, by Slurm's number."""
     import submitit
 
     known = (submitit.SlurmJob(folder, id) for id in ids)

@@ -80,7 +80,7 @@ def _steps(folder: Workdir) -> int:
 
 
 def _last(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """The latest validation's metric, or before it the latest training loss."""
+    """Returns the latest validation's metric, or before it the latest training loss."""
     for row in reversed(rows):
         if row.get("split") == "validation" and isinstance(row.get(metric), float):
             return f"validation {metric} {row[metric]:.4f} at step {row['step']}"
@@ -89,7 +89,7 @@ def _last(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
 
 
 def show(found: Sequence[Point]) -> None:
-    """A table with a row per setting, a line for each point that was begun, failed or queues, and how many do what."""
+    """Prints a row per setting, a line for each point that was begun, failed or queues, and how many do what."""
     standings = {point: standing(point) for point in found}
     queued = slurm.waiting([point.name for point in found], logs_folder(found[0].folder.parent))
     metric = JUDGED[found[0].experiment.task.problem].best

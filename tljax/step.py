@@ -206,7 +206,7 @@ def _moved(leaf, update, rate, finite):
 
 
 def _losses(logits: jax.Array, rules: Rules, labels: jax.Array, weights: jax.Array) -> jax.Array:
-    """The loss of each example, which has its weight in it where there are class weights."""
+    """Returns the loss of each example, weighted already where there are class weights."""
     if rules.class_weights is None:
         return metrics.loss(rules.problem, logits, labels, rules.smoothing)
     return metrics.weighted_cross_entropy(logits, labels, weights, rules.class_weights, rules.smoothing)

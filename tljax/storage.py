@@ -182,7 +182,7 @@ def checked(content: Any, where: str, mend: str, kinds: Mapping[str, type | Unio
 
 
 def copy(source: epath.Path, target: epath.Path, last: Collection[str] = ()) -> None:
-    """All files below a folder, to another on whatever system; those with names in `last` after all others."""
+    """Copies all files below a folder to another, on whatever system; those with names in `last` after all others."""
     for name, path in sorted(_walk(source).items(), key=lambda item: item[0] in last):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with path.open("rb") as read, (target / name).open("wb") as write:

@@ -1,7 +1,8 @@
-"""JSON as every reader takes it, which has no NaN and no infinity."""
+"""JSON as every reader takes it: without NaN and infinity, and with each key once."""
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,19 @@ def dumps(value: Any, **options: Any) -> str:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
         return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the pairs of an object as a dictionary, as `object_pairs_hook` of `json.loads`.
+
+    Raises:
+        ValueError: a key is there twice, of which nothing says which is meant.
+    """
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"has the key {key!r} twice")
+    return content
 
 
 def _finite(value: Any) -> Any:

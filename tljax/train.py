@@ -51,9 +51,8 @@ def train(
         Stopped: it was told to, and has saved.
     """
     folder = Workdir(path)
-    config = {
-        key: value for key, value in to_dict(experiment).items() if key != "input"
-    }  # which a machine may have its own
+    # Of `input`, each machine may have its own.
+    config = {key: value for key, value in to_dict(experiment).items() if key != "input"}
     processes.agree({"config": config, "versions": versions() | {"tljax's source": processes.code()}})
     run = prepared or prepare(experiment, folder.tokenizer)
     processes.agree({"resolved": to_dict(run.resolved)})
@@ -179,7 +178,7 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
 
 
 def _digests(state: State) -> dict[str, str]:
-    """Name -> the beginning of the SHA-256 of each parameter and stored statistic, in this process."""
+    """Returns the beginning of the SHA-256 of each parameter and stored statistic in this process, by name."""
     leaves = {name: leaf for name, leaf in named(state).items() if name.startswith(("params/", "batch_stats/"))}
     return {name: tuning.digest({name: leaf})[:12] for name, leaf in sharding.gathered(leaves).items()}
 
@@ -251,12 +250,12 @@ def _print_header(run: Run) -> None:
     health.warn(health.examine(run.inputs.task, run.inputs.splits))
     cut, lost = resolved.truncated
     if cut:
-        told = f"{cut} of {resolved.train_examples} training texts are longer than {_longest(run)}"
-        console.console.print(f"{told} and lose {lost} tokens together")
+        message = f"{cut} of {resolved.train_examples} training texts are longer than {_longest(run)}"
+        console.console.print(f"{message} and lose {lost} tokens together")
 
 
 def _longest(run: Run) -> str:
-    """The most tokens that a text may have, and what says so."""
+    """Returns the most tokens that a text may have, after what says so."""
     words, most = run.inputs.tokenizer, run.experiment.task.max_tokens
     return f"task.max_tokens={most}" if words.cut(most) == most else f"{words.settings.limited_by}={words.cut(most)}"
 

@@ -130,8 +130,6 @@ class Workdir:
     def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
         """The run's checkpoints, of which its config says which are kept and which is best."""
         config, judged = experiment.checkpoint, JUDGED[experiment.task.problem]
-        if config.keep < 1:
-            raise InputError(f"checkpoint.keep must be at least 1, not {config.keep}")
         if config.best:
             judged = dataclasses.replace(judged, best=config.best)
         return Checkpoints(self.path / "checkpoints", judged, config, writer, self.check)
@@ -194,7 +192,7 @@ class Workdir:
         self._write(self._plan, found)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """One more line of metrics. Where the disk does not take it now, or it is a bucket, `flush` writes it.
+        """Adds a line of metrics. Where the disk does not take it now, or it is a bucket, `flush` writes it.
 
         Raises:
             Lost: this process is the writer no more.
@@ -245,7 +243,7 @@ class Workdir:
 
     @property
     def evaluations(self) -> epath.Path:
-        """The folder of what was found of checkpoints; made if it is not there.
+        """Returns the folder of evaluations of checkpoints; made if it is not there.
 
         Raises:
             Lost: this process is the run's writer no more.
@@ -276,7 +274,7 @@ class Workdir:
         self._unwritten = []
 
     def _set_aside(self, torn: bytes) -> None:
-        """Keeps lines of metrics that were not written to their end; says so."""
+        """Keeps lines of metrics that were not written to their end, and says so."""
         aside = self.path / f"{self._metrics.name}.torn"
         storage.write_whole(aside, _content(aside) + torn + b"\n")
         message = f"{self._metrics}: what was not written to the end of its line is in {aside.name} now"
@@ -284,11 +282,11 @@ class Workdir:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """What `start` wrote."""
+        """Returns what `start` wrote."""
         return storage.read_json(self._config, _MOVE, config=dict, resolved=dict)
 
     def _write(self, path: epath.Path, content: Mapping[str, Any]) -> None:
-        """Whole or not at all."""
+        """Writes JSON whole or not at all."""
         try:
             self._put(path, content)
         except OSError as error:
@@ -296,7 +294,7 @@ class Workdir:
 
     def _put(self, path: epath.Path, content: Mapping[str, Any]) -> None:
         self.check()
-        storage.write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+        storage.write_whole(path, (strict_json.dumps(content, indent=1) + "\n").encode())
 
 
 def _content(path: epath.Path) -> bytes:
@@ -330,7 +328,7 @@ def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str
 
 
 def versions() -> dict[str, str]:
-    """The version of Python and of each package on which a run's numbers hang."""
+    """Returns the version of Python and of each package on which a run's numbers hang."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -24,6 +24,7 @@ from tests.flips import flip
 from tljax import backbone, sealed
 from tljax.config import BackboneConfig
 from tljax.errors import InputError
+from tljax.weights import hub as hub_files
 from tljax.weights import sources
 from tljax.weights.sources import fetch, made_once
 
@@ -306,8 +307,8 @@ def test_a_network_that_is_not_here_is_refused_before_its_weights_are_fetched(hu
 
 
 def test_a_hub_out_of_reach_is_known_at_once(hub, monkeypatch):
-    monkeypatch.setattr(sources, "_PATIENCE", 0.2)
-    monkeypatch.setattr(sources.socket, "create_connection", lambda *_, **__: time.sleep(30))
+    monkeypatch.setattr(hub_files, "_PATIENCE", 0.2)
+    monkeypatch.setattr(hub_files.socket, "create_connection", lambda *_, **__: time.sleep(30))
     start = time.monotonic()
     with pytest.raises(InputError, match="out of reach"):
         fetch("hf://org/repo")

@@ -87,7 +87,7 @@ def claimed(path: Path, patient: bool) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which becomes `path` when the block ends well, sealed, and is on the disk by then."""
+    """Yields a file to write, which becomes `path` when the block ends well, sealed, and is on the disk by then."""
     making = path.with_name(f"{path.name}.making")  # the same each time: what a killed process left is taken up
     with making.open("wb") as file:
         yield file
@@ -98,7 +98,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def seal_of(path: Path) -> Path:
-    """Where the checksums are of what `replacing` wrote."""
+    """Returns where the checksums are of what `replacing` wrote."""
     return path.with_name(f"{path.name}.{sealed.NAME}")
 
 

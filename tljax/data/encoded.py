@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from tljax.data.augment import to_array, to_image
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 
 # Those that hold pictures. Of others that PIL knows, some start programs (EPS) and some only link to a picture.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -38,7 +38,7 @@ def named(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # PIL's plugins raise what they come across: OSError, SyntaxError, struct.error, …
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = message_of(error)
         if isinstance(error, UnidentifiedImageError):  # whose message is the address of a buffer
             reason = f"its content is none of {', '.join(_FORMATS)}"
         raise InputError(f"{name}: not a readable image ({reason}); mend or remove it") from error
@@ -56,7 +56,7 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def frames_of(data: bytes) -> int:
-    """How many pictures an image has, of which the first is read: frames of an animation, or pages."""
+    """Returns how many pictures an image has, of which the first is read: frames of an animation, or pages."""
     with Image.open(io.BytesIO(data)) as image:
         # A JPEG of several (MPO) has one picture for each eye, or a smaller one, as cameras write them.
         return getattr(image, "n_frames", 1) if image.format not in ("JPEG", "MPO") else 1

@@ -118,8 +118,7 @@ def among(task: Task, classes: Sequence[str]) -> Task:
     if unknown:
         near = difflib.get_close_matches(unknown[0], places, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        shown = ", ".join(map(repr, unknown[:8])) + (" …" if len(unknown) > 8 else "")
-        raise InputError(f"{task.name} has {shown}, which is not among {some(classes)}{hint}")
+        raise InputError(f"{task.name} has {shown([*map(repr, unknown)])}, which is not among {shown(classes)}{hint}")
     if task.problem == "regression" and len(task.classes) < len(classes):
         lacking = next(name for name in places if name not in own)
         raise InputError(f"{task.name} has no values of {lacking!r}")
@@ -129,7 +128,7 @@ def among(task: Task, classes: Sequence[str]) -> Task:
         if task.problem == "single_label":
             return numbers[label]
         if task.problem == "multi_label":
-            return tuple(sorted(numbers[one] for one in label))
+            return tuple(sorted(numbers[place] for place in label))
         return tuple(label[numbers.index(place)] for place in range(len(classes)))
 
     bases = {}
@@ -179,9 +178,10 @@ def in_stored_order(task: Task, classes: Sequence[str], stored: str) -> Task:
     return replace(ordered, fingerprint=known) if known == stored else task
 
 
-def some(names: Sequence[str]) -> str:
-    """Returns the first eight, for a line of text."""
-    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+def shown(names: Sequence[str]) -> str:
+    """Returns the first eight names, cut where they are long, for a line of text."""
+    cut = [f"{name[:79]}…" if len(name) > 80 else name for name in names[:8]]
+    return ", ".join(cut) + (" …" if len(names) > 8 else "")
 
 
 @dataclass(frozen=True, eq=False)

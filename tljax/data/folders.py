@@ -94,12 +94,12 @@ def _splits(root: Path, name: str) -> dict[str, Path]:
 
 
 def _class_folders(root: Path, name: str) -> dict[str, Path]:
-    """Class name -> its folder, in label order."""
-    classes = by_class(_folders(root))
-    for one, folders in classes.items():
-        if len(folders) > 1:
-            raise InputError(f"{name}: the folders {', '.join(map(ascii, folders))} are one class, {one!r}: join them")
-    return {one: root / folder for one, (folder,) in classes.items()}
+    """Returns the folder of each class, by its name, in label order."""
+    folders = by_class(_folders(root))
+    for label, names in folders.items():
+        if len(names) > 1:
+            raise InputError(f"{name}: the folders {', '.join(map(ascii, names))} are one class, {label!r}: join them")
+    return {label: root / folder for label, (folder,) in folders.items()}
 
 
 def _folders(root: Path) -> list[str]:
@@ -116,11 +116,11 @@ class _Scan:
 
     @property
     def ids(self) -> list[str]:
-        """Of the images that were found."""
+        """Returns the ids of the images that were found."""
         return [str(id) for id, *_ in self.stats]
 
     def stray(self, folders: Iterable[Path]) -> list[str]:
-        """Images that lie beside folders of classes."""
+        """Returns the ids of images that lie beside folders of classes."""
         return [
             self._id(path)
             for folder in sorted(folders)

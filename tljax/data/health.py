@@ -175,9 +175,7 @@ def show(report: Mapping[str, Any]) -> None:
         one, other = copies["splits"]
         if one == other:
             named = ", ".join(f"{first} = {second}" for first, second in copies["pairs"])
-            console.console.print(
-                f"examples of {one} that are another's copy: {copies['count']} ({named})", markup=False
-            )
+            console.console.print(f"examples of {one} that are another's copy: {copies['count']} ({named})")
     for example in report["notes"]:
         console.console.print(f"{example['id']} in {example['split']}: {example['note']}")
     for example in report["skipped"]:

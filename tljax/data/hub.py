@@ -12,7 +12,7 @@ from tljax.data.examples import Source
 from tljax.data.labels import is_missing
 from tljax.data.rows import Columns, Table, choose, to_source
 from tljax.data.table_files import values_of
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 
 
 def hf(path: str, config: TaskConfig) -> Source:
@@ -74,8 +74,7 @@ def _load(path: str, name: str) -> Mapping[str, Any]:
     except InputError:
         raise
     except Exception as error:  # whatever its readers and an HTTP client raise
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{name}: cannot be loaded ({type(error).__name__}: {reason})") from error
+        raise InputError(f"{name}: cannot be loaded ({type(error).__name__}: {message_of(error)})") from error
     return {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
 
 

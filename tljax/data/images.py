@@ -172,7 +172,7 @@ def training_view_of(
 
 
 def evaluation_view(image: Image.Image, preprocessing: Preprocessing) -> UInt8[np.ndarray, "size size channels"]:
-    """The shorter side, or both to `squash`, resized to `preprocessing.edge`, then the centre size × size pixels.
+    """Resizes the shorter side, or both to `squash`, to `preprocessing.edge`; takes the centre size × size pixels.
 
     Fractions of a pixel are dropped or rounded as in torchvision, which timm uses. (Where half a pixel is left on
     either side of the centre, transformers drops it, and so may see the picture from one pixel beside.)
@@ -209,7 +209,7 @@ def normalise(
 
 
 def _evaluated(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
-    """Width and height to which evaluation resizes, before it cuts out the centre."""
+    """Returns width and height to which evaluation resizes, before it cuts out the centre."""
     if preprocessing.resize != "none":
         return _resized(size, preprocessing.edge, preprocessing.resize == "squash")
     if size != (preprocessing.size,) * 2:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tljax import console
 from tljax.data.examples import Base, Label, Records, Source, Task, fingerprint
 from tljax.data.parts import DiskFull, Part
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 
 # How many times as long as the other a side may be: with more, resizing the shorter one for a network takes gigabytes.
 _MOST_STRETCHED = 256
@@ -28,7 +28,7 @@ def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping
     """
     indices = {split: pa.concat_tables([part.index for part in found]) for split, found in parts.items()}
     skipped = [one for found in parts.values() for part in found for one in part.skipped]
-    notes = [note for found in parts.values() for part in found for note in part.notes]
+    notes = [note for split in parts.values() for part in split for note in part.notes]
     for split, index in indices.items():
         if not len(index):
             first = next(one["reason"] for one in skipped if one["split"] == split)
@@ -70,7 +70,7 @@ def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Record
     except (OSError, ValueError, KeyError) as error:  # pyarrow's are among them
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder}: damaged ({' '.join(str(error).split())[:200]}); {mend}") from error
+        raise InputError(f"{folder}: damaged ({message_of(error)}); {mend}") from error
     for split, base in bases.items():
         if len(base.index) != len(base.records):
             rows, found = len(base.index), len(base.records)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax.data.examples import Label
+from tljax.data.examples import Label, shown
 from tljax.data.examples import numbered as places_of
 from tljax.errors import InputError
 
@@ -141,7 +141,7 @@ def infer(
 
 
 def _names(column: str, rows: Iterable[tuple[str, Sequence[Any]]]) -> set[str]:
-    """The distinct class names in a column of one each."""
+    """Returns the distinct class names in a column that has one in each cell."""
     names: set[str] = set()
     for where, (value,) in rows:
         if isinstance(value, list | tuple | np.ndarray):
@@ -194,7 +194,7 @@ class _Cells:
 
 
 def _several_labels(column: str, cells: _Cells, classes: tuple[str, ...], numbered: bool) -> Labels:
-    """How one column of several labels is to be read."""
+    """Returns how one column of several labels is to be read."""
     problem = "multi_label"
     one_length = len(cells.lists) == 1 and not cells.scalars
     length = max(cells.lists, default=0)
@@ -224,7 +224,7 @@ def _several_labels(column: str, cells: _Cells, classes: tuple[str, ...], number
 
 
 def _doubtful(column: str, cells: _Cells) -> InputError:
-    """The error for lists of 0 and 1 that can be class numbers, or multi-hot."""
+    """Returns the error for lists of 0 and 1 that can be class numbers, or multi-hot."""
     (where, value), *others = (cells.lists[length] for length in sorted(cells.lists) if length)
     other = f", and {others[0][0]}: {others[0][1]!r:.40}" if others else ""
     return InputError(
@@ -279,12 +279,6 @@ def differing_in_case(classes: Sequence[str]) -> str:
     return f"{shown(groups)} differ in case alone, and are different classes" if groups else ""
 
 
-def shown(names: Sequence[str]) -> str:
-    """Returns the first eight of them, for a person."""
-    cut = [f"{name[:79]}…" if len(name) > 80 else name for name in names[:8]]
-    return ", ".join(cut) + (" …" if len(names) > 8 else "")
-
-
 def normalised(name: str) -> str:
     """Returns a name in Unicode's NFC, so that é is one letter however it was typed."""
     return unicodedata.normalize("NFC", name)
@@ -308,12 +302,12 @@ def is_missing(values: Sequence[Any]) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    """Whether a cell is a list, or text that can only be one."""
+    """Tells whether a cell is a list, or text that can only be one."""
     return _listed(value) is not None if isinstance(value, str) else isinstance(value, list | tuple | np.ndarray)
 
 
 def _listed(text: str) -> list[Any] | None:
-    """The list that a text is, as programs write it: `[0, 1]`, `0 1 0`, `0,1`, `['a', 'b']`; None if it is none."""
+    """Returns the list that a text is, as in `[0, 1]`, `0 1 0`, `0,1` and `['a', 'b']`; None if it is no list."""
     text = text.strip()
     if _NUMBERS.fullmatch(text) and re.search(r"[\s,;\[(]", text):
         return re.findall(r"(\d+)(?:\.0*)?", text)
@@ -342,7 +336,7 @@ def _several(value: Any) -> Sequence[Any]:
 
 
 def _is_binary(value: Any) -> bool:
-    """Whether an entry is 0 or 1 as a number or a boolean is."""
+    """Tells whether an entry is 0 or 1 as a number or a boolean is."""
     return as_name(value).lower() in _FLAGS and not isinstance(value, dict | list)
 
 

@@ -165,7 +165,7 @@ def _write(
             "start": start,
             "stop": start + len(examined),
             "skipped": [one.skipped for one in examined if one.skipped],
-            "notes": [one.note for one in examined if one.note],
+            "notes": [example.note for example in examined if example.note],
             "size": size,
             "file_size": records.stat().st_size if size else 0,
         }

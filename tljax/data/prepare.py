@@ -18,7 +18,7 @@ from tljax.data.examples import Item, Label, Source, Task
 from tljax.data.index import finish, index_row, kept_if_of_use, open_task, progress
 from tljax.data.parts import Examined, Part, clear, index_schema, write_parts
 from tljax.data.records import Stored
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 from tljax.weights.sources import made_once
 
 
@@ -61,7 +61,7 @@ def open_prepared(name: str, folder: Path) -> Task:
     try:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # of a parser, on a damaged file
-        raise InputError(f"{folder}: damaged ({' '.join(str(error).split())[:200]}); {mend}") from error
+        raise InputError(f"{folder}: damaged ({message_of(error)}); {mend}") from error
     kept = {one: one for one in ("image", "text", "text_pair") if one in builder.info.features}
     again = "run it again, and it is prepared again"
 

@@ -88,8 +88,8 @@ class Pictures:
             return self
 
         def view(place: int) -> np.ndarray:
-            (one,) = self.split.__getitems__([place])
-            return images.source_view(one["image"], one["id"], self.preprocessing, **cut)
+            example = self.split[place]
+            return images.source_view(example["image"], example["id"], self.preprocessing, **cut)
 
         def views() -> Iterator[np.ndarray]:
             options = grain.ReadOptions(num_threads=max(workers, 1), prefetch_buffer_size=16)
@@ -99,8 +99,7 @@ class Pictures:
                     yield one
                     report(number)
 
-        found = store.stored(folder, views(), {}, view)
-        return replace(self, decoded=found)
+        return replace(self, decoded=store.stored(folder, views(), {}, view))
 
     @functools.cached_property
     def _bytes(self) -> int:

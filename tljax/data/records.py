@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 
 
 class Stored:
@@ -66,8 +66,7 @@ class Stored:
             if self._seal and not isinstance(error, OSError):
                 self._seal.unlink(missing_ok=True)
             named = f"record {rows[0]}" if len(rows) == 1 else f"records {rows[0]} to {rows[-1]}"
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{self.split}, {named}: damaged ({reason}); {self.mend}") from error
+            raise InputError(f"{self.split}, {named}: damaged ({message_of(error)}); {self.mend}") from error
 
     def _parse(self, record: bytes) -> dict[str, Any]:
         if not record:  # what array_record gives of a file that was cut at one of its blocks of 64 KB

@@ -11,9 +11,9 @@ from typing import Any
 
 from tljax import console, sealed
 from tljax.config import TaskConfig
-from tljax.data.examples import Item, Source
+from tljax.data.examples import Item, Source, shown
 from tljax.data.folders import SPLITS, unusable
-from tljax.data.labels import Labels, differing_in_case, infer, shown
+from tljax.data.labels import Labels, differing_in_case, infer
 from tljax.errors import InputError
 
 # What columns are called where `config.task` does not say.
@@ -144,7 +144,7 @@ def _read_labels(tables: Sequence[Table], columns: Columns, config: TaskConfig) 
 
 
 def _usable(tables: Sequence[Table], columns: Columns) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """The place and the label's values of each row that has them."""
+    """Yields the place and the label's values of each row that can be used."""
     for table in tables:
         for row, values in enumerate(_labels(table, columns)):
             if row not in table.faults:
@@ -152,7 +152,7 @@ def _usable(tables: Sequence[Table], columns: Columns) -> Iterator[tuple[str, tu
 
 
 def _place(table: Table, row: int) -> str:
-    """Where a row is in its table."""
+    """Returns where a row is in its table."""
     return table.where[row].removeprefix(f"{table.name}, ")
 
 
@@ -171,7 +171,7 @@ def say(name: str, labels: Labels, columns: Sequence[str], rows: Iterable[tuple[
 
 
 def _blank(tables: Sequence[Table], columns: Columns, on_error: str) -> set[str]:
-    """The places of rows with an empty text, which are counted and said.
+    """Returns the places of rows with an empty text, and prints how many there are.
 
     Raises:
         InputError: with `on_error=stop`.
@@ -235,7 +235,7 @@ def _ids(table: Table, columns: Columns, splits: Sequence[str]) -> list[str | In
 
 
 def _input(table: Table, columns: Columns, row: int) -> tuple[Callable[[], Any], tuple[int, ...]]:
-    """What reads the example, and the stamp of its file."""
+    """Returns what reads the example, and the stamp of its file."""
     values = table.columns[columns.inputs[0]]
     if columns.kind == "text":
         texts = tuple(table.columns[name][row] for name in columns.inputs)

@@ -74,7 +74,7 @@ def stored(
 
 
 def _wrong(folder: Path) -> str:
-    """What is wrong beside the values, which are looked at as they are read, and their number."""
+    """Returns what is wrong beside the values, which are looked at as they are read; empty if nothing is."""
     try:
         sizes = sealed.checksums(folder / sealed.NAME)
         if (folder / "values").stat().st_size != sizes["values"][0]:

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
+from tljax.strict_json import without_duplicates
 
 KINDS = {
     "csv": (".csv", ".tsv", ".tab"),
@@ -53,7 +54,7 @@ class TableFile:
 
     @property
     def where(self) -> list[str]:
-        """Each row's place, in errors."""
+        """Returns what errors call each row."""
         unit = "row" if self.name.startswith("parquet:") else "line"
         return [f"{self.name}, {unit} {line}" for line in self.lines]
 
@@ -120,7 +121,7 @@ def read_table(
     if not lines:
         raise InputError(f"{name}: has no rows{' under its header' if kind == 'csv' else ''}")
     if select:
-        columns = {one: columns[one] for one in select(header)}
+        columns = {column: columns[column] for column in select(header)}
     return TableFile(name, header, columns, lines, faults, sha256)
 
 
@@ -144,7 +145,7 @@ class Lazy(Sequence[Any]):
 
 
 def _suffix(path: str) -> str:
-    """In lower case, before that of a compression."""
+    """Returns a path's suffix in lower case, before that of a compression."""
     name = path.lower()
     for suffix in _COMPRESSED:
         name = name.removesuffix(suffix)
@@ -160,7 +161,7 @@ def _separator(text: str) -> str:
 
 @contextmanager
 def _opened(path: str, name: str) -> Iterator[io.IOBase]:
-    """The one place that opens a table's file."""
+    """Opens a table's file, which nothing else does."""
     try:
         # `epath` calls a pipe a file, and to open one waits for ever.
         file = epath.Path(path) if "://" in path else Path(path).expanduser()
@@ -169,11 +170,11 @@ def _opened(path: str, name: str) -> Iterator[io.IOBase]:
         with file.open("rb") as opened:
             yield opened
     except OSError as error:  # a decompression's too
-        raise InputError(f"{name}: cannot be read ({' '.join(str(error).split())})") from error
+        raise InputError(f"{name}: cannot be read ({message_of(error)})") from error
 
 
 def _decompressed(file: io.IOBase, name: str) -> Any:
-    """The file, or what it holds where it is compressed."""
+    """Returns the file, or what it holds where it is compressed."""
     start = file.read(4)
     file.seek(0)
     codec = next((codec for magic, codec in _CODECS.items() if start.startswith(magic)), "")
@@ -209,7 +210,7 @@ def _csv(text: str, name: str, delimiter: str, quote: str, guess: bool) -> Rows:
     header = [unicodedata.normalize("NFC", cell.strip()) for cell in header]
     if not header or len(set(header)) < len(header):
         raise InputError(f"{name}, line 1: must name the columns, each once; it is {header}")
-    if other := next((one for one in _SEPARATORS if one in header[0]), "") if guess and len(header) == 1 else "":
+    if other := next((mark for mark in _SEPARATORS if mark in header[0]), "") if guess and len(header) == 1 else "":
         other = "tab" if other == "\t" else other
         raise InputError(f"{name}, line 1: the only column is {header[0]!r}; set task.separator={other!r}")
     hint = "" if quote else """; quotes are text here: if they are not, set task.quote='"'"""
@@ -228,7 +229,7 @@ def _csv(text: str, name: str, delimiter: str, quote: str, guess: bool) -> Rows:
 
 
 def _records(reader: Any, name: str) -> Iterator[tuple[int, list[str]]]:
-    """The line that each row starts at, and its cells; empty lines are none."""
+    """Yields the line that each row starts at, and its cells; empty lines are no rows."""
     line = 1
     try:
         for cells in reader:
@@ -252,7 +253,7 @@ def _json_lines(text: str, name: str) -> Rows:
             row = _json_object(content)
             header |= dict.fromkeys(row)
         except (ValueError, RecursionError) as error:  # JSON's own are the former
-            faults[len(lines)] = " ".join(str(error).split())
+            faults[len(lines)] = message_of(error)
         objects.append(row)
         lines.append(line)
     if lines and not header:
@@ -261,23 +262,15 @@ def _json_lines(text: str, name: str) -> Rows:
 
 
 def _json_object(line: str) -> dict[str, Any]:
-    """The object in a line.
+    """Returns the object in a line.
 
     Raises:
         ValueError: there is none, or it has a key twice.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        row = dict(pairs)
-        if len(row) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
-        return row
-
     if not _is_utf8(line):
         raise ValueError("is not valid UTF-8")
     try:
-        row = json.loads(line, object_pairs_hook=unique, parse_constant=_constant)
+        row = json.loads(line, object_pairs_hook=without_duplicates, parse_constant=_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"is no JSON ({error.msg} at character {error.pos + 1})") from error
     if not isinstance(row, dict):
@@ -297,8 +290,7 @@ def _parquet(file: Any, name: str, select: Callable[[Sequence[str]], Collection[
             raise InputError(f"{name}: must name the columns, each once; they are {header}")
         kept = list(select(header)) if select else header
         table = parquet.read(columns=kept)
-        columns = {one: values_of(table.column(one)) for one in kept}
+        columns = {column: values_of(table.column(column)) for column in kept}
     except pa.ArrowException as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name}: not a whole parquet file ({reason}); write it again") from error
+        raise InputError(f"{name}: not a whole parquet file ({message_of(error)}); write it again") from error
     return header, columns, range(table.num_rows), {}

@@ -15,7 +15,7 @@ from tokenizers.models import WordPiece
 from tljax.data import cache, store, tokenizer_config
 from tljax.data.examples import Split
 from tljax.data.patterns import check_patterns
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
 from tljax.weights.checked_files import one_line
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -46,11 +46,11 @@ class Tokenizer:
 
     @cached_property
     def settings(self) -> tokenizer_config.Settings:
-        """What lies beside it says of it."""
+        """Returns what files beside it say of it."""
         return tokenizer_config.read(_file(self.path))
 
     def cut(self, length: int) -> int:
-        """The most tokens of a text where `length` are asked for: the checkpoint's own limit may be lower."""
+        """Returns the most tokens of a text where `length` are asked for: the checkpoint's own limit may be lower."""
         return min(length, self.settings.limit or length)
 
     def __call__(self, texts: Texts, length: int) -> dict[str, np.ndarray]:
@@ -68,18 +68,22 @@ class Tokenizer:
         return self.pad(rows, length) | {"truncated": np.array([n > 0 for n in lost], np.int32)}
 
     def encode(self, texts: Texts, length: int) -> tuple[list[np.ndarray], list[int]]:
-        """Ids and token types, int32 [2, tokens], of each text cut to `cut(length)` tokens; how many each lost."""
+        """Encodes texts, each cut to `cut(length)` tokens.
+
+        Returns:
+            Ids and token types of each, int32 [2, tokens]; and how many tokens each lost.
+        """
         length = self.cut(length)
         if self.settings.lower_first:
             texts = [_lowered(text) for text in texts]
         cutting, whole = _load(self.path, self.lower_case, length), _load(self.path, self.lower_case, None)
-        found = _encode_batch(whole, list(texts), self.path)
-        lengths = [len(one.ids) for one in found]
+        encodings = _encode_batch(whole, list(texts), self.path)
+        lengths = [len(encoding.ids) for encoding in encodings]
         long = [i for i, n in enumerate(lengths) if n > length]
-        for i, one in zip(long, _encode_batch(cutting, [texts[i] for i in long], self.path), strict=True):
-            found[i] = one
-        rows = [np.array([one.ids, one.type_ids], np.int32) for one in found]
-        return rows, [n - len(one.ids) for n, one in zip(lengths, found, strict=True)]
+        for i, encoding in zip(long, _encode_batch(cutting, [texts[i] for i in long], self.path), strict=True):
+            encodings[i] = encoding
+        rows = [np.array([encoding.ids, encoding.type_ids], np.int32) for encoding in encodings]
+        return rows, [n - len(encoding.ids) for n, encoding in zip(lengths, encodings, strict=True)]
 
     def pad(self, rows: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
         """What a network reads of texts that `encode` gave.
@@ -106,7 +110,7 @@ class Tokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file, and of what says how to read it; not of its limit, which `cut` has."""
+        """Returns a hash of the file, and of what says how to read it; not of its limit, which `cut` has."""
         file, settings = _file(self.path), self.settings
         if file.suffix == ".txt":
             reading = f"{_lower_case(self.lower_case, settings)}{settings.in_effect}"
@@ -159,8 +163,7 @@ def _load(path: Path, lower_case: bool | None, length: int | None) -> tokenizers
         whole = file.suffix != ".txt"
         tokenizer = tokenizers.Tokenizer.from_file(str(file)) if whole else _wordpiece(file, lower_case, settings)
     except Exception as error:  # the library raises plain Exception and TypeError
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file}: not a {file.name} that can be read ({reason}); fetch it anew") from error
+        raise InputError(f"{file}: not a {file.name} that can be read ({message_of(error)}); fetch it anew") from error
     if whole:
         tokenizer_config.normalize(tokenizer, settings, file)
     _padding(tokenizer, file)
@@ -212,9 +215,9 @@ def _wordpiece(
     )
 
 
-def _lower_case(given: bool | None, settings: tokenizer_config.Settings) -> bool:
-    """Whether a `vocab.txt` is of lower-cased text: where nobody says otherwise."""
-    return settings.lower_case is not False if given is None else given
+def _lower_case(lower_case: bool | None, settings: tokenizer_config.Settings) -> bool:
+    """Tells whether a `vocab.txt` is of lower-cased text, as it is unless a caller or its config says otherwise."""
+    return settings.lower_case is not False if lower_case is None else lower_case
 
 
 def _lowered(text: str | tuple[str, str]) -> str | tuple[str, str]:

@@ -151,13 +151,13 @@ def _splits(builder: Any, features: Features) -> list[str]:
 
 
 def _descriptions(builder: Any) -> dict[str, Path]:
-    """What TFDS says of the records, which have checksums of their own, by absolute path."""
+    """Returns the files in which TFDS describes the records, which have checksums of their own, by absolute path."""
     paths = (path.absolute() for path in Path(builder.data_path).iterdir())
     return {str(path): path for path in paths if path.suffix in (".json", ".txt")}
 
 
 def _stamps(builder: Any) -> list[tuple[str | int, ...]]:
-    """Of the files, what stands for their content."""
+    """Returns what stands for the content of each file."""
     files = [path for path in sorted(Path(builder.data_path).iterdir()) if path.is_file()]
     return [(str(path.absolute()), *sealed.stamp(path)) for path in files]
 

@@ -42,12 +42,11 @@ class Settings:
     limit: int | None = None
     limited_by: str = ""
     lower_first: bool = False
-
     prefix_space: bool | None = None
 
     @property
     def in_effect(self) -> str:
-        """What changes the tokens of a `vocab.txt`, beside its case and `limit`; empty where nothing does."""
+        """Returns what changes the tokens of a `vocab.txt`, beside its case and `limit`; empty where nothing does."""
         parts = [f"strip_accents={self.strip_accents}"] if self.strip_accents is not None else []
         parts += ["chinese=False"] if self.chinese is False else []
         parts += [f"{name}={token}" for name, token in (self.special or {}).items() if token != _SPECIAL[name]]
@@ -55,7 +54,7 @@ class Settings:
 
 
 def read(tokenizer: Path) -> Settings:
-    """What lies beside a `tokenizer.json` or `vocab.txt`.
+    """Reads what lies beside a `tokenizer.json` or `vocab.txt`.
 
     Raises:
         InputError: a key is unknown, or has a value that cannot be followed here.
@@ -94,7 +93,7 @@ def _refuse(keys: Keys, whole: bool) -> None:
 
 
 def _token(keys: Keys, key: str) -> str:
-    """A special token, which is a text or an object with one."""
+    """Returns a special token, which is a text or an object with one."""
     value = keys.get(key)
     token = value.get("content") if isinstance(value, dict) else value
     if not isinstance(token, str) or not token:
@@ -122,7 +121,7 @@ def _limit(keys: Keys, key: str) -> int | None:
 
 
 def overrides(tokenizer: tokenizers.Tokenizer, settings: Settings, file: Path) -> dict[str, bool]:
-    """How a `tokenizer.json` is to normalise where the config beside it says otherwise, as transformers reads both.
+    """Returns how to normalise otherwise than a `tokenizer.json` says, by the config beside it, as transformers does.
 
     Raises:
         InputError: it normalises, or cuts, in a way in which that cannot be said.

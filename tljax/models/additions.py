@@ -76,13 +76,13 @@ def _lora(lora: Lora, backbone: nn.Module, noisy: Collection[str], whole: bool) 
 
 def _no_layer(target: str, layers: Sequence[str]) -> str:
     """Says that LoRA's target is no layer: the nearest name, or some of those that there are."""
-    some = ", ".join(layers[:: max(1, len(layers) // 4)][:4]) or "none"
+    examples = ", ".join(layers[:: max(1, len(layers) // 4)][:4]) or "none"
     names = sorted({layer.rsplit("/", 1)[-1] for layer in layers})
     parts = _PARTS_OF_QKV if "qkv" in names else ()
     near = next(iter(difflib.get_close_matches(target.rsplit("/", 1)[-1], [*names, *parts], n=1)), "")
     meant = f"'.*/qkv', of which {near} is a part here" if near in parts else f"'.*/{near}'"
     hint = f" (did you mean {meant}?)" if near else ""
-    return f"tuning.targets: {target!r} matches no layer that LoRA can adapt{hint}; there are: {some}"
+    return f"tuning.targets: {target!r} matches no layer that LoRA can adapt{hint}; there are: {examples}"
 
 
 def _low_rank(lora, module, x, outputs, rate):

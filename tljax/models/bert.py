@@ -117,7 +117,7 @@ class Bert(nn.Module):
 
     @property
     def pools(self) -> dict[str, str]:
-        """What `backbone.pool` may say -> `pool`."""
+        """Returns the value of `pool` for each that `backbone.pool` may have."""
         dense = "cls_tanh" if self.token_types else "cls_relu"  # which is DistilBERT's
         return {"cls": "cls", "mean": "mean", "max": "max", "pooler": dense}
 

@@ -90,7 +90,7 @@ class BiT(nn.Module):
 
     @property
     def pools(self) -> dict[str, str]:
-        """What `backbone.pool` may say -> `pool`."""
+        """Returns the value of `pool` for each that `backbone.pool` may have."""
         return {"mean": "mean"}
 
     @property
@@ -140,7 +140,7 @@ class BiT(nn.Module):
         return jnp.mean(x, axis=(1, 2)) if pool else x
 
     def for_image_size(self, size: int) -> "BiT":
-        """Itself: a convolution takes any size.
+        """Returns itself, as a convolution takes any size.
 
         Raises:
             InputError: a pixel that the stem gives would be of more padding than image.

@@ -178,7 +178,7 @@ class ResNet(nn.Module):
 
     @property
     def pools(self) -> dict[str, str]:
-        """What `backbone.pool` may say -> `pool`."""
+        """Returns the value of `pool` for each that `backbone.pool` may have."""
         return {name: name for name in ("mean", "max", "avgmax")}
 
     @property
@@ -264,7 +264,7 @@ class ResNet(nn.Module):
         return mean if self.pool == "mean" else 0.5 * (mean + jnp.max(x, axis=(1, 2)))
 
     def for_image_size(self, size: int) -> "ResNet":
-        """Itself: a convolution takes any size.
+        """Returns itself, as a convolution takes any size.
 
         Raises:
             InputError: a pixel that the stem gives would be of more padding than image.

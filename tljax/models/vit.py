@@ -120,7 +120,7 @@ class ViT(nn.Module):
 
     @property
     def pools(self) -> dict[str, str]:
-        """What `backbone.pool` may say -> `pool`."""
+        """Returns the value of `pool` for each that `backbone.pool` may have."""
         return {name: name for name in ("class", "mean", "class_mean", *["distilled"] * self.distilled)}
 
     @property

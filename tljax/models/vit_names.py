@@ -64,7 +64,7 @@ def _timm(model: ViT) -> Table:
 
 
 def _dinov2(model: ViT) -> Table:
-    """DINOv2's own files: timm's names, but registers', blocks in chunks as its trainer has them, and its heads.
+    """Returns the table of DINOv2's own files: timm's names, but for registers, blocks in chunks, and heads.
 
     There the class token has a row of the position embeddings with registers too: see `fold_class_row`.
     """
@@ -80,7 +80,7 @@ def fold_class_row(arrays: dict[str, np.ndarray]) -> None:
 
 
 def _torchvision(model: ViT) -> Table:
-    """torchvision's VisionTransformer; before 0.12 its MLP's layers had other names."""
+    """Returns the table of torchvision's VisionTransformer; before 0.12 its MLP's layers had other names."""
     rules = [
         *_patches("conv_proj"),
         Rule("class_token", "params/stem/class_token"),

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tljax.errors import InputError
+from tljax.ranges import printable
+from tljax.strict_json import without_duplicates
 
 MAX_JSON = 8 << 20  # bytes; a checkpoint's names are some hundred bytes an array
 MAX_EXPANSION = 100  # deflate makes zeros 1000 times smaller, and weights hardly
@@ -59,9 +61,7 @@ _NO_FILES = {
 
 def one_line(message: str, length: int = 600) -> str:
     """Returns a message, of which a part came out of a file, as one printable line of at most `length` characters."""
-    line = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in message[: 2 * length]
-    )
+    line = printable(message[: 2 * length])
     return line if len(line) <= length and len(message) <= 2 * length else f"{line[: length - 1]}…"
 
 
@@ -76,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > MAX_JSON:
         raise InputError(f"{path}: {size} bytes, far more than such a file has; fetch it anew")
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=without_duplicates)
+        content = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise InputError(one_line(f"{path}: damaged, no JSON ({error}); fetch it anew")) from error
     if not isinstance(content, dict):
@@ -84,22 +84,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the pairs of a JSON object as a dictionary.
+def parse_json(content: bytes) -> Any:
+    """Returns what JSON out of another library's file says; a byte order mark is dropped.
 
     Raises:
-        ValueError: a key stands twice, of which nothing says which is meant.
+        ValueError: it is no JSON, or has a key twice.
+        RecursionError: it is nested too deeply.
     """
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {key!r} stands twice in it")
-    return content
+    return json.loads(content.decode("utf-8-sig"), object_pairs_hook=without_duplicates)
 
 
 @contextmanager
 def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Opens an archive.
+    """Opens a zip archive.
 
     Raises:
         ValueError: it claims to hold far more than a file of its size can, or two files of one name.

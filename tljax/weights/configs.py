@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tljax.errors import InputError
 from tljax.weights import Pretrained, files, sentence_configs, timm_configs, transformers_configs
+from tljax.weights.hub import WEIGHTS
 from tljax.weights.keys import load_json
-from tljax.weights.sources import HUB_WEIGHTS
 from tljax.weights.transformers_configs import SILENT
 
 # model_type -> the end of a name that only a head's file has, and how it pools with it and without.
@@ -44,8 +44,8 @@ def read(folder: Path, uri: str, pooling: bool = True) -> Pretrained | None:
 
 
 def _as_saved(row: Pretrained, kind: str, folder: Path) -> Pretrained:
-    """The row, pooled as the names in its file tell, where its config is silent of the head or the file lacks it."""
-    file = next((folder / name for name in HUB_WEIGHTS if (folder / name).is_file()), None)
+    """Returns the row, pooled as names in its file tell where its config says nothing of the head, or has another."""
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if kind not in _TELLING or file is None:
         return row
     ending, with_it, without = _TELLING[kind]

@@ -72,7 +72,7 @@ def _timm_vit(attributes: Attributes, row: Pretrained):
 
 
 def _timm_pool(attributes: Attributes, pools: Mapping[str, str]) -> str:
-    """timm's word for how the network pools."""
+    """Returns timm's word for how the network pools."""
     for theirs, ours in pools.items():
         if ours == attributes["pool"]:
             return theirs

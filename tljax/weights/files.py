@@ -1,6 +1,5 @@
 """Reads the arrays out of a checkpoint file as `name -> numpy array`, each when it is asked for."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ import numpy as np
 
 from tljax.errors import InputError
 from tljax.weights import torch_files
-from tljax.weights.checked_files import MAX_JSON, check_file, one_line, opened_zip, read_json, without_duplicates
+from tljax.weights.checked_files import MAX_JSON, check_file, one_line, opened_zip, parse_json, read_json
 
 Readers = dict[str, Callable[[], np.ndarray]]
 
@@ -95,7 +94,7 @@ def check_header(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
         if length > min(MAX_JSON, path.stat().st_size):
             raise ValueError(f"a header of {length} bytes")
-        json.loads(file.read(length), object_pairs_hook=without_duplicates)
+        parse_json(file.read(length))
 
 
 def _safetensors_array(path: Path, name: str) -> np.ndarray:
@@ -144,7 +143,7 @@ def weight_map(index: Path) -> dict[str, str]:
     if not isinstance(files, dict) or not files:
         raise InputError(f"{index}: 'weight_map' is no table of arrays and their files; fetch it anew")
     for file in files.values():
-        if not isinstance(file, str) or Path(file).name != file or file.endswith(".index.json"):
+        if not isinstance(file, str) or Path(file).name != file or is_index(Path(file)):
             raise InputError(one_line(f"{index}: the shard {file!r} is not the name of a file beside it"))
     return files
 
@@ -161,6 +160,16 @@ def shards(index: Path) -> list[Path]:
             raise InputError(f"{index}: the shard {path.name} is missing; put it beside the index")
         check_file(path)
     return paths
+
+
+def is_index(path: Path) -> bool:
+    """Tells whether a file is the index of a sharded checkpoint."""
+    return path.name.endswith(".index.json")
+
+
+def parts(path: Path) -> list[Path]:
+    """Returns all files of a checkpoint: itself, and after an index its shards by name."""
+    return [path, *(shards(path) if is_index(path) else [])]
 
 
 def _read_sharded(index: Path) -> Readers:

@@ -6,25 +6,26 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from tljax.errors import InputError
+from tljax.errors import InputError, message_of
+from tljax.weights.checked_files import parse_json
 
 
 def load_json(path: Path, where: str) -> Any:
-    """What a JSON file holds, or None where there is no such file.
+    """Returns what a JSON file holds, or None where there is no such file.
 
     Args:
         path: the file.
         where: what errors call it.
 
     Raises:
-        InputError: the file cannot be read, or is no JSON.
+        InputError: the file cannot be read, is no JSON, or has a key twice.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{where} is damaged ({' '.join(str(error).split())}); fetch it anew") from error
+        raise InputError(f"{where} is damaged ({message_of(error)}); fetch it anew") from error
 
 
 class Keys:
@@ -58,58 +59,58 @@ class Keys:
         return self._values.get(key) is not None
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value as it stands."""
+        """Returns the value as it stands."""
         self._read.add(key)
         return self._values[key] if key in self else default
 
     def is_null(self, key: str) -> bool:
-        """Whether the key is there, and null."""
+        """Tells whether the key is there, and null."""
         return key in self._values and self._values[key] is None
 
     def whole(self, key: str, default: Any = None, least: int = 1) -> int:
-        """A whole number of at least `least`."""
+        """Returns a whole number of at least `least`."""
         value = self.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise self.refusal(key, f"must be a whole number, {least} or more")
         return value
 
     def number(self, key: str, default: Any = None, least: float = 0.0) -> float:
-        """A finite number above `least`."""
+        """Returns a finite number above `least`."""
         value = self.get(key, default)
         if not is_number(value) or value <= least:
             raise self.refusal(key, f"must be a number above {least:g}")
         return value
 
     def wholes(self, key: str, default: Any = None) -> list[int]:
-        """A list of whole numbers, each 1 or more."""
+        """Returns a list of whole numbers, each 1 or more."""
         value = self.get(key, default)
         if not isinstance(value, list | tuple) or not value or not all(type(n) is int and n > 0 for n in value):
             raise self.refusal(key, "must be a list of whole numbers, each 1 or more")
         return list(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """Returns true or false."""
         value = self.get(key, default)
         if not isinstance(value, bool):
             raise self.refusal(key, "must be true or false")
         return value
 
     def text(self, key: str, default: str = "") -> str:
-        """A string."""
+        """Returns a string."""
         value = self.get(key, default)
         if not isinstance(value, str):
             raise self.refusal(key, "must be a text")
         return value
 
     def texts(self, key: str) -> list[str]:
-        """A list of strings; empty where there is none."""
+        """Returns a list of strings; empty where there is none."""
         value = self.get(key, [])
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise self.refusal(key, "must be a list of texts")
         return list(value)
 
     def square(self, key: str, default: Any = None) -> int:
-        """A side in pixels, given as one number or as two equal ones."""
+        """Returns a side in pixels, given as one number or as two equal ones."""
         value = self.get(key, default)
         sides = value if isinstance(value, list | tuple) else [value]
         if not sides or len(sides) > 2 or not all(type(side) is int and side > 0 for side in sides):
@@ -119,29 +120,29 @@ class Keys:
         return sides[0]
 
     def choice(self, key: str, default: Any, known: Mapping[Any, str]) -> str:
-        """What `known` has for the value."""
+        """Returns what `known` has for the value."""
         value = self.get(key, default)
         if not isinstance(value, str | int) or isinstance(value, bool) or value not in known:
             raise self.refusal(key, f"is not supported, only {', '.join(map(str, known))}")
         return known[value]
 
     def only(self, **values: Any) -> None:
-        """Raises InputError if a key is there with another value than the one that the network here has."""
-        for key, wanted in values.items():
-            value = self.get(key, wanted)
-            if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
-                raise self.refusal(key, f"is not supported, only {json.dumps(wanted)}")
+        """Raises InputError if a key is there with another value than the network here has."""
+        for key, supported in values.items():
+            value = self.get(key, supported)
+            if value != supported or isinstance(value, bool) != isinstance(supported, bool):
+                raise self.refusal(key, f"is not supported, only {json.dumps(supported)}")
 
     def inside(self, key: str, harmless: Mapping[str, str] = {}, default: Mapping[str, Any] = {}) -> "Keys":
-        """The object under a key; `default` where there is none."""
+        """Returns the object under a key; `default` where there is none."""
         return Keys(self.get(key, default), self._file, self._folder, harmless, f"{self._under}{key}.")
 
     def origin(self, key: str, otherwise: str) -> str:
-        """Where a value comes from: this file and key, or what stands in for them."""
+        """Returns where a value comes from: this file and key, or what stands in for them."""
         return f"{self._file}: {self._under}{key}" if key in self else otherwise
 
     def refusal(self, key: str, why: str) -> InputError:
-        """The error that names file, key and value."""
+        """Returns the error that names file, key and value."""
         if key not in self._values:
             return InputError(f"{self._place}: {self._under}{key} is missing: it {why}")
         return InputError(f"{self._place}: {self._under}{key}={_shown(self._values[key])} {why}")
@@ -155,12 +156,12 @@ class Keys:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
+    """Tells whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def with_reason(reasons: Mapping[str, Collection[str]]) -> dict[str, str]:
-    """Key -> reason, of a table reason -> keys."""
+    """Returns key -> reason, from a table reason -> keys."""
     return {key: reason for reason, keys in reasons.items() for key in keys}
 
 

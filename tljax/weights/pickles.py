@@ -103,7 +103,7 @@ class Unpickler:
         return items[::-1]
 
     def _make(self, name: str) -> None:
-        """Names a class, or calls it."""
+        """Puts on the stack a class that is named, or what calling it makes."""
         stack = self._stack
         keywords = stack.pop() if name == "NEWOBJ_EX" else {}
         arguments, maker = stack.pop(), stack.pop()

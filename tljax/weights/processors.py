@@ -31,7 +31,7 @@ _OF_MODEL = {"dinov2": "Bit", "dinov2_with_registers": "Bit", "resnet": "ConvNex
 
 
 def read(config: Any, model_type: str = "", folder: str = "") -> tuple[Preprocessing, Origins]:
-    """The preprocessing that a file describes, and where each part of it comes from.
+    """Returns the preprocessing that a file describes, and where each part of it comes from.
 
     Args:
         config: what the file holds.
@@ -65,7 +65,7 @@ def read(config: Any, model_type: str = "", folder: str = "") -> tuple[Preproces
 
 
 def _cut(keys: Keys, kind: str, defaults: dict[str, Any]) -> tuple[int, float, str]:
-    """Size, crop fraction and way of resizing."""
+    """Returns size, crop fraction and way of resizing."""
     edge, squash = _side(keys, "size", defaults["size"], kind not in _SHORTER_SIDE)
     crops = keys.flag("do_center_crop", defaults.get("do_center_crop", False))
     size, resizes = _side(keys, "crop_size", _SQUARE, True)[0] if crops else edge, keys.flag("do_resize", True)
@@ -88,7 +88,7 @@ def _cut(keys: Keys, kind: str, defaults: dict[str, Any]) -> tuple[int, float, s
 
 
 def _side(keys: Keys, key: str, default: Any, to_square: bool) -> tuple[int, bool]:
-    """Pixels of a side, and whether it is that of a square rather than the shorter one."""
+    """Returns the pixels of a side, and whether it is that of a square rather than the shorter one."""
     value = keys.get(key, default)
     if not isinstance(value, dict):
         # A plain number is a square, but for those who call it the shorter side.
@@ -109,7 +109,7 @@ def _side(keys: Keys, key: str, default: Any, to_square: bool) -> tuple[int, boo
 
 
 def _statistics(keys: Keys, defaults: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std as the file gives them, or 0 and 1 where it does not normalise."""
+    """Returns mean and std as the file gives them, or 0 and 1 where it does not normalise."""
     values = {key: keys.get(key, defaults[key]) for key in ("image_mean", "image_std")}
     for key, value in values.items():
         value = values[key] = [value] * 3 if is_number(value) else value

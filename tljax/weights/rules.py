@@ -94,11 +94,11 @@ class Table:
 
     @cached_property
     def by_source(self) -> dict[str, Rule]:
-        """The rule for each canonical name."""
+        """Returns the rule for each canonical name."""
         return {rule.source: rule for rule in self.rules}
 
     def canonical(self, name: str) -> str:
-        """The name that the rules know an array by: without what trainers and wrappers put before it."""
+        """Returns the name that the rules know an array by: without what trainers and wrappers put before it."""
         rest = name
         for _ in range(_MAX_WRAPPERS):
             spelling = self._spelling(rest)
@@ -111,7 +111,7 @@ class Table:
         return self._spelling(name)
 
     def ignores(self, spelling: str) -> bool:
-        """Whether an array is left out on purpose."""
+        """Tells whether an array is left out on purpose."""
         return any(re.fullmatch(pattern, spelling) for pattern in self.ignored)
 
     def _spelling(self, name: str) -> str:
@@ -215,13 +215,13 @@ def unconvert(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, np.nd
     }
 
 
-def _join(source: Mapping, found: list[tuple[Rule, str]], shape: Shape) -> np.ndarray | None:
-    """The parts in order, each turned, as one array; None where they do not make it."""
-    found = sorted(found, key=lambda item: item[0].part or (0, 0))
-    arrays = [rule.to_ours(source[name], shape) for rule, name in found]
+def _join(source: Mapping, parts: list[tuple[Rule, str]], shape: Shape) -> np.ndarray | None:
+    """Returns the parts in order, each turned, as an array; None where they do not make one of this shape."""
+    parts = sorted(parts, key=lambda item: item[0].part or (0, 0))
+    arrays = [rule.to_ours(source[name], shape) for rule, name in parts]
     if any(array is None for array in arrays):
         return None
-    joined = np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, found[0][0].axis))
+    joined = np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, parts[0][0].axis))
     return joined if _fits(joined.shape, shape) else None
 
 

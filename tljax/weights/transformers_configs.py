@@ -37,7 +37,7 @@ class _Family(NamedTuple):
 
 
 def read(config: Mapping[str, Any], folder: Path, uri: str) -> Pretrained:
-    """The row that a folder with such a `config.json` describes.
+    """Returns the row that a folder with such a `config.json` describes.
 
     Raises:
         InputError: the network is not known here, or a key is unknown or has a value that is not supported.
@@ -55,8 +55,8 @@ def read(config: Mapping[str, Any], folder: Path, uri: str) -> Pretrained:
     images, origins = Preprocessing(), {}
     if family.reads == "image":
         images, origins = _images(keys, kind, architecture, folder, uri)
-    told = "tljax_pool" if "tljax_pool" in keys else "architectures"
-    origins = origins | {"pool": keys.origin(told, SILENT)}
+    says = "tljax_pool" if "tljax_pool" in keys else "architectures"
+    origins = origins | {"pool": keys.origin(says, SILENT)}
     keys.finish()
     return Pretrained(
         *(uri, "", family.backbone, family.source, images, "unknown", family.pos_embed, architecture, classes),
@@ -66,7 +66,7 @@ def read(config: Mapping[str, Any], folder: Path, uri: str) -> Pretrained:
 
 
 def _classes(keys: Keys) -> tuple[str, ...]:
-    """Names of classes, or none where they are only numbered."""
+    """Returns names of classes, or none where they are only numbered."""
     labels = keys.get("id2label", {})
     numbers = isinstance(labels, Mapping) and all(str(key).isdecimal() for key in labels)
     if not numbers or not all(isinstance(label, str | int) for label in labels.values()):
@@ -113,17 +113,17 @@ def _vit_of(keys: Keys, patch_size: int, image_size: int, eps: float) -> dict[st
 
 
 def _vit(keys: Keys) -> dict[str, Any]:
-    """transformers' `ViTConfig`."""
+    """Returns attributes from transformers' `ViTConfig`."""
     return _vit_of(keys, 16, 224, 1e-12) | {"mlp_width": keys.whole("intermediate_size", 3072)}
 
 
 def _dinov2(keys: Keys) -> dict[str, Any]:
-    """transformers' `Dinov2Config`; its classifier reads the class token and the mean of the patches."""
+    """Returns attributes from transformers' `Dinov2Config`; a classifier reads class token and mean of patches."""
     keys.only(use_swiglu_ffn=False)
     classifies = any("ForImageClassification" in name for name in keys.texts("architectures"))
-    found = _vit_of(keys, 14, 518, 1e-6)
-    return found | {
-        "mlp_width": math.floor(found["width"] * keys.number("mlp_ratio", 4)),
+    shared = _vit_of(keys, 14, 518, 1e-6)
+    return shared | {
+        "mlp_width": math.floor(shared["width"] * keys.number("mlp_ratio", 4)),
         "layer_scale": keys.number("layerscale_value", 1.0, least=-1.0),
         "pool": "class_mean" if classifies else "class",
     }
@@ -134,7 +134,7 @@ def _dinov2_with_registers(keys: Keys) -> dict[str, Any]:
 
 
 def _resnet(keys: Keys) -> dict[str, Any]:
-    """transformers' `ResNetConfig`."""
+    """Returns attributes from transformers' `ResNetConfig`."""
     keys.only(hidden_act="relu", downsample_in_first_stage=False)
     kind = keys.choice("layer_type", "bottleneck", {name: name for name in ("basic", "bottleneck")})
     widths, depths = keys.wholes("hidden_sizes", [256, 512, 1024, 2048]), keys.wholes("depths", [3, 4, 6, 3])
@@ -150,7 +150,7 @@ def _resnet(keys: Keys) -> dict[str, Any]:
 
 
 def _encoder(keys: Keys, eps: float) -> dict[str, Any]:
-    """What BERT and RoBERTa share."""
+    """Returns the attributes that BERT and RoBERTa share."""
     keys.only(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute", embedding_size=None)
     return {
         **_sizes(keys),
@@ -164,18 +164,18 @@ def _encoder(keys: Keys, eps: float) -> dict[str, Any]:
 
 
 def _bert(keys: Keys) -> dict[str, Any]:
-    """transformers' `BertConfig`."""
+    """Returns attributes from transformers' `BertConfig`."""
     return _encoder(keys, 1e-12) | _pooling(keys, "cls_tanh", "cls" if _reads_tokens(keys) else "cls_tanh")
 
 
 def _roberta(keys: Keys) -> dict[str, Any]:
-    """transformers' `RobertaConfig`."""
+    """Returns attributes from transformers' `RobertaConfig`."""
     pad = keys.whole("pad_token_id", 1, least=0)
     return _encoder(keys, 1e-5) | {"pad_id": pad} | _pooling(keys, "cls_tanh", "cls")
 
 
 def _distilbert(keys: Keys) -> dict[str, Any]:
-    """transformers' `DistilBertConfig`, which has words of its own."""
+    """Returns attributes from transformers' `DistilBertConfig`, which has words of its own."""
     defaults = {"dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072}
     sizes = [keys.whole(name, default) for name, default in defaults.items()]
     if sizes[0] % sizes[2]:
@@ -197,7 +197,7 @@ def _reads_tokens(keys: Keys) -> bool:
 
 
 def _pooling(keys: Keys, of_classifier: str, otherwise: str) -> dict[str, Any]:
-    """The dense layer that a classifier has after the blocks, or what an export of ours says."""
+    """Returns how features are pooled: with the dense layer of a classifier, or as an export of ours says."""
     known = {name: name for name in (of_classifier, "cls", "mean", "max")}
     normalize = keys.flag("tljax_normalize", False)
     if any("ForSequenceClassification" in name for name in keys.texts("architectures")):
