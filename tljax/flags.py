@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,21 @@ def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
         while root.__context__:
             root = root.__context__
         # What a config itself objected to stands alone; absl has wrapped it in a traceback.
-        raise InputError(str(root) if isinstance(root, InputError) else printable(str(error))) from error
+        if isinstance(root, InputError):
+            raise InputError(str(root)) from error
+        file = next((argument for argument in arguments if argument.startswith("--config=")), "").partition("=")[2]
+        raise fault_in(file.partition(":")[0], root) or InputError(printable(str(error))) from error
+
+
+def fault_in(file: str, error: BaseException) -> InputError | None:
+    """Returns what to say of an exception that came out of a config file: its line there; None of any other."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == Path(file).absolute()]
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).absolute() == Path(file).absolute():
+        lines = [error.lineno]
+    if not (file and lines):
+        return None
+    return InputError(f"{file}, line {lines[-1]}: {type(error).__name__}: {printable(str(error))}")
 
 
 def _check_key(config: ConfigDict, key: str) -> None:

@@ -85,7 +85,7 @@ class Lock:
         else:
             message = f"it was removed, renamed or replaced, or another process has taken it over, since {this} began"
         raise Lost(
-            f"{self._folder}: {message}: nothing more is written there; the same command goes on from what is saved"
+            f"{self._folder}: {message}: nothing more is written there; what is saved goes on from where it is now"
         )
 
     def release(self) -> None:

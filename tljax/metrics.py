@@ -43,7 +43,7 @@ class Judgement:
 JUDGED = {
     "single_label": Judgement("accuracy", "accuracy"),
     "multi_label": Judgement("label_accuracy", "mean_average_precision"),
-    "regression": Judgement("mae", "mae"),
+    "regression": Judgement("scaled_mae", "mae"),
 }
 
 
@@ -107,7 +107,10 @@ def loss(
 def score(
     problem: str, logits: Float[Array, "batch classes"], labels: Num[Array, "batch ..."]
 ) -> Float[Array, " batch"]:
-    """`Judgement.trained` of each example: a hit, the part of classes that are right, or the mean absolute error."""
+    """`Judgement.trained` of each example: a hit, the part of classes that are right, or the mean absolute error.
+
+    The last is in standard deviations of the training targets, as which the network sees them.
+    """
     if problem == "single_label":
         return correct(logits, labels)
     if problem == "multi_label":

@@ -52,7 +52,7 @@ def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Yields a file to write, which becomes `path`, on its disk or in its bucket, when the block ends well.
 
     On a disk its name is this writer's own, so that two writers of one path do not tear each other's. What writers of
-    this path left who were killed is removed.
+    this path left who were killed is removed. A link stays one, to the new content; a device or a pipe is written to.
     """
     if is_remote(path):
         with tempfile.TemporaryFile() as file:
@@ -62,6 +62,11 @@ def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
                 shutil.copyfileobj(file, target, 1 << 24)
         return
     path = Path(path)
+    if path.exists() and not path.is_file():
+        with path.open("wb") as target:
+            yield target
+        return
+    path = Path(os.path.realpath(path))
     sweep(path.parent, path.name)
     file = _own_temporary(path)
     try:

@@ -14,6 +14,7 @@ from tljax.errors import InputError
 CLOSED = 141  # the exit status of a program whose stdout was closed, as a shell has it: 128 + SIGPIPE
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _strict = False
+_closed: set[int] = set()  # descriptors that were closed when this process began
 
 
 class Closed(Exception):
@@ -96,6 +97,7 @@ def install() -> None:
             os.fstat(number)
         except OSError:  # closed: the next file that is opened would have this number, and get what is printed
             os.open(os.devnull, os.O_RDWR)
+            _closed.add(number)
     for name in ("stdout", "stderr"):
         output = Output(getattr(sys, name) or open(os.devnull, "w"))  # noqa: PTH123, SIM115
         setattr(sys, name, output)
@@ -111,6 +113,8 @@ def results() -> Iterator[Output]:
         InputError: anything else, such as a full disk.
     """
     global _strict
+    if 1 in _closed:
+        raise InputError("stdout is closed, and is all that this command writes to: give it one, or a file")
     before, _strict = _strict, True
     output = Output(_stdout(), raw=True)
     try:

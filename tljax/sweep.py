@@ -19,7 +19,7 @@ from etils import epath
 from tljax import buckets, console, flag_types, joint, launchers, selection, status, streams
 from tljax.config import Experiment
 from tljax.errors import InputError
-from tljax.flags import config_file, parse_experiment
+from tljax.flags import config_file, fault_in, parse_experiment
 from tljax.metrics import JUDGED
 from tljax.points import Point, logs_folder, named, points, uneven
 from tljax.stopping import Notice
@@ -116,11 +116,16 @@ def _mean(done: Sequence[Point], split: str, metric: str) -> str:
 
 def _found(experiment: Experiment, arguments: list[str], root: epath.Path) -> list[Point]:
     file, arg = config_file(arguments)
-    overrides = runpy.run_path(file).get("sweep")
-    if overrides is None:
-        raise InputError(f"{file} has no function sweep(), which yields the keys of each run: {{'seed': 1}}, …")
-    takes = inspect.signature(overrides).parameters
-    return points(experiment, overrides(arg) if takes and arg else overrides(), root)
+    try:
+        overrides = runpy.run_path(file).get("sweep")
+        if overrides is None:
+            raise InputError(f"{file} has no function sweep(), which yields the keys of each run: {{'seed': 1}}, …")
+        takes = inspect.signature(overrides).parameters
+        return points(experiment, overrides(arg) if takes and arg else overrides(), root)
+    except Exception as error:
+        if isinstance(error, InputError) or not (fault := fault_in(file, error)):
+            raise
+        raise fault from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -96,7 +97,7 @@ class Workdir:
                 storage.write_whole(self.path / "tokenizer" / name, file.read_bytes())
         except OSError as error:
             raise _unwritable(self.path / "tokenizer", error) from error
-        self._write(self._config, mine | facts)
+        self._write(self._config, mine | {"sha256": _digest(mine)} | facts)
 
     @property
     def tokenizer(self) -> Path | None:
@@ -115,11 +116,14 @@ class Workdir:
         settings = self._settings
         try:
             resolved = build(Resolved, settings["resolved"], "resolved")
-            return dataclasses.replace(Experiment.from_config(settings["config"]), mesh=MeshConfig()), resolved
+            experiment = dataclasses.replace(Experiment.from_config(settings["config"]), mesh=MeshConfig())
         except InputError as error:
             raise InputError(f"{self._config}: {error}; {_MOVE}") from error
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:  # of other types within
             raise InputError(f"{self._config}: damaged ({storage.reason(error)}); {_MOVE}") from error
+        if settings.get("sha256", _digest(settings)) != _digest(settings):  # earlier versions wrote none
+            raise InputError(f"{self._config}: config or resolved is not what the run wrote; bring that back")
+        return experiment, resolved
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -318,6 +322,12 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 def _unwritable(path: epath.Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be written ({storage.reason(error)}): mend the disk, or give another --workdir")
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    """Returns a SHA-256 of all that a run's config and what was resolved for it say."""
+    content = {key: settings[key] for key in ("config", "resolved")}
+    return hashlib.sha256(strict_json.dumps(content).encode()).hexdigest()
 
 
 def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:

@@ -126,6 +126,10 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
         levels = np.asarray(image).astype(np.int64)
         if levels.min() < 0 or levels.max() > 65535:
             raise ValueError(f"grey levels from {levels.min()} to {levels.max()}, beyond 16 bits")
+        if image.mode == "I" and 0 < levels.max() < 256:
+            raise ValueError(
+                f"grey levels up to {levels.max()} of 32 bits, and nothing says which is white; save 8 bits"
+            )
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("grey levels as fractions, and nothing says which is white; save them with 8 or 16 bits")

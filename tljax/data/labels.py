@@ -28,7 +28,7 @@ FORMS = {
 _FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 _BOOLEANS = ("False", "True")
 # As other programs write that there is no value. `None` and `NA` are not here: data sets have such classes.
-_MISSING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "<NA>", "#N/A", "N/A", "n/a"))
+_MISSING = frozenset(("nan", "NaN", "NAN", "null", "NULL", "None", "NA", "<NA>", "#N/A", "N/A", "n/a"))
 _NUMBERS = re.compile(r"[\[(]?\s*\d+(\.0*)?([\s,;]+\d+(\.0*)?)*\s*,?\s*[\])]?", re.ASCII)
 
 
@@ -284,6 +284,9 @@ def normalised(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+_BLANK = " \t\n\r\v\f\u00a0\u200b\u2060\ufeff"  # what nobody sees at the ends of a name
+
+
 def as_name(value: Any) -> str:
     """A class's name as text, without the white space around it; empty where there is none.
 
@@ -293,7 +296,7 @@ def as_name(value: Any) -> str:
         value = value.decode(errors="replace")
     if isinstance(value, float | np.floating):
         return "" if math.isnan(value) else f"{value:.0f}" if float(value).is_integer() else str(value)
-    return "" if value is None else normalised(str(value).strip())
+    return "" if value is None else normalised(str(value).strip(_BLANK))
 
 
 def is_missing(values: Sequence[Any]) -> bool:
