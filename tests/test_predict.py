@@ -283,7 +283,7 @@ def test_usage_errors_come_before_the_network(of_images, shapes, tmp_path, capsy
     fixed, file = f"--workdir={of_images}", shapes / "disc" / "00.png"
     for arguments, told in (
         ((fixed, "--top=2", "--format=csv", file), "--format=text"),
-        ((fixed, "--batch-size=-1", file), "--batch-size=-1"),
+        ((fixed, "--batch-size=-1", file), "argument --batch-size: must be at least 0, not -1"),
         ((fixed, f"--out={tmp_path}/no/x.csv", file), "no such folder"),
         ((fixed, tmp_path), "no image in it"),
         ((f"--workdir={tmp_path}", file), "no run here"),

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class Keys:
     def number(self, key: str, default: Any = None, least: float = 0.0) -> float:
         """Returns a finite number above `least`."""
         value = self.get(key, default)
-        if not is_number(value) or value <= least:
+        if not _is_number(value) or value <= least:
             raise self.refusal(key, f"must be a number above {least:g}")
         return value
 
@@ -119,6 +119,28 @@ class Keys:
             raise self.refusal(key, "is no square, and networks here take squares: use weights of a square size")
         return sides[0]
 
+    def statistics(
+        self, mean: str, std: str, defaults: Sequence[Any], one_for_all: bool = False
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Returns the mean and the standard deviation of each channel, of which there are 1, 3 or 4.
+
+        Args:
+            mean, std: their keys.
+            defaults: of the two.
+            one_for_all: whether one number may stand for three equal ones.
+        """
+        values = []
+        for key, default in zip((mean, std), defaults, strict=True):
+            numbers = self.get(key, default)
+            numbers = [numbers] * 3 if one_for_all and _is_number(numbers) else numbers
+            known = isinstance(numbers, list | tuple) and len(numbers) in (1, 3, 4) and all(map(_is_number, numbers))
+            if not known or (key == std and min(numbers) <= 0):
+                raise self.refusal(key, f"must be 1, 3 or 4 numbers{' above 0' if key == std else ''}")
+            values.append(tuple(map(float, numbers)))
+        if len(values[0]) != len(values[1]):
+            raise self.refusal(std, f"has {len(values[1])} values, and {mean} {len(values[0])}")
+        return values[0], values[1]
+
     def choice(self, key: str, default: Any, known: Mapping[Any, str]) -> str:
         """Returns what `known` has for the value."""
         value = self.get(key, default)
@@ -155,7 +177,7 @@ class Keys:
                 raise self.refusal(key, why)
 
 
-def is_number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     """Tells whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

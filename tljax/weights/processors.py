@@ -5,7 +5,7 @@ from typing import Any
 
 from tljax.preprocessing import INTERPOLATIONS, Preprocessing
 from tljax.weights import harmless
-from tljax.weights.keys import Keys, is_number
+from tljax.weights.keys import Keys
 
 FILTERS = dict(enumerate(INTERPOLATIONS))  # PIL's numbers, as transformers stores them
 
@@ -110,15 +110,8 @@ def _side(keys: Keys, key: str, default: Any, to_square: bool) -> tuple[int, boo
 
 def _statistics(keys: Keys, defaults: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and std as the file gives them, or 0 and 1 where it does not normalise."""
-    values = {key: keys.get(key, defaults[key]) for key in ("image_mean", "image_std")}
-    for key, value in values.items():
-        value = values[key] = [value] * 3 if is_number(value) else value
-        known = isinstance(value, list | tuple) and len(value) in (1, 3, 4) and all(map(is_number, value))
-        if not known or (key == "image_std" and min(value) <= 0):
-            raise keys.refusal(key, f"must be 1, 3 or 4 numbers{' above 0' if key == 'image_std' else ''}")
-    mean, std = (tuple(map(float, value)) for value in values.values())
-    if len(mean) != len(std):
-        raise keys.refusal("image_std", f"has {len(std)} values, and image_mean {len(mean)}")
+    names = ("image_mean", "image_std")
+    mean, std = keys.statistics(*names, [defaults[name] for name in names], one_for_all=True)
     if keys.flag("do_normalize", True):
         return mean, std
     return (0.0,) * len(mean), (1.0,) * len(mean)

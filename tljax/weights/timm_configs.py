@@ -6,7 +6,7 @@ from typing import Any
 
 from tljax.preprocessing import INTERPOLATIONS, Preprocessing
 from tljax.weights import Pretrained, harmless
-from tljax.weights.keys import Keys, is_number
+from tljax.weights.keys import Keys
 from tljax.weights.surgery import with_channels
 
 _FAMILIES = ("vit", "deit", "resnet")  # BiT's are `resnetv2`
@@ -16,6 +16,7 @@ RESNET_POOLS = {"avg": "mean", "max": "max", "avgmax": "avgmax"}
 # timm's argument -> our attribute, where the values are the same.
 VIT_ARGS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads"}
 RESNET_ARGS = {"layers": "depths", "channels": "widths"}
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
 
 
 def read(config: Mapping[str, Any], uri: str) -> Pretrained:
@@ -74,9 +75,7 @@ def _images(cfg: Keys, size: int) -> tuple[Preprocessing, dict[str, str]]:
     crop = cfg.number("crop_pct", 0.875)
     if crop > 1:
         raise cfg.refusal("crop_pct", "is above 1, and pads pictures: not supported")
-    mean, std = (_statistics(cfg, *pair) for pair in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))))
-    if len(mean) != len(std):
-        raise cfg.refusal("std", f"has {len(std)} values, and mean {len(mean)}")
+    mean, std = (tuple(255 * value for value in values) for values in cfg.statistics("mean", "std", _IMAGENET))
     images = Preprocessing(
         size=size,
         crop_fraction=crop,
@@ -91,14 +90,6 @@ def _images(cfg: Keys, size: int) -> tuple[Preprocessing, dict[str, str]]:
     origins = {what: cfg.origin(key, f"{assumed}timm's default") for what, key in places.items()}
     origins |= {"size": cfg.origin("input_size", f"{assumed}the network's own image size"), "rescaling": "timm's way"}
     return images, origins
-
-
-def _statistics(cfg: Keys, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    values = cfg.get(key, default)
-    known = isinstance(values, list | tuple) and len(values) in (1, 3, 4) and all(map(is_number, values))
-    if not known or (key == "std" and min(values) <= 0):
-        raise cfg.refusal(key, f"must be 1, 3 or 4 numbers{' above 0' if key == 'std' else ''}")
-    return tuple(255 * value for value in values)
 
 
 def _pool(keys: Keys, args: Keys, architecture: str, known: Mapping[str, str]) -> tuple[str, str]:
