@@ -1,8 +1,9 @@
+import argparse
 import json
 
 import pytest
 
-from tljax import config, fields
+from tljax import config, fields, flags
 from tljax.config import Experiment, OptimConfig
 from tljax.errors import InputError
 
@@ -63,3 +64,19 @@ def test_experiments_with_phases_are_keys_of_a_dict():
 def test_length_in_epochs():
     experiment = Experiment.from_config(_with(steps=0, epochs=1.5, task={"batch_size": 10}))
     assert experiment.total_steps(train_examples=100) == 15
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import no_such_module\n", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def get_config():\n    return 1 / 0\n", "line 2: ZeroDivisionError: division by zero"),
+        ("def get_config(:\n", "line 1: SyntaxError: "),
+    ],
+)
+def test_what_a_config_file_raises_is_its_line(tmp_path, text, message):
+    file = tmp_path / "config.py"
+    file.write_text(text)
+    with pytest.raises(InputError) as error:
+        flags.parse_experiment(argparse.ArgumentParser(), [f"--config={file}"])
+    assert str(error.value).startswith(f"{file}, {message}") and "\n" not in str(error.value)

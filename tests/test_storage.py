@@ -1,6 +1,7 @@
 """Disks and buckets; the bucket is fsspec's memory behind `s3://`, as etils, by which runs write, would find any."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -54,6 +55,18 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space"):
             storage.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_a_link_stays_one_and_a_pipe_is_written_to(tmp_path):
+    (tmp_path / "target").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("target")
+    storage.write_whole(epath.Path(tmp_path / "link"), b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    storage.write_whole(epath.Path(tmp_path / "pipe"), b"through")
+    assert os.read(reader, 99) == b"through" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
 
 
 def test_files_are_checked_by_size_and_content(tmp_path):

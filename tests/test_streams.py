@@ -52,8 +52,8 @@ def test_predictions_hold_names_as_they_are_in_files_and_show_them_as_text():
     written = {}
     for name in formats.FORMATS:
         file = io.StringIO(newline="")
-        write = formats.FORMATS[name](file, "single_label", NAMES, len(NAMES))
-        write("id\x1b[0m", dict.fromkeys(NAMES, 1 / len(NAMES)))
+        write = formats.FORMATS[name](file, "single_label", NAMES, len(NAMES), False)
+        write("id\x1b[0m", {}, dict.fromkeys(NAMES, 1 / len(NAMES)))
         written[name] = file.getvalue()
     rows = list(csv.reader(io.StringIO(written["csv"], newline="")))
     assert rows[0][3:] == [f"p_{name}" for name in NAMES] and rows[1][:2] == ["id\x1b[0m", "[red]"]
@@ -139,3 +139,10 @@ def test_ctrl_c_through_a_pipe_saves(tmp_path, command):
     _, printed = process.communicate(timeout=PATIENCE)
     assert (process.returncode, printed) == (SAVED, "")
     assert _steps(run)[-1] >= 5
+
+
+def test_a_command_whose_results_go_to_stdout_asks_for_one_that_is_open():
+    code = "from tljax import streams; streams.install()\nwith streams.results(): print('lost')"
+    command = ["sh", "-c", f'exec "{sys.executable}" -c "$0" >&-', code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and "InputError: stdout is closed" in done.stderr

@@ -153,6 +153,12 @@ def test_json_of_another_shape_is_one_line_with_its_file_and_key(tmp_path, name)
             READS[name](folder)
         told = str(error.value)
         assert told.startswith(f"{file}: ") and last in told and "\n" not in told, (key, value, told)
+    if name == "config.json":  # which may be of the right shape, and not what the run wrote
+        content = json.loads(whole)
+        content["resolved"]["classes"].reverse()
+        file.write_text(json.dumps(content))
+        with pytest.raises(InputError, match="config or resolved is not what the run wrote"):
+            READS[name](folder)
     for key in [key for key, _ in CHANGES[name] if "." not in key and key != "held"]:
         file.write_text(json.dumps({k: v for k, v in json.loads(whole).items() if k != key}))
         with pytest.raises(InputError, match=f"{file}: .*{key}"):

@@ -86,7 +86,7 @@ def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
     try:
         values(argv)
         return values["config"].value
-    except flags.Error as error:
+    except Exception as error:
         root = error
         while root.__context__:
             root = root.__context__
@@ -94,7 +94,11 @@ def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
         if isinstance(root, InputError):
             raise InputError(str(root)) from error
         file = next((argument for argument in arguments if argument.startswith("--config=")), "").partition("=")[2]
-        raise fault_in(file.partition(":")[0], root) or InputError(printable(str(error))) from error
+        if fault := fault_in(file.partition(":")[0], root):
+            raise fault from error
+        if not isinstance(error, flags.Error):
+            raise
+        raise InputError(printable(str(error))) from error
 
 
 def fault_in(file: str, error: BaseException) -> InputError | None:

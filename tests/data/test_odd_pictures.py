@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from tests.conftest import make_folder, tiny_run
 from tljax import config, inspect
 from tljax.config import Experiment, TaskConfig
-from tljax.data import tasks
+from tljax.data import images, tasks
 from tljax.data.examples import Task, among
 from tljax.errors import InputError
 
@@ -63,6 +64,15 @@ def test_a_strip_and_a_broken_scan_are_bad_files_and_inspect_lists_all(data, cap
     said = capsys.readouterr()
     assert all(reason in said.out for reason in reasons.values())
     assert "a run refuses it with task.on_error=stop" in said.err
+
+
+def test_integers_of_32_bits_that_hold_8_are_asked_about():
+    for mode, most, fine in ((np.int32, 255, False), (np.int32, 65535, True), (np.uint16, 255, True)):
+        levels = np.linspace(0, most, 64, dtype=mode).reshape(8, 8)
+        content = io.BytesIO()
+        Image.fromarray(levels).save(content, "TIFF")
+        with nullcontext() if fine else pytest.raises(InputError, match="nothing says which is white"):
+            images.decode(content.getvalue(), "x.tif")
 
 
 def test_animations_and_nested_pictures_are_counted_and_said(data, capsys):

@@ -165,7 +165,7 @@ def test_classes_that_are_named(tmp_path):
     assert named.classes == ("b", "c", "a") and labels(named) == [0, 2, 0]
     with refused("line 2: label 'z' is none of task.classes (b, a)"):
         rows(tmp_path, ["b", "z", "a"], classes=("b", "a"))
-    for missing in ("nan", "NULL", "N/A"):
+    for missing in ("nan", "NULL", "N/A", "NA", "None"):
         with refused(f"line 2: label '{missing}' stands for a missing one"):
             rows(tmp_path, ["a", missing, "b"])
         assert rows(tmp_path, ["a", missing, "b"], classes=("a", "b", missing)).classes == ("a", "b", missing)
