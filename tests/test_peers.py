@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.conftest import PATIENCE, ROOT
+from tljax import peers
 
 PROGRAM = """
 import os, sys, time
@@ -99,6 +100,22 @@ def test_one_that_ends_with_an_error_ends_the_others_with_the_same():
     assert second == (2, "met\n")
     line = f"error: process 1 of 3 on {socket.gethostname()} has ended: task.train is wrong\n"
     assert first == third == (2, f"met\n{line}")
+
+
+def test_one_that_ends_first_for_an_error_that_all_know_is_not_lost(monkeypatch, capsys):
+    ended = []
+
+    def end(status):
+        ended.append(status)
+        raise SystemExit
+
+    monkeypatch.setattr(peers.os, "_exit", end)
+    others = peers.Peers(2, 3, "127.0.0.1", 1, patience=60)
+    others._ending = "process 1 of 3 has ended: task.train is wrong", 2
+    near, far = socket.socketpair()
+    with far, near, pytest.raises(SystemExit):
+        others._lose(peers._Peer(near, 0), "is gone")
+    assert ended == [2] and capsys.readouterr().err == "error: process 1 of 3 has ended: task.train is wrong\n"
 
 
 def test_those_that_wait_and_those_that_end_well_are_not_lost():

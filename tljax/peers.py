@@ -242,6 +242,9 @@ class Peers:
             self._ending = f"{name} has ended: {message['ended']}", message["status"]
 
     def _lose(self, peer: _Peer, how: str) -> NoReturn:
+        """Ends this process and so the others: one is lost, or was a little sooner to end for what all know."""
+        if self._ending:
+            self._end(*self._ending)
         message = f"{self._name(peer.number, peer.host)} {how}: the same command goes on from the last step saved"
         for other in self._peers.values():
             other.send(lost=message)

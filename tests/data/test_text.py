@@ -124,7 +124,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
 
 
 def test_a_length_without_room_is_refused(tokenizer):
-    with pytest.raises(InputError, match="a length of 3 leaves no room beside 3 special tokens; take a longer one"):
+    with pytest.raises(InputError, match=r"task\.max_tokens=3 leaves no room beside 3 special tokens: give more"):
         tokenizer(["hello"], length=3)
 
 
