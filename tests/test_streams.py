@@ -52,7 +52,7 @@ def test_predictions_hold_names_as_they_are_in_files_and_show_them_as_text():
     written = {}
     for name in formats.FORMATS:
         file = io.StringIO(newline="")
-        write = formats.FORMATS[name](file, "single_label", NAMES, len(NAMES), False)
+        write = formats.FORMATS[name](file, "single_label", NAMES, len(NAMES), tabular=False)
         write("id\x1b[0m", {}, dict.fromkeys(NAMES, 1 / len(NAMES)))
         written[name] = file.getvalue()
     rows = list(csv.reader(io.StringIO(written["csv"], newline="")))
