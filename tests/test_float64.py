@@ -84,7 +84,7 @@ def test_predictions_and_metrics_are_float64_end_to_end(finished):
 def test_a_run_without_validation_shows_its_training_metric(finished):
     folder = Workdir(finished)
     ((name, value, note),) = _of_training(Run(*folder.load(), tokenizer=folder.tokenizer), folder)
-    assert name == "train mae" and 0 < float(value) < 5
+    assert name == "train scaled mae" and 0 < float(value) < 5
     assert note == "in standard deviations, the batch of step 4"
 
 
@@ -144,10 +144,10 @@ def test_targets_beyond_float64_are_refused(values):
 
 @pytest.mark.parametrize("value", ["1e39", 16777217, "2460000.51", np.float64(0.1)])
 def test_a_number_is_kept_in_full(value):
-    assert Labels("regression", ("x",)).of([value]) == (float(value),)
+    assert Labels("regression", ("x",), "values").of([value]) == (float(value),)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "1e999", 10**400, None, "x", ""])
 def test_what_is_no_finite_number_is_refused(value):
     with pytest.raises(InputError, match="which is no finite number"):
-        Labels("regression", ("x",)).of([value])
+        Labels("regression", ("x",), "values").of([value])
