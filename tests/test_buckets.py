@@ -161,7 +161,8 @@ def _task(config, dataset: str):
     return Experiment.from_config(experiment).task
 
 
-def test_a_copy_is_made_again_when_an_object_changes_or_the_copy_is_damaged(s3, capsys):
+def test_a_copy_is_made_again_when_an_object_changes_or_the_copy_is_damaged(s3, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TLJAX_CACHE", str(tmp_path))
     path = s3 / "copied" / "x.txt"
     path.write_bytes(b"one")
     first = local_copy(str(path))

@@ -14,10 +14,10 @@ ACCURACIES = {"linear_probe": (0.80, 0.82, 0.81), "last_k": (0.90, 0.92, 0.94), 
 @pytest.fixture(scope="session", autouse=True)
 def _asked_once() -> Iterator[None]:
     """git and the installed packages are not asked for each run that is made."""
-    versions = workdir._versions()
+    versions = workdir.versions()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workdir, "_git_commit", lambda: "c0ffee")
-        patch.setattr(workdir, "_versions", lambda: versions)
+        patch.setattr(workdir, "versions", lambda: versions)
         yield
 
 
