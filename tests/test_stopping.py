@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,15 @@ def _folder(shapes, tiny_weights):
     os.environ["TLJAX_TEST_WEIGHTS"] = str(tiny_weights)
 
 
+@pytest.fixture
+def _terminal() -> Iterator[None]:
+    """As on a terminal: whoever started these tests may have them ignore its end, as nohup does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_terminal")
 def test_a_signal_is_noted_within_a_loop_and_stops_at_once_without():
     with Notice().listening() as notice, notice.held():
         assert notice.reason() == ""
@@ -48,6 +58,7 @@ def test_a_signal_is_noted_within_a_loop_and_stops_at_once_without():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("_terminal")
 def test_a_terminal_that_closes_is_heard_once_and_under_nohup_not_at_all():
     with Notice().listening() as notice, notice.held():
         for _ in range(2):
