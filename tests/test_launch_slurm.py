@@ -103,7 +103,7 @@ def launcher(root: Path, *given: str):
     parser = argparse.ArgumentParser()
     slurm.add_arguments(parser)
     options = parser.parse_args([f"--sbatch={one}" for one in given])
-    return slurm.launcher(argparse.Namespace(**vars(options), root=root, jobs=2))
+    return slurm.launcher(argparse.Namespace(**vars(options), root=root, logs=root / "logs", jobs=2))
 
 
 def test_jobs_run_and_what_saved_is_requeued_by_itself(tmp_path, cluster, capsys):

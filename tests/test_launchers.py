@@ -27,7 +27,8 @@ from pathlib import Path
 plan, marks, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 if sys.argv[4] != "0":
     plan.mkdir(parents=True)
-    (plan / "plan.json").write_text(json.dumps({"peak_bytes": int(sys.argv[4])}))
+    facts = {"steps": 1, "cost": {}, "frozen_digest": "", "cached": False, "peak_bytes": int(sys.argv[4])}
+    (plan / "plan.json").write_text(json.dumps(facts))
 began = time.monotonic()
 time.sleep(seconds)
 facts = {"began": began, "ended": time.monotonic(), "cores": sorted(os.sched_getaffinity(0)), "pid": os.getpid()}

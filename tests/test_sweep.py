@@ -143,6 +143,7 @@ def test_a_point_that_another_process_is_at_is_waited_for_and_not_run_again(
     experiment = _experiment(shapes, tiny_weights, monkeypatch, steps=4, eval_every=0)
     theirs, mine = points(experiment, [{"tuning.strategy": "last_k", "tuning.k": k} for k in (1, 2)], tmp_path)
     held, ended = threading.Event(), threading.Event()
+    result = {"splits": {}, "steps": 4, "wall_seconds": 0.0, "input_seconds": 0.0}
 
     def other():
         folder = Workdir(theirs.folder)
@@ -151,7 +152,7 @@ def test_a_point_that_another_process_is_at_is_waited_for_and_not_run_again(
             while not (mine.result or mine.error):
                 time.sleep(0.02)
             time.sleep(0.2)
-            folder.finish({"splits": {}})
+            folder.finish(result)
             ended.set()
 
     thread = threading.Thread(target=other)
@@ -159,7 +160,7 @@ def test_a_point_that_another_process_is_at_is_waited_for_and_not_run_again(
     held.wait()
     joint.carry_out([theirs, mine], [theirs, mine])
     thread.join()
-    assert ended.is_set() and theirs.result == {"splits": {}} and not (theirs.folder / "metrics.jsonl").exists()
+    assert ended.is_set() and theirs.result == result and not (theirs.folder / "metrics.jsonl").exists()
     assert "waiting for points that another process is at: 1" in capsys.readouterr().out
 
 

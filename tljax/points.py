@@ -31,7 +31,7 @@ class Point:
 
     overrides: Mapping[str, Any]
     experiment: Experiment
-    folder: epath.Path
+    folder: epath.Path | Path
 
     @property
     def name(self) -> str:
@@ -71,6 +71,7 @@ def points(experiment: Experiment, overrides: Any, root: str | os.PathLike) -> l
     Raises:
         InputError: a key that does not exist, a value of another type, or one run twice.
     """
+    place = epath.Path(root) if storage.is_remote(root) else Path(root)
     found: dict[str, Point] = {}
     if not isinstance(overrides, Iterable) or isinstance(overrides, Mapping | str):
         raise InputError(f"sweep() must return dicts, one for each run, not {shown(overrides)}")
@@ -84,13 +85,13 @@ def points(experiment: Experiment, overrides: Any, root: str | os.PathLike) -> l
         name = hashlib.sha256(json.dumps(_content(made), sort_keys=True).encode()).hexdigest()[:10]
         if name in found:
             raise InputError(f"the sweep has one run twice: {dict(one)} and {dict(found[name].overrides)}")
-        found[name] = Point(dict(one), made, epath.Path(root) / f"{made.tuning.strategy}-{name}")
+        found[name] = Point(dict(one), made, place / f"{made.tuning.strategy}-{name}")
     if not found:
         raise InputError("the sweep yields no run")
     return list(found.values())
 
 
-def logs_folder(root: epath.Path) -> Path:
+def logs_folder(root: str | os.PathLike) -> Path:
     """Returns the folder for what a sweep's processes print: below the root, or of a bucket below `tljax-logs` here."""
     if storage.is_remote(root):
         return Path("tljax-logs", *os.fspath(root).partition("://")[2].strip("/").split("/"))
