@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def version_of(path: epath.Path) -> str:
         details = filesystem(path).info(os.fspath(path))
     except FileNotFoundError:
         return ""
-    return str(details.get("generation") or details.get("ETag") or details.get("etag") or details.get("created") or "")
+    return _version(details)
 
 
 def modified(path: epath.Path) -> float:
@@ -131,7 +131,7 @@ def objects(url: str) -> dict[str, tuple[int, str]]:
     if not details:
         raise InputError(f"{url}: no such file or folder")
     return {
-        name.removeprefix(prefix).lstrip("/"): (info["size"], str(info.get("generation") or info.get("ETag") or ""))
+        name.removeprefix(prefix).lstrip("/"): (info["size"], _version(info))
         for name, info in sorted(details.items())
         if not name.endswith("/")
     }
@@ -154,6 +154,11 @@ def download(url: str, names: Iterable[str], folder: Path) -> None:
             system.get_file(source, str(local))
         except Exception as error:  # each store's client has kinds of its own
             raise InputError(f"{source}: cannot be read ({message_of(error)})") from error
+
+
+def _version(details: Mapping[str, Any]) -> str:
+    """Returns what identifies an object's content, in the word that its store has for it."""
+    return str(next(filter(None, map(details.get, ("generation", "ETag", "etag", "created"))), ""))
 
 
 def _is_conflict(error: BaseException, expected: str) -> bool:

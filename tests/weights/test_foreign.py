@@ -81,7 +81,6 @@ def test_outputs_are_the_references_within_their_rounding(case, capsys):
     assert capsys.readouterr().err.endswith(note) and bool(note) == (case == "foreign_model_ema")
 
 
-@pytest.mark.skipif("vit_base_patch8" not in BACKBONES, reason="needs timm's patches of 8 pixels")
 @pytest.mark.parametrize("case", [case for case in CASES if (GOLDEN / case / "config.json").is_file()])
 def test_a_folder_says_what_its_network_is(case):
     module = backbone.module_of(backbone.resolve(BackboneConfig(weights=str(GOLDEN / case))))
