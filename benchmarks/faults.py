@@ -1,6 +1,6 @@
 """What becomes of faults at the edges: nothing may be silently wrong, and no fault may end in a traceback.
 
-    .venv/bin/python -m benchmarks.faults [--seed=0] [--scale=1.0] [--only=storage,bits,configs,values,weights,paths]
+    .venv/bin/python benchmarks/faults.py [--seed=0] [--scale=1.0] [--only=storage,bits,configs,values,weights,paths]
 
 storage: a system call on a workdir fails, once or from then on, in a run of six steps. It ends with the bits of a run
 that nothing happened to, or with one line, after which the same command does.
@@ -35,6 +35,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests import config_fuzz, flips, test_paths, test_sealed
 from tests.conftest import GOLDEN, ROOT, TINY, make_folder, make_table, tiny_run

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,25 @@ def test_of_two_who_take_a_dead_writers_folder_one_has_it(s3, monkeypatch):
     one.check()
     one._sign.remove(one._token)
     assert lock.writer(folder) is None
+
+
+def test_an_object_is_read_while_it_is_written_again_and_again(s3):
+    path = s3 / "rewritten"
+    version = buckets.put(path, b"0" * 300, "")
+    done = threading.Event()
+    contents: list[bytes] = []
+
+    def read() -> None:
+        while not done.is_set():
+            contents.append(storage.read(path))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for count in range(60):
+        version = buckets.put(path, str(count % 10).encode() * (300 + count), version)
+    done.set()
+    reader.join()
+    assert len(contents) > 5 and all(len(set(content)) == 1 for content in contents)
 
 
 def test_listings_are_never_old(s3):

@@ -43,7 +43,7 @@ def bucket(monkeypatch) -> epath.Path:
 def test_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(storage.locate("runs/a")) == f"{tmp_path}/runs/a"
-    assert str(storage.locate("gs://b/runs/a")) == "gs://b/runs/a"
+    assert str(storage.locate("s3://b/runs/a")) == "s3://b/runs/a"
     assert storage.is_remote(storage.locate("s3://b")) and not storage.is_remote(storage.locate("a"))
 
 

@@ -63,6 +63,11 @@ def version_of(path: epath.Path) -> str:
     return _version(details)
 
 
+def read(path: epath.Path) -> bytes:
+    """Returns an object's content, by one request: one that asks for its version first fails while others write it."""
+    return filesystem(path).cat_file(os.fspath(path))
+
+
 def modified(path: epath.Path) -> float:
     """Returns when an object was last written, in seconds since 1970, by the bucket's clock."""
     return filesystem(path).modified(os.fspath(path)).timestamp()

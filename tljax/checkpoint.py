@@ -154,7 +154,7 @@ class Checkpoints:
 
     def identity(self, step: int) -> str:
         """A hash of all that the checkpoint holds."""
-        return hashlib.sha256((self._folder / str(step) / MANIFEST).read_bytes()).hexdigest()
+        return hashlib.sha256(storage.read(self._folder / str(step) / MANIFEST)).hexdigest()
 
     def restore(self, step: int, abstract: State) -> State:
         """The State saved at `step`, laid out as `abstract` (shapes, dtypes and shardings) says.
@@ -269,7 +269,7 @@ class Checkpoints:
                 for name in array_files.manifest(twin)["files"]:
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     os.link(twin / name, folder / name)
-                storage.write_whole(folder / MANIFEST, (twin / MANIFEST).read_bytes())
+                storage.write_whole(folder / MANIFEST, storage.read(twin / MANIFEST))
                 return True
             except OSError:  # another disk, or one that knows no links
                 array_files.remove(folder)

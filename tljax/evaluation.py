@@ -187,7 +187,7 @@ class Evaluation:
     def _says(self, name: str, result: Mapping[str, Any]) -> bool:
         """Whether the JSON is there, and of this result."""
         try:
-            return json.loads((self._files / f"{name}.json").read_text()) == json.loads(strict_json.dumps(result))
+            return json.loads(storage.read(self._files / f"{name}.json")) == json.loads(strict_json.dumps(result))
         except (OSError, ValueError, RecursionError):
             return False
 

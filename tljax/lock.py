@@ -194,7 +194,7 @@ class _BucketSign:
     def read(self) -> dict[str, Any] | None:
         """Reads it as `_DiskSign.read` does."""
         try:
-            return _parsed(self._file.read_bytes())
+            return _parsed(buckets.read(self._file))
         except FileNotFoundError:
             return None
 
@@ -253,7 +253,7 @@ def clear(folder: epath.Path) -> None:
 
 def _read(folder: epath.Path) -> dict[str, Any] | None:
     try:
-        return _parsed((folder / _NAME).read_bytes())
+        return _parsed(storage.read(folder / _NAME))
     except OSError:
         return None
 

@@ -73,13 +73,15 @@ def methods(runs: Iterable[Run], tuned: Sequence[str] = TUNED) -> dict[Experimen
 def chosen(runs: Iterable[Run], tuned: Sequence[str] = TUNED) -> dict[Experiment, list[Run]]:
     """Method -> the runs of its setting with the best mean validation metric over seeds.
 
-    The metric is the one that the problem is judged by; of equal settings the first counts. A setting of which a seed
+    The metric is the one that the problem is judged by. Of equal settings the first counts by what they say, so that a
+    sweep, in a grid's order, and a report, in that of folders, choose the same. A setting of which a seed
     failed or is missing that another setting of the method has is not compared: fewer seeds are luckier. A method is
     left out where nothing is validated.
     """
     best = {}
     for method, settings in methods(runs, tuned).items():
-        validated = [[run for run in members if _validated(run)] for members in settings.values()]
+        in_words = sorted(settings, key=lambda setting: repr(to_dict(setting)))
+        validated = [[run for run in settings[setting] if _validated(run)] for setting in in_words]
         most = max(map(len, validated))
         if most:
             best[method] = max((members for members in validated if len(members) == most), key=_quality)

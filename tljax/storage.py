@@ -47,6 +47,11 @@ def write_whole(path: epath.Path, content: bytes) -> None:
         file.write(content)
 
 
+def read(path: epath.Path) -> bytes:
+    """Returns a file's content, whole even while another process writes it anew."""
+    return buckets.read(path) if is_remote(path) else path.read_bytes()
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Yields a file to write, which becomes `path`, on its disk or in its bucket, when the block ends well.
@@ -167,7 +172,7 @@ def read_json(path: epath.Path, mend: str, **kinds: type | UnionType) -> dict[st
         InputError: it is none, or has not these keys; file and key are named.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read(path))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({reason(error)}); {mend}") from error
     return checked(content, str(path), mend, kinds)

@@ -304,7 +304,7 @@ class Workdir:
 def _content(path: epath.Path) -> bytes:
     """Returns a file's bytes; none if it is not there, and never because a bucket does not answer."""
     try:
-        return path.read_bytes()
+        return storage.read(path)
     except FileNotFoundError:
         return b""
 
