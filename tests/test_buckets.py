@@ -194,14 +194,14 @@ def test_a_copy_is_made_again_when_an_object_changes_or_the_copy_is_damaged(s3, 
     assert capsys.readouterr().err.count("fetching") == 3
 
 
-def _config(folder: Path, dataset: Path, weights: str) -> Path:
+def _config(folder: Path, dataset: Path, weights: str, steps: int) -> Path:
     file = folder / "config.py"
     file.write_text(f"""
 from tljax.config import default
 
 def get_config():
     config = default()
-    config.steps, config.eval_every, config.log_every, config.cache = 12, 4, 1, "off"
+    config.steps, config.eval_every, config.log_every, config.cache = {steps}, 4, 1, "off"
     config.backbone.weights, config.task.dataset = {weights!r}, "folder:{dataset}"
     config.task.update(image_size=32, batch_size=8)
     config.task.update(train="train[:16]", validation="train[16:20]", test="train[20:]")
@@ -224,7 +224,7 @@ def _experiment(config: Path) -> Experiment:
 
 def test_a_run_in_a_bucket_is_killed_and_goes_on_to_the_bits_of_one_on_a_disk(s3, shapes, tiny_weights, tmp_path):
     _put(tiny_weights, s3 / "weights")
-    config = _config(tmp_path, shapes, f"{s3}/weights")
+    config = _config(tmp_path, shapes, f"{s3}/weights", 8)
     remote, local = s3 / "runs" / "one", tmp_path / "one"
     command = [sys.executable, "-m", "tljax", "train", f"--config={config}", f"--workdir={remote}"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -245,12 +245,12 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_to_the_bits_of_one_on_a_disk(s3
         folder = Workdir(path)
         run = Run(*folder.load())
         with folder.checkpoints(experiment) as checkpoints:
-            assert checkpoints.steps[-1] == 12
-            states.append(named(checkpoints.restore(12, run.abstract_state(12))))
+            assert checkpoints.steps[-1] == 8
+            states.append(named(checkpoints.restore(8, run.abstract_state(8))))
     jax.tree.map(np.testing.assert_array_equal, *states)
     lines = [(epath.Path(path) / "metrics.jsonl").read_text().splitlines() for path in (local, remote)]
     losses = [[(row["step"], row["split"], row["loss"]) for row in map(json.loads, rows)] for rows in lines]
-    assert losses[0] == losses[1] and len(losses[0]) == 15
+    assert losses[0] == losses[1] and len(losses[0]) == 10
     (remote / "evaluations").rmtree()
     assert evaluate(remote)["loss"] == expected["splits"]["test"]["loss"]
     _predict_and_convert(s3, remote, local, shapes, tmp_path)
@@ -269,7 +269,7 @@ def _predict_and_convert(s3: epath.Path, remote: epath.Path, local: Path, shapes
 
 
 def test_a_sweep_and_its_report_in_a_bucket(s3, shapes, tiny_weights, tmp_path, capsys):
-    config = _config(tmp_path, shapes, str(tiny_weights))
+    config = _config(tmp_path, shapes, str(tiny_weights), 2)
     assert sweep.main([f"--config={config}", f"--root={s3}/sweep"]) == 0
     assert sweep.main([f"--config={config}", f"--root={s3}/sweep", "--status"]) == 0
     assert "2 points: 1 tested, 1 trained" in capsys.readouterr().out

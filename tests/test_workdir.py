@@ -67,15 +67,16 @@ def test_a_bucket_that_does_not_answer_costs_no_line(tmp_path, monkeypatch):
     """It can only replace the file: what it held must be known, and is not nothing because it could not be read."""
     monkeypatch.setattr(storage, "is_remote", lambda path: True)
     monkeypatch.setattr(storage, "PAUSES", ())
-    folder, read = Workdir(tmp_path), type(epath.Path(tmp_path)).read_bytes
+    monkeypatch.setattr(storage, "read", lambda path: path.read_bytes())
+    folder = Workdir(tmp_path)
     folder.append(_row(1))
     folder.flush()
     with monkeypatch.context() as patch:
-        patch.setattr(type(epath.Path(tmp_path)), "read_bytes", lambda self: (_ for _ in ()).throw(OSError(5, "gone")))
+        patch.setattr(storage, "read", lambda path: (_ for _ in ()).throw(OSError(5, "gone")))
         folder.append(_row(2))
         with pytest.raises(InputError, match="gone"):
             folder.flush()
-    assert read(epath.Path(tmp_path / "metrics.jsonl")).count(b"\n") == 1
+    assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == 1
     folder.flush()
     assert _steps(folder) == [1, 2]
 
