@@ -1,0 +1,1 @@
+"""Checkpoints and workdirs: what a run leaves on a disk or in a bucket."""

@@ -1,0 +1,1 @@
+"""Experiments as frozen dataclasses: keys, ranges, files, search spaces."""

@@ -1,0 +1,1 @@
+"""Where examples come from: folders, tables, TFDS, the hub's data sets."""

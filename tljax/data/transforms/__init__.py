@@ -1,0 +1,1 @@
+"""From a stored example to what a network reads."""

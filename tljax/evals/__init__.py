@@ -1,0 +1,1 @@
+"""What trained or frozen networks are worth: predictions, metrics, probes."""

@@ -1,0 +1,1 @@
+"""Files on disks and in buckets: whole, locked, checked, fetched."""

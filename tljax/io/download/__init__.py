@@ -1,0 +1,1 @@
+"""Files from package indexes, model hubs and buckets, fetched once."""

@@ -1,0 +1,1 @@
+"""What is counted under a mask, and how sure it is."""

@@ -1,0 +1,102 @@
+"""The backbones that exist, by name: timm's, without an image size, where timm has the network."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tljax.errors import InputError
+from tljax.models.bert import Bert
+from tljax.models.bit import BiT
+from tljax.models.resnet import BATCH_NORM_MODES, ResNet
+from tljax.models.vit import ViT
+
+__all__ = ["BACKBONES", "BATCH_NORM_MODES", "Backbone", "attributes", "build"]
+
+Backbone = ResNet | BiT | ViT | Bert
+
+_HALF = (32, 64, 128, 256)
+_TINY = {"width": 192, "heads": 3}
+_BASE = {"width": 768, "heads": 12}
+_LARGE = {"width": 1024, "depth": 24, "heads": 16}
+_DINOV2 = {"patch_size": 14, "grid": (37, 37), "layer_scale": 1e-5}
+_REG4 = {**_DINOV2, "registers": 4, "positions": "patches"}
+_DISTILLED = {"distilled": True, "pool": "distilled"}
+_DEIT3 = {"layer_scale": 1e-6, "positions": "patches"}
+_D = {"stem": "deep", "avg_down": True}
+
+
+def _bit(width: int, **depths: tuple[int, ...]) -> BiT:
+    """A BiT that is `width` times as wide."""
+    return BiT(widths=tuple(width * n for n in (64, 128, 256, 512)), stem_width=64 * width, **depths)
+
+
+BACKBONES: dict[str, Backbone] = {
+    "resnet18": ResNet(depths=(2, 2, 2, 2), kind="basic"),
+    "resnet34": ResNet(kind="basic"),
+    "resnet50": ResNet(),
+    "resnet50_v1": ResNet(stride_on="1x1"),
+    "resnet50_half_v1": ResNet(widths=_HALF, stride_on="1x1"),
+    "resnet50_half_v1_folded": ResNet(widths=_HALF, stride_on="1x1", norm="folded", stem_pool_padding=(0, 1)),
+    "resnet101": ResNet(depths=(3, 4, 23, 3)),
+    "resnet152": ResNet(depths=(3, 8, 36, 3)),
+    "resnet18d": ResNet(depths=(2, 2, 2, 2), kind="basic", **_D),
+    "resnet34d": ResNet(kind="basic", **_D),
+    "resnet50d": ResNet(**_D),
+    "resnet101d": ResNet(depths=(3, 4, 23, 3), **_D),
+    "resnet152d": ResNet(depths=(3, 8, 36, 3), **_D),
+    "resnetv2_50x1_bit": _bit(1),
+    "resnetv2_50x3_bit": _bit(3),
+    "resnetv2_101x1_bit": _bit(1, depths=(3, 4, 23, 3)),
+    "resnetv2_101x3_bit": _bit(3, depths=(3, 4, 23, 3)),
+    "resnetv2_152x2_bit": _bit(2, depths=(3, 8, 36, 3)),
+    "resnetv2_152x4_bit": _bit(4, depths=(3, 8, 36, 3)),
+    "vit_tiny_patch16": ViT(**_TINY),
+    "vit_small_patch16": ViT(),
+    "vit_small_patch32": ViT(patch_size=32, grid=(7, 7)),
+    "vit_small_patch8": ViT(patch_size=8, grid=(28, 28)),
+    "vit_base_patch8": ViT(**_BASE, patch_size=8, grid=(28, 28)),
+    "vit_base_patch16": ViT(**_BASE),
+    "vit_base_patch32": ViT(**_BASE, patch_size=32, grid=(7, 7)),
+    "vit_large_patch14": ViT(**_LARGE, patch_size=14, grid=(16, 16)),
+    "vit_large_patch16": ViT(**_LARGE),
+    "vit_large_patch32": ViT(**_LARGE, patch_size=32, grid=(7, 7)),
+    "vit_small_patch14_dinov2": ViT(**_DINOV2),
+    "vit_base_patch14_dinov2": ViT(**_BASE, **_DINOV2),
+    "vit_large_patch14_dinov2": ViT(**_LARGE, **_DINOV2),
+    "vit_small_patch14_reg4_dinov2": ViT(**_REG4),
+    "vit_base_patch14_reg4_dinov2": ViT(**_BASE, **_REG4),
+    "vit_large_patch14_reg4_dinov2": ViT(**_LARGE, **_REG4),
+    "deit_tiny_patch16": ViT(**_TINY),
+    "deit_small_patch16": ViT(),
+    "deit_base_patch16": ViT(**_BASE),
+    "deit_tiny_distilled_patch16": ViT(**_TINY, **_DISTILLED),
+    "deit_small_distilled_patch16": ViT(**_DISTILLED),
+    "deit_base_distilled_patch16": ViT(**_BASE, **_DISTILLED),
+    "deit3_small_patch16": ViT(**_DEIT3),
+    "deit3_base_patch16": ViT(**_BASE, **_DEIT3),
+    "deit3_large_patch16": ViT(**_LARGE, **_DEIT3),
+    "bert_base": Bert(),
+    "bert_large": Bert(**_LARGE),
+    "minilm_l6": Bert(width=384, depth=6, pool="mean"),
+    "distilbert_base": Bert(depth=6, token_types=0, pool="cls"),
+    "roberta_base": Bert(vocabulary=50265, positions=514, token_types=1, pad_id=1, eps=1e-5, pool="cls"),
+}
+
+
+def build(name: str, architecture: Mapping[str, Any]) -> Backbone:
+    """A row of `BACKBONES`, with the attributes in which a checkpoint's network differs.
+
+    Raises:
+        InputError: there is no such row, or it has no such attribute.
+    """
+    if name not in BACKBONES:
+        raise InputError(f"no backbone.name {name!r}; there are: {', '.join(BACKBONES)}")
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
+    unknown = plain.keys() - attributes(BACKBONES[name]).keys()
+    if unknown:
+        raise InputError(f"{name} has no attribute {', '.join(sorted(unknown))}")
+    return BACKBONES[name].clone(**plain)
+
+
+def attributes(module: Backbone) -> dict[str, Any]:
+    """What a network was made of: its fields, without the two that Linen adds."""
+    return {name: getattr(module, name) for name in module.__dataclass_fields__ if name not in ("parent", "name")}

@@ -1,0 +1,1 @@
+"""Parameters added to a frozen backbone: LoRA, adapters, prompts."""

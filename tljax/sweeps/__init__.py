@@ -1,0 +1,1 @@
+"""Many runs of a config that differ in some keys."""

@@ -1,0 +1,1 @@
+"""How a sweep's runs are started: here, or by Slurm."""

@@ -1,0 +1,1 @@
+"""Names of other libraries' parameters, a file a family."""

@@ -1,0 +1,1 @@
+"""Files of weights, opened as data."""
