@@ -26,9 +26,9 @@ import jax
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from configs.ablation import RATES, SEEDS, get_config, sweep  # noqa: E402
-from tljax import points as sweeps  # noqa: E402
-from tljax import selection  # noqa: E402
-from tljax.config import Experiment  # noqa: E402
+from tljax.config.schema import Experiment  # noqa: E402
+from tljax.sweeps import selection  # noqa: E402
+from tljax.sweeps import trial as sweeps  # noqa: E402
 
 _CONFIG = """
 from configs import ablation

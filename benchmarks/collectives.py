@@ -14,11 +14,13 @@ import re
 
 import jax
 
-from tljax import config, sharding, tuning
-from tljax.config import Experiment
-from tljax.preprocessing import Preprocessing
-from tljax.run import Resolved, Run
-from tljax.weights import Pretrained
+from tljax.config import schema
+from tljax.config.schema import Experiment
+from tljax.core.run import Resolved, Run
+from tljax.data.preprocessing import Preprocessing
+from tljax.distributed import mesh as distributed_mesh
+from tljax.tuning import multipliers
+from tljax.weights.catalog import Pretrained
 
 STRATEGIES = {
     "full": {"strategy": "full"},
@@ -40,7 +42,7 @@ def make_run(
     **arguments,
 ) -> Run:
     """A run on no data, on the first of the devices, with 8 images on each."""
-    values = config.default()
+    values = schema.default()
     values.backbone.name, values.steps = backbone, 100
     values.task.update(image_size=size, batch_size=8 * devices)
     values.tuning.update(arguments)
@@ -48,7 +50,7 @@ def make_run(
     pixels = Preprocessing(size=size)
     row = Pretrained("", "", backbone, "", pixels, "none", architecture=architecture or {})
     run = Run(Experiment.from_config(values), Resolved(row, pixels, tuple("0123456789"), 100, 1000, "none"))
-    run.mesh = sharding.make_mesh(jax.devices()[:devices], values.mesh.fsdp)
+    run.mesh = distributed_mesh.make_mesh(jax.devices()[:devices], values.mesh.fsdp)
     return run
 
 
@@ -64,7 +66,7 @@ def told(program: jax.stages.Compiled) -> dict[str, int]:
 
 def trainable_bytes(run: Run) -> int:
     """Of the arrays that train, in all."""
-    leaves = jax.tree.leaves(tuning.select(run.abstract_state().params, run.multipliers))
+    leaves = jax.tree.leaves(multipliers.select(run.abstract_state().params, run.multipliers))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 

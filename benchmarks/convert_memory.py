@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from tljax import backbone, console
-from tljax.config import BackboneConfig
-from tljax.convert import convert
-from tljax.models import BACKBONES
-from tljax.weights.rules import unconvert
+from tljax import console
+from tljax.cli.convert import convert
+from tljax.config.schema import BackboneConfig
+from tljax.models.registry import BACKBONES
+from tljax.weights import pretrained
+from tljax.weights.mapping import unconvert
 
 NAME = "vit_large_patch16"
 
@@ -22,7 +23,9 @@ NAME = "vit_large_patch16"
 def make(file: Path) -> None:
     """A checkpoint under timm's names."""
     module, rng = BACKBONES[NAME], np.random.default_rng(0)
-    shapes = {path: shape for path, shape in backbone.shapes(module).items() if path not in backbone.optional(module)}
+    shapes = {
+        path: shape for path, shape in pretrained.shapes(module).items() if path not in pretrained.optional(module)
+    }
     arrays = {path: rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
     save_file(unconvert(arrays, module.tables()["timm"]), file)
 

@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from tljax import config, console
-from tljax.config import Experiment
-from tljax.cost import Block, cost
-from tljax.preprocessing import Preprocessing
-from tljax.run import Resolved, Run
-from tljax.weights import Pretrained
+from tljax import console
+from tljax.config import schema
+from tljax.config.schema import Experiment
+from tljax.core.run import Resolved, Run
+from tljax.data.preprocessing import Preprocessing
+from tljax.profiling.cost import Block, cost
+from tljax.weights.catalog import Pretrained
 
 STRATEGIES = {
     "linear_probe": {"strategy": "linear_probe"},
@@ -30,7 +31,7 @@ STRATEGIES = {
 
 def make_run(backbone: str = "vit_tiny_patch16", batch_size: int = 8, **tuning) -> Run:
     """A run on no data, of 100 steps at 224 px."""
-    values = config.default()
+    values = schema.default()
     values.backbone.name, values.steps = backbone, 100
     values.task.update(image_size=224, batch_size=batch_size)
     values.tuning.update(tuning)

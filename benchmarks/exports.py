@@ -29,14 +29,16 @@ from safetensors.numpy import load_file
 
 from tests.conftest import GOLDEN, golden
 from tests.models import test_bert, test_resnet, test_vit
-from tljax import backbone, console
-from tljax.config import BackboneConfig
-from tljax.convert import convert
-from tljax.models import BACKBONES, Backbone, attributes
-from tljax.models.bert import Bert
-from tljax.preprocessing import Preprocessing
-from tljax.weights import Pretrained, files
-from tljax.weights.surgery import adapt_channels, with_channels
+from tljax import console
+from tljax.cli.convert import convert
+from tljax.config.schema import BackboneConfig
+from tljax.data.preprocessing import Preprocessing
+from tljax.models.registry import BACKBONES, Backbone, attributes
+from tljax.models.text.bert import Bert
+from tljax.weights import pretrained
+from tljax.weights.adapt import adapt_channels, with_channels
+from tljax.weights.catalog import Pretrained
+from tljax.weights.readers import files
 
 Arrays = Mapping[str, np.ndarray]
 TEXT = ("input_ids", "attention_mask", "token_type_ids")
@@ -79,7 +81,7 @@ def random(name: str, row: str, module: Backbone, size: int) -> Case:
     """A network with random weights and a random head for 5 classes, for which there is no golden case."""
     rng = np.random.default_rng(0)
     arrays = {}
-    for path, shape in sorted(backbone.shapes(module).items()):
+    for path, shape in sorted(pretrained.shapes(module).items()):
         known = tuple(5 if length is None else length for length in shape)
         centre = 1.0 if path.endswith(("scale", "var")) else 0.0
         arrays[path] = (centre + 0.05 * rng.standard_normal(known)).astype(np.float32)
@@ -88,7 +90,7 @@ def random(name: str, row: str, module: Backbone, size: int) -> Case:
 
 def with_inputs(case: Case, channels: int) -> Case:
     """The case, adapted to another number of channels."""
-    first = backbone.FIRST_KERNEL[type(case.module)]
+    first = pretrained.FIRST_KERNEL[type(case.module)]
     arrays = {**case.arrays, first: adapt_channels(case.arrays[first], channels)}
     x = np.concatenate([case.x, case.x], -1)[..., :channels]
     return replace(case, name=f"{case.name}, {channels} channel(s)", arrays=arrays, x=x, channels=channels)
@@ -171,7 +173,7 @@ def difference(case: Case, library: str, folder: Path) -> tuple[str, str, str, s
     expects = with_channels(Preprocessing(size), case.channels)
     row = Pretrained("", "", case.row, "", expects, "unknown", architecture=attributes(case.module))
     (folder / "ours").mkdir(parents=True)
-    backbone.write(folder / "ours", row, case.arrays)
+    pretrained.write(folder / "ours", row, case.arrays)
     wanted = ours(case)
     try:
         convert(BackboneConfig(weights=str(folder / "ours")), folder / library, to=library)

@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 
-from tljax.report import statistics
+from tljax.reports import statistics
 
 EXAMPLES, DRAWS = 500, 1000
 

@@ -41,15 +41,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import config_fuzz, flips, test_paths, test_sealed
 from tests.conftest import GOLDEN, ROOT, TINY, make_folder, make_table, tiny_run
 from tests.weights import hostile
-from tljax import console, storage
-from tljax.config import Experiment
-from tljax.data.text import Tokenizer
+from tljax import console
+from tljax.config.ranges import shown
+from tljax.config.schema import Experiment
+from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
-from tljax.models import BACKBONES
-from tljax.ranges import shown
-from tljax.train import train
-from tljax.weights import configs
-from tljax.weights.sources import cache_dir
+from tljax.io import storage
+from tljax.io.download.fetch import cache_dir
+from tljax.models.registry import BACKBONES
+from tljax.training.trainer import train
+from tljax.weights.configs import import_config
 
 COUNTS = {"storage": 100, "bits": 160, "configs": 150, "values": 500, "weights": 110, "paths": 40}
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ESTALE)
@@ -232,7 +233,7 @@ def _read_config(place: Path, name: str, content: dict[str, Any]) -> None:
     shutil.copyfile(GOLDEN / "hf_dinov2_reg" / "config.json", place / "config.json")
     whole = name == "config.json" or "architecture" in content
     (place / ("config.json" if whole else "preprocessor_config.json")).write_text(json.dumps(content))
-    configs.read(place, str(place))
+    import_config.read(place, str(place))
 
 
 def odd_values(folder: Path, count: int, rng: random.Random) -> Iterator[tuple[str, str, str]]:

@@ -20,11 +20,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tljax import config, features
-from tljax.config import Experiment
-from tljax.preprocessing import Preprocessing
-from tljax.run import Resolved, Run, prepare
-from tljax.weights import Pretrained
+from tljax.config import schema
+from tljax.config.schema import Experiment
+from tljax.core.run import Resolved, Run, prepare
+from tljax.data.preprocessing import Preprocessing
+from tljax.training import feature_cache
+from tljax.weights.catalog import Pretrained
 
 STEPS = {"batch_size": (4, 8, 16, 32), "image_size": (96, 160, 224, 288), "depth": (3, 6, 12, 18)}
 EXAMPLES = (128, 256, 512, 1024)
@@ -36,7 +37,7 @@ def step(
     rounds: int, clock: Callable[[], float], batch_size: int = 16, image_size: int = 224, depth: int = 12
 ) -> tuple[float, float]:
     """Median seconds of a step, and its FLOPs."""
-    values = config.default()
+    values = schema.default()
     values.backbone.name, values.steps = "vit_small_patch16", 100
     values.task.update(image_size=image_size, batch_size=batch_size)
     values.tuning.strategy = "full"
@@ -59,16 +60,16 @@ def _batch(run: Run):
 
 def build(folder: Path, examples: int, clock: Callable[[], float]) -> float:
     """Seconds in which features of so many pictures are computed, the compilation apart."""
-    values = config.default()
+    values = schema.default()
     values.backbone.name, values.steps = "vit_small_patch16", 100
     values.task.update(dataset=f"folder:{folder}", image_size=224, train=f"train[:{examples}]", batch_size=16)
     values.tuning.strategy = "linear_probe"
     run = prepare(Experiment.from_config(values))
     run.cached, state = True, run.init_state()
     start, split = run.start(run.phases[0]), run.inputs.splits["train"]
-    features.prefix_step(run, 32, 0, (start,))
+    feature_cache.prefix_step(run, 32, 0, (start,))
     began = clock()
-    features.computed(run, state, split, [start], training=True)
+    feature_cache.computed(run, state, split, [start], training=True)
     return clock() - began
 
 

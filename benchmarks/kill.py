@@ -40,16 +40,17 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tljax import backbone, predictions
-from tljax.config import default
-from tljax.models import attributes
-from tljax.models.bert import Bert
-from tljax.models.resnet import ResNet
-from tljax.models.vit import ViT
-from tljax.preprocessing import Preprocessing
-from tljax.run import Run
-from tljax.weights import Pretrained
-from tljax.workdir import Workdir
+from tljax.checkpoints.workdir import Workdir
+from tljax.config.schema import default
+from tljax.core.run import Run
+from tljax.data.preprocessing import Preprocessing
+from tljax.evals import predictions
+from tljax.models.registry import attributes
+from tljax.models.text.bert import Bert
+from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.vit import ViT
+from tljax.weights import pretrained
+from tljax.weights.catalog import Pretrained
 
 ROOT = Path(__file__).parents[1]
 STEPS = 24
@@ -110,14 +111,14 @@ def make(folder: Path) -> None:
         rows.append(f"{' '.join(rng.choice(words[:7], rng.integers(2, 12)))} {'gh'[i % 2]},{label}")
     (folder / "table.csv").write_text("\n".join(rows) + "\n")
     for network, (name, module) in NETWORKS.items():
-        shapes = {path: shape for path, shape in backbone.shapes(module).items() if not path.startswith("head")}
+        shapes = {path: shape for path, shape in pretrained.shapes(module).items() if not path.startswith("head")}
         arrays = {
             path: path.endswith(("scale", "var")) + 0.1 * rng.standard_normal(shape, np.float32)
             for path, shape in shapes.items()
         }
         row = Pretrained(network, "", name, "", Preprocessing(size=32), "", architecture=attributes(module))
         (folder / network).mkdir()
-        backbone.write(folder / network, row, arrays)
+        pretrained.write(folder / network, row, arrays)
     (folder / "text" / "vocab.txt").write_text("\n".join(words))
 
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from tljax import console
-from tljax.models import BACKBONES, convolution, ops
+from tljax.models.kernels import conv_cpu, ops
+from tljax.models.registry import BACKBONES
 
 ROUNDS = 7
 
@@ -57,11 +58,11 @@ def plain_batch_norm(x, scale, bias):
 
 
 def batch_norm(x, scale, bias):
-    return convolution.batch_norm(x, scale, bias, 1e-5)[0]
+    return conv_cpu.batch_norm(x, scale, bias, 1e-5)[0]
 
 
 def max_pool(x):
-    return convolution.max_pool(x, (1, 1))
+    return conv_cpu.max_pool(x, (1, 1))
 
 
 def normal(*shape: int) -> jax.Array:
@@ -78,14 +79,14 @@ def with_gradient(function: Callable, *arguments: jax.Array) -> Callable[[], Non
 def resnet50(conv: Callable) -> Callable[[], None]:
     """Value and gradient of a ResNet-50's features at 112 px, batch 16, with `conv` for every convolution."""
     model, image = BACKBONES["resnet50"], normal(16, 112, 112, 3)
-    ours, convolution.conv = convolution.conv, conv
+    ours, conv_cpu.conv = conv_cpu.conv, conv
     try:
         params = jax.jit(model.init)(jax.random.key(0), image[:1])["params"]
         stats = jax.jit(model.init)(jax.random.key(0), image[:1])["batch_stats"]
         loss = lambda p: jnp.sum(model.apply({"params": p, "batch_stats": stats}, image))  # noqa: E731
         program = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
     finally:
-        convolution.conv = ours
+        conv_cpu.conv = ours
     return lambda: jax.block_until_ready(program(params))
 
 
@@ -102,10 +103,10 @@ def compare(plain: Callable[[], None], ours: Callable[[], None]) -> tuple[float,
 
 def main() -> None:
     same = ((1, 1), (1, 1))
-    small = functools.partial(convolution.conv, padding=same), functools.partial(plain_conv, padding=same)
-    halving = [functools.partial(conv, stride=2, padding=same) for conv in (convolution.conv, plain_conv)]
+    small = functools.partial(conv_cpu.conv, padding=same), functools.partial(plain_conv, padding=same)
+    halving = [functools.partial(conv, stride=2, padding=same) for conv in (conv_cpu.conv, plain_conv)]
     cases = {
-        "conv 1×1, 28×28×512 → 128": (convolution.conv, plain_conv, normal(16, 28, 28, 512), normal(1, 1, 512, 128)),
+        "conv 1×1, 28×28×512 → 128": (conv_cpu.conv, plain_conv, normal(16, 28, 28, 512), normal(1, 1, 512, 128)),
         "conv 3×3, 2×2×256": (*small, normal(64, 2, 2, 256), normal(3, 3, 256, 256)),
         "conv 3×3, 4×4×128": (*small, normal(64, 4, 4, 128), normal(3, 3, 128, 128)),
         "linear, 8×197×384 → 1536": (ops.linear, plain_linear, normal(8, 197, 384), normal(384, 1536), normal(1536)),
@@ -121,7 +122,7 @@ def main() -> None:
         name: (with_gradient(plain, *arrays), with_gradient(ours, *arrays))
         for name, (ours, plain, *arrays) in cases.items()
     }
-    pairs["ResNet-50, 112 px, batch 16, whole"] = resnet50(plain_conv), resnet50(convolution.conv)
+    pairs["ResNet-50, 112 px, batch 16, whole"] = resnet50(plain_conv), resnet50(conv_cpu.conv)
     rows = []
     for name, (plain, ours) in pairs.items():
         a, b = compare(plain, ours)

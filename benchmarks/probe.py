@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tljax import heads, logistic
-from tljax.config import Experiment
-from tljax.data.pipeline import TrainInput
-from tljax.probe import Examples
+from tljax.config.schema import Experiment
+from tljax.data.loader import TrainInput
+from tljax.evals import linear_probe, logistic_regression
+from tljax.evals.probe import Examples
 
 N, WIDTH, BATCH = 2000, 384, 64
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -176,9 +176,9 @@ def heads_against_others(classes: int, epochs: int, rounds: int, clock: Callable
     flops = 4 * BATCH * WIDTH * classes * steps * len(grid)
     calls = {
         "one large product, the same FLOPs": large_product(flops, 2048 if flops > 1e11 else 1024),
-        "64 heads at once": lambda: heads.fit(grid, x, stream, classes),
+        "64 heads at once": lambda: linear_probe.fit(grid, x, stream, classes),
         "64 heads, a plain `vmap`": plain_vmap(x, stream, grid, classes, steps),
-        "one head": lambda: heads.fit(one, x, stream, classes),
+        "one head": lambda: linear_probe.fit(one, x, stream, classes),
         "one head, plain JAX": plain(x, stream, one[0], classes, steps),
     }
     if importlib.util.find_spec("torch"):
@@ -195,7 +195,9 @@ def heads_against_others(classes: int, epochs: int, rounds: int, clock: Callable
 def more_and_more(epochs: int, rounds: int, clock: Callable[[], float]) -> None:
     x, stream = data(10)
     counts = [4**i for i in range(5)]
-    calls = {str(count): partial(heads.fit, experiments(count, 1, [0], epochs), x, stream, 10) for count in counts}
+    calls = {
+        str(count): partial(linear_probe.fit, experiments(count, 1, [0], epochs), x, stream, 10) for count in counts
+    }
     seconds = compare(calls, rounds, clock)
     scale = 100 / epochs
     rows = [
@@ -223,17 +225,20 @@ def grid_of_strengths(rounds: int, clock: Callable[[], float]) -> None:
     train, test = clouds(10, N, 1), clouds(10, N, 2)
 
     def theirs(tolerance, dtype=np.float32):
-        fits = (LogisticRegression(C=c, tol=tolerance, max_iter=10_000) for c in logistic.STRENGTHS)
+        fits = (LogisticRegression(C=c, tol=tolerance, max_iter=10_000) for c in logistic_regression.STRENGTHS)
         return [fit.fit(train.features.astype(dtype), train.labels) for fit in fits]
 
-    calls = {"tljax": lambda: logistic.fit(train, 10), "scikit-learn, tol=1e-4 (its default)": lambda: theirs(1e-4)}
+    calls = {
+        "tljax": lambda: logistic_regression.fit(train, 10),
+        "scikit-learn, tol=1e-4 (its default)": lambda: theirs(1e-4),
+    }
     seconds = compare(calls, rounds, clock)
     start = clock()
     exact = theirs(1e-10, np.float64)
     seconds["scikit-learn, float64, tol=1e-10"] = [clock() - start]
     truth = np.array([fit.score(test.features, test.labels) for fit in exact])
     found = {
-        "tljax": [fit.accuracy(test) for fit in logistic.fit(train, 10)],
+        "tljax": [fit.accuracy(test) for fit in logistic_regression.fit(train, 10)],
         "scikit-learn, tol=1e-4 (its default)": [fit.score(test.features, test.labels) for fit in theirs(1e-4)],
         "scikit-learn, float64, tol=1e-10": truth,
     }

@@ -24,13 +24,14 @@ import jax
 import numpy as np
 from PIL import Image
 
-from tljax import config, sharding
-from tljax.checkpoint import Checkpoints, named
-from tljax.config import Experiment
-from tljax.data.pipeline import length_of
-from tljax.run import Run, prepare
-from tljax.step import State
-from tljax.workdir import Workdir
+from tljax.checkpoints.checkpointer import Checkpoints, named
+from tljax.checkpoints.workdir import Workdir
+from tljax.config import schema
+from tljax.config.schema import Experiment
+from tljax.core.run import Run, prepare
+from tljax.core.train_step import State
+from tljax.data.loader import length_of
+from tljax.distributed import mesh
 
 # Name -> network, strategy, pixels along a side, batch: a step takes 0.1 to 0.3 s on two cores.
 CASES = {
@@ -60,7 +61,7 @@ class Found:
 
 def make_run(pictures: Path, backbone: str, strategy: str, size: int, batch_size: int) -> Run:
     """A run that is longer than it is going to be run."""
-    values = config.default()
+    values = schema.default()
     values.backbone.name, values.tuning.strategy, values.steps = backbone, strategy, 10**6
     values.task.update(dataset=f"folder:{pictures}", image_size=size, batch_size=batch_size)
     values.optim.update(learning_rate=1e-4)
@@ -79,7 +80,7 @@ def measure(run: Run, folder: Path, every: int, rounds: int) -> Found:
         if saved:
             saved.save(state, run.unmoved(first))
             held = time.perf_counter() - began[0]
-        for batch in sharding.put_ahead(stream.batches(first, first + every), run.mesh):
+        for batch in mesh.put_ahead(stream.batches(first, first + every), run.mesh):
             state, _ = run.train_step(phase, length_of(batch))(state, batch)
         jax.block_until_ready(state)
         if saved:

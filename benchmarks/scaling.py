@@ -23,7 +23,7 @@ ROWS = 8
 
 def worker(options: argparse.Namespace) -> None:
     """Prints the median seconds of a step."""
-    from tljax import processes
+    from tljax.distributed import processes
 
     os.sched_setaffinity(0, {options.core})  # before jax counts the cores
     with processes.joined(options):
@@ -34,13 +34,14 @@ def _steps(options: argparse.Namespace) -> None:
     import jax
     import numpy as np
 
-    from tljax import config, processes, sharding
-    from tljax.config import Experiment
-    from tljax.preprocessing import Preprocessing
-    from tljax.run import Resolved, Run
-    from tljax.weights import Pretrained
+    from tljax.config import schema
+    from tljax.config.schema import Experiment
+    from tljax.core.run import Resolved, Run
+    from tljax.data.preprocessing import Preprocessing
+    from tljax.distributed import mesh, processes
+    from tljax.weights.catalog import Pretrained
 
-    values = config.default()
+    values = schema.default()
     values.backbone.name, values.steps, values.tuning.strategy = "vit_tiny_patch16", 100, options.strategy
     values.task.update(image_size=96, batch_size=ROWS * options.num_processes)
     size = Preprocessing(size=96)
@@ -48,7 +49,7 @@ def _steps(options: argparse.Namespace) -> None:
     run = Run(Experiment.from_config(values), Resolved(row, size, tuple("0123456789"), 100, 1000, "none"))
     step, state, times = run.train_step(run.phases[0]), run.init_state(), []
     share = jax.tree.map(lambda leaf: np.ones((ROWS, *leaf.shape[1:]), leaf.dtype), run.abstract_batch(run.batch_size))
-    batch = sharding.put_batch(share, run.mesh)
+    batch = mesh.put_batch(share, run.mesh)
     for _ in range(options.steps + 2):
         began = time.perf_counter()
         state, found = step(state, batch)
@@ -77,7 +78,7 @@ def measure(options: argparse.Namespace, cores: list[int], together: bool) -> fl
 
 
 def main() -> None:
-    from tljax import processes
+    from tljax.distributed import processes
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)

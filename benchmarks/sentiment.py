@@ -19,8 +19,8 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from tljax.config import Experiment
-from tljax.data import splits, tasks
+from tljax.config.schema import Experiment
+from tljax.data import registry, splits
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -39,7 +39,7 @@ def train(strategy: str, seed: int, workdir: Path) -> dict:
 def tfidf(shots: int) -> tuple[int, float, float]:
     """Training examples, test accuracy, and the C that was best on the validation split."""
     config = dataclasses.replace(Experiment.from_config(get_config()).task, shots=shots)
-    found = splits.resolve(tasks.load(config), config)
+    found = splits.resolve(registry.load(config), config)
     texts = {name: [example["text"] for example in split] for name, split in found.items()}
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     x = {"train": vectorizer.fit_transform(texts["train"])}

@@ -49,7 +49,7 @@ TLJAX = [sys.executable, "-m", "tljax"]
 
 def get_config(case: str):
     """The processes that are timed read it, too."""
-    from tljax.config import default
+    from tljax.config.schema import default
 
     values = default()
     values.backbone.name, values.tuning.strategy = MADE[case]
@@ -75,7 +75,7 @@ def start(arguments: list[str]) -> None:
     def prepare(*given):
         import jax
 
-        from tljax import run
+        from tljax.core import run
 
         found["imports"] = time.time() - began
         made = run.prepare(*given)

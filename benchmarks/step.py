@@ -45,14 +45,15 @@ def tljax_step(model: str, strategy: str, options: argparse.Namespace) -> Callab
     import jax
     import numpy as np
 
-    from tljax import config, sharding
-    from tljax.config import Experiment
-    from tljax.preprocessing import Preprocessing
-    from tljax.resolve import Resolved
-    from tljax.run import Run
-    from tljax.weights import Pretrained
+    from tljax.config import schema
+    from tljax.config.schema import Experiment
+    from tljax.core.resolve import Resolved
+    from tljax.core.run import Run
+    from tljax.data.preprocessing import Preprocessing
+    from tljax.distributed import mesh
+    from tljax.weights.catalog import Pretrained
 
-    values = config.default()
+    values = schema.default()
     values.backbone.name, values.steps = NETWORKS[model], 1000
     values.compute_dtype = options.dtype
     values.task.update(image_size=224, batch_size=options.batch)
@@ -73,7 +74,7 @@ def tljax_step(model: str, strategy: str, options: argparse.Namespace) -> Callab
         x = random.integers(0, 256, (options.batch, 224, 224, 3)).astype(np.uint8)
     ones = np.ones(options.batch, np.float32)
     label = random.integers(0, CLASSES, options.batch).astype(np.int32)
-    batch = sharding.put_batch({"input": x, "label": label, "mask": ones, "weight": ones}, run.mesh)
+    batch = mesh.put_batch({"input": x, "label": label, "mask": ones, "weight": ones}, run.mesh)
     state, program = run.init_state(), run.train_step(run.phases[0])
 
     def step(times: int) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 
 import jax
 
-from tljax import sharding
-from tljax.config import Experiment
-from tljax.run import prepare
+from tljax.config.schema import Experiment
+from tljax.core.run import prepare
+from tljax.distributed import mesh
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -50,7 +50,7 @@ def seconds(name: str) -> float:
     for phase in run.phases:
         state, program, times = run.enter(state, phase), run.train_step(phase), []
         for number in range(6):
-            batch = sharding.put_batch(stream.batch(number), run.mesh)
+            batch = mesh.put_batch(stream.batch(number), run.mesh)
             start = time.perf_counter()
             state, found = program(state, batch)
             jax.block_until_ready((state, found))

@@ -7,9 +7,9 @@
 computed once for all of them, and the twelve heads train side by side.
 """
 
-from tljax.config import default
+from tljax.config.schema import default
+from tljax.config.search_space import grid, product
 from tljax.errors import InputError
-from tljax.grids import grid, product
 
 STRATEGIES = grid({"tuning.strategy": ("linear_probe",)}) + grid(
     {"tuning.strategy": ("last_k",), "tuning.k": (1, 2, 4)}

@@ -25,8 +25,8 @@ For the others no number of the same weights was at hand. Their steps, and the r
 
 import itertools
 
-from tljax.config import default
-from tljax.data import vtab
+from tljax.config.schema import default
+from tljax.data.sources import vtab
 from tljax.errors import InputError
 
 IMAGES = {  # TFDS's name; splits to train, validate and test on; steps; rate; crop

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tljax.config import Experiment, default
+from tljax.config.schema import Experiment, default
+from tljax.config.serialization import with_values
 from tljax.errors import InputError
-from tljax.fields import with_values
 
 Overrides = dict[str, Any]  # value by dotted key
 

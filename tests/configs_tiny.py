@@ -5,7 +5,7 @@
 
 import os
 
-from tljax.config import default
+from tljax.config.schema import default
 
 
 def get_config(arg: str = "vit"):

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tljax import backbone, config
-from tljax.models import BACKBONES, attributes
-from tljax.models.bert import Bert
-from tljax.models.resnet import ResNet
-from tljax.models.vit import ViT
-from tljax.preprocessing import Preprocessing
-from tljax.run import Run, prepare
-from tljax.stopping import Notice
-from tljax.weights import Pretrained
-from tljax.weights.sources import cache_dir
+from tljax.config import schema
+from tljax.core.run import Run, prepare
+from tljax.data.preprocessing import Preprocessing
+from tljax.distributed.preemption import Notice
+from tljax.io.download.fetch import cache_dir
+from tljax.models.registry import BACKBONES, attributes
+from tljax.models.text.bert import Bert
+from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.vit import ViT
+from tljax.weights import pretrained
+from tljax.weights.catalog import Pretrained
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -79,7 +80,7 @@ TINY = {
 
 def tiny_run(dataset: str, network: str = "tiny_vit", **values: Any) -> Run:
     """A run of six steps of eight pictures, on networks that compile in a second; `values` by dotted key."""
-    found = config.default()
+    found = schema.default()
     found.steps, found.backbone.name, found.task.dataset = 6, network, dataset
     found.task.update(image_size=32, batch_size=8)
     found.optim.update(name="sgd", learning_rate=0.1)
@@ -90,7 +91,7 @@ def tiny_run(dataset: str, network: str = "tiny_vit", **values: Any) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         for name, module in TINY.items():
             patch.setitem(BACKBONES, name, module)
-        experiment = config.Experiment.from_config(found)
+        experiment = schema.Experiment.from_config(found)
         return prepare(experiment)
 
 
@@ -114,13 +115,15 @@ def lively_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_weights(folder: Path, scale: float, network: str = "tiny_vit", kind: str = "vit_tiny_patch16") -> Path:
     module, rng = TINY[network], np.random.default_rng(0)
-    shapes = {path: shape for path, shape in backbone.shapes(module).items() if path not in backbone.optional(module)}
+    shapes = {
+        path: shape for path, shape in pretrained.shapes(module).items() if path not in pretrained.optional(module)
+    }
     arrays = {path: scale * rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
     arrays |= {path: np.ones(shape, np.float32) for path, shape in shapes.items() if path.endswith("/var")}
     size = Preprocessing(size=32)
     row = Pretrained("tiny", "", kind, "", size, "MIT", architecture=attributes(module))
     folder.mkdir()
-    backbone.write(folder, row, arrays)
+    pretrained.write(folder, row, arrays)
     return folder
 
 
@@ -146,12 +149,14 @@ WORDS = [
 def tiny_text_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `tljax convert` makes it, of a text encoder of random weights and a vocabulary of 14 words."""
     module, rng = Bert(width=16, depth=2, heads=2, vocabulary=len(WORDS), positions=32), np.random.default_rng(0)
-    shapes = {path: shape for path, shape in backbone.shapes(module).items() if path not in backbone.optional(module)}
+    shapes = {
+        path: shape for path, shape in pretrained.shapes(module).items() if path not in pretrained.optional(module)
+    }
     arrays = {path: 0.3 * rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
     row = Pretrained("tiny", "", "bert_base", "", Preprocessing(), "MIT", architecture=attributes(module))
     folder = tmp_path_factory.mktemp("weights") / "tiny_text"
     folder.mkdir()
-    backbone.write(folder, row, arrays)
+    pretrained.write(folder, row, arrays)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     return folder
 

@@ -20,18 +20,22 @@ from etils import epath
 from moto.server import ThreadedMotoServer
 
 from tests.conftest import ROOT
-from tljax import array_files, backbone, buckets, lock, predict, report, storage, sweep
-from tljax.checkpoint import named
-from tljax.config import BackboneConfig, Experiment, default
-from tljax.convert import convert
-from tljax.data import tasks
+from tljax.checkpoints.checkpointer import named
+from tljax.checkpoints.workdir import Workdir
+from tljax.cli import predict
+from tljax.cli.convert import convert
+from tljax.cli.evaluate import evaluate
+from tljax.config.schema import BackboneConfig, Experiment, default
+from tljax.core.run import Run
+from tljax.data import registry
 from tljax.errors import InputError
-from tljax.evaluate import evaluate
-from tljax.lock import Lock
-from tljax.run import Run
-from tljax.train import train
-from tljax.weights.sources import local_copy
-from tljax.workdir import Workdir
+from tljax.io import arrays, buckets, lock, storage
+from tljax.io.download.fetch import local_copy
+from tljax.io.lock import Lock
+from tljax.reports import report
+from tljax.sweeps import sweep
+from tljax.training.trainer import train
+from tljax.weights import pretrained
 
 pytestmark = pytest.mark.unoptimised
 
@@ -168,10 +172,10 @@ def test_data_in_a_bucket_is_the_data_of_its_folder(s3, shapes, tmp_path):
         (f"folder:{s3}/data/shapes", f"folder:{shapes}"),
         (f"csv:{s3}/data/shapes/rows.csv", f"csv:{tmp_path}/rows.csv"),
     ):
-        found, expected = (tasks.load(_task(config, dataset)) for dataset in (there, here))
+        found, expected = (registry.load(_task(config, dataset)) for dataset in (there, here))
         assert found.fingerprint == expected.fingerprint and len(found.bases["train"].index) == 24
     with pytest.raises(InputError, match="no such file or folder"):
-        tasks.load(_task(config, f"folder:{s3}/data/none"))
+        registry.load(_task(config, f"folder:{s3}/data/none"))
 
 
 def _task(config, dataset: str):
@@ -263,8 +267,8 @@ def _predict_and_convert(s3: epath.Path, remote: epath.Path, local: Path, shapes
     assert (s3 / "p.csv").read_bytes() == (tmp_path / "p.csv").read_bytes()
     convert(BackboneConfig(weights=str(remote)), s3 / "converted")
     convert(BackboneConfig(weights=str(local)), tmp_path / "converted")
-    rows = [backbone.resolve(BackboneConfig(weights=str(place / "converted"))) for place in (s3, tmp_path)]
-    jax.tree.map(np.testing.assert_array_equal, *(array_files.load_tree(backbone.converted(row)) for row in rows))
+    rows = [pretrained.resolve(BackboneConfig(weights=str(place / "converted"))) for place in (s3, tmp_path)]
+    jax.tree.map(np.testing.assert_array_equal, *(arrays.load_tree(pretrained.converted(row)) for row in rows))
     assert rows[0].classes == rows[1].classes == ("disc", "square")
 
 

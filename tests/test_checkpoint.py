@@ -12,14 +12,16 @@ import pytest
 from etils import epath
 
 from tests.conftest import tiny_run
-from tljax import array_files, checkpoint, features, storage
-from tljax.array_files import Damaged
-from tljax.checkpoint import Checkpoints, named
-from tljax.config import CheckpointConfig
+from tljax.checkpoints import checkpointer
+from tljax.checkpoints.checkpointer import Checkpoints, named
+from tljax.config.schema import CheckpointConfig
+from tljax.core.train_step import State, TrainStep
 from tljax.errors import InputError
-from tljax.metrics import JUDGED
-from tljax.step import State, TrainStep
-from tljax.train import train
+from tljax.io import arrays, storage
+from tljax.io.arrays import Damaged
+from tljax.problems.base import JUDGED
+from tljax.training import feature_cache
+from tljax.training.trainer import train
 
 ACCURACY = JUDGED["single_label"]
 
@@ -97,7 +99,7 @@ def test_what_does_not_move_is_stored_once_and_comes_back_from_wherever_the_fold
     size = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
     assert size < 1.05 * 4_000_000
     step = tmp_path / "run" / "checkpoints" / "20"
-    assert set(array_files.read(epath.Path(step))) == {"step", "skipped", "params/head"}
+    assert set(arrays.read(epath.Path(step))) == {"step", "skipped", "params/head"}
     shutil.copytree(tmp_path / "run", tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "run")
     with _open(tmp_path / "elsewhere" / "checkpoints") as saved:
@@ -132,7 +134,7 @@ def test_runs_side_by_side_share_the_files_of_what_does_not_move(tmp_path):
     with _open(runs[2], writer=True) as saved:
         saved.keep_base(_base(_probe(0)))
         saved.wait()
-        assert not array_files.wrong(epath.Path(next(runs[2].glob("base-*"))))
+        assert not arrays.wrong(epath.Path(next(runs[2].glob("base-*"))))
 
 
 def test_another_base_than_that_of_the_steps_is_refused(tmp_path):
@@ -252,7 +254,7 @@ def test_a_damaged_base_is_seen_and_made_anew(tmp_path):
 def _failing(monkeypatch, times: int) -> list[int]:
     """The disk is full for so many tries of a save."""
     monkeypatch.setattr(storage, "PAUSES", (0.01, 0.01, 0.01))
-    tries, save = [], array_files._save
+    tries, save = [], arrays._save
 
     def _save(folder, tree):
         tries.append(1)
@@ -261,7 +263,7 @@ def _failing(monkeypatch, times: int) -> list[int]:
             _truncate(folder)
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(array_files, "_save", _save)
+    monkeypatch.setattr(arrays, "_save", _save)
     return tries
 
 
@@ -295,9 +297,9 @@ def test_a_disk_that_stays_full_ends_the_run_with_the_last_good_step_named(tmp_p
 def test_a_disk_that_does_not_take_the_base_ends_the_run_at_once(cache, steps, tmp_path, shapes, monkeypatch):
     """It is stored beside the first step, or before features are computed, and no second step is taken without it."""
     run, taken, computed = tiny_run(f"folder:{shapes}", tuning__strategy="linear_probe", cache=cache), [], []
-    step, compute = TrainStep.__call__, features.computed
+    step, compute = TrainStep.__call__, feature_cache.computed
     monkeypatch.setattr(TrainStep, "__call__", lambda self, *of: taken.append(1) or step(self, *of))
-    monkeypatch.setattr(features, "computed", lambda *of, **also: computed.append(1) or compute(*of, **also))
+    monkeypatch.setattr(feature_cache, "computed", lambda *of, **also: computed.append(1) or compute(*of, **also))
     _failing(monkeypatch, 100)
     with pytest.raises(InputError) as error:
         train(run.experiment, tmp_path, prepared=run)
@@ -359,19 +361,19 @@ def test_a_missing_leaf_is_named(tmp_path):
 
 
 def test_names_are_those_of_the_state(tmp_path):
-    assert {"step", "skipped", "params/a/w", "opt_state/0/mu/a/w"} <= set(checkpoint.named(_state(1)))
+    assert {"step", "skipped", "params/a/w", "opt_state/0/mu/a/w"} <= set(checkpointer.named(_state(1)))
 
 
 def test_a_tree_and_its_facts(tmp_path):
     tree = {"a": {"b": np.arange(5.0, dtype=np.float32)}, "c": np.ones((2, 3), np.float32)}
     facts = {"pretrained": {"x": 1}, "ignored": [], "head": []}
-    array_files.save_tree(tmp_path / "t", tree, facts)
-    found = array_files.load_tree(tmp_path / "t")
-    assert array_files.load_facts(tmp_path / "t") == facts
+    arrays.save_tree(tmp_path / "t", tree, facts)
+    found = arrays.load_tree(tmp_path / "t")
+    assert arrays.load_facts(tmp_path / "t") == facts
     np.testing.assert_array_equal(found["a"]["b"], tree["a"]["b"])
     assert isinstance(found["c"], np.ndarray)
     with pytest.raises(InputError, match="not a folder made by `tljax convert`"):
-        array_files.load_facts(tmp_path)
+        arrays.load_facts(tmp_path)
 
 
 def test_a_linear_probes_checkpoints_are_as_small_as_what_trains(tmp_path, shapes):
@@ -399,16 +401,16 @@ def test_nothing_is_best_by_a_metric_that_is_not_a_number(tmp_path):
             saved.save(_state(step), validation={"mae": 1.0, "r2": r2})
             saved.wait()
             if r2 != r2:  # as a bare NaN no other reader would take it
-                text = (tmp_path / "2" / array_files.MANIFEST).read_text()
+                text = (tmp_path / "2" / arrays.MANIFEST).read_text()
                 assert json.loads(text, parse_constant=pytest.fail)["content"]["metrics"] == {"mae": 1.0, "r2": None}
                 with pytest.raises(InputError, match="validation's r2 is not a number at step 2"):
                     saved.resolve("best")
         assert saved.steps == [1, 4]  # the best of those that have one stays
         assert saved.resolve("best") == 1
         # As an older version wrote it, it is whole.
-        manifest = tmp_path / "4" / array_files.MANIFEST
+        manifest = tmp_path / "4" / arrays.MANIFEST
         content = json.loads(manifest.read_text())["content"] | {"metrics": {"r2": float("nan")}}
-        manifest.write_text(json.dumps({"content": content, "sha256": array_files._seal(content)}))
+        manifest.write_text(json.dumps({"content": content, "sha256": arrays._seal(content)}))
         assert saved.newest() == 4
         with pytest.raises(InputError, match="validation's r2 is not a number at step 4"):
             saved.resolve("best")

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.collectives import make_run, ring_seconds, told, trainable_bytes
 from tests.conftest import ROOT
-from tljax import sharding
+from tljax.distributed import mesh
 
 SMALL = {"backbone": "vit_tiny_patch16", "size": 32, "architecture": {"width": 64, "depth": 2, "heads": 2}}
 FULL, PROBE, LAST = {"strategy": "full"}, {"strategy": "linear_probe"}, {"strategy": "last_k", "k": 1}
@@ -37,12 +37,12 @@ METRICS = 4 * 4
 def _of(case: dict[str, Any]) -> dict[str, Any]:
     run = make_run(**case)
     program, state = run.train_step(run.phases[0]).program, run.abstract_state()
-    leaves = [(leaf.size * leaf.dtype.itemsize, sharding.shares(leaf)) for leaf in jax.tree.leaves(state)]
+    leaves = [(leaf.size * leaf.dtype.itemsize, mesh.shares(leaf)) for leaf in jax.tree.leaves(state)]
     return {
         "trains": trainable_bytes(run),
         "told": told(program),
         "arguments": program.memory_analysis().argument_size_in_bytes,
-        "batch": sharding.shares(run.abstract_batch(run.batch_size)),
+        "batch": mesh.shares(run.abstract_batch(run.batch_size)),
         "whole": sum(size for size, share in leaves if size == share),
         "spread": sum(size for size, share in leaves if size != share),
         "spread_params": sum(

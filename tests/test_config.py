@@ -3,13 +3,14 @@ import json
 
 import pytest
 
-from tljax import config, fields, flags
-from tljax.config import Experiment, OptimConfig
+from tljax.cli import flags
+from tljax.config import schema, serialization
+from tljax.config.schema import Experiment, OptimConfig
 from tljax.errors import InputError
 
 
 def _with(**overrides) -> dict:
-    return config.default().to_dict() | {"steps": 1} | overrides
+    return schema.default().to_dict() | {"steps": 1} | overrides
 
 
 def test_default_config_becomes_the_default_experiment():
@@ -20,7 +21,7 @@ def test_default_config_becomes_the_default_experiment():
 def test_an_experiment_survives_json():
     values = _with(tuning={"strategy": "pattern", "patterns": ((".*", 1.0),)}, epochs=0)
     experiment = Experiment.from_config(values)
-    again = Experiment.from_config(json.loads(json.dumps(fields.to_dict(experiment))))
+    again = Experiment.from_config(json.loads(json.dumps(serialization.to_dict(experiment))))
     assert again == experiment
     assert again.tuning.patterns == ((".*", 1.0),)
 

@@ -10,18 +10,24 @@ import pytest
 
 from tests import config_fuzz
 from tests.conftest import TINY, make_table, tiny_run
-from tljax import choices, convert, evaluate, optim, phases, points, predict, report, strategies, sweep, train
-from tljax import inspect as inspect_verb
-from tljax.config import Experiment, TuningConfig, default
-from tljax.data import examples, images
-from tljax.data.augment import AUGMENTATIONS
+from tljax.cli import convert, evaluate, predict
+from tljax.cli import inspect as inspect_verb
+from tljax.config import choices
+from tljax.config.schema import Experiment, TuningConfig, default
+from tljax.config.search_space import choice, grid, log_uniform, random, uniform, zipped
+from tljax.config.serialization import to_dict, with_values
+from tljax.core.classifier import HEAD_INITS
+from tljax.core.resolve import warnings
+from tljax.core.run import Run, prepare
+from tljax.data import dataset
+from tljax.data.transforms import image
+from tljax.data.transforms.augment import AUGMENTATIONS
 from tljax.errors import InputError
-from tljax.fields import to_dict, with_values
-from tljax.grids import choice, grid, log_uniform, random, uniform, zipped
-from tljax.models import BACKBONES, BATCH_NORM_MODES
-from tljax.models.classifier import HEAD_INITS
-from tljax.resolve import warnings
-from tljax.run import Run, prepare
+from tljax.models.registry import BACKBONES, BATCH_NORM_MODES
+from tljax.reports import report
+from tljax.sweeps import sweep, trial
+from tljax.training import trainer
+from tljax.tuning import optimizers, phases, strategies
 
 pytestmark = pytest.mark.unoptimised
 
@@ -94,7 +100,7 @@ def _run(overrides: dict[str, Any], is_text: bool, shapes: Path, table: Path, te
         keys = {key.replace(".", "__"): value for key, value in overrides.items()}
         run = tiny_run(f"folder:{shapes}", **keys)
     assert run.batch_size
-    train._check_best(run)
+    trainer._check_best(run)
     return run
 
 
@@ -123,17 +129,17 @@ def test_a_value_of_the_table(key, text, right, shapes, table, tiny_text_weights
 
 
 FLAGS = {
-    "--max-seconds": (train, sweep),
-    "--workdir": (train, evaluate, predict),
+    "--max-seconds": (trainer, sweep),
+    "--workdir": (trainer, evaluate, predict),
     "--batch-size": (evaluate, predict),
     "--top": (predict,),
     "--interval": (evaluate,),
     "--resamples": (report,),
 }
 MORE = [("--root", "", (sweep,)), ("--out", "", (report, predict)), ("--jobs", "0", (sweep,))]
-MORE += [("--sheet", "", (inspect_verb,)), ("--lr-find", "", (inspect_verb,)), ("--num-processes", "0", (train,))]
-MORE += [("--process-id", "-1", (train,)), ("--join-timeout", "nan", (train,)), ("--sha256", "abc", (convert,))]
-MORE += [("--max-seconds", value, (train, sweep)) for value in ("inf", "soon", "1e400")]
+MORE += [("--sheet", "", (inspect_verb,)), ("--lr-find", "", (inspect_verb,)), ("--num-processes", "0", (trainer,))]
+MORE += [("--process-id", "-1", (trainer,)), ("--join-timeout", "nan", (trainer,)), ("--sha256", "abc", (convert,))]
+MORE += [("--max-seconds", value, (trainer, sweep)) for value in ("inf", "soon", "1e400")]
 MORE += [("--interval", value, (evaluate,)) for value in ("-1", "inf")]
 
 
@@ -164,7 +170,7 @@ def test_what_float32_cannot_hold_is_refused(value):
 
 def test_a_flag_that_is_missing_is_named_in_a_line():
     with pytest.raises(InputError, match=r"required: --workdir; see python -m tljax train --help"):
-        train.main([])
+        trainer.main([])
 
 
 @pytest.mark.parametrize(
@@ -191,7 +197,7 @@ def test_a_flag_that_is_missing_is_named_in_a_line():
 )
 def test_a_sweep_is_checked_as_it_is_read(sweeps, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        points.points(Experiment(steps=1), sweeps(), tmp_path)
+        trial.points(Experiment(steps=1), sweeps(), tmp_path)
 
 
 PROBE = {"strategy": "linear_probe", "share": 0.5}
@@ -224,12 +230,12 @@ def test_the_names_in_the_schema_are_those_that_there_are():
     tables = {
         choices.Strategy: strategies.STRATEGIES,
         choices.StrategyOrRecipe: [*strategies.STRATEGIES, *phases.RECIPES, "phases"],
-        choices.Schedule: optim.SCHEDULES,
-        choices.Optimizer: optim.OPTIMIZERS,
+        choices.Schedule: optimizers.SCHEDULES,
+        choices.Optimizer: optimizers.OPTIMIZERS,
         choices.Augmentation: AUGMENTATIONS,
-        choices.Crop: images.CROPS,
-        choices.Decoder: images.DECODERS,
-        choices.Problem: examples.PROBLEMS,
+        choices.Crop: image.CROPS,
+        choices.Decoder: image.DECODERS,
+        choices.Problem: dataset.PROBLEMS,
         choices.HeadInit: [*HEAD_INITS, "pretrained"],
         choices.BatchNormMode: BATCH_NORM_MODES,
     }
@@ -272,7 +278,7 @@ def test_odd_values_are_accepted_or_refused_by_name(shapes, monkeypatch):
     def check(values: dict[str, Any]) -> None:
         run = prepare(Experiment.from_config(values))
         assert run.batch_size
-        train._check_best(run)
+        trainer._check_best(run)
 
     for key, values in config_fuzz.odd_values(seed=0, count=150):
         assert config_fuzz.outcome(key, values, check, base) in ("accepted", "refused"), key

@@ -22,18 +22,19 @@ from sklearn import metrics as judges
 from tests.configs_tiny import get_config
 from tests.conftest import PATIENCE, ROOT, make_folder, make_table
 from tests.data import made
-from tljax import __main__, evaluation, predictions
-from tljax.config import Experiment
-from tljax.data import images
-from tljax.data.examples import among
+from tljax import __main__
+from tljax.checkpoints.workdir import Workdir
+from tljax.cli.evaluate import _find, evaluate
+from tljax.config.schema import Experiment
+from tljax.core.run import Run
+from tljax.data.dataset import among
 from tljax.data.splits import cut
+from tljax.data.transforms import image
 from tljax.errors import InputError
-from tljax.evaluate import _find, evaluate
-from tljax.predictions import Predictions
-from tljax.run import Run
-from tljax.train import train
-from tljax.weights.surgery import resample_pos_embed
-from tljax.workdir import Workdir
+from tljax.evals import evaluator, predictions
+from tljax.evals.predictions import Predictions
+from tljax.training.trainer import train
+from tljax.weights.adapt import resample_pos_embed
 
 pytestmark = pytest.mark.unoptimised
 
@@ -99,7 +100,7 @@ def _main(capsys, *arguments: object, status: int = 0) -> tuple[str, str]:
 
 
 def _without_network(monkeypatch) -> None:
-    monkeypatch.setattr(evaluation, "Run", None)
+    monkeypatch.setattr(evaluator, "Run", None)
 
 
 def test_the_metrics_are_those_of_the_stored_predictions(run, capsys):
@@ -302,9 +303,9 @@ def test_columns_of_labels_in_another_order_are_the_same_labels(tmp_path, proble
     assert found == wanted
     if problem == "regression":
         with pytest.raises(InputError, match="figures are of classes"):
-            evaluation.Evaluation(workdir, draw=True)
+            evaluator.Evaluation(workdir, draw=True)
     else:
-        drawing = evaluation.Evaluation(workdir, draw=True)
+        drawing = evaluator.Evaluation(workdir, draw=True)
         with drawing.checkpoints() as checkpoints:
             assert drawing.of(checkpoints, "latest").stored
         assert [path.name for path in (workdir / "evaluations").glob("*.png")] == ["12-test.reliability.png"]
@@ -327,8 +328,8 @@ def test_a_larger_image_is_seen_through_a_resampled_grid(run, data):
     assert table.shape == (1, 65, 16)
     stem["pos_embed"] = jnp.asarray(table)
     size = dataclasses.replace(resolved.preprocessing, size=64)
-    pictures = [images.decode((data / id).read_bytes(), id) for id in kept.ids]
-    x = images.normalise(jnp.stack([images.evaluation_view(one, size) for one in pictures]), size)
+    pictures = [image.decode((data / id).read_bytes(), id) for id in kept.ids]
+    x = image.normalise(jnp.stack([image.evaluation_view(one, size) for one in pictures]), size)
     features = trained.network.backbone.clone(grid=(8, 8)).apply({"params": params["backbone"]}, x)
     wanted = features @ params["head"]["kernel"] + params["head"]["bias"]
     np.testing.assert_allclose(kept.logits, wanted, rtol=1e-4, atol=1e-5)
@@ -345,7 +346,7 @@ def test_an_average_is_resampled_too(tmp_path):
     kept, _ = predictions.load(file)
     experiment, resolved = Workdir(workdir).load()
     trained = Run(experiment, resolved)
-    larger = Run(*evaluation.overrides.changed(experiment, resolved, {"task.image_size": 64})[:2])
+    larger = Run(*evaluator.overrides.changed(experiment, resolved, {"task.image_size": 64})[:2])
     with Workdir(workdir).checkpoints(experiment) as checkpoints:
         state = checkpoints.restore(4, trained.abstract_state(4))
     averaged, _ = trained.evaluated(state)
@@ -436,28 +437,28 @@ def test_globs_name_what_they_skip_and_one_failure_stops_no_other(run, capsys, m
 
 
 def test_a_checkpoint_that_goes_meanwhile_is_skipped(run, capsys, monkeypatch):
-    original = evaluation.Evaluation._restored
+    original = evaluator.Evaluation._restored
 
     def restored(self, checkpoints, step):
         if step == 4:
             shutil.rmtree(run / "checkpoints" / "4", ignore_errors=True)  # as the run that still trains does
         return original(self, checkpoints, step)
 
-    monkeypatch.setattr(evaluation.Evaluation, "_restored", restored)
+    monkeypatch.setattr(evaluator.Evaluation, "_restored", restored)
     told, _ = _main(capsys, f"--workdir={run}", "--step=all")
     assert "step 4: gone, as the run keeps only some; skipped" in told
     assert sorted(_files(run)) == ["12-test.json", "12-test.parquet"]
 
 
 def test_the_latest_is_looked_for_again_when_it_goes(run, monkeypatch):
-    original = evaluation.Evaluation._restored
+    original = evaluator.Evaluation._restored
 
     def restored(self, checkpoints, step):
         if step == 12:
             shutil.rmtree(run / "checkpoints" / "12", ignore_errors=True)
         return original(self, checkpoints, step)
 
-    monkeypatch.setattr(evaluation.Evaluation, "_restored", restored)
+    monkeypatch.setattr(evaluator.Evaluation, "_restored", restored)
     assert evaluate(run)["step"] == 4
 
 

@@ -15,16 +15,19 @@ import pytest
 from PIL import Image
 
 from tests.conftest import PATIENCE, ROOT, StopAt, make_folder, make_table, tiny_run
-from tljax import compiled, config, features, sharding
-from tljax.cost import cost
-from tljax.data import cache
-from tljax.data.pipeline import length_of
+from tljax.config import schema
+from tljax.core.run import Run, prepare
+from tljax.data import decoded_cache
+from tljax.data.loader import length_of
+from tljax.distributed import mesh
+from tljax.distributed.preemption import Stopped
 from tljax.errors import InputError
-from tljax.predictions import predictions_of
-from tljax.run import Run, prepare
-from tljax.stopping import Stopped
-from tljax.train import train
-from tljax.weights.sources import cache_dir
+from tljax.evals.predictions import predictions_of
+from tljax.io import compilation_cache
+from tljax.io.download.fetch import cache_dir
+from tljax.profiling.cost import cost
+from tljax.training import feature_cache
+from tljax.training.trainer import train
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +45,11 @@ def _trained(run: Run, cached: bool, steps: int = 6) -> tuple[dict, list[float]]
             start = run.start(phase)
             read = None
             if start:
-                read = features.computed(run, state, run.inputs.splits["train"], [start], training=True)[start]
+                read = feature_cache.computed(run, state, run.inputs.splits["train"], [start], training=True)[start]
             stream = run.train_input(read)
             state = run.enter(state, phase) if number else state
         batch = stream.batch(number)
-        state, found = run.train_step(phase, length_of(batch))(state, sharding.put_batch(batch, run.mesh))
+        state, found = run.train_step(phase, length_of(batch))(state, mesh.put_batch(batch, run.mesh))
         losses.append(float(found["loss"]))
     return jax.device_get(state.params), losses
 
@@ -96,13 +99,13 @@ def test_the_forward_pass_costs_the_same_and_evaluation_takes_the_program_that_w
     assert start == (0 if mirrored else run.prefix(phase))
     made = set(run._made)
     split = run.inputs.splits["validation"]
-    read = features.computed(run, state, split, (start,))[start] if start else run.inputs.reader(split)
+    read = feature_cache.computed(run, state, split, (start,))[start] if start else run.inputs.reader(split)
     predictions_of(run, state, split, "validation", read=read, start=start)
     assert not [key for key in set(run._made) - made if key[0] == "eval"]
 
 
-def _computed(run: Run, stops: list[int], name: str = "train", **values) -> dict[int, features.Features]:
-    return features.computed(run, run.init_state(), run.inputs.splits[name], stops, **values)
+def _computed(run: Run, stops: list[int], name: str = "train", **values) -> dict[int, feature_cache.Features]:
+    return feature_cache.computed(run, run.init_state(), run.inputs.splits[name], stops, **values)
 
 
 def _made() -> dict[Path, int]:
@@ -113,8 +116,8 @@ def _made() -> dict[Path, int]:
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(features, "_BATCH_ON_CPU", 4)
-    monkeypatch.setattr(features, "_BATCHES", 2)
+    monkeypatch.setattr(feature_cache, "_BATCH_ON_CPU", 4)
+    monkeypatch.setattr(feature_cache, "_BATCHES", 2)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,7 @@ def test_products_by_onednn_make_the_same_features(probe, tmp_path, monkeypatch,
     intel, amd = tmp_path / "intel", tmp_path / "amd"
     intel.write_text("vendor_id\t: GenuineIntel\n")
     amd.write_text("vendor_id\t: AuthenticAMD\n")
-    quick = compiled.quick_products
+    quick = compilation_cache.quick_products
     assert quick(intel) and not quick(amd) and not quick(tmp_path / "none")
     with monkeypatch.context() as patch:
         patch.setenv("XLA_FLAGS", "--xla_cpu_use_onednn=false")
@@ -155,7 +158,7 @@ def test_products_by_onednn_make_the_same_features(probe, tmp_path, monkeypatch,
     found = []
     for options in (quick(intel) if known else {"xla_cpu_no_such_option": True}, None):
         probe._made.clear()
-        monkeypatch.setattr(compiled, "quick_products", lambda options=options: options)
+        monkeypatch.setattr(compilation_cache, "quick_products", lambda options=options: options)
         features_of = _computed(probe, [3])[3]
         found.append(np.array(features_of.array()))
         shutil.rmtree(cache_dir() / "features")
@@ -214,9 +217,9 @@ def test_the_name_is_that_of_all_it_depends_on(tmp_path):
 
     def key(network: str = "tiny_vit", stop: int = 5, change=lambda state: state, **values) -> Path:
         run = tiny_run(f"folder:{data}", network, tuning__strategy="linear_probe", **values)
-        source = features._source(run, run.inputs.splits["train"], True)
+        source = feature_cache._source(run, run.inputs.splits["train"], True)
         state = change(run.init_state())
-        return features._folder(run, {"params": state.params, "batch_stats": state.batch_stats}, source, stop)
+        return feature_cache._folder(run, {"params": state.params, "batch_stats": state.batch_stats}, source, stop)
 
     def in_block(number: int):
         def change(state):
@@ -251,14 +254,14 @@ def test_the_name_is_that_of_all_it_depends_on(tmp_path):
 
 
 def test_texts_are_kept_at_their_own_lengths(tmp_path, tiny_text_weights):
-    values = config.default()
+    values = schema.default()
     values.steps, values.backbone.weights, values.task.dataset = 6, str(tiny_text_weights), ""
     table = make_table(tmp_path / "table.csv")
     values.task.update(dataset=f"csv:{table}", text=("text",), label=("label",), batch_size=8, max_tokens=32)
     values.task.token_multiple = 8
     values.tuning.update(strategy="last_k", k=1)
     values.optim.update(name="sgd", learning_rate=0.1)
-    runs = [prepare(config.Experiment.from_config(values)) for _ in range(2)]
+    runs = [prepare(schema.Experiment.from_config(values)) for _ in range(2)]
     (params, losses), (cached_params, cached_losses) = (
         _trained(run, cached) for run, cached in zip(runs, (False, True), strict=True)
     )
@@ -267,22 +270,22 @@ def test_texts_are_kept_at_their_own_lengths(tmp_path, tiny_text_weights):
 
 
 def test_what_was_not_used_for_longest_goes_first_and_nothing_that_is_held(monkeypatch, tmp_path):
-    folders = [cache.name("features", number) for number in range(3)]
+    folders = [decoded_cache.name("features", number) for number in range(3)]
     for number, folder in enumerate(folders):
-        held = cache.using(folder)
+        held = decoded_cache.using(folder)
         (folder / "000000").write_bytes(bytes(1000))
         os.utime(folder / "used", (number, number))
         if number:
             held.close()
         else:
             kept = held
-    wanted = cache.name("features", "new")
-    assert cache.make_room(wanted, 1000, 3000)
+    wanted = decoded_cache.name("features", "new")
+    assert decoded_cache.make_room(wanted, 1000, 3000)
     assert [folder.exists() for folder in folders] == [True, False, True]
-    assert not cache.make_room(wanted, 3000, 3000)  # the first is held
+    assert not decoded_cache.make_room(wanted, 3000, 3000)  # the first is held
     assert [folder.exists() for folder in folders] == [True, False, False]
     kept.close()
-    assert cache.make_room(wanted, 3000, 3000)
+    assert decoded_cache.make_room(wanted, 3000, 3000)
     assert not folders[0].exists()
 
 
@@ -304,12 +307,14 @@ def test_no_room_is_said_before_anything_is_computed(probe, shapes):
 )
 def test_cache_on_where_nothing_stays_the_same_is_an_error(shapes, values, told):
     with pytest.raises(InputError, match=told):
-        features.choice(tiny_run(f"folder:{shapes}", **({"tuning__strategy": "linear_probe", "cache": "on"} | values)))
+        feature_cache.choice(
+            tiny_run(f"folder:{shapes}", **({"tuning__strategy": "linear_probe", "cache": "on"} | values))
+        )
 
 
 def test_it_is_chosen_where_it_pays(shapes):
     def choice(**values) -> tuple[bool, str]:
-        return features.choice(tiny_run(f"folder:{shapes}", **({"tuning__strategy": "linear_probe"} | values)))
+        return feature_cache.choice(tiny_run(f"folder:{shapes}", **({"tuning__strategy": "linear_probe"} | values)))
 
     assert choice(steps=30)[0]  # ten epochs
     chosen, told = choice(steps=1)
@@ -323,14 +328,14 @@ def test_it_is_chosen_where_it_pays(shapes):
 
 
 def test_a_run_stopped_while_features_are_computed_goes_on_to_the_same_end(shapes, tiny_weights, tmp_path, small_parts):
-    values = config.default()
+    values = schema.default()
     values.update(epochs=3.0, eval_every=3)
     values.backbone.weights, values.task.dataset = str(tiny_weights), f"folder:{shapes}"
     values.task.update(batch_size=8, train="train[:16]", validation="train[16:20]", test="train[20:]")
     results = {}
     for name, mode, stops in (("off", "off", ()), ("auto", "auto", ()), ("stopped", "auto", (2, 7))):
         values.cache = mode
-        experiment = config.Experiment.from_config(values)
+        experiment = schema.Experiment.from_config(values)
         for count in stops:  # in the first part; then between two steps
             with pytest.raises(Stopped):
                 train(experiment, tmp_path / name, StopAt(count))

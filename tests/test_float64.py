@@ -11,18 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data import made
-from tljax import __main__, config, predictions
-from tljax.config import BackboneConfig, Experiment, TaskConfig
-from tljax.convert import convert
-from tljax.data import tasks
+from tljax import __main__
+from tljax.checkpoints.workdir import Workdir
+from tljax.cli.convert import convert
+from tljax.cli.evaluate import evaluate
+from tljax.config import schema
+from tljax.config.schema import BackboneConfig, Experiment, TaskConfig
+from tljax.core.resolve import _targets
+from tljax.core.run import Run
+from tljax.data import registry
 from tljax.data.labels import Labels
 from tljax.data.splits import cut
 from tljax.errors import InputError
-from tljax.evaluate import evaluate
-from tljax.resolve import _targets
-from tljax.run import Run
-from tljax.train import _of_training, train
-from tljax.workdir import Workdir
+from tljax.evals import predictions
+from tljax.training.trainer import _of_training, train
 
 pytestmark = pytest.mark.unoptimised
 
@@ -38,7 +40,7 @@ def _column(name: str) -> np.ndarray:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_text_weights) -> Path:
     """A run on eight dates a hundredth of a day apart."""
-    found = config.default()
+    found = schema.default()
     found.steps, found.backbone.weights, found.eval_every = 4, str(tiny_text_weights), 0
     found.task.update(dataset=f"csv:{TABLES / 'julian_dates.csv'}", max_tokens=8, token_multiple=8, batch_size=8)
     found.task.update(problem="regression", label=("date",), train="train", validation="", test="")
@@ -53,7 +55,7 @@ def finished(tmp_path_factory, tiny_text_weights) -> Path:
 def test_eight_targets_stay_eight(name, label, tmp_path, monkeypatch):
     monkeypatch.setenv("TLJAX_CACHE", str(tmp_path))
     keys = TaskConfig(dataset=f"csv:{TABLES / name}", problem="regression", label=(label,), text=("text",))
-    task = tasks.load(keys)
+    task = registry.load(keys)
     split = cut(task, "train")
     assert split.labels.dtype == np.float64
     np.testing.assert_array_equal(np.sort(split.labels[:, 0]), _column(name))

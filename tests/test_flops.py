@@ -7,7 +7,7 @@ from jax import lax
 from jax.extend.core import Primitive
 
 from tests.conftest import make_folder, tiny_run
-from tljax import flops
+from tljax.profiling import flops
 
 
 def _count(function, *shapes):

@@ -9,12 +9,17 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.conftest import make_folder, tiny_run
-from tljax import flops, metrics, phases, sharding, step, tuning
-from tljax.backbone import shapes
-from tljax.checkpoint import named
-from tljax.cost import cost, optimizer_state_bytes
-from tljax.run import Run
-from tljax.strategies import STRATEGIES
+from tljax.checkpoints.checkpointer import named
+from tljax.core import train_step
+from tljax.core.run import Run
+from tljax.distributed import mesh
+from tljax.problems import base
+from tljax.profiling import flops
+from tljax.profiling.cost import cost, optimizer_state_bytes
+from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning import phases
+from tljax.tuning.strategies import STRATEGIES
+from tljax.weights.pretrained import shapes
 
 pytestmark = pytest.mark.unoptimised
 
@@ -75,13 +80,13 @@ def test_frozen_leaves_keep_their_bits_and_every_other_moves(dataset, network, s
     state = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.05, state.params))
     before = jax.tree.map(np.array, (state.params, state.batch_stats))
     start = {name: np.array(leaf) for name, leaf in named(state).items()}
-    digest = tuning.digest(run.frozen_leaves(state))
+    digest = tuning_multipliers.digest(run.frozen_leaves(state))
     stream = run.train_input()
     for number in range(6):
         phase = run.phase_at(number)
         if 0 < number == phase.start:
             state = run.enter(state, phase)
-        state, found = run.train_step(phase)(state, sharding.put_batch(stream.batch(number), run.mesh))
+        state, found = run.train_step(phase)(state, mesh.put_batch(stream.batch(number), run.mesh))
         _check_unmoved(run, state, start)
     assert (int(state.step), int(state.skipped)) == (6, 0)
     assert found["grad_norm"] > 0
@@ -95,10 +100,10 @@ def test_frozen_leaves_keep_their_bits_and_every_other_moves(dataset, network, s
     for path, old in flatten_dict(before[1], sep="/").items():
         same = old.tobytes() == np.asarray(stats[path]).tobytes()
         assert same == (path.split("/")[1] in resting), path
-    assert tuning.digest(run.frozen_leaves(state)) == digest
+    assert tuning_multipliers.digest(run.frozen_leaves(state)) == digest
 
 
-def _check_unmoved(run: Run, state: step.State, start: dict[str, np.ndarray]) -> None:
+def _check_unmoved(run: Run, state: train_step.State, start: dict[str, np.ndarray]) -> None:
     """What a checkpoint leaves out is what it was at the start."""
     leaves = named(state)
     for name in run.unmoved(int(state.step)):
@@ -122,7 +127,7 @@ def test_statistics_that_moved_in_any_phase_are_not_left_out(dataset, modes):
         phase = run.phase_at(number)
         if 0 < number == phase.start:
             state = run.enter(state, phase)
-        state, _ = run.train_step(phase)(state, sharding.put_batch(stream.batch(number), run.mesh))
+        state, _ = run.train_step(phase)(state, mesh.put_batch(stream.batch(number), run.mesh))
         _check_unmoved(run, state, start)
     kept = {name for name in run.unmoved(6) if name.startswith("batch_stats")}
     assert bool(kept) == (modes == ("frozen", "frozen"))
@@ -190,9 +195,9 @@ def test_reading_frozen_gradients_would_cost_the_whole_backward_pass(dataset, mo
     def careless(state, batch, rules):
         def loss(params):
             logits, _ = rules.forward(params, state.batch_stats, batch["input"], jax.random.key(0))
-            return metrics.cross_entropy(logits, batch["label"]).sum()
+            return base.cross_entropy(logits, batch["label"]).sum()
 
-        after, found = step.train_step(state, batch, rules)
+        after, found = train_step.train_step(state, batch, rules)
         return after, found | {"grad_norm": optax.tree.norm(jax.grad(loss)(state.params))}
 
     run = _run(dataset, "vit_tiny_patch16", "linear_probe")

@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 
 from tests.conftest import ROOT
-from tljax import selection
-from tljax.config import Experiment
+from tljax.config.schema import Experiment
+from tljax.config.search_space import choice, grid, log_uniform, product, random, uniform, zipped
 from tljax.errors import InputError
-from tljax.grids import choice, grid, log_uniform, product, random, uniform, zipped
-from tljax.points import points, uneven
+from tljax.sweeps import selection
+from tljax.sweeps.trial import points, uneven
 
 
 def test_a_grid_has_every_combination_in_order():

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tljax import knn
 from tljax.errors import InputError
-from tljax.probe import Examples
+from tljax.evals import knn
+from tljax.evals.probe import Examples
 
 
 def _plain(train: Examples, queries: np.ndarray, classes: int, k: int) -> np.ndarray:

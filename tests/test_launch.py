@@ -14,7 +14,7 @@ import yaml
 
 from tests.conftest import PATIENCE, ROOT
 from tests.test_stopping import _at
-from tljax.stopping import SAVED
+from tljax.distributed.preemption import SAVED
 
 pytestmark = pytest.mark.unoptimised
 

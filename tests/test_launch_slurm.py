@@ -11,9 +11,9 @@ import pytest
 import submitit  # noqa: F401  as it sets up logging it has absl close its stream: not one that a test captures
 
 from tests.conftest import StopAt
-from tljax import slurm
+from tljax.distributed.preemption import Notice, Stopped
 from tljax.errors import InputError
-from tljax.stopping import Notice, Stopped
+from tljax.sweeps.launchers import slurm
 
 SBATCH = """
     import os, pathlib, re, subprocess, sys

@@ -13,11 +13,11 @@ import pytest
 
 from tests.conftest import PATIENCE, ROOT, tljax
 from tests.report import made
-from tljax import launchers
+from tljax.distributed.preemption import Notice, Stopped
 from tljax.errors import InputError
-from tljax.launchers import Job, at_once, beside
-from tljax.points import Point
-from tljax.stopping import Notice, Stopped
+from tljax.sweeps.launchers import local
+from tljax.sweeps.launchers.local import Job, at_once, beside
+from tljax.sweeps.trial import Point
 
 pytestmark = pytest.mark.unoptimised
 
@@ -55,7 +55,7 @@ def _most_at_once(marks: list[dict]) -> int:
 
 
 def test_so_many_run_at_a_time_and_each_has_its_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr(launchers, "_gpus", lambda: [])
+    monkeypatch.setattr(local, "_gpus", lambda: [])
     cores = os.sched_getaffinity(0)
     beside(_jobs(tmp_path, 5), Notice(), 2, tmp_path / "logs")
     marks = _marks(tmp_path)
@@ -77,8 +77,8 @@ def test_with_little_memory_fewer_run_at_a_time_and_it_is_said(tmp_path, monkeyp
         1,
         4,
     ]
-    monkeypatch.setattr(launchers, "_gpus", lambda: [])
-    monkeypatch.setattr(launchers, "host_bytes", lambda: (8 * 10**9, 5 * 10**9))
+    monkeypatch.setattr(local, "_gpus", lambda: [])
+    monkeypatch.setattr(local, "host_bytes", lambda: (8 * 10**9, 5 * 10**9))
     beside(_jobs(tmp_path, 3, peak=3 * 10**9), Notice(), 3, tmp_path / "logs")
     assert _most_at_once(_marks(tmp_path)) == 1
     assert "a run needs 3.0 GB, and 5.0 GB are free: 1 at a time" in capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_gpus_are_shared_out_and_not_shared(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--jobs=6 processes cannot share 5 GPUs: give --jobs=5"):
         beside([], Notice(), 6, tmp_path / "logs")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert launchers._gpus() == []
+    assert local._gpus() == []
 
 
 WAIT = """
@@ -120,7 +120,7 @@ beside(jobs, Notice(), 2, folder / "logs")
 
 
 def test_processes_end_when_they_are_told_or_when_the_one_that_started_them_is_killed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(launchers, "at_once", lambda count, peaks, free: count)
+    monkeypatch.setattr(local, "at_once", lambda count, peaks, free: count)
     told = Job("told", (sys.executable, "-c", WAIT, str(tmp_path / "told")), ())
     with pytest.raises(Stopped):
         beside([told], _Once(tmp_path / "told"), 1, tmp_path / "logs")

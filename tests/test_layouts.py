@@ -22,15 +22,17 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.conftest import PATIENCE, ROOT, tiny_run
-from tljax import array_files, processes, sharding, tuning
-from tljax.checkpoint import named
-from tljax.models import BACKBONES
-from tljax.models.vit import ViT
-from tljax.predictions import load, predictions_of
-from tljax.run import Run
-from tljax.step import State
-from tljax.train import train
-from tljax.workdir import Workdir
+from tljax.checkpoints.checkpointer import named
+from tljax.checkpoints.workdir import Workdir
+from tljax.core.run import Run
+from tljax.core.train_step import State
+from tljax.distributed import mesh, processes
+from tljax.evals.predictions import load, predictions_of
+from tljax.io import arrays
+from tljax.models.registry import BACKBONES
+from tljax.models.vision.vit import ViT
+from tljax.training.trainer import train
+from tljax.tuning import multipliers
 
 # Processes, devices of each, and how its own run is laid on them.
 LAYOUTS = {
@@ -60,7 +62,7 @@ def _layouts(root: Path, own: dict[str, Any]) -> list[Run]:
 
 
 def _digest(tree: Any) -> str:
-    return tuning.digest(flatten_dict(sharding.gathered(tree), sep="/"))
+    return multipliers.digest(flatten_dict(mesh.gathered(tree), sep="/"))
 
 
 def _restored(run: Run, workdir: Path, step: int) -> State:
@@ -85,7 +87,7 @@ def _statistics(root: Path) -> dict[str, list[float]]:
     run = _run(root, "tiny_resnet")
     state, stream = run.init_state(), run.train_input()
     for step in range(3):
-        state, _ = run.train_step(run.phases[0])(state, sharding.put_batch(stream.batch(step), run.mesh))
+        state, _ = run.train_step(run.phases[0])(state, mesh.put_batch(stream.batch(step), run.mesh))
     return {path: np.asarray(leaf).tolist() for path, leaf in flatten_dict(state.batch_stats, sep="/").items()}
 
 
@@ -107,7 +109,7 @@ def _part(options: argparse.Namespace) -> None:
     train(run.experiment, root / name, prepared=run)
     stream = run.train_input()
     found: dict[str, Any] = {
-        "batches": [_digest(sharding.put_batch(stream.batch(step), run.mesh)) for step in (0, HALF, STEPS - 1)],
+        "batches": [_digest(mesh.put_batch(stream.batch(step), run.mesh)) for step in (0, HALF, STEPS - 1)],
         "statistics": _statistics(root) if name in ("1x1", "2x2") else {},
     }
     if processes.is_first():
@@ -155,8 +157,8 @@ def _found(root: Path, key: str) -> dict[str, Any]:
 def _parameters(workdir: Path) -> dict[str, np.ndarray]:
     leaves = {}
     for folder in (workdir / "checkpoints").glob("base-*"):
-        leaves |= array_files.read(array_files.epath.Path(folder))
-    leaves |= array_files.read(array_files.epath.Path(workdir / "checkpoints" / str(STEPS)))
+        leaves |= arrays.read(arrays.epath.Path(folder))
+    leaves |= arrays.read(arrays.epath.Path(workdir / "checkpoints" / str(STEPS)))
     return {name: leaf for name, leaf in leaves.items() if name.startswith("params")}
 
 

@@ -10,9 +10,9 @@ import pytest
 from etils import epath
 
 from tests.test_storage import bucket  # noqa: F401
-from tljax import lock
 from tljax.errors import InputError
-from tljax.lock import Lock
+from tljax.io import lock
+from tljax.io.lock import Lock
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from tljax import logistic
 from tljax.errors import InputError
-from tljax.probe import Examples
+from tljax.evals import logistic_regression
+from tljax.evals.probe import Examples
 
 
 def _examples(classes: int, n: int = 300, width: int = 12, seed: int = 1) -> Examples:
@@ -30,7 +30,7 @@ GRID = (1e2, 1e-4, 1e-2, 1.0)  # in no order
 @pytest.mark.parametrize("classes", [2, 3, 40])
 def test_it_is_scikit_learns(classes):
     train, test = _examples(classes), _examples(classes, seed=2)
-    for found, strength in zip(logistic.fit(train, classes, GRID), GRID, strict=True):
+    for found, strength in zip(logistic_regression.fit(train, classes, GRID), GRID, strict=True):
         its = _exact(strength).fit(train.features.astype(float), train.labels)
         # Softmax is blind to what all classes share: scikit-learn's rows sum to 0, and of two it keeps the difference.
         kernel, bias = found.kernel.T, found.bias - found.bias.mean()
@@ -46,7 +46,7 @@ def test_it_is_scikit_learns(classes):
 def test_standardised_features():
     train = _examples(3)
     train.features[:, 4] = 7.0  # which are constant, and stay out
-    (found,) = logistic.fit(train, 3, [0.5], standardise=True)
+    (found,) = logistic_regression.fit(train, 3, [0.5], standardise=True)
     x = train.features.astype(float)
     scaler = StandardScaler().fit(x)
     its = _exact(0.5).fit(scaler.transform(x), train.labels)
@@ -58,19 +58,21 @@ def test_standardised_features():
 
 def test_c_is_chosen_on_validation_and_fitted_to_both():
     train, validation = _examples(3, 60), _examples(3, 200, seed=2)
-    found = logistic.search(train, validation, 3, GRID)
-    by_hand = {c: logistic.fit(train, 3, [c])[0].accuracy(validation) for c in GRID}
+    found = logistic_regression.search(train, validation, 3, GRID)
+    by_hand = {c: logistic_regression.fit(train, 3, [c])[0].accuracy(validation) for c in GRID}
     assert found.strength == max(by_hand, key=by_hand.get)
     both = Examples(
         *(np.concatenate(pair) for pair in zip(vars(train).values(), vars(validation).values(), strict=True))
     )
-    (again,) = logistic.fit(both, 3, [found.strength])
+    (again,) = logistic_regression.fit(both, 3, [found.strength])
     np.testing.assert_array_equal(found.kernel, again.kernel)
 
 
 def test_it_stops_in_time():
-    assert [found.steps for found in logistic.fit(_examples(3), 3, [1.0, 10.0], max_steps=2)] == [2, 2]
-    assert all(1e-7 < found.gradient <= 1e-3 for found in logistic.fit(_examples(3), 3, [1.0], tolerance=1e-3))
+    assert [found.steps for found in logistic_regression.fit(_examples(3), 3, [1.0, 10.0], max_steps=2)] == [2, 2]
+    assert all(
+        1e-7 < found.gradient <= 1e-3 for found in logistic_regression.fit(_examples(3), 3, [1.0], tolerance=1e-3)
+    )
 
 
 def test_what_it_cannot_fit():
@@ -81,4 +83,4 @@ def test_what_it_cannot_fit():
         ((train, 3, [1.0, 0.0]), "C must be above 0, not 0.0"),
     ):
         with pytest.raises(InputError, match=says):
-            logistic.fit(*arguments)
+            logistic_regression.fit(*arguments)

@@ -11,12 +11,12 @@ import jax
 import pytest
 
 from tests.conftest import ROOT, TINY, tiny_run, tljax
-from tljax import devices, memory
-from tljax.checkpoint import named
-from tljax.cost import cost, evaluation_rows, peak_bytes
+from tljax.checkpoints.checkpointer import named
+from tljax.core.run import Run
 from tljax.errors import InputError
-from tljax.models import BACKBONES
-from tljax.run import Run
+from tljax.models.registry import BACKBONES
+from tljax.profiling import device_memory, memory
+from tljax.profiling.cost import cost, evaluation_rows, peak_bytes
 
 pytestmark = pytest.mark.unoptimised
 
@@ -185,7 +185,7 @@ def _host(root: Path, cgroup: str, files: dict[str, str]) -> tuple[int, int]:
     for name, content in files.items():
         (root / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "cgroup" / name).write_text(content)
-    has, free = devices.host_bytes(root / "proc", root / "cgroup")
+    has, free = device_memory.host_bytes(root / "proc", root / "cgroup")
     return round(has / GB, 3), round(free / GB, 3)
 
 
@@ -228,11 +228,11 @@ def test_an_accelerator_has_what_its_allocator_may_take(monkeypatch):
             return {"bytes_limit": 60 * GB, "bytes_in_use": self.used}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(GB), Device(3 * GB)])
-    assert devices.device_bytes() == (60 * GB, 57 * GB)
+    assert device_memory.device_bytes() == (60 * GB, 57 * GB)
 
 
 def test_cpu_devices_share_their_host(monkeypatch):
-    monkeypatch.setattr(devices, "host_bytes", lambda: (8 * GB, 6 * GB))
+    monkeypatch.setattr(device_memory, "host_bytes", lambda: (8 * GB, 6 * GB))
     cpus = jax.devices()[:1] * 4
     monkeypatch.setattr(jax, "local_devices", lambda: cpus)
-    assert devices.device_bytes() == (2 * GB, 1.5 * GB)
+    assert device_memory.device_bytes() == (2 * GB, 1.5 * GB)

@@ -9,9 +9,10 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.conftest import GOLDEN
-from tljax import optim, tuning
-from tljax.config import OptimConfig
+from tljax.config.schema import OptimConfig
 from tljax.errors import InputError
+from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning import optimizers
 
 NUMERICS = GOLDEN / "numerics"
 
@@ -19,24 +20,24 @@ NUMERICS = GOLDEN / "numerics"
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_schedules_are_transformers(name):
     golden = json.loads((NUMERICS / "schedules.json").read_text())[f"transformers_{name}"]
-    schedule = optim.schedule(name, peak=1.0, warmup_steps=4, steps=20)
+    schedule = optimizers.schedule(name, peak=1.0, warmup_steps=4, steps=20)
     found = [float(schedule(step)) for step in range(21)]
     np.testing.assert_allclose(found, golden["lr_at_step_0_to_21"][:21], atol=1e-6)
 
 
 def test_a_constant_rate_stays_after_its_warm_up():
-    schedule = optim.schedule("constant", peak=0.5, warmup_steps=2, steps=5)
+    schedule = optimizers.schedule("constant", peak=0.5, warmup_steps=2, steps=5)
     assert [float(schedule(step)) for step in range(5)] == [0, 0.25, 0.5, 0.5, 0.5]
 
 
 def test_a_warm_up_as_long_as_the_run_is_an_error():
     with pytest.raises(InputError, match=r"optim\.warmup_steps is 5, the whole run or phase only 5 steps"):
-        optim.schedule("cosine", 1.0, 5, 5)
+        optimizers.schedule("cosine", 1.0, 5, 5)
 
 
 def _descend(config: OptimConfig, start: np.ndarray, steps: int, rate: float = 0.1) -> list[np.ndarray]:
     """The golden's parabola, walked down."""
-    tx = optim.optimizer(config, {"kernel": 1.0})
+    tx = optimizers.optimizer(config, {"kernel": 1.0})
     params = {"kernel": jnp.array(start, jnp.float32)}
     state = tx.init(params)
     a, b = jnp.array([1.0, 0.5, 3.0]), jnp.array([0.1, -0.2, 0.3])
@@ -63,7 +64,7 @@ def test_optimizers_are_torchs(name, weight_decay, case):
     np.testing.assert_allclose(_descend(config, golden[0], 4), golden[1:], atol=5e-6)
 
 
-@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_every_optimizer_is_optaxs_own(name):
     """What ours adds up to is what optax's whole optimizer of that name does to a matrix in a block."""
     config = OptimConfig(name=name, weight_decay=0.01, momentum=0.9)
@@ -83,7 +84,7 @@ def test_every_optimizer_is_optaxs_own(name):
     rng = np.random.default_rng(0)
     paths = "backbone/block_0/fc1/kernel"
     params = theirs = unflatten_dict({paths: jnp.array(rng.normal(size=(4, 6)), jnp.float32)}, sep="/")
-    ours = optim.optimizer(config, jax.tree.map(lambda _: 1.0, params))
+    ours = optimizers.optimizer(config, jax.tree.map(lambda _: 1.0, params))
     state, their_state = ours.init(params), whole.init(theirs)
     for _ in range(3):
         grads = jax.tree.map(lambda w: jnp.array(rng.normal(size=w.shape), jnp.float32), params)
@@ -94,10 +95,10 @@ def test_every_optimizer_is_optaxs_own(name):
         np.testing.assert_allclose(*(flatten_dict(tree, sep="/")[paths] for tree in (params, theirs)), rtol=2e-6)
 
 
-@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_a_step_that_is_not_finite_leaves_every_state_alone(name):
     params = unflatten_dict({"backbone/block_0/fc1/kernel": jnp.ones((4, 6)), "head/bias": jnp.ones(3)}, sep="/")
-    tx = optim.optimizer(OptimConfig(name=name, momentum=0.9), jax.tree.map(lambda _: 1.0, params))
+    tx = optimizers.optimizer(OptimConfig(name=name, momentum=0.9), jax.tree.map(lambda _: 1.0, params))
     before = tx.update(jax.tree.map(jnp.cos, params), tx.init(params), params)[1]
     after = tx.update(jax.tree.map(lambda w: w * jnp.nan, params), before, params, finite=jnp.array(False))[1]
     jax.tree.map(np.testing.assert_array_equal, after, before)
@@ -107,7 +108,7 @@ def test_muon_is_for_the_matrices_of_blocks_alone():
     paths = {"backbone/block_0/fc1/kernel": (2, 5), "backbone/block_0/fc1/bias": (5,), "head/kernel": (5, 4)}
     params = unflatten_dict({path: jnp.ones(shape) for path, shape in paths.items()}, sep="/")
     multipliers = jax.tree.map(lambda _: 1.0, params)
-    state = optim.optimizer(OptimConfig(name="muon"), multipliers).init(params)
+    state = optimizers.optimizer(OptimConfig(name="muon"), multipliers).init(params)
     moments = [
         leaf.shape for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size > 1
     ]
@@ -117,21 +118,25 @@ def test_muon_is_for_the_matrices_of_blocks_alone():
 def test_leaves_that_go_on_keep_their_moments_and_others_start_afresh():
     """A leaf's steps after a switch are those of an optimizer that saw nothing but that leaf since it began."""
     config = OptimConfig(weight_decay=0.0)
-    first = optim.optimizer(config, {"old": 1.0, "new": 0.0, "gone": 1.0}, {"old": 0, "new": 0, "gone": 0})
-    second = optim.optimizer(config, {"old": 1.0, "new": 1.0, "gone": 0.0}, {"old": 0, "new": 1, "gone": 1})
+    first = optimizers.optimizer(config, {"old": 1.0, "new": 0.0, "gone": 1.0}, {"old": 0, "new": 0, "gone": 0})
+    second = optimizers.optimizer(config, {"old": 1.0, "new": 1.0, "gone": 0.0}, {"old": 0, "new": 1, "gone": 1})
     rng = np.random.default_rng(0)
     gradients = [
         {name: jnp.array(rng.normal(size=3), jnp.float32) for name in ("old", "new", "gone")} for _ in range(6)
     ]
     params = {name: jnp.ones(3) for name in gradients[0]}
     trains = {"old": 1.0, "new": 0.0, "gone": 1.0}
-    state = first.init(tuning.select(params, trains))
+    state = first.init(tuning_multipliers.select(params, trains))
     for grads in gradients[:4]:
-        _, state = first.update(tuning.select(grads, trains), state, tuning.select(params, trains))
+        _, state = first.update(
+            tuning_multipliers.select(grads, trains), state, tuning_multipliers.select(params, trains)
+        )
     trains = {"old": 1.0, "new": 1.0, "gone": 0.0}
-    state = optim.carry_over(state, second.init(tuning.select(params, trains)))
+    state = optimizers.carry_over(state, second.init(tuning_multipliers.select(params, trains)))
     for grads in gradients[4:]:
-        updates, state = second.update(tuning.select(grads, trains), state, tuning.select(params, trains))
+        updates, state = second.update(
+            tuning_multipliers.select(grads, trains), state, tuning_multipliers.select(params, trains)
+        )
     for name, seen in (("old", gradients), ("new", gradients[4:])):
         alone = optax.scale_by_adam()
         one = alone.init(params[name])
@@ -145,9 +150,9 @@ def test_clip_sees_trainable_leaves_only_and_multipliers_scale_the_step():
     multipliers = {"frozen": 0.0, "slow": 0.25, "fast": 1.0}
     params = {name: jnp.zeros(1) for name in multipliers}
     grads = {"frozen": jnp.array([1e6]), "slow": jnp.array([3.0]), "fast": jnp.array([4.0])}
-    tx = optim.optimizer(OptimConfig(name="sgd", momentum=0.0, clip_norm=1.0), multipliers)
-    masked = tuning.select(params, multipliers)
-    updates, _ = tx.update(tuning.select(grads, multipliers), tx.init(masked), masked)
+    tx = optimizers.optimizer(OptimConfig(name="sgd", momentum=0.0, clip_norm=1.0), multipliers)
+    masked = tuning_multipliers.select(params, multipliers)
+    updates, _ = tx.update(tuning_multipliers.select(grads, multipliers), tx.init(masked), masked)
     np.testing.assert_allclose(updates["slow"], [0.25 * 3 / 5], rtol=1e-6)
     np.testing.assert_allclose(updates["fast"], [4 / 5], rtol=1e-6)
     assert isinstance(updates["frozen"], optax.MaskedNode)
@@ -160,10 +165,10 @@ def test_norm_and_clip_are_optaxs(limit):
     grads = {name: jnp.asarray(rng.standard_normal((9, size)), jnp.float32) for name, size in (("a", 5), ("b", 7))}
     grads |= {"c": grads["a"] * 2, "large": jnp.ones((300, 300)) / 100, "frozen": optax.MaskedNode()}
     stacked = [jnp.stack([grads["a"], grads["c"]]), grads["b"], grads["large"]]
-    size = jax.jit(optim.norm)(grads)
+    size = jax.jit(optimizers.norm)(grads)
     assert size == jax.jit(optax.tree.norm)(stacked)
     np.testing.assert_allclose(size, jax.jit(optax.tree.norm)(grads), rtol=1e-6)
-    theirs, ours = optax.clip_by_global_norm(limit), optim._clip(limit)
+    theirs, ours = optax.clip_by_global_norm(limit), optimizers._clip(limit)
     found, wanted = (jax.jit(tx.update)(grads, tx.init(grads))[0] for tx in (ours, theirs))
     factor = np.float32(limit) / max(np.float32(size), np.float32(limit))
     jax.tree.map(lambda leaf, grad: np.testing.assert_array_equal(leaf, np.asarray(grad) * factor), found, grads)
@@ -174,7 +179,7 @@ def test_norm_and_clip_are_optaxs(limit):
 def test_a_frozen_leaf_whose_gradient_is_passed_all_the_same_stays():
     multipliers = {"frozen": 0.0, "fast": 1.0}
     params = {name: jnp.ones(2) for name in multipliers}
-    tx = optim.optimizer(OptimConfig(weight_decay=0.1), multipliers)
+    tx = optimizers.optimizer(OptimConfig(weight_decay=0.1), multipliers)
     updates, _ = tx.update(params, tx.init(params), params)
     assert not updates["frozen"].any()
     assert updates["fast"].all()
@@ -182,7 +187,7 @@ def test_a_frozen_leaf_whose_gradient_is_passed_all_the_same_stays():
 
 def test_weight_decay_is_for_kernels():
     tree = {"norm": {"scale": 0, "bias": 0}, "fc1": {"kernel": 0, "bias": 0}, "class_token": 0, "pos_embed": 0}
-    found = optim.decay_mask(tree)
+    found = optimizers.decay_mask(tree)
     assert [path for path, decayed in jax.tree_util.tree_leaves_with_path(found) if decayed] == [
         (jax.tree_util.DictKey("fc1"), jax.tree_util.DictKey("kernel"))
     ]

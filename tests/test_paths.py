@@ -9,15 +9,16 @@ import pytest
 from etils import epath
 
 from tests.conftest import TINY, make_folder, tiny_run
-from tljax import __main__, array_files, storage
-from tljax.checkpoint import Checkpoints
-from tljax.config import CheckpointConfig
+from tljax import __main__
+from tljax.checkpoints.checkpointer import Checkpoints
+from tljax.checkpoints.workdir import Workdir
+from tljax.config.schema import CheckpointConfig
+from tljax.core.train_step import State
 from tljax.errors import InputError
-from tljax.metrics import JUDGED
-from tljax.models import BACKBONES
-from tljax.step import State
-from tljax.train import train
-from tljax.workdir import Workdir
+from tljax.io import arrays, storage
+from tljax.models.registry import BACKBONES
+from tljax.problems.base import JUDGED
+from tljax.training.trainer import train
 
 pytestmark = pytest.mark.unoptimised
 
@@ -57,7 +58,7 @@ def _abstract(state: State) -> State:
 
 def test_a_first_checkpoint_that_cannot_be_read_ends_the_run(tmp_path, monkeypatch):
     """As where there is no /proc by whose descriptors Orbax reaches a folder with brackets."""
-    monkeypatch.setattr(array_files, "_DESCRIPTORS", Path("/nowhere"))
+    monkeypatch.setattr(arrays, "_DESCRIPTORS", Path("/nowhere"))
     monkeypatch.setattr(storage, "PAUSES", ())
     with pytest.raises(InputError) as error, _open(epath.Path(tmp_path / "a[1]"), writer=True) as saved:
         saved.save(_state(1))
@@ -66,7 +67,7 @@ def test_a_first_checkpoint_that_cannot_be_read_ends_the_run(tmp_path, monkeypat
     with _open(epath.Path(tmp_path / "plain"), writer=True) as saved:
         saved.save(_state(1))
         saved.wait()
-        monkeypatch.setattr(array_files, "_verify", lambda *_: pytest.fail("only the first is looked at again"))
+        monkeypatch.setattr(arrays, "_verify", lambda *_: pytest.fail("only the first is looked at again"))
         saved.save(_state(2))
 
 

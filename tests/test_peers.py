@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.conftest import PATIENCE, ROOT
-from tljax import peers
+from tljax.distributed import peers
 
 PROGRAM = """
 import os, sys, time

@@ -4,11 +4,11 @@ import jax
 import pytest
 
 from tests.test_tuning import VIT
-from tljax import phases
-from tljax.additions import Lora, MlpHead
-from tljax.config import OptimConfig, TuningConfig
+from tljax.config.schema import OptimConfig, TuningConfig
 from tljax.errors import InputError
-from tljax.phases import Length
+from tljax.peft.config import Lora, MlpHead
+from tljax.tuning import phases
+from tljax.tuning.phases import Length
 
 RATES = OptimConfig(learning_rate=0.1)
 

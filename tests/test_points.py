@@ -9,13 +9,13 @@ import sys
 import pytest
 
 from tests.report import made
-from tljax import status, sweep
+from tljax.checkpoints.workdir import Workdir
+from tljax.config.search_space import grid, product
 from tljax.errors import InputError
-from tljax.grids import grid, product
-from tljax.lock import Taken
-from tljax.points import Point, named, points, uneven, units
-from tljax.sweep import Protocol
-from tljax.workdir import Workdir
+from tljax.io.lock import Taken
+from tljax.sweeps import status, sweep
+from tljax.sweeps.sweep import Protocol
+from tljax.sweeps.trial import Point, named, points, uneven, units
 
 PROBES = grid({"tuning.strategy": ("linear_probe",), "optim.learning_rate": (1e-3, 1e-2), "seed": (0, 1)})
 DEEPER = grid({"tuning.strategy": ("last_k",), "tuning.k": (1, 2), "optim.learning_rate": (1e-3,), "seed": (0, 1)})

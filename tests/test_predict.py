@@ -18,12 +18,14 @@ from scipy.special import expit, softmax
 
 from tests.configs_tiny import get_config
 from tests.conftest import make_table, tljax
-from tljax import __main__, predict, predictions
-from tljax.config import Experiment
-from tljax.evaluate import evaluate
-from tljax.run import Run
-from tljax.train import train
-from tljax.workdir import Workdir
+from tljax import __main__
+from tljax.checkpoints.workdir import Workdir
+from tljax.cli import predict
+from tljax.cli.evaluate import evaluate
+from tljax.config.schema import Experiment
+from tljax.core.run import Run
+from tljax.evals import predictions
+from tljax.training.trainer import train
 
 pytestmark = pytest.mark.unoptimised
 

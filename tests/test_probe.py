@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_folder, tiny_run
-from tljax import compiled, heads, probe, scores
-from tljax.config import Experiment
-from tljax.data import images
+from tljax.config.schema import Experiment
+from tljax.core.run import Run
+from tljax.data.transforms import image
 from tljax.errors import InputError
-from tljax.metrics import JUDGED
-from tljax.run import Run
+from tljax.evals import linear_probe, probe
+from tljax.io import compilation_cache
+from tljax.metrics import metrics
+from tljax.problems.base import JUDGED
 
 VIEWS = 3  # that 24 examples have; batches of ten, so that epochs end within a batch
 PROBE = {"tuning__strategy": "linear_probe", "head__init": "truncated_normal", "steps": 12, "task__batch_size": 10}
@@ -34,7 +36,7 @@ def _pictures(run: Run) -> np.ndarray:
 
 def _features(run: Run, pictures: np.ndarray) -> np.ndarray:
     params = {"params": run.init_state().params["backbone"]}
-    apply = jax.jit(lambda x: run.network.backbone.apply(params, images.normalise(x, run.resolved.preprocessing)))
+    apply = jax.jit(lambda x: run.network.backbone.apply(params, image.normalise(x, run.resolved.preprocessing)))
     return np.stack([np.asarray(apply(view)) for view in pictures])
 
 
@@ -81,7 +83,7 @@ def test_a_head_is_that_of_its_own_run(dataset, case):
     runs = [tiny_run(dataset, **PROBE, **shared, **own) for own in numbers]
     pictures, frozen = _pictures(runs[0]), runs[0].init_state().params["backbone"]
     features = _features(runs[0], pictures)
-    made = heads.fit([run.experiment for run in runs], features, runs[0].train_input(), 3)
+    made = linear_probe.fit([run.experiment for run in runs], features, runs[0].train_input(), 3)
     for run, head in zip(runs, made, strict=True):
         own = _own_run(run, pictures, frozen)
         assert head.params.keys() == own.keys()
@@ -110,7 +112,7 @@ def _experiment(rate: float = 0.1, problem: str = "single_label", seed: int = 0,
 
 
 def _stream(labels: np.ndarray, size: int = 16):
-    from tljax.data.pipeline import TrainInput
+    from tljax.data.loader import TrainInput
 
     def read(places, keys=None, *, among=None):
         raise AssertionError("features are there already")
@@ -123,9 +125,9 @@ GRID = [_experiment(rate, seed=seed) for seed in (0, 3) for rate in (0.3, 0.1, 0
 
 def test_in_one_chunk_or_several():
     x, labels = _problem()
-    whole = heads.fit(GRID, x, _stream(labels), 3)
-    two_at_once = heads.fit(GRID, x, _stream(labels), 3, bytes_at_once=4 * 6 * 3 * 2)
-    alone = [heads.fit([one], x, _stream(labels), 3)[0] for one in GRID]
+    whole = linear_probe.fit(GRID, x, _stream(labels), 3)
+    two_at_once = linear_probe.fit(GRID, x, _stream(labels), 3, bytes_at_once=4 * 6 * 3 * 2)
+    alone = [linear_probe.fit([one], x, _stream(labels), 3)[0] for one in GRID]
     for others in (two_at_once, alone):
         for head, other in zip(whole, others, strict=True):
             np.testing.assert_allclose(head.params["kernel"], other.params["kernel"], atol=1e-6)
@@ -134,7 +136,7 @@ def test_in_one_chunk_or_several():
 
 def test_each_core_trains_a_chunk(monkeypatch):
     """As many chunks as cores, though one would hold all heads; and of one program, whoever asks for it first."""
-    sizes, programs, advance = [], [], heads._advance
+    sizes, programs, advance = [], [], linear_probe._advance
 
     def noted(*of, **also):
         programs.append(advance(*of, **also))
@@ -145,13 +147,13 @@ def test_each_core_trains_a_chunk(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(heads, "_advance", noted)
+    monkeypatch.setattr(linear_probe, "_advance", noted)
     x, labels = _problem()
     kernels = []
     for cores in (1, 3):
-        monkeypatch.setattr(heads.sharding, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(linear_probe.sharding, "cores", lambda cores=cores: cores)
         advance.cache_clear()
-        kernels.append(np.stack([head.params["kernel"] for head in heads.fit(GRID[:5], x, _stream(labels), 3)]))
+        kernels.append(np.stack([head.params["kernel"] for head in linear_probe.fit(GRID[:5], x, _stream(labels), 3)]))
     assert sizes == [5, 2, 2, 2]
     assert [program._cache_size() for program in programs] == [1, 1]
     np.testing.assert_allclose(*kernels, atol=1e-6)
@@ -171,17 +173,17 @@ np.save(sys.argv[1], np.stack([head.params["kernel"] for head in made]))
 
 
 def test_vectors_of_512_bits_make_the_same_heads(monkeypatch):
-    wide, found = compiled.wide_vectors(), []
+    wide, found = compilation_cache.wide_vectors(), []
     assert wide == {"xla_cpu_prefer_vector_width": 512}
     x, labels = _problem()
     for options in (wide, {"xla_cpu_prefer_vector_width": 128}):
-        heads._advance.cache_clear()
-        monkeypatch.setattr(compiled, "wide_vectors", lambda options=options: options)
-        found.append(np.stack([head.params["kernel"] for head in heads.fit(GRID, x, _stream(labels), 3)]))
+        linear_probe._advance.cache_clear()
+        monkeypatch.setattr(compilation_cache, "wide_vectors", lambda options=options: options)
+        found.append(np.stack([head.params["kernel"] for head in linear_probe.fit(GRID, x, _stream(labels), 3)]))
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
     monkeypatch.undo()
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=256")
-    assert not compiled.wide_vectors()
+    assert not compilation_cache.wide_vectors()
 
 
 def test_on_four_devices(tmp_path):
@@ -189,7 +191,7 @@ def test_on_four_devices(tmp_path):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", _ON_FOUR, tmp_path / "out.npy"], check=True, env=os.environ | flags)
     x, labels = _problem()
-    for head, kernel in zip(heads.fit(GRID, x, _stream(labels), 3), np.load(tmp_path / "out.npy"), strict=True):
+    for head, kernel in zip(linear_probe.fit(GRID, x, _stream(labels), 3), np.load(tmp_path / "out.npy"), strict=True):
         np.testing.assert_allclose(head.params["kernel"], kernel, atol=1e-6)
 
 
@@ -204,7 +206,7 @@ def test_the_best_of_validation_is_chosen(problem):
     for head in found.heads:
         logits = held.features @ head.params["kernel"] + head.params["bias"]
         metric = JUDGED[problem].best
-        expected = scores.summarise(problem, logits, held.labels, full=False)[metric]
+        expected = metrics.summarise(problem, logits, held.labels, full=False)[metric]
         assert head.validation[metric] == pytest.approx(expected, abs=1e-5)
         assert bool(head.test) == (head in found.best)
     assert found.best[0].test == found.best[0].validation
@@ -229,7 +231,7 @@ def test_a_head_that_is_no_longer_finite_leaves_the_others_alone():
     assert [head.failed for head in found.heads] == [False, True]
     assert found.heads[1].state.skipped > 0 and not found.heads[1].validation
     assert found.best == [found.heads[0]]
-    alone = heads.fit(grid[:1], x, _stream(labels), 3)[0]
+    alone = linear_probe.fit(grid[:1], x, _stream(labels), 3)[0]
     np.testing.assert_allclose(found.best[0].params["kernel"], alone.params["kernel"], atol=1e-6)
     with pytest.raises(InputError, match="no head stayed finite"):
         probe.search(grid[1:], x, _stream(labels), probe.Examples(x, labels), 3)
@@ -238,17 +240,17 @@ def test_a_head_that_is_no_longer_finite_leaves_the_others_alone():
 def test_what_can_train_together():
     one = _experiment()
     other = dataclasses.replace(one, seed=4, eval_every=5)
-    assert heads.together(one, other)
+    assert linear_probe.together(one, other)
     longer = dataclasses.replace(one, steps=21)
     full = dataclasses.replace(one, tuning=dataclasses.replace(one.tuning, strategy="full"))
     dropout = dataclasses.replace(one, regularise=dataclasses.replace(one.regularise, dropout=0.1))
     x, labels = _problem()
     for bad, says in ((longer, "differs from the first"), (full, "linear_probe"), (dropout, "regularise.dropout")):
-        assert not heads.together(one, bad)
+        assert not linear_probe.together(one, bad)
         with pytest.raises(InputError, match=says):
-            heads.fit([one, bad], x, _stream(labels), 3)
+            linear_probe.fit([one, bad], x, _stream(labels), 3)
     with pytest.raises(InputError, match="no experiments"):
-        heads.fit([], x, _stream(labels), 3)
+        linear_probe.fit([], x, _stream(labels), 3)
     for name in ("learning_rate", "weight_decay"):  # which needs no check here: no experiment has such a value
         with pytest.raises(InputError, match=f"{name} must"):
             _experiment(**{name: -1.0})

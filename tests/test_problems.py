@@ -15,15 +15,15 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from tests.conftest import ROOT, make_table, tiny_run, tljax
-from tljax import config, fields
-from tljax.backbone import resolve, restore
-from tljax.config import BackboneConfig, Experiment
-from tljax.convert import convert
+from tljax.cli.convert import convert
+from tljax.cli.evaluate import evaluate, evaluate_untrained
+from tljax.cli.predict import predict
+from tljax.config import schema, serialization
+from tljax.config.schema import BackboneConfig, Experiment
+from tljax.core.run import Run, prepare
 from tljax.errors import InputError
-from tljax.evaluate import evaluate, evaluate_untrained
-from tljax.predict import predict
-from tljax.run import Run, prepare
-from tljax.train import train
+from tljax.training.trainer import train
+from tljax.weights.pretrained import resolve, restore
 
 pytestmark = pytest.mark.unoptimised
 
@@ -48,7 +48,7 @@ def finished(tmp_path_factory, table) -> Path:
 
 
 def _experiment(**values) -> Experiment:
-    found = config.default()
+    found = schema.default()
     found.steps, found.backbone.weights = 8, os.environ["TLJAX_TEST_TEXT_WEIGHTS"]
     found.task.update(dataset=f"csv:{os.environ['TLJAX_TEST_TABLE']}", max_tokens=16, token_multiple=4, batch_size=8)
     found.task.update(train="train[:16]", validation="train[16:24]", test="train[24:]", text=("text",))
@@ -99,7 +99,7 @@ def test_a_killed_and_resumed_run_on_texts_has_the_same_bits(tmp_path, table):
     train(half, folder)
     states = []
     for path in (tmp_path / "whole", folder):
-        from tljax.workdir import Workdir
+        from tljax.checkpoints.workdir import Workdir
 
         with Workdir(path).checkpoints(experiment) as checkpoints:
             states.append(checkpoints.restore(8, run.abstract_state(8)))
@@ -107,7 +107,7 @@ def test_a_killed_and_resumed_run_on_texts_has_the_same_bits(tmp_path, table):
 
 
 def _stop_after(last: int):
-    from tljax.loop import Loop
+    from tljax.training.train_loop import Loop
 
     original = Loop._save
 
@@ -178,7 +178,7 @@ def test_values_are_scaled_for_the_network_and_judged_in_their_own_units(tmp_pat
 def test_other_workers_and_caches_go_on_with_a_run(tmp_path, table):
     experiment = _experiment()
     train(experiment, tmp_path / "run")
-    values = fields.to_dict(experiment)
+    values = serialization.to_dict(experiment)
     values["input"] = {"workers": 0, "cache_gb": 0.0}
     assert train(Experiment.from_config(values), tmp_path / "run")["steps"] == 8
     values["seed"] = 1

@@ -15,12 +15,12 @@ import pytest
 
 from tests.conftest import PATIENCE, ROOT
 from tests.test_stopping import _at, _end, _start
-from tljax import processes
-from tljax.checkpoint import Checkpoints
-from tljax.config import CheckpointConfig
+from tljax.checkpoints.checkpointer import Checkpoints
+from tljax.config.schema import CheckpointConfig
+from tljax.distributed import processes
+from tljax.distributed.preemption import SAVED
 from tljax.errors import InputError
-from tljax.metrics import JUDGED
-from tljax.stopping import SAVED
+from tljax.problems.base import JUDGED
 
 pytestmark = pytest.mark.unoptimised
 

@@ -9,11 +9,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as draw
 
-from tljax import optim, strategies, tuning
-from tljax.config import OptimConfig, RegulariseConfig
+from tljax.config.schema import OptimConfig, RegulariseConfig
+from tljax.core.train_step import Rules, State, train_step
 from tljax.errors import InputError
-from tljax.step import Rules, State, train_step
-from tljax.strategies import Layout
+from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning import optimizers, strategies
+from tljax.tuning.strategies import Layout
 
 LEAVES = ("norm1/scale", "norm1/bias", "fc/kernel", "fc/bias", "attention/qkv/kernel", "attention/qkv/lora_a", "prompt")
 NEVER = 0.0
@@ -51,14 +52,14 @@ def tuned(some):
     arguments = {key: some(value) for key, value in arguments.items()}
     group_rates = (("head", some(draw.sampled_from([0.5, 1.0, 10.0]))),)
     try:
-        return layout, tuning.multipliers(name, arguments, layout, group_rates)
+        return layout, tuning_multipliers.multipliers(name, arguments, layout, group_rates)
     except InputError as error:
         if "no normalisation layers" in str(error) or "decides no parameter" in str(error):
-            return layout, tuning.multipliers("full", {}, layout)
+            return layout, tuning_multipliers.multipliers("full", {}, layout)
         raise
 
 
-def _params(layout: Layout, seed: int) -> tuning.Tree:
+def _params(layout: Layout, seed: int) -> tuning_multipliers.Tree:
     rng = np.random.default_rng(seed)
     return unflatten_dict({path: jnp.array(rng.normal(size=(2, 3)), jnp.float32) for path in layout.group_of}, sep="/")
 
@@ -72,10 +73,10 @@ def _forward(params, batch_stats, image, key):
 
 
 def _trained(params, multipliers, config: OptimConfig, steps: int, rate: float = 0.1) -> State:
-    tx = optim.optimizer(config, multipliers)
+    tx = optimizers.optimizer(config, multipliers)
     ones = jax.tree.map(lambda _: 0.0, multipliers)
     rules = Rules(_forward, tx, lambda step: rate, multipliers, config, RegulariseConfig(), 0.0, ones, 0, 0)
-    opt_state = tx.init(tuning.select(params, multipliers))
+    opt_state = tx.init(tuning_multipliers.select(params, multipliers))
     zero = jnp.zeros((), jnp.int32)
     state = State(zero, params, opt_state, {}, {}, {}, zero)
     image = np.random.default_rng(1).normal(size=(4, 1, 2, 1))
@@ -103,7 +104,7 @@ def test_frozen_means_not_differentiated_no_state_and_the_same_bits(case, seed):
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
-    selected = flatten_dict(tuning.select(params, multipliers), sep="/")
+    selected = flatten_dict(tuning_multipliers.select(params, multipliers), sep="/")
     for path, multiplier in by_path.items():
         same = np.asarray(before[path]).tobytes() == np.asarray(after[path]).tobytes()
         kept = sum("/".join(map(str, keys)).endswith(path) for keys in moments)
@@ -122,8 +123,8 @@ def test_a_multiplier_scales_the_step_of_plain_sgd(case, seed):
     # From zero, so that the new value is the step itself and no digit is lost in a sum.
     updates = {}
     for name, tree in (("whole", ones), ("scaled", multipliers)):
-        tx = optim.optimizer(plain, tree)
-        masked = tuning.select(params, tree)
+        tx = optimizers.optimizer(plain, tree)
+        masked = tuning_multipliers.select(params, tree)
         updates[name] = flatten_dict(tx.update(masked, tx.init(masked), masked)[0], sep="/")
     for path, multiplier in flatten_dict(multipliers, sep="/").items():
         if multiplier:
@@ -135,7 +136,7 @@ def test_a_multiplier_scales_the_step_of_plain_sgd(case, seed):
 @given(layouts(), draw.sampled_from(["blok_.*", "head", "backbone/stem", r"backbone/.*/kernal"]))
 def test_a_pattern_that_decides_nothing_is_an_error(layout, regex):
     with pytest.raises(InputError, match="decides no parameter"):
-        tuning.multipliers("pattern", {"patterns": ((regex, 1.0), (".*", 1.0))}, layout)
+        tuning_multipliers.multipliers("pattern", {"patterns": ((regex, 1.0), (".*", 1.0))}, layout)
 
 
 @settings(max_examples=60, deadline=None)
@@ -144,4 +145,4 @@ def test_a_leaf_that_no_pattern_covers_is_an_error(layout, data):
     left_out = data.draw(draw.sampled_from(sorted(layout.group_of)))
     others = tuple((path.replace(".", r"\."), 1.0) for path in layout.group_of if path != left_out)
     with pytest.raises(InputError, match=f"no pattern covers {left_out}"):
-        tuning.multipliers("pattern", {"patterns": others}, layout)
+        tuning_multipliers.multipliers("pattern", {"patterns": others}, layout)

@@ -9,15 +9,18 @@ from flax.traverse_util import flatten_dict
 
 from tests.conftest import GOLDEN, make_table, make_weights, tiny_run
 from tests.flips import flip, flip_and_read, kept_files
-from tljax import array_files, backbone, features, sealed
-from tljax.config import TaskConfig
-from tljax.data import readers, splits, tasks, text
+from tljax.config.schema import TaskConfig
+from tljax.data import readers, registry, splits
+from tljax.data.preprocessing import Preprocessing
+from tljax.data.transforms import tokenize
 from tljax.errors import InputError
-from tljax.models import attributes
-from tljax.models.vit import ViT
-from tljax.preprocessing import Preprocessing
-from tljax.weights import Pretrained
-from tljax.weights.sources import cache_dir
+from tljax.io import arrays, checksums
+from tljax.io.download.fetch import cache_dir
+from tljax.models.registry import attributes
+from tljax.models.vision.vit import ViT
+from tljax.training import feature_cache
+from tljax.weights import pretrained
+from tljax.weights.catalog import Pretrained
 
 FLIPS = 12  # of each kind of file kept
 
@@ -28,36 +31,36 @@ def _cache_of_its_own(tmp_path, monkeypatch):
 
 
 def test_a_seal_tells_what_is_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr(sealed, "BLOCK", 1000)
-    monkeypatch.setattr(sealed, "_LARGE", 5000)
+    monkeypatch.setattr(checksums, "BLOCK", 1000)
+    monkeypatch.setattr(checksums, "_LARGE", 5000)
     rng = np.random.default_rng(0)
     for name, size in {"empty": 0, "small": 10, "large": 12_345}.items():
         (tmp_path / name).write_bytes(rng.bytes(size))
     for _ in range(2):  # the seal itself is not sealed
-        sealed.seal_folder(tmp_path, by_size="small")
-    assert sealed.wrong_folder(tmp_path) == ""
+        checksums.seal_folder(tmp_path, by_size="small")
+    assert checksums.wrong_folder(tmp_path) == ""
     flip(tmp_path / "small", rng)
-    assert sealed.wrong_folder(tmp_path) == ""
+    assert checksums.wrong_folder(tmp_path) == ""
     flip(tmp_path / "large", rng)
-    assert sealed.wrong_folder(tmp_path) == "large has other bytes than were written"
-    assert sealed.wrong(tmp_path / sealed.NAME, only=["empty"]) == ""
-    assert sealed.wrong(tmp_path / sealed.NAME, only=["other"]) == "other is not sealed"
+    assert checksums.wrong_folder(tmp_path) == "large has other bytes than were written"
+    assert checksums.wrong(tmp_path / checksums.NAME, only=["empty"]) == ""
+    assert checksums.wrong(tmp_path / checksums.NAME, only=["other"]) == "other is not sealed"
     (tmp_path / "empty").write_bytes(b"x")
-    assert sealed.wrong_folder(tmp_path) == "empty has 1 bytes, not 0"
+    assert checksums.wrong_folder(tmp_path) == "empty has 1 bytes, not 0"
     (tmp_path / "empty").unlink()
-    assert sealed.wrong_folder(tmp_path) == "empty: No such file or directory"
-    content = (tmp_path / sealed.NAME).read_bytes()
+    assert checksums.wrong_folder(tmp_path) == "empty: No such file or directory"
+    content = (tmp_path / checksums.NAME).read_bytes()
     for place in range(0, 8 * len(content), 11):
         damaged = bytearray(content)
         damaged[place // 8] ^= 1 << place % 8
-        (tmp_path / sealed.NAME).write_bytes(damaged)
-        with pytest.raises(sealed.Damaged):
-            sealed.checksums(tmp_path / sealed.NAME)
+        (tmp_path / checksums.NAME).write_bytes(damaged)
+        with pytest.raises(checksums.Damaged):
+            checksums.checksums(tmp_path / checksums.NAME)
 
 
 def prepared(shapes: Path) -> Callable[[], Sequence[np.ndarray]]:
     def read() -> list[np.ndarray]:
-        task = tasks.load(TaskConfig(dataset=f"folder:{shapes}"))
+        task = registry.load(TaskConfig(dataset=f"folder:{shapes}"))
         (base,) = task.bases.values()
         images = [np.frombuffer(one["image"], np.uint8) for one in base.records.__getitems__(range(len(base.index)))]
         index = base.index.to_pydict()
@@ -67,16 +70,16 @@ def prepared(shapes: Path) -> Callable[[], Sequence[np.ndarray]]:
 
 
 def decoded(shapes: Path) -> Callable[[], Sequence[np.ndarray]]:
-    split = splits.cut(tasks.load(TaskConfig(dataset=f"folder:{shapes}")), "train")
+    split = splits.cut(registry.load(TaskConfig(dataset=f"folder:{shapes}")), "train")
     config = TaskConfig(crop="inception")
     return lambda: list(readers.Pictures(split, Preprocessing(size=16), config, True).keep(1e9, 0).decoded)
 
 
 def tokens(table: Path, vocabulary: Path) -> Callable[[], Sequence[np.ndarray]]:
-    split = splits.cut(tasks.load(TaskConfig(dataset=f"csv:{table}", text=("text",))), "train")
+    split = splits.cut(registry.load(TaskConfig(dataset=f"csv:{table}", text=("text",))), "train")
 
     def read() -> list[np.ndarray]:
-        found = text.tokenised(split, text.Tokenizer(vocabulary), 8)
+        found = tokenize.tokenised(split, tokenize.Tokenizer(vocabulary), 8)
         return [*found, np.array(list(found.facts.values()))]
 
     return read
@@ -86,21 +89,21 @@ def prefix(shapes: Path) -> Callable[[], Sequence[np.ndarray]]:
     run = tiny_run(f"folder:{shapes}", tuning__strategy="linear_probe")
     run.cached = True
     state, start = run.init_state(), run.start(run.phases[0])
-    return lambda: [features.computed(run, state, run.inputs.splits["train"], [start])[start].array()]
+    return lambda: [feature_cache.computed(run, state, run.inputs.splits["train"], [start])[start].array()]
 
 
 VIT = ViT(width=48, depth=3, heads=3, patch_size=8, grid=(4, 4))
 
 
 def arrays_and_facts(folder: Path) -> list[np.ndarray]:
-    facts, tree = array_files.load_facts(folder), flatten_dict(array_files.load_tree(folder), sep="/")
+    facts, tree = arrays.load_facts(folder), flatten_dict(arrays.load_tree(folder), sep="/")
     return [*tree.values(), np.array(list(tree)), np.array(str(facts))]
 
 
 def converted() -> Callable[[], Sequence[np.ndarray]]:
     weights = str(GOLDEN / "timm_vit_cls" / "weights.safetensors")
     row = Pretrained(weights, "", "vit_small_patch16", "timm", Preprocessing(32), "MIT", architecture=attributes(VIT))
-    return lambda: arrays_and_facts(backbone.converted(row))
+    return lambda: arrays_and_facts(pretrained.converted(row))
 
 
 def test_damage_in_a_folder_that_convert_made_is_named(tmp_path):
@@ -112,7 +115,7 @@ def test_damage_in_a_folder_that_convert_made_is_named(tmp_path):
         with pytest.raises(InputError, match=f"{tmp_path / 'weights'} is damaged .*make it again; if you changed it"):
             arrays_and_facts(tmp_path / "weights")
         path.write_bytes(content)
-    (tmp_path / "weights" / sealed.NAME).unlink()  # as earlier versions left it
+    (tmp_path / "weights" / checksums.NAME).unlink()  # as earlier versions left it
     assert all(map(np.array_equal, arrays_and_facts(tmp_path / "weights"), whole))
 
 

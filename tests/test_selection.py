@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from tljax import selection
-from tljax.config import Experiment
+from tljax.config.schema import Experiment
+from tljax.sweeps import selection
 
 
 class _Outcome(NamedTuple):

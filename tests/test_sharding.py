@@ -7,10 +7,11 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from tests.conftest import tiny_run
-from tljax import points, selection, sharding
-from tljax.config import MeshConfig
+from tljax.checkpoints.workdir import Workdir
+from tljax.config.schema import MeshConfig
+from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
-from tljax.workdir import Workdir
+from tljax.sweeps import selection, trial
 
 
 @pytest.mark.parametrize(
@@ -27,12 +28,14 @@ from tljax.workdir import Workdir
     ],
 )
 def test_the_longest_axis_that_fsdp_divides_is_shared_out(shape, spec):
-    mesh = AbstractMesh((2, 4), (sharding.DATA, sharding.FSDP))
-    found = sharding.spread(mesh, shape)
+    mesh = AbstractMesh((2, 4), (distributed_mesh.DATA, distributed_mesh.FSDP))
+    found = distributed_mesh.spread(mesh, shape)
     assert found.spec == PartitionSpec(*spec)
-    assert sharding.spread(AbstractMesh((8, 1), (sharding.DATA, sharding.FSDP)), shape).is_fully_replicated
+    assert distributed_mesh.spread(
+        AbstractMesh((8, 1), (distributed_mesh.DATA, distributed_mesh.FSDP)), shape
+    ).is_fully_replicated
     leaf = jax.ShapeDtypeStruct(shape, "float32", sharding=found)
-    assert sharding.shares(leaf) * (4 if spec else 1) == 4 * leaf.size
+    assert distributed_mesh.shares(leaf) * (4 if spec else 1) == 4 * leaf.size
 
 
 def test_devices_that_cannot_be_shared_out_so_are_an_error(shapes):
@@ -48,8 +51,8 @@ def test_a_layout_of_frozen_leaves_that_there_is_not_is_an_error(shapes):
 def test_no_name_of_what_is_computed_depends_on_the_mesh(shapes, tmp_path):
     run = tiny_run(f"folder:{shapes}")
     other = dataclasses.replace(run.experiment, mesh=MeshConfig(fsdp=8, frozen="sharded"))
-    assert points._content(run.experiment) == points._content(other)
-    assert points.common(run.experiment) == points.common(other)
+    assert trial._content(run.experiment) == trial._content(other)
+    assert trial.common(run.experiment) == trial.common(other)
     assert selection.setting_of(run.experiment) == selection.setting_of(other)
     folder = Workdir(tmp_path / "run")
     with folder.locked():

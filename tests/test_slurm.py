@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.kill import outcome
 from tests.conftest import ROOT, tljax
-from tljax import slurm
+from tljax.sweeps.launchers import slurm
 
 CONFIG = ("--config=tests/configs_tiny.py:pretrained", "--config.eval_every=500", "--config.log_every=10")
 

@@ -15,12 +15,13 @@ from filelock import FileLock
 
 from tests.conftest import ROOT, tiny_run
 from tests.flips import flip
-from tljax import backbone, compiled
-from tljax.config import BackboneConfig
-from tljax.convert import convert
-from tljax.network import Network
-from tljax.run import Run
-from tljax.train import train
+from tljax.cli.convert import convert
+from tljax.config.schema import BackboneConfig
+from tljax.core.model import Network
+from tljax.core.run import Run
+from tljax.io import compilation_cache
+from tljax.training.trainer import train
+from tljax.weights import pretrained
 
 VERBS = ("train", "evaluate", "predict", "inspect", "convert", "report")
 # What a single kind of data, weights or output needs is loaded where that is met.
@@ -159,7 +160,7 @@ def test_a_run_traces_each_program_once(strategy, cache, beside, shapes, tmp_pat
 def test_weights_are_converted_and_read_once_beside_the_plan(shapes, tiny_weights, tmp_path, monkeypatch, capfd):
     folder, calls = tmp_path / "timm", []
     convert(BackboneConfig(weights=str(tiny_weights)), folder, "timm")
-    read, restore = backbone.read, backbone.restore
+    read, restore = pretrained.read, pretrained.restore
 
     def slow(*of):
         calls.append("read")
@@ -172,8 +173,8 @@ def test_weights_are_converted_and_read_once_beside_the_plan(shapes, tiny_weight
         return found
 
     monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(backbone, "read", slow)
-    monkeypatch.setattr(backbone, "restore", restored)
+    monkeypatch.setattr(pretrained, "read", slow)
+    monkeypatch.setattr(pretrained, "restore", restored)
     run = tiny_run(f"folder:{shapes}", "", backbone__weights=str(folder))
     train(run.experiment, tmp_path / "run", prepared=run)
     assert calls == ["read", "restore"]
@@ -224,7 +225,7 @@ def test_mending_waits_for_who_is_writing(tmp_path):
     (tmp_path / "whole-atime").touch()
     (tmp_path / "cut-cache").touch()
     with FileLock(tmp_path / ".lockfile"):
-        assert compiled.mend(tmp_path, timeout=0.1) == []
-    assert compiled.mend(tmp_path) == ["cut"]
+        assert compilation_cache.mend(tmp_path, timeout=0.1) == []
+    assert compilation_cache.mend(tmp_path) == ["cut"]
     assert _programs(tmp_path) == {"whole"}
-    assert compiled.mend(tmp_path / "none") == []
+    assert compilation_cache.mend(tmp_path / "none") == []

@@ -19,13 +19,14 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from tests.conftest import PATIENCE, ROOT, TINY, tiny_run
 from tests.test_end_to_end import _leaves
-from tljax import predictions, stopping
-from tljax.evaluate import evaluate
-from tljax.models import BACKBONES
-from tljax.run import Run
-from tljax.stopping import SAVED, Notice, Stopped
-from tljax.train import train
-from tljax.workdir import Workdir
+from tljax.checkpoints.workdir import Workdir
+from tljax.cli.evaluate import evaluate
+from tljax.core.run import Run
+from tljax.distributed import preemption
+from tljax.distributed.preemption import SAVED, Notice, Stopped
+from tljax.evals import predictions
+from tljax.models.registry import BACKBONES
+from tljax.training.trainer import train
 
 pytestmark = pytest.mark.unoptimised
 
@@ -52,7 +53,7 @@ def test_a_signal_is_noted_within_a_loop_and_stops_at_once_without():
         assert notice.reason() == ""
         signal.raise_signal(signal.SIGTERM)
         assert notice.reason() == "SIGTERM"
-    for number in stopping.SIGNALS:
+    for number in preemption.SIGNALS:
         with Notice().listening() as notice, pytest.raises(Stopped, match=number.name):
             signal.raise_signal(number)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

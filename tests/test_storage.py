@@ -11,12 +11,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 from tests.conftest import StopAt, tiny_run
-from tljax import storage
+from tljax.checkpoints.workdir import Workdir
+from tljax.cli.evaluate import evaluate
+from tljax.distributed.preemption import Stopped
 from tljax.errors import InputError
-from tljax.evaluate import evaluate
-from tljax.stopping import Stopped
-from tljax.train import train
-from tljax.workdir import Workdir
+from tljax.io import storage
+from tljax.training.trainer import train
 
 
 class Bucket(MemoryFileSystem):
@@ -116,7 +116,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(tmp_path, shapes, bucket):
     )
     with pytest.MonkeyPatch.context() as patch:
         from tests.conftest import TINY
-        from tljax.models import BACKBONES
+        from tljax.models.registry import BACKBONES
 
         for name, module in TINY.items():
             patch.setitem(BACKBONES, name, module)

@@ -13,10 +13,11 @@ from markupsafe import escape
 
 from tests.conftest import PATIENCE, ROOT
 from tests.test_stopping import _at, _steps
-from tljax import console, formats, streams
-from tljax.report.page import page
-from tljax.report.runs import Unfinished
-from tljax.stopping import SAVED
+from tljax import console, streams
+from tljax.cli import output_formats
+from tljax.distributed.preemption import SAVED
+from tljax.reports.html import page
+from tljax.reports.runs import Unfinished
 
 pytestmark = pytest.mark.unoptimised
 
@@ -50,9 +51,9 @@ def test_a_bar_on_a_terminal_takes_no_text_for_markup(monkeypatch):
 
 def test_predictions_hold_names_as_they_are_in_files_and_show_them_as_text():
     written = {}
-    for name in formats.FORMATS:
+    for name in output_formats.FORMATS:
         file = io.StringIO(newline="")
-        write = formats.FORMATS[name](file, "single_label", NAMES, len(NAMES), tabular=False)
+        write = output_formats.FORMATS[name](file, "single_label", NAMES, len(NAMES), tabular=False)
         write("id\x1b[0m", {}, dict.fromkeys(NAMES, 1 / len(NAMES)))
         written[name] = file.getvalue()
     rows = list(csv.reader(io.StringIO(written["csv"], newline="")))

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from tljax import strict_json
+from tljax.checkpoints.workdir import Workdir
 from tljax.errors import InputError
-from tljax.metrics import JUDGED
-from tljax.predictions import Predictions
-from tljax.report import comparable
-from tljax.report.runs import Run
-from tljax.workdir import Workdir
+from tljax.evals.predictions import Predictions
+from tljax.io import strict_json
+from tljax.problems.base import JUDGED
+from tljax.reports import checks
+from tljax.reports.runs import Run
 
 
 def test_a_number_that_is_not_finite_is_null():
@@ -39,8 +39,8 @@ def test_files_of_a_run_are_json(tmp_path):
     vars(run).update(name="runs/a", folder=folder, result=folder.result)
     assert math.isnan(run.metrics("test")["r2"]) and run.metrics("test")["mae"] == 0.5
     with pytest.raises(InputError, match="runs/a: r2 of test is not a number"):
-        comparable.check_metric(run, "r2", "test", math.nan)
-    comparable.check_metric(run, "mae", "test", 0.5)
+        checks.check_metric(run, "r2", "test", math.nan)
+    checks.check_metric(run, "mae", "test", 0.5)
 
 
 @pytest.mark.parametrize("value", [math.nan, None])

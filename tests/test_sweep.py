@@ -18,15 +18,16 @@ from tests.configs_sweep import get_config
 from tests.configs_sweep import sweep as overrides
 from tests.conftest import PATIENCE, ROOT
 from tests.report import made
-from tljax import features, joint, loop, selection, sweep
-from tljax.config import Experiment
-from tljax.fields import to_dict
-from tljax.points import Point, points
-from tljax.predictions import load
-from tljax.sweep import Protocol
-from tljax.train import train
-from tljax.weights.sources import cache_dir
-from tljax.workdir import Workdir
+from tljax.checkpoints.workdir import Workdir
+from tljax.config.schema import Experiment
+from tljax.config.serialization import to_dict
+from tljax.evals.predictions import load
+from tljax.io.download.fetch import cache_dir
+from tljax.sweeps import runner, selection, sweep
+from tljax.sweeps.sweep import Protocol
+from tljax.sweeps.trial import Point, points
+from tljax.training import feature_cache, train_loop
+from tljax.training.trainer import train
 
 
 def _experiment(shapes, weights, monkeypatch, **values) -> Experiment:
@@ -41,7 +42,7 @@ def _experiment(shapes, weights, monkeypatch, **values) -> Experiment:
 def test_each_run_is_its_own(shapes, lively_weights, tmp_path, monkeypatch):
     monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "cache"))
     experiment, built = _experiment(shapes, lively_weights, monkeypatch), []
-    computed = features.computed
+    computed = feature_cache.computed
 
     def counting(run, state, split, stops, **options):
         before = set((cache_dir() / "features").rglob("0*"))
@@ -50,10 +51,10 @@ def test_each_run_is_its_own(shapes, lively_weights, tmp_path, monkeypatch):
             built.append((split.name, list(stops)))
         return found
 
-    monkeypatch.setattr(features, "computed", counting)
+    monkeypatch.setattr(feature_cache, "computed", counting)
     found = points(experiment, overrides(), tmp_path / "runs")
     assert len({point.folder for point in found}) == 6
-    joint.carry_out(found, found, test=True)
+    runner.carry_out(found, found, test=True)
     # One pass per split, with all boundaries: before block 1, before block 2, and the pooled features.
     assert built == [("train[:16]", [2, 3, 5]), ("train[16:20]", [2, 3, 5]), ("train[20:]", [2, 3, 5])]
     for number, point in enumerate(found):
@@ -66,7 +67,7 @@ def test_each_run_is_its_own(shapes, lively_weights, tmp_path, monkeypatch):
             assert point.result["splits"][split]["accuracy"] == wanted["splits"][split]["accuracy"]
         assert point.result["frozen_digest_after"] == wanted["frozen_digest_after"]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("result.json")}
-    joint.carry_out(found, found, test=True)  # nothing is left to do
+    runner.carry_out(found, found, test=True)  # nothing is left to do
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("result.json")} == before
     assert len(selection.chosen(found)) == 3
 
@@ -75,19 +76,19 @@ def test_the_test_split_is_evaluated_once_of_the_chosen_and_never_of_others(
     shapes, lively_weights, tmp_path, monkeypatch
 ):
     experiment, evaluated = _experiment(shapes, lively_weights, monkeypatch), Counter()
-    predictions_of = loop.predictions_of
+    predictions_of = train_loop.predictions_of
 
     def counting(run, state, split, label, **options):
         evaluated[run.experiment, label] += 1
         return predictions_of(run, state, split, label, **options)
 
-    monkeypatch.setattr(loop, "predictions_of", counting)
+    monkeypatch.setattr(train_loop, "predictions_of", counting)
     found = points(experiment, overrides(), tmp_path / "runs")
     held = []
 
     def carry_out(wanted, test):
         held.append([point.result and point.result.get("held") for point in found])
-        joint.carry_out(wanted, found, test=test)
+        runner.carry_out(wanted, found, test=test)
 
     assert sweep.sweep(found, Protocol(), carry_out) == []
     assert held == [[None] * 6, [["test"]] * 6]
@@ -101,7 +102,7 @@ def test_the_test_split_is_evaluated_once_of_the_chosen_and_never_of_others(
             assert not list(point.folder.glob("evaluations/*test*"))
     # Held back and tested later, or tested at the end of training: the same bits of everything.
     peeked = points(experiment, overrides(), tmp_path / "peeked")
-    joint.carry_out(peeked, peeked, test=True, peeked=True)
+    runner.carry_out(peeked, peeked, test=True, peeked=True)
     assert all(point.result["peeked"] and "test" in point.result["splits"] for point in peeked)
     for point, twin in zip(found, peeked, strict=True):
         if point in chosen:
@@ -114,12 +115,12 @@ def test_what_fails_is_kept_and_tried_again_only_when_asked(shapes, tiny_weights
     experiment, tried = _experiment(shapes, tiny_weights, monkeypatch), []
     wrong = [{"tuning.strategy": "last_k", "tuning.k": 9}, {"tuning.strategy": "last_k", "tuning.k": 1}]
     found = points(experiment, wrong, tmp_path)
-    joint.carry_out(found, found)
+    runner.carry_out(found, found)
     assert found[1].result and not found[0].result and not found[1].error
     assert f"failed: {found[0].error['error']}" in capsys.readouterr().out
     assert json.loads((found[1].folder / "config.json").read_text())["config"]["tuning"]["k"] == 1
     crash = points(experiment, [{"tuning.strategy": "last_k", "tuning.k": 2}], tmp_path)
-    train_run = joint.train_run
+    train_run = runner.train_run
 
     def crashing(*arguments):
         tried.append(1)
@@ -127,19 +128,19 @@ def test_what_fails_is_kept_and_tried_again_only_when_asked(shapes, tiny_weights
             raise MemoryError("so much\nis not there")
         return train_run(*arguments)
 
-    monkeypatch.setattr(joint, "train_run", crashing)
+    monkeypatch.setattr(runner, "train_run", crashing)
     for _ in range(2):
-        joint.carry_out(crash, crash)
+        runner.carry_out(crash, crash)
         assert crash[0].error["error"] == "MemoryError: so much is not there" and len(tried) == 1
     Workdir(crash[0].folder).forget_error()  # as --retry-failed does
-    joint.carry_out(crash, crash)
+    runner.carry_out(crash, crash)
     assert crash[0].result and not crash[0].error and len(tried) == 2
 
 
 def test_a_point_that_another_process_is_at_is_waited_for_and_not_run_again(
     shapes, tiny_weights, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(joint, "_LOOK", 0.02)
+    monkeypatch.setattr(runner, "_LOOK", 0.02)
     experiment = _experiment(shapes, tiny_weights, monkeypatch, steps=4, eval_every=0)
     theirs, mine = points(experiment, [{"tuning.strategy": "last_k", "tuning.k": k} for k in (1, 2)], tmp_path)
     held, ended = threading.Event(), threading.Event()
@@ -158,7 +159,7 @@ def test_a_point_that_another_process_is_at_is_waited_for_and_not_run_again(
     thread = threading.Thread(target=other)
     thread.start()
     held.wait()
-    joint.carry_out([theirs, mine], [theirs, mine])
+    runner.carry_out([theirs, mine], [theirs, mine])
     thread.join()
     assert ended.is_set() and theirs.result == result and not (theirs.folder / "metrics.jsonl").exists()
     assert "waiting for points that another process is at: 1" in capsys.readouterr().out

@@ -10,10 +10,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.conftest import make_folder, tiny_run
-from tljax import tuning
+from tljax.core.run import Run
+from tljax.core.train_step import State
 from tljax.errors import InputError
-from tljax.run import Run
-from tljax.step import State
+from tljax.tuning import multipliers as tuning_multipliers
 
 pytestmark = pytest.mark.unoptimised
 
@@ -86,7 +86,7 @@ def test_l2_sp_pulls_to_where_the_leaves_started(dataset):
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.anchor))
     rules = run._rules(run.phases[0], jax.tree.map(jnp.asarray, run._numbers(run.phases[0])))
     assert set(jax.tree.leaves(rules.pull)) == {0.25}
-    from tljax.step import _pull
+    from tljax.core.train_step import _pull
 
     moved = jax.tree.map(lambda leaf: leaf + 1.0, state.params)
     anchor = jax.tree.map(jnp.copy, state.params)
@@ -292,12 +292,12 @@ def test_a_leaf_that_no_phase_trains_stays_and_one_of_any_phase_moves(dataset):
     phases = ({"strategy": "first_k", "k": 1, "steps": 3}, {"strategy": "last_k", "k": 1})
     run = tiny_run(dataset, tuning__strategy="phases", tuning__phases=phases)
     start = run.init_state()
-    before, digest = _flat(jax.tree.map(np.array, start.params)), tuning.digest(run.frozen_leaves(start))
+    before, digest = _flat(jax.tree.map(np.array, start.params)), tuning_multipliers.digest(run.frozen_leaves(start))
     state, _ = _train(run, _batches(6), start)
     moved = {path for path, leaf in _flat(state.params).items() if not np.array_equal(leaf, before[path])}
     assert {path.split("/")[1] for path in moved if "head" not in path} == {"stem", "block_2", "norm"}
     assert set(run.frozen_leaves(state)) == set(before) - moved
-    assert tuning.digest(run.frozen_leaves(state)) == digest
+    assert tuning_multipliers.digest(run.frozen_leaves(state)) == digest
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,15 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.conftest import ROOT
-from tljax import backbone, phases, sweep
-from tljax.config import Experiment
-from tljax.data import tasks, vtab
+from tljax.config.schema import Experiment
+from tljax.data import registry
+from tljax.data.sources import vtab
 from tljax.errors import InputError
-from tljax.optim import OPTIMIZERS
-from tljax.tuning import check_arguments
+from tljax.sweeps import sweep
+from tljax.tuning import phases
+from tljax.tuning.multipliers import check_arguments
+from tljax.tuning.optimizers import OPTIMIZERS
+from tljax.weights import pretrained
 
 TRANSFER = runpy.run_path(str(ROOT / "configs" / "transfer.py"))
 SETS = (*TRANSFER["IMAGES"], "imagenet_5shot", "sst2", *(f"vtab_{name}" for name in vtab.TASKS))
@@ -29,8 +32,8 @@ def test_every_set_is_a_sweep(name, tmp_path):
     if name.startswith("vtab_"):
         assert spec == vtab.TASKS[name.removeprefix("vtab_")].dataset
         assert (experiment.task.train, experiment.task.test) == ("vtab:train800", "vtab:test")
-    row = backbone.resolve(experiment.backbone)
-    assert backbone.reads(row) == ("text" if name == "sst2" else "image")
+    row = pretrained.resolve(experiment.backbone)
+    assert pretrained.reads(row) == ("text" if name == "sst2" else "image")
     overrides = list(TRANSFER["sweep"](name))
     points = sweep.points(experiment, (one for one in overrides if one["seed"] == 0), tmp_path)
     strategies = {point.experiment.tuning.strategy for point in points}
@@ -56,6 +59,6 @@ def test_a_set_that_is_not_at_hand_says_what_to_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fails)
     with pytest.raises(InputError) as error:
-        tasks.load(Experiment.from_config(TRANSFER["get_config"]("pets")).task)
+        registry.load(Experiment.from_config(TRANSFER["get_config"]("pets")).task)
     assert str(error.value).startswith("tfds:oxford_iiit_pet: TFDS cannot prepare it here (ModuleNotFoundError")
     assert "run `tfds build oxford_iiit_pet --file_format=array_record" in str(error.value)

@@ -7,9 +7,9 @@ import pytest
 from etils import epath
 
 from tests.report import made
-from tljax import array_files, sealed, storage
+from tljax.checkpoints.workdir import Workdir
 from tljax.errors import InputError
-from tljax.workdir import Workdir
+from tljax.io import arrays, checksums, storage
 
 
 def _row(step: int, **more) -> dict:
@@ -168,14 +168,14 @@ def test_json_of_another_shape_is_one_line_with_its_file_and_key(tmp_path, name)
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_manifests_and_facts_of_another_shape(tmp_path, damage):
-    array_files.write(epath.Path(tmp_path / "1"), {"w": np.ones(3)}, {})
-    array_files.save_tree(tmp_path / "2", {"w": np.ones(3)}, {"pretrained": {}, "ignored": [], "head": []})
-    array_files.load_facts(tmp_path / "2")
+    arrays.write(epath.Path(tmp_path / "1"), {"w": np.ones(3)}, {})
+    arrays.save_tree(tmp_path / "2", {"w": np.ones(3)}, {"pretrained": {}, "ignored": [], "head": []})
+    arrays.load_facts(tmp_path / "2")
     (tmp_path / "1" / "manifest.json").write_bytes(DAMAGE[damage])
     (tmp_path / "2" / "tljax.json").write_bytes(DAMAGE[damage])
-    assert array_files.wrong(epath.Path(tmp_path / "1")).startswith("manifest.json: ")
+    assert arrays.wrong(epath.Path(tmp_path / "1")).startswith("manifest.json: ")
     with pytest.raises(InputError, match=r"2 is damaged \(tljax\.json has \d+ bytes, not 50\)"):
-        array_files.load_facts(tmp_path / "2")
-    (tmp_path / "2" / sealed.NAME).unlink()  # as earlier versions left it
+        arrays.load_facts(tmp_path / "2")
+    (tmp_path / "2" / checksums.NAME).unlink()  # as earlier versions left it
     with pytest.raises(InputError, match=r"2: not a folder made by `tljax convert` \(.*tljax\.json: damaged"):
-        array_files.load_facts(tmp_path / "2")
+        arrays.load_facts(tmp_path / "2")

@@ -19,9 +19,9 @@ import pytest
 from etils import epath
 
 from tests.conftest import ROOT
-from tljax import array_files, lock, storage
-from tljax.lock import Lost, Taken
-from tljax.workdir import Workdir
+from tljax.checkpoints.workdir import Workdir
+from tljax.io import arrays, lock, storage
+from tljax.io.lock import Lost, Taken
 
 WRITER = """
 import contextlib, json, resource, sys
@@ -197,7 +197,7 @@ def test_a_writer_that_is_taken_over_while_it_saves_leaves_no_manifest(tmp_path)
             raise Lost("taken over meanwhile")
 
     with pytest.raises(Lost):
-        array_files.write(epath.Path(tmp_path / "1"), {"w": np.ones(3)}, {}, check)
+        arrays.write(epath.Path(tmp_path / "1"), {"w": np.ones(3)}, {}, check)
     assert len(asked) == 2 and not (tmp_path / "1" / "manifest.json").exists()
 
 

@@ -34,21 +34,21 @@ def main(arguments: list[str]) -> int:
         print("\n".join(f"  {name:10}{text}" for name, text in VERBS.items()))
         print("\npython -m tljax VERB --help says more.")
         return 0
-    from tljax import compiled
+    from tljax.distributed.preemption import SAVED, Stopped
     from tljax.errors import InputError
-    from tljax.stopping import SAVED, Stopped
-    from tljax.weights.sources import cache_dir
+    from tljax.io import compilation_cache
+    from tljax.io.download.fetch import cache_dir
 
     if verb not in VERBS:
         print(f"error: no verb {verb!r}; there are: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     # A device tuned for games and a CPU warn alike; what matters here comes as an error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    compiled.keep(cache_dir() / "compiled")
+    compilation_cache.keep(cache_dir() / "compiled")
     try:
         # Imported only now, so that --help need not wait for jax.
         module = _imported(f"tljax.{verb}")
-        compiled.check_programs()
+        compilation_cache.check_programs()
         return module.main(arguments[1:]) or 0
     except InputError as error:
         print(f"error: {streams.in_one_line(str(error))}", file=sys.stderr)

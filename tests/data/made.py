@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tljax.data.examples import Base, Task
+from tljax.data.dataset import Base, Task
 
 
 class Listed(list):

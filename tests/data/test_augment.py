@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import golden
-from tljax.data import augment
+from tljax.data.transforms import augment
 
 _, GOLDEN = golden("augment")
 PICTURE = GOLDEN["image"]  # [32, 32, 3]

@@ -6,12 +6,12 @@ from PIL import Image
 
 from tests.data.made import base, task
 from tljax import console
-from tljax.data import health, splits
+from tljax.data import diagnostics, splits
 
 
 def examined(made, size=0, **slicings):
     slicings = slicings or {name: name for name in made.bases}
-    report = health.examine(made, {name: splits.cut(made, slicing) for name, slicing in slicings.items()}, size)
+    report = diagnostics.examine(made, {name: splits.cut(made, slicing) for name, slicing in slicings.items()}, size)
     assert json.loads(json.dumps(report)) == report
     return report
 
@@ -122,7 +122,7 @@ def test_skipped_examples_are_listed():
 
 def test_a_report_is_shown(capsys, monkeypatch):
     monkeypatch.setattr(console, "console", console.Console(highlight=False, soft_wrap=True, width=100))
-    health.show(examined(planted(test_labels=(0, 0, 0, 0, 1))))
+    diagnostics.show(examined(planted(test_labels=(0, 0, 0, 0, 1))))
     shown = capsys.readouterr().out
     assert "examples of train that are another's copy: 2 (0 = 1)" in shown
     assert "WARNING: examples of test that train has too, by content: 3 (0 = t3, 2 = t1)\n" in shown
@@ -138,7 +138,7 @@ def test_many_classes_are_shown_from_both_ends(capsys, monkeypatch):
     labels = [label for label in range(50) for _ in range(label + 1)]
     report = examined(task({"train": base(labels)}, [f"class_{i}" for i in range(50)]))
     assert len(report["splits"]["train"]["classes"]) == 50
-    health.show(report)
+    diagnostics.show(report)
     shown = capsys.readouterr().out
     assert "… 30 more" in shown
     assert shown.count("class_") == 20
@@ -161,7 +161,7 @@ def where(sheet: np.ndarray, colour) -> np.ndarray:
 
 def test_a_sheet_has_a_row_for_each_class(tmp_path):
     path = tmp_path / "new" / "sheet.png"
-    health.contact_sheet({"cat": coloured(RED, GREEN), "a $dog$": coloured(BLUE, YELLOW)}, path, "augmented")
+    diagnostics.contact_sheet({"cat": coloured(RED, GREEN), "a $dog$": coloured(BLUE, YELLOW)}, path, "augmented")
     sheet = np.asarray(Image.open(path).convert("RGB"))
     red, green, blue, yellow = (where(sheet, colour) for colour in (RED, GREEN, BLUE, YELLOW))
     for left, right in ((red, green), (blue, yellow)):
@@ -179,21 +179,21 @@ def test_a_sheet_has_a_row_for_each_class(tmp_path):
 
 
 def test_a_sheet_without_names_has_none(tmp_path):
-    health.contact_sheet({"": coloured(RED)}, tmp_path / "sheet.png", "")
+    diagnostics.contact_sheet({"": coloured(RED)}, tmp_path / "sheet.png", "")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     assert (sheet[:, : where(sheet, RED)[0] - 2] == 255).all()
 
 
 @pytest.mark.parametrize("colour", [(120,), (120, 30, 200), (120, 30, 200, 255)])
 def test_a_sheet_takes_grey_and_alpha(tmp_path, colour):
-    health.contact_sheet({"cat": coloured(colour)}, tmp_path / "sheet.png", "one")
+    diagnostics.contact_sheet({"cat": coloured(colour)}, tmp_path / "sheet.png", "one")
     where(np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")), (colour * 3)[:3])
 
 
 def test_a_sheet_of_many_classes_says_that_it_is_cut(tmp_path):
     colours = [(10 * i + 5, 0, 250 - 10 * i) for i in range(14)]
     pictures = {f"class {i}": coloured(colour) for i, colour in enumerate(colours)}
-    health.contact_sheet(pictures, tmp_path / "sheet.png", "augmented")
+    diagnostics.contact_sheet(pictures, tmp_path / "sheet.png", "augmented")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     found = [bool((sheet == colour).all(axis=-1).any()) for colour in colours]
     assert found == [True] * 12 + [False] * 2

@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from tests.conftest import make_folder, tiny_run
-from tljax import config, inspect
-from tljax.config import Experiment, TaskConfig
-from tljax.data import images, tasks
-from tljax.data.examples import Task, among
+from tljax.cli import inspect
+from tljax.config import schema
+from tljax.config.schema import Experiment, TaskConfig
+from tljax.data import registry
+from tljax.data.dataset import Task, among
+from tljax.data.transforms import image
 from tljax.errors import InputError
 
 
@@ -29,7 +31,7 @@ def data(tmp_path) -> Path:
 
 
 def load(data: Path, on_error: str = "stop") -> Task:
-    return tasks.load(TaskConfig(dataset=f"folder:{data}", on_error=on_error))
+    return registry.load(TaskConfig(dataset=f"folder:{data}", on_error=on_error))
 
 
 def with_a_broken_scan() -> bytes:
@@ -56,7 +58,7 @@ def test_a_strip_and_a_broken_scan_are_bad_files_and_inspect_lists_all(data, cap
     assert "60000 × 1 pixels, one side more than 256 times the other" in reasons["disc/wide.png"]
     assert "premature end of data segment" in reasons["disc/scan.jpg"] or "Huffman" in reasons["disc/scan.jpg"]
     assert len(task.bases["train"].index) == 6
-    found = config.default()
+    found = schema.default()
     found.steps, found.task.dataset = 1, f"folder:{data}"
     report = inspect.examine(Experiment.from_config(found))
     assert {one["id"] for one in report["skipped"]} == reasons.keys()
@@ -72,7 +74,7 @@ def test_integers_of_32_bits_that_hold_8_are_asked_about():
         content = io.BytesIO()
         Image.fromarray(levels).save(content, "TIFF")
         with nullcontext() if fine else pytest.raises(InputError, match="nothing says which is white"):
-            images.decode(content.getvalue(), "x.tif")
+            image.decode(content.getvalue(), "x.tif")
 
 
 def test_animations_and_nested_pictures_are_counted_and_said(data, capsys):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tljax.data.text import Tokenizer
+from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
 
 # Of Llama 3 and its like.

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as draw
 from PIL import Image
 
-from tljax.config import TaskConfig
-from tljax.data.examples import Base, Split, Task
-from tljax.data.pipeline import TrainInput, epoch_order, evaluation_batches
+from tljax.config.schema import TaskConfig
+from tljax.data.dataset import Base, Split, Task
+from tljax.data.loader import TrainInput, epoch_order, evaluation_batches
+from tljax.data.preprocessing import Preprocessing
 from tljax.data.readers import Pictures, Reader, Texts
-from tljax.data.text import Tokenizer, tokenised
-from tljax.preprocessing import Preprocessing
+from tljax.data.transforms.tokenize import Tokenizer, tokenised
 
 PREPROCESSING = Preprocessing(size=8, interpolation="bilinear")
 RECIPES = {

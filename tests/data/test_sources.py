@@ -18,10 +18,11 @@ from PIL import Image
 
 from tests.conftest import PATIENCE, ROOT, make_folder
 from tests.data.test_tasks import column, load
-from tljax.data import images, parts, prepare
-from tljax.data.examples import Item, Source
+from tljax.data import array_records, record_parts
+from tljax.data.dataset import Item, Source
+from tljax.data.transforms import image
 from tljax.errors import InputError
-from tljax.weights.sources import cache_dir
+from tljax.io.download.fetch import cache_dir
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +197,7 @@ def prepared() -> Path:
 def test_tfds_reads_what_is_prepared(shapes, monkeypatch):
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr(parts, "MAX_EXAMPLES", 10)
+    monkeypatch.setattr(record_parts, "MAX_EXAMPLES", 10)
     task = load(f"folder:{shapes}")
     builder = tfds.builder_from_directory(prepared())
     assert builder.info.splits["train"].shard_lengths == [10, 10, 4]
@@ -289,8 +290,8 @@ def test_processes_that_want_one_set_make_it_once(shapes, tmp_path):
 
 
 def test_a_full_disk_keeps_what_is_finished(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "MAX_EXAMPLES", 10)
-    monkeypatch.setattr(prepare.images, "decode", counted := _Counted(images.decode))
+    monkeypatch.setattr(record_parts, "MAX_EXAMPLES", 10)
+    monkeypatch.setattr(array_records.images, "decode", counted := _Counted(image.decode))
     usage, asked = shutil.disk_usage, []
 
     def full(path):
@@ -306,7 +307,7 @@ def test_a_full_disk_keeps_what_is_finished(shapes, tmp_path, monkeypatch):
 
 
 def test_damage_leaves_no_half_made_folder(shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "MAX_EXAMPLES", 5)
+    monkeypatch.setattr(record_parts, "MAX_EXAMPLES", 5)
     root = shutil.copytree(shapes, tmp_path / "shapes")
     last = column(load(f"folder:{root}"), "id")[-1]
     (root / last).write_bytes(b"")
@@ -374,7 +375,7 @@ def _source(**changes) -> Source:
 )
 def test_sources_that_cannot_be_prepared(tmp_path, changes, message):
     with pytest.raises(InputError) as error:
-        prepare.prepare(_source(**changes), "made", tmp_path / "made", "stop")
+        array_records.prepare(_source(**changes), "made", tmp_path / "made", "stop")
     assert message in str(error.value)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("made")] in ([], ["made.lock"])
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from tests.data.made import base, task
-from tljax.config import TaskConfig
+from tljax.config.schema import TaskConfig
 from tljax.data import splits
-from tljax.data.examples import Split
+from tljax.data.dataset import Split
 from tljax.errors import InputError
 
 # Chosen by sha256 alone: the same on every machine, whatever the version of NumPy.

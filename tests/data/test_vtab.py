@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.data.made import base, task
-from tljax.config import TaskConfig
-from tljax.data import splits, vtab
+from tljax.config.schema import TaskConfig
+from tljax.data import splits
+from tljax.data.sources import vtab
 from tljax.errors import InputError
 
 PINNED = json.loads((Path(__file__).parent / "vtab_rows.json").read_text())

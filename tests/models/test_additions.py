@@ -11,17 +11,18 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.conftest import GOLDEN, golden
-from tljax.additions import ADDITIONS, Adapter, Lora, MlpHead, Prompt, is_added
+from tljax.core.classifier import Classifier
 from tljax.errors import InputError
-from tljax.models import BACKBONES, ops
-from tljax.models.additions import added, drop, merge_lora
-from tljax.models.bert import Bert
-from tljax.models.bit import BiT
-from tljax.models.classifier import Classifier
-from tljax.models.resnet import ResNet
-from tljax.models.transformer import Dense
-from tljax.models.vit import ViT
-from tljax.weights import files
+from tljax.models.kernels import ops
+from tljax.models.layers import Dense
+from tljax.models.registry import BACKBONES
+from tljax.models.text.bert import Bert
+from tljax.models.vision.bit import BiT
+from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.vit import ViT
+from tljax.peft.config import ADDITIONS, Adapter, Lora, MlpHead, Prompt, is_added
+from tljax.peft.interceptors import added, drop, merge_lora
+from tljax.weights.readers import files
 
 VIT = ViT(width=24, depth=3, heads=3, patch_size=8, grid=(2, 3))
 BERT = Bert(width=24, depth=3, heads=3, vocabulary=50, positions=16)

@@ -11,10 +11,11 @@ from tests.models.test_additions import TINY, some_input, some_variables
 from tests.models.test_resnet import BASIC, BOTTLENECK, converted, weights_of
 from tests.models.test_vit import CASES as VITS
 from tests.models.test_vit import DINOV2, load, variables
-from tljax import backbone, compiled
+from tljax.core.classifier import Classifier
 from tljax.errors import InputError
-from tljax.models import BACKBONES, BATCH_NORM_MODES, build
-from tljax.models.classifier import Classifier
+from tljax.io import compilation_cache
+from tljax.models.registry import BACKBONES, BATCH_NORM_MODES, build
+from tljax.weights import pretrained
 
 pytestmark = pytest.mark.unoptimised
 
@@ -49,9 +50,9 @@ def test_groups_are_the_parameters_top_level_and_features_have_the_published_wid
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_publishes_its_groups_and_tables_that_fill_it(name):
     module = BACKBONES[name]
-    shapes = backbone.shapes(module)
+    shapes = pretrained.shapes(module)
     assert {path.split("/")[1] for path in shapes if path.startswith("params/")} == set(module.groups)
-    required = shapes.keys() - backbone.optional(module)
+    required = shapes.keys() - pretrained.optional(module)
     assert any(required <= {rule.target for rule in table.rules} for table in module.tables().values())
 
 
@@ -156,7 +157,7 @@ def test_recomputing_groups_takes_a_sixth_of_the_memory():
     def memory(remat):
         lowered = jax.jit(jax.grad(lambda v, x: model.apply(v, x, remat=remat).sum())).lower(weights, image)
         # Without this the CPU compiler drops the barriers that recomputation hangs on; see `groups.run`.
-        return lowered.compile(compiler_options=compiled.KEEP_BARRIERS).memory_analysis().temp_size_in_bytes
+        return lowered.compile(compiler_options=compilation_cache.KEEP_BARRIERS).memory_analysis().temp_size_in_bytes
 
     assert memory(remat=True) < memory(remat=False) / 6
 

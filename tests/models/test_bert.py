@@ -11,13 +11,13 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.conftest import GOLDEN, golden
-from tljax.data.text import Tokenizer
+from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
-from tljax.models import ops
-from tljax.models.bert import Bert, _Stem
-from tljax.weights import files
-from tljax.weights.rules import Shape, convert, unconvert
-from tljax.weights.sources import fetch
+from tljax.io.download.fetch import fetch
+from tljax.models.kernels import ops
+from tljax.models.text.bert import Bert, _Stem
+from tljax.weights.mapping import Shape, convert, unconvert
+from tljax.weights.readers import files
 
 TINY = Bert(width=36, depth=2, heads=3, mlp_width=80, vocabulary=61, positions=24)
 ROBERTA = TINY.clone(positions=26, token_types=1, pad_id=1, eps=1e-5)

@@ -9,7 +9,7 @@ from flax.traverse_util import unflatten_dict
 from tests.conftest import GOLDEN, golden
 from tests.models import test_resnet as resnets
 from tests.models.test_resnet import check_manifest, check_round_trip, converted, manifests, outputs, weights_of
-from tljax.models.bit import BiT, standardise
+from tljax.models.vision.bit import BiT, standardise
 
 TIMM = BiT(depths=(1, 2, 1, 1), widths=(32, 32, 32, 64))
 GOOGLE = BiT(depths=(1, 2, 1, 1), widths=(32, 32, 32, 32))

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from tests.models.test_ops import assert_same, random
-from tljax.models import convolution, ops
+from tljax.models.kernels import conv_cpu, ops
 
 
 def _plain_conv(x, kernel, stride, padding):
@@ -19,7 +19,7 @@ def _plain_conv(x, kernel, stride, padding):
 def test_conv(side, kernel, stride):
     pad = ((kernel // 2, kernel // 2),) * 2
     assert_same(
-        lambda x, k: convolution.conv(x, k, stride, pad),
+        lambda x, k: conv_cpu.conv(x, k, stride, pad),
         lambda x, k: _plain_conv(x, k, stride, pad),
         random(2, side, side + side % 2, 3),
         random(kernel, kernel, 3, 5, seed=1),
@@ -30,7 +30,7 @@ def test_conv(side, kernel, stride):
 def test_conv_of_many_channels(side):
     pad = ((1, 1), (1, 1))
     assert_same(
-        lambda x, k: convolution.conv(x, k, 1, pad),
+        lambda x, k: conv_cpu.conv(x, k, 1, pad),
         lambda x, k: _plain_conv(x, k, 1, pad),
         random(2, side, side + 1, 32),
         random(3, 3, 32, 36, seed=1) / 17,
@@ -40,7 +40,7 @@ def test_conv_of_many_channels(side):
 def test_conv_with_uneven_padding_on_a_small_map():
     pad = ((1, 0), (0, 2))
     x, kernel = random(2, 3, 4, 3), random(2, 3, 3, 5, seed=1)
-    np.testing.assert_allclose(convolution.conv(x, kernel, 1, pad), _plain_conv(x, kernel, 1, pad), atol=1e-5)
+    np.testing.assert_allclose(conv_cpu.conv(x, kernel, 1, pad), _plain_conv(x, kernel, 1, pad), atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", [(1, 1), (0, 1), (0, 0)])
@@ -49,13 +49,13 @@ def test_max_pool(side, padding):
     # Small integers, so that many windows have their maximum twice.
     x = jnp.round(random(2, side, side + 3, 3))
     assert_same(
-        lambda x: convolution.max_pool(x, padding), lambda x: nn.max_pool(x, (3, 3), (2, 2), (padding, padding)), x
+        lambda x: conv_cpu.max_pool(x, padding), lambda x: nn.max_pool(x, (3, 3), (2, 2), (padding, padding)), x
     )
 
 
 def test_max_pool_lets_nan_through():
     x = jnp.zeros((1, 6, 6, 1)).at[0, 3, 3, 0].set(jnp.nan)
-    found, wanted = convolution.max_pool(x, (1, 1)), nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    found, wanted = conv_cpu.max_pool(x, (1, 1)), nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -67,16 +67,16 @@ def _plain_batch_norm(x, scale, bias):
 
 def test_batch_norm():
     x, scale, bias = random(4, 5, 3, 7) + 0.5, random(7, seed=1), random(7, seed=2)
-    assert_same(lambda *o: convolution.batch_norm(*o, 1e-5)[0], _plain_batch_norm, x, scale, bias)
-    _, mean, variance = convolution.batch_norm(x, scale, bias, 1e-5)
+    assert_same(lambda *o: conv_cpu.batch_norm(*o, 1e-5)[0], _plain_batch_norm, x, scale, bias)
+    _, mean, variance = conv_cpu.batch_norm(x, scale, bias, 1e-5)
     np.testing.assert_allclose(mean, jnp.mean(x, (0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(variance, jnp.var(x, (0, 1, 2)), atol=1e-6)
 
 
 def test_other_platforms_compute_the_plain_forms(monkeypatch):
     x, kernel, pad = random(2, 4, 4, 3), random(3, 3, 3, 5, seed=1), ((1, 1), (1, 1))
-    ours = convolution.conv(x, kernel, 2, pad), convolution.max_pool(x, (1, 1))
+    ours = conv_cpu.conv(x, kernel, 2, pad), conv_cpu.max_pool(x, (1, 1))
     monkeypatch.setattr(ops, "platform", lambda: "tpu")
-    theirs = convolution.conv(x, kernel, 2, pad), convolution.max_pool(x, (1, 1))
+    theirs = conv_cpu.conv(x, kernel, 2, pad), conv_cpu.max_pool(x, (1, 1))
     np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5)
     np.testing.assert_array_equal(ours[1], theirs[1])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_folder, tiny_run
-from tljax import heads, metrics
+from tljax.evals import linear_probe
+from tljax.problems import base
 
 pytestmark = pytest.mark.unoptimised
 
@@ -31,8 +32,8 @@ def test_logits_and_loss_of_a_bfloat16_network_are_not_rounded(tmp_path, strateg
         np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-6)
         labels = jnp.arange(8) % 2
         odds = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
-        found = metrics.loss("single_label", logits, labels)
+        found = base.loss("single_label", logits, labels)
         np.testing.assert_allclose(found, -odds[np.arange(8), np.arange(8) % 2], rtol=1e-5, atol=1e-6)
         beside = {"head": {"kernel": last["kernel"].T, "bias": last["bias"]}}  # as heads that train side by side
-        together, _ = heads.forward(beside, {}, features, dtype=jnp.bfloat16)
+        together, _ = linear_probe.forward(beside, {}, features, dtype=jnp.bfloat16)
         np.testing.assert_allclose(together, exact, rtol=1e-5, atol=1e-6)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax.models import ops
+from tljax.models.kernels import ops
 
 
 def random(*shape: int, seed: int = 0) -> jax.Array:

@@ -10,11 +10,11 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from tests.conftest import GOLDEN, golden
-from tljax.backbone import optional, shapes
 from tljax.errors import InputError
-from tljax.models.resnet import ResNet
-from tljax.weights import files
-from tljax.weights.rules import convert, unconvert
+from tljax.models.vision.resnet import ResNet
+from tljax.weights.mapping import convert, unconvert
+from tljax.weights.pretrained import optional, shapes
+from tljax.weights.readers import files
 
 BASIC = ResNet(depths=(1, 1, 1, 2), widths=(64, 16, 20, 24), kind="basic")
 BOTTLENECK = ResNet(depths=(1, 2, 1, 1), widths=(12, 16, 20, 24))

@@ -11,12 +11,12 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from tests.conftest import GOLDEN, golden
-from tljax.backbone import optional, shapes
 from tljax.errors import InputError
-from tljax.models.vit import ViT
-from tljax.weights import files
-from tljax.weights.rules import convert, unconvert
-from tljax.weights.surgery import resample_pos_embed
+from tljax.models.vision.vit import ViT
+from tljax.weights.adapt import resample_pos_embed
+from tljax.weights.mapping import convert, unconvert
+from tljax.weights.pretrained import optional, shapes
+from tljax.weights.readers import files
 
 VIT = ViT(width=48, depth=3, heads=3, patch_size=8, grid=(4, 4))
 SMALL = ViT(width=36, depth=2, heads=3, patch_size=8, grid=(4, 4))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.report import made
-from tljax import workdir
+from tljax.checkpoints import workdir
 
 ACCURACIES = {"linear_probe": (0.80, 0.82, 0.81), "last_k": (0.90, 0.92, 0.94), "full": (0.91, 0.92, 0.93)}
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from tljax import report
-from tljax.config import Experiment
-from tljax.fields import to_dict, with_values
-from tljax.predictions import Predictions
-from tljax.preprocessing import Preprocessing
-from tljax.report.section import Options, Section
-from tljax.resolve import Resolved
-from tljax.weights import Pretrained
-from tljax.workdir import Workdir
+from tljax.checkpoints.workdir import Workdir
+from tljax.config.schema import Experiment
+from tljax.config.serialization import to_dict, with_values
+from tljax.core.resolve import Resolved
+from tljax.data.preprocessing import Preprocessing
+from tljax.evals.predictions import Predictions
+from tljax.reports import report
+from tljax.reports.schema import Options, Section
+from tljax.weights.catalog import Pretrained
 
 CLASSES = ("cat", "dog", "a_bird & co", "$fish")
 COUNTS = {"validation": 40, "test": 200}

@@ -9,11 +9,10 @@ import pytest
 from tests.report import made
 from tests.report.conftest import ACCURACIES
 from tests.report.made import compared
-from tljax import report
-from tljax.flags import parse_experiment
-from tljax.report import tables
-from tljax.report.runs import read
-from tljax.report.section import Options
+from tljax.cli.flags import parse_experiment
+from tljax.reports import report, tables
+from tljax.reports.runs import read
+from tljax.reports.schema import Options
 
 
 def test_csv_reads_back_equal(runs, tmp_path):

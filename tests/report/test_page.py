@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.browser import CHROMIUM, Page, chromium
-from tljax import report
-from tljax.report.section import Options
+from tljax.reports import report
+from tljax.reports.schema import Options
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: apt-get install chromium")
 

@@ -13,7 +13,7 @@ from tests.report import made
 from tests.report.conftest import ACCURACIES
 from tests.report.made import compared
 from tljax.errors import InputError
-from tljax.report import curves
+from tljax.reports import curves
 
 pytestmark = pytest.mark.unoptimised
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tljax import bootstrap
-from tljax.report import statistics
+from tljax.metrics import bootstrap
+from tljax.reports import statistics
 
 
 def _runs(seeds: int, count: int, accuracy: float, seed: int) -> np.ndarray:

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from tljax.weights import files
-from tljax.weights.rules import LINEAR, Rule, Table, convert
+from tljax.weights.mapping import LINEAR, Rule, Table, convert
+from tljax.weights.readers import files
 
 TABLE = Table((Rule("fc.weight", "fc/kernel", LINEAR), Rule("fc.bias", "fc/bias")))
 TARGETS = {"fc/kernel": (3, 4), "fc/bias": (4,)}

@@ -12,14 +12,14 @@ from tests.models import test_bit as bits
 from tests.models import test_resnet as resnets
 from tests.models.test_bit import standardise
 from tests.models.test_vit import VIT, load
-from tljax import backbone
-from tljax.config import BackboneConfig, Experiment, TaskConfig
-from tljax.convert import convert
+from tljax.cli.convert import convert
+from tljax.config.schema import BackboneConfig, Experiment, TaskConfig
+from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
-from tljax.models import attributes
-from tljax.preprocessing import Preprocessing
-from tljax.weights import Pretrained
-from tljax.weights.surgery import adapt_channels, with_channels
+from tljax.models.registry import attributes
+from tljax.weights import pretrained
+from tljax.weights.adapt import adapt_channels, with_channels
+from tljax.weights.catalog import Pretrained
 
 DEEP = resnets.CASES["timm_resnet_d"][0]
 NETWORKS = {
@@ -35,7 +35,7 @@ NETWORKS = {
 @pytest.mark.parametrize("case", NETWORKS)
 def test_on_a_grey_image_one_channel_gives_what_three_equal_ones_give(case):
     module, arrays = NETWORKS[case][0], NETWORKS[case][1]()
-    first = backbone.FIRST_KERNEL[type(module)]
+    first = pretrained.FIRST_KERNEL[type(module)]
     grey = jnp.asarray(golden(case)[1]["image"])[..., :1]
     whole, one = (
         unflatten_dict({path: jnp.asarray(array) for path, array in found.items()}, sep="/")
@@ -43,12 +43,12 @@ def test_on_a_grey_image_one_channel_gives_what_three_equal_ones_give(case):
     )
     wanted = module.apply(whole, jnp.repeat(grey, 3, -1), pool=False)
     np.testing.assert_allclose(module.apply(one, grey, pool=False), wanted, atol=5e-5, rtol=0)
-    assert backbone.shapes(module, 1)[first] == (*arrays[first].shape[:2], 1, arrays[first].shape[3])
+    assert pretrained.shapes(module, 1)[first] == (*arrays[first].shape[:2], 1, arrays[first].shape[3])
 
 
 def test_a_standardised_sum_is_the_sum_of_the_standardised_up_to_a_factor_for_each_filter():
     source = bits.converted(bits.weights_of("timm_resnetv2_bit"), bits.TIMM, "timm")
-    kernel = source[backbone.FIRST_KERNEL[type(bits.TIMM)]]
+    kernel = source[pretrained.FIRST_KERNEL[type(bits.TIMM)]]
     found = standardise(jnp.asarray(adapt_channels(kernel, 1)), 1e-10)
     summed = standardise(jnp.asarray(kernel), 1e-10).sum(2, keepdims=True)
     factors = found.std((0, 1, 2)) / summed.std((0, 1, 2))
@@ -61,30 +61,30 @@ def weights(tmp_path):
     """timm's ViT, as `convert` leaves it."""
     row = Pretrained("x", "", "vit_small_patch16", "timm", Preprocessing(32), "MIT", architecture=attributes(VIT))
     (tmp_path / "weights").mkdir()
-    backbone.write(tmp_path / "weights", row, load("timm_vit_cls")[1])
+    pretrained.write(tmp_path / "weights", row, load("timm_vit_cls")[1])
     return str(tmp_path / "weights")
 
 
 @pytest.mark.parametrize(("channels", "adapted"), [(0, []), (1, ["params/stem/kernel"]), (4, ["params/stem/kernel"])])
 def test_restored_for_the_tasks_channels_and_said_so(weights, channels, adapted):
-    row = backbone.resolve(BackboneConfig(weights=weights))
-    restored = flatten_dict(backbone.restore(row, VIT, channels or 3), sep="/")
+    row = pretrained.resolve(BackboneConfig(weights=weights))
+    restored = flatten_dict(pretrained.restore(row, VIT, channels or 3), sep="/")
     assert restored["params/stem/kernel"].shape == (8, 8, channels or 3, 48)
     experiment = Experiment(steps=1, backbone=BackboneConfig(weights=weights), task=TaskConfig(channels=channels))
-    found = backbone.provenance(experiment, row, VIT, ["head/kernel", "head/bias"])
+    found = pretrained.provenance(experiment, row, VIT, ["head/kernel", "head/bias"])
     assert found["adapted"] == adapted
-    assert found["kept"] == len(backbone.shapes(VIT)) - 2 - len(adapted)
+    assert found["kept"] == len(pretrained.shapes(VIT)) - 2 - len(adapted)
 
 
 @pytest.mark.parametrize("to", ["timm", "hf"])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_an_export_says_how_many_channels_it_takes(weights, tmp_path, channels, to):
-    row = backbone.resolve(BackboneConfig(weights=weights))
-    arrays = flatten_dict(backbone.restore(row, VIT, channels), sep="/")
+    row = pretrained.resolve(BackboneConfig(weights=weights))
+    arrays = flatten_dict(pretrained.restore(row, VIT, channels), sep="/")
     images = with_channels(row.preprocessing, channels)
     other = Pretrained(**{**vars(row), "preprocessing": images})
     (tmp_path / "other").mkdir()
-    backbone.write(tmp_path / "other", other, arrays)
+    pretrained.write(tmp_path / "other", other, arrays)
     convert(BackboneConfig(weights=str(tmp_path / "other")), tmp_path / to, to=to)
     config = json.loads((tmp_path / to / "config.json").read_text())
     if to == "timm":
@@ -92,10 +92,10 @@ def test_an_export_says_how_many_channels_it_takes(weights, tmp_path, channels, 
         assert config["pretrained_cfg"]["first_conv"] is None
     else:
         assert config["num_channels"] == channels
-    again = backbone.resolve(BackboneConfig(weights=str(tmp_path / to)))
+    again = pretrained.resolve(BackboneConfig(weights=str(tmp_path / to)))
     assert again.preprocessing.channels == images.channels
     np.testing.assert_allclose(again.preprocessing.mean, images.mean)
-    found = flatten_dict(backbone.restore(again, backbone.module_of(again), channels), sep="/")
+    found = flatten_dict(pretrained.restore(again, pretrained.module_of(again), channels), sep="/")
     for path, array in arrays.items():
         np.testing.assert_array_equal(found[path], array, err_msg=path)
 
@@ -104,7 +104,7 @@ def test_a_network_for_bgr_is_not_written_for_those_who_feed_rgb(tmp_path):
     caffe = Preprocessing(32, channels="bgr")
     row = Pretrained("x", "", "vit_small_patch16", "timm", caffe, "MIT", architecture=attributes(VIT))
     (tmp_path / "weights").mkdir()
-    backbone.write(tmp_path / "weights", row, load("timm_vit_cls")[1])
+    pretrained.write(tmp_path / "weights", row, load("timm_vit_cls")[1])
     for to, library in (("timm", "timm"), ("hf", "transformers")):
         with pytest.raises(InputError, match=f"{library} feeds its networks rgb, this one wants bgr"):
             convert(BackboneConfig(weights=str(tmp_path / "weights")), tmp_path / to, to=to)

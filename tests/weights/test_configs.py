@@ -11,15 +11,16 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import GOLDEN, golden
 from tests.models import test_bert as text
-from tljax import backbone
-from tljax.config import BackboneConfig
-from tljax.convert import convert
+from tljax.cli.convert import convert
+from tljax.config.schema import BackboneConfig
+from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
-from tljax.models import BACKBONES, attributes, build
-from tljax.models.resnet import ResNet
-from tljax.models.vit import ViT
-from tljax.preprocessing import Preprocessing
-from tljax.weights import Pretrained, configs, export, processors
+from tljax.models.registry import BACKBONES, attributes, build
+from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.vit import ViT
+from tljax.weights import export_config, pretrained
+from tljax.weights.catalog import Pretrained
+from tljax.weights.configs import import_config, processors
 
 DINOV2 = {"model_type": "dinov2", "hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3}
 DINOV2 |= {"image_size": 70, "patch_size": 14, "architectures": ["Dinov2ForImageClassification"]}
@@ -50,10 +51,10 @@ def _repository(folder, weights, config, processor=None):
 )
 def test_a_repository_is_its_config_and_its_weights(tmp_path, case, file, config):
     folder = _repository(tmp_path / "repository", f"{case}/{file}", config)
-    row = backbone.resolve(BackboneConfig(weights=str(folder)))
-    module = backbone.module_of(row)
+    row = pretrained.resolve(BackboneConfig(weights=str(folder)))
+    module = pretrained.module_of(row)
     _, io = golden(case)
-    variables = jax.tree.map(jnp.asarray, backbone.restore(row, module))
+    variables = jax.tree.map(jnp.asarray, pretrained.restore(row, module))
     features = module.apply({"params": variables["params"]}, jnp.asarray(io["image"]))
     np.testing.assert_allclose(features, io["features"], atol=2e-5, rtol=0)
     logits = features @ variables["head"]["kernel"] + variables["head"]["bias"]
@@ -64,8 +65,8 @@ def test_weights_in_half_precision_are_trained_in_float32(tmp_path):
     folder = _repository(tmp_path / "repository", "timm_vit_cls/weights.safetensors", TIMM)
     whole = load_file(folder / "model.safetensors")
     save_file({name: array.astype(np.float16) for name, array in whole.items()}, folder / "model.safetensors")
-    row = backbone.resolve(BackboneConfig(weights=str(folder)))
-    for leaf in jax.tree.leaves(backbone.restore(row, backbone.module_of(row))):
+    row = pretrained.resolve(BackboneConfig(weights=str(folder)))
+    for leaf in jax.tree.leaves(pretrained.restore(row, pretrained.module_of(row))):
         assert leaf.dtype == np.float32
         np.testing.assert_array_equal(leaf, leaf.astype(np.float16))
 
@@ -92,10 +93,10 @@ DISTILBERT = {"dim": 36, "n_layers": 2, "n_heads": 3, "hidden_dim": 80, "vocab_s
 )
 def test_a_text_repository_too(tmp_path, case, config):
     folder = _repository(tmp_path / "repository", f"{case}/weights.safetensors", config)
-    row = backbone.resolve(BackboneConfig(weights=str(folder)))
+    row = pretrained.resolve(BackboneConfig(weights=str(folder)))
     module, _, io = text.load(case)
-    assert backbone.module_of(row) == module.clone(gelu="erf")
-    variables = jax.tree.map(jnp.asarray, backbone.restore(row, module))
+    assert pretrained.module_of(row) == module.clone(gelu="erf")
+    variables = jax.tree.map(jnp.asarray, pretrained.restore(row, module))
     features = module.apply({"params": variables["params"]}, text.text_of(io))
     logits = features @ variables["head"]["kernel"] + variables["head"]["bias"]
     np.testing.assert_allclose(logits, io["logits"], atol=2e-5, rtol=0)
@@ -115,7 +116,7 @@ def test_text_goes_back_to_the_same_files(tmp_path, case, kind, architecture):
     made_of = attributes(module)
     name = {"bert": "bert_base", "roberta": "roberta_base", "distilbert": "distilbert_base"}[kind]
     row = Pretrained("x", "", name, "", Preprocessing(), "MIT", architecture=made_of)
-    backbone.write(tmp_path / "orbax", row, arrays)
+    pretrained.write(tmp_path / "orbax", row, arrays)
     convert(BackboneConfig(weights=str(tmp_path / "orbax")), tmp_path / "hf", to="hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == (kind, [architecture])
@@ -125,8 +126,8 @@ def test_text_goes_back_to_the_same_files(tmp_path, case, kind, architecture):
     assert set(found) == kept & wanted.keys()
     for key, array in found.items():
         assert array.tobytes() == wanted[key].tobytes(), key
-    again = backbone.resolve(BackboneConfig(weights=str(tmp_path / "hf")))
-    assert backbone.module_of(again) == module
+    again = pretrained.resolve(BackboneConfig(weights=str(tmp_path / "hf")))
+    assert pretrained.module_of(again) == module
 
 
 def test_a_processor_says_what_images_the_network_expects(tmp_path):
@@ -134,7 +135,7 @@ def test_a_processor_says_what_images_the_network_expects(tmp_path):
     processor |= {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2], "resample": 3}
     labels = {"id2label": {"1": "square", "0": "disc"}}
     folder = _repository(tmp_path / "r", "hf_vit/weights_hub.safetensors", VIT | labels, processor)
-    row = configs.read(folder, "r")
+    row = import_config.read(folder, "r")
     assert row.preprocessing == Preprocessing(224, 0.875, (127.5, 102.0, 76.5), (51.0, 51.0, 51.0), "rgb", "bicubic")
     assert row.classes == ("disc", "square")
 
@@ -158,7 +159,7 @@ CROP = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
 def test_each_of_transformers_processors_cuts_in_its_own_way(processor, size, crop_fraction, resize):
     found, _ = processors.read(processor)
     assert (found.size, found.crop_fraction, found.resize) == (size, crop_fraction, resize)
-    again, _ = processors.read(export.processor(found))
+    again, _ = processors.read(export_config.processor(found))
     assert (again.size, int(size / again.crop_fraction), again.resize) == (size, int(size / crop_fraction), resize)
 
 
@@ -184,8 +185,8 @@ VARIANTS = {
 def test_the_size_in_timms_name_is_the_grid(tmp_path, architecture, name, grid):
     config = {"architecture": architecture, "pretrained_cfg": {"crop_mode": "squash"}}
     folder = _repository(tmp_path / "repository", "timm_vit_cls/weights.safetensors", config)
-    row = backbone.resolve(BackboneConfig(weights=str(folder)))
-    assert (row.backbone, backbone.module_of(row).grid, row.preprocessing.resize) == (name, grid, "squash")
+    row = pretrained.resolve(BackboneConfig(weights=str(folder)))
+    assert (row.backbone, pretrained.module_of(row).grid, row.preprocessing.resize) == (name, grid, "squash")
 
 
 @pytest.mark.parametrize("library", ["timm", "transformers"])
@@ -196,11 +197,11 @@ def test_what_is_written_is_read_back(tmp_path, name, library):
         module = module.clone(positions="all", pool="class_mean" if module.layer_scale else "class")
     row = Pretrained("x", "", name, "", IMAGES, "MIT", classes=("disc", "square"))
     made_of = attributes(module)
-    config = getattr(export, library)(type(module).__name__, made_of, row)
+    config = getattr(export_config, library)(type(module).__name__, made_of, row)
     assert isinstance(config.get("mlp_ratio", 4), int)  # transformers refuses 4.0
     (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(export.processor(IMAGES)))
-    found = configs.read(tmp_path, "x")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(export_config.processor(IMAGES)))
+    found = import_config.read(tmp_path, "x")
     again = build(found.backbone, found.architecture)
     for key, value in made_of.items():
         if key == "mlp_width":
@@ -217,10 +218,10 @@ def test_what_is_written_is_read_back(tmp_path, name, library):
 
 def test_timm_counts_a_deep_stems_width_before_it_doubles(tmp_path):
     made_of = attributes(ResNet(stem="deep", avg_down=True, stem_width=32))
-    config = export.timm("ResNet", made_of, Pretrained("x", "", "resnet50d", "", IMAGES, "MIT"))
+    config = export_config.timm("ResNet", made_of, Pretrained("x", "", "resnet50d", "", IMAGES, "MIT"))
     assert config["model_args"]["stem_width"] == 16
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert configs.read(tmp_path, "x").architecture["stem_width"] == 32
+    assert import_config.read(tmp_path, "x").architecture["stem_width"] == 32
 
 
 @pytest.mark.parametrize(
@@ -241,14 +242,14 @@ def test_timm_counts_a_deep_stems_width_before_it_doubles(tmp_path):
 def test_a_network_that_tljax_does_not_have(tmp_path, config, message):
     folder = _repository(tmp_path / "r", "hf_vit/weights_hub.safetensors", config)
     with pytest.raises(InputError) as error:
-        backbone.resolve(BackboneConfig(weights=str(folder)))
+        pretrained.resolve(BackboneConfig(weights=str(folder)))
     assert message in str(error.value)
 
 
 def test_a_damaged_config(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type":')
     with pytest.raises(InputError, match=r"x: config\.json is damaged"):
-        configs.read(tmp_path, "x")
+        import_config.read(tmp_path, "x")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ def test_a_network_that_the_library_does_not_have(library, name, message):
     module = BACKBONES[name]
     made_of = attributes(module)
     with pytest.raises(InputError) as error:
-        getattr(export, library)(type(module).__name__, made_of, Pretrained("x", "", name, "", IMAGES, "MIT"))
+        getattr(export_config, library)(type(module).__name__, made_of, Pretrained("x", "", name, "", IMAGES, "MIT"))
     assert message in str(error.value)
 
 
@@ -273,5 +274,5 @@ def test_a_network_that_the_library_does_not_have(library, name, message):
 def test_googles_own_files_are_computed_as_google_did(tmp_path, name, attribute, value):
     file = tmp_path / "weights.npz"
     file.touch()
-    assert getattr(backbone.module_of(backbone.resolve(BackboneConfig(name, str(file)))), attribute) == value
+    assert getattr(pretrained.module_of(pretrained.resolve(BackboneConfig(name, str(file)))), attribute) == value
     assert getattr(BACKBONES[name], attribute) != value  # timm's reading of the same weights

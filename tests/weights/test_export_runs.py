@@ -7,11 +7,11 @@ from safetensors.numpy import load_file
 
 from tests.conftest import tiny_run
 from tests.weights.test_pooling import folder_of
-from tljax import backbone
-from tljax.config import BackboneConfig
-from tljax.convert import convert
+from tljax.cli.convert import convert
+from tljax.config.schema import BackboneConfig
 from tljax.errors import InputError
-from tljax.train import train
+from tljax.training.trainer import train
+from tljax.weights import pretrained
 
 
 def test_a_run_on_dinov2_goes_to_transformers_where_it_pools_as_its_classifier_does(shapes, tmp_path):
@@ -28,8 +28,8 @@ def test_a_run_on_dinov2_goes_to_transformers_where_it_pools_as_its_classifier_d
     assert found["problem_type"] == "single_label_classification"
     assert found["id2label"] == {"0": "disc", "1": "square"}
     assert load_file(tmp_path / "hf" / "model.safetensors")["classifier.weight"].shape == (2, 32)
-    again = backbone.resolve(BackboneConfig(weights=str(tmp_path / "hf")))
-    assert (backbone.module_of(again).pool, again.problem, again.preprocessing.size) == (
+    again = pretrained.resolve(BackboneConfig(weights=str(tmp_path / "hf")))
+    assert (pretrained.module_of(again).pool, again.problem, again.preprocessing.size) == (
         "class_mean",
         "single_label",
         56,

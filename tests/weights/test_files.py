@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import GOLDEN
 from tljax.errors import InputError
-from tljax.weights import files
-from tljax.weights.sources import sha256_of
+from tljax.io.download.fetch import sha256_of
+from tljax.weights.readers import files
 
 STORAGES = {
     "float32": "FloatStorage",

@@ -11,14 +11,14 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 from tests.conftest import GOLDEN, golden
-from tljax import backbone
-from tljax.config import BackboneConfig
-from tljax.convert import _name_of, convert
-from tljax.models import BACKBONES, Backbone, attributes
-from tljax.models.resnet import ResNet
-from tljax.models.vit import ViT
-from tljax.preprocessing import Preprocessing
-from tljax.weights import Pretrained
+from tljax.cli.convert import _name_of, convert
+from tljax.config.schema import BackboneConfig
+from tljax.data.preprocessing import Preprocessing
+from tljax.models.registry import BACKBONES, Backbone, attributes
+from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.vit import ViT
+from tljax.weights import pretrained
+from tljax.weights.catalog import Pretrained
 
 VIT = ViT(width=16, depth=2, heads=2, patch_size=8, grid=(4, 4))
 DINOV2 = ViT(width=16, depth=2, heads=2, patch_size=14, grid=(4, 4), layer_scale=1e-5, registers=4, positions="patches")
@@ -60,7 +60,7 @@ def read(case: str) -> tuple[Backbone, dict[str, np.ndarray]]:
     name = "vit_base_patch16" if isinstance(module, ViT) else "resnet18"
     path = GOLDEN / case / file
     row = Pretrained(str(path), "", name, "", Preprocessing(), "unknown", architecture=attributes(module))
-    return module, backbone.read(row, path)[0]
+    return module, pretrained.read(row, path)[0]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -83,14 +83,14 @@ def test_outputs_are_the_references_within_their_rounding(case, capsys):
 
 @pytest.mark.parametrize("case", [case for case in CASES if (GOLDEN / case / "config.json").is_file()])
 def test_a_folder_says_what_its_network_is(case):
-    module = backbone.module_of(backbone.resolve(BackboneConfig(weights=str(GOLDEN / case))))
+    module = pretrained.module_of(pretrained.resolve(BackboneConfig(weights=str(GOLDEN / case))))
     assert attributes(module) == attributes(CASES[case][0])
 
 
 def test_a_last_norm_after_the_pooling_says_that_the_mean_is_pooled():
     for case, pool in (("foreign_mae_finetuned", {"pool": "mean"}), ("foreign_mae_pretrained", {})):
         config = BackboneConfig("vit_base_patch16", str(GOLDEN / case / CASES[case][1]))
-        assert backbone.resolve(config).architecture == pool
+        assert pretrained.resolve(config).architecture == pool
 
 
 DISTILLED = ViT(width=36, depth=2, heads=3, patch_size=8, grid=(4, 4), distilled=True, pool="distilled")
@@ -103,10 +103,10 @@ def test_a_distilled_deit_goes_back_to_timm_with_both_heads(tmp_path, heads):
     row = Pretrained(
         str(path), "", "deit_tiny_distilled_patch16", "timm", Preprocessing(), "MIT", architecture=attributes(DISTILLED)
     )
-    arrays, _ = backbone.read(row, path)
+    arrays, _ = pretrained.read(row, path)
     if heads == 1:
         arrays = {name: array for name, array in arrays.items() if not name.startswith("head_dist/")}
-    backbone.write(tmp_path / "orbax", row, arrays)
+    pretrained.write(tmp_path / "orbax", row, arrays)
     convert(BackboneConfig(weights=str(tmp_path / "orbax")), tmp_path / "timm", to="timm")
     config = json.loads((tmp_path / "timm" / "config.json").read_text())
     assert config["architecture"] == "deit_tiny_distilled_patch16_224"
@@ -123,7 +123,7 @@ def test_what_is_exported_can_be_read_by_whom_the_umask_lets(tmp_path):
     case = GOLDEN / "timm_deit_distilled" / "weights.safetensors"
     row = Pretrained(str(case), "", "deit_tiny_distilled_patch16", "timm", Preprocessing(), "MIT")
     row = Pretrained(**{**vars(row), "architecture": attributes(DISTILLED)})
-    backbone.write(tmp_path / "orbax", row, backbone.read(row, case)[0])
+    pretrained.write(tmp_path / "orbax", row, pretrained.read(row, case)[0])
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "file").touch()
     for to in ("timm", "orbax"):

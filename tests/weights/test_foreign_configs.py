@@ -12,14 +12,14 @@ from PIL import Image
 
 from tests.conftest import GOLDEN, ROOT, tiny_run
 from tests.weights.test_configs import DISTILBERT, TEXT, TIMM, VIT
-from tljax import backbone
-from tljax.config import BackboneConfig
-from tljax.data import images
-from tljax.data.text import Tokenizer
+from tljax.config.schema import BackboneConfig
+from tljax.data.preprocessing import Preprocessing
+from tljax.data.transforms import image
+from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
-from tljax.plan import assumptions, expected, show
-from tljax.preprocessing import Preprocessing
-from tljax.weights import configs, harmless
+from tljax.profiling.summary import assumptions, expected, show
+from tljax.weights import pretrained
+from tljax.weights.configs import harmless, import_config
 
 CASES = ROOT / "tests" / "cases" / "foreign_configs"
 HALF, NONE = (127.5,) * 3, (0.0,) * 3
@@ -31,7 +31,7 @@ def read(folder: Path, config: dict, processor: dict | None = None):
     (folder / "config.json").write_text(json.dumps(config))
     if processor is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return configs.read(folder, "x")
+    return import_config.read(folder, "x")
 
 
 def case(name: str) -> dict:
@@ -76,7 +76,7 @@ def test_each_of_pils_filters_is_computed_as_pil_computes_it(number, tmp_path):
     picture.save(data, "PNG")
     wanted = np.asarray(picture.resize((24, 24), Image.Resampling(number)))
     for decode, most in (("exact", 0), ("fast", 2 if number in (2, 3) else 0)):
-        found = images.source_view(data.getvalue(), "x", row.preprocessing, decode=decode, resize=0, crop="centre")
+        found = image.source_view(data.getvalue(), "x", row.preprocessing, decode=decode, resize=0, crop="centre")
         assert np.abs(found.astype(int) - wanted).max() <= most
 
 
@@ -87,10 +87,10 @@ def test_where_nothing_is_resized_a_picture_of_another_size_is_refused():
         Image.new("RGB", (side, 32)).save(data, "PNG")
         view = {"decode": "exact", "resize": 0, "crop": "centre"}
         if side == 32:
-            assert images.source_view(data.getvalue(), "a.png", none, **view).shape == (32, 32, 3)
+            assert image.source_view(data.getvalue(), "a.png", none, **view).shape == (32, 32, 3)
         else:
             with pytest.raises(InputError, match=r"a\.png.*40 × 32 pixels, and the weights take 32 × 32"):
-                images.source_view(data.getvalue(), "a.png", none, **view)
+                image.source_view(data.getvalue(), "a.png", none, **view)
 
 
 VIT_PROCESSOR = case("no_normalize")
@@ -129,7 +129,7 @@ def test_a_file_of_any_shape_is_one_line(file, content, tmp_path):
     read(tmp_path / "r", VIT, VIT_PROCESSOR)
     (tmp_path / "r" / file).write_text(content)
     with pytest.raises(InputError, match=f"x: {file}.* (must be an object|is damaged)") as error:
-        configs.read(tmp_path / "r", "x")
+        import_config.read(tmp_path / "r", "x")
     assert "\n" not in str(error.value)
 
 
@@ -183,7 +183,7 @@ def test_timms_flat_file_is_followed(tmp_path):
 
 def test_a_folder_that_timm_saved_for_the_hub_is_followed(tmp_path):
     row = read(tmp_path / "r", case("timm_save_for_hf"))
-    module = backbone.module_of(row)
+    module = pretrained.module_of(row)
     assert (module.grid, module.patch_size, module.pool, module.pooled_norm) == ((4, 4), 8, "mean", True)
     assert row.preprocessing == Preprocessing(32, 0.9, HALF, HALF, "rgb", "lanczos", "crop")
     assert row.origins["interpolation"] == "config.json: pretrained_cfg.interpolation"
@@ -258,10 +258,10 @@ def test_inspect_says_how_pictures_are_prepared_and_why(shapes, tmp_path, capsys
 
 def test_weights_of_which_nothing_is_said_are_taken_at_their_own_size(shapes):
     weights = GOLDEN / "timm_vit_cls" / "weights.safetensors"
-    row = backbone.resolve(BackboneConfig("vit_base_patch14_dinov2", str(weights)))
+    row = pretrained.resolve(BackboneConfig("vit_base_patch14_dinov2", str(weights)))
     assert row.preprocessing.size == 518
     assert row.origins["size"].endswith("the network's own image size")
-    assert backbone.resolve(BackboneConfig("vit_base_patch14_dinov2")).preprocessing.size == 224
+    assert pretrained.resolve(BackboneConfig("vit_base_patch14_dinov2")).preprocessing.size == 224
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "élan", "elan", "中国", "中", "国", "a"]
@@ -330,23 +330,23 @@ def test_a_tokenizer_that_cannot_be_followed_is_named(change, message, tmp_path)
 
 
 def test_an_export_says_for_which_problem_its_head_is(tmp_path):
-    from tljax.weights import export
+    from tljax.weights import export_config
 
-    _, module = "hf_bert_cls", backbone.module_of(read(tmp_path / "r", BERT | {"architectures": ["BertModel"]}))
-    made_of = backbone.attributes(module)
+    _, module = "hf_bert_cls", pretrained.module_of(read(tmp_path / "r", BERT | {"architectures": ["BertModel"]}))
+    made_of = pretrained.attributes(module)
     row = dataclasses.replace(read(tmp_path / "r", BERT), classes=("bad", "good"))
     for ours, theirs in (
         ("single_label", "single_label_classification"),
         ("multi_label", "multi_label_classification"),
         ("regression", "regression"),
     ):
-        config = export.transformers("Bert", made_of, dataclasses.replace(row, problem=ours))
+        config = export_config.transformers("Bert", made_of, dataclasses.replace(row, problem=ours))
         assert (config["problem_type"], config["id2label"]) == (theirs, {"0": "bad", "1": "good"})
         assert read(tmp_path / "r", config).problem == ours
-    assert "problem_type" not in export.transformers("Bert", made_of, row)
+    assert "problem_type" not in export_config.transformers("Bert", made_of, row)
 
 
 def test_a_distilled_timm_network_pools_its_two_tokens(tmp_path):
     args = TIMM["model_args"]
     row = read(tmp_path / "r", TIMM | {"architecture": "deit_small_distilled_patch16_224", "model_args": args})
-    assert backbone.module_of(row).pool == "distilled"
+    assert pretrained.module_of(row).pool == "distilled"

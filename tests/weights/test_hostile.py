@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.weights import hostile
 from tljax.errors import InputError
-from tljax.weights.checked_files import read_json
+from tljax.io.checked_files import read_json
 
 MEGABYTES = 200
 SECONDS = 2

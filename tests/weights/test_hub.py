@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from tests.conftest import GOLDEN, ROOT
 from tests.weights.test_files import assert_same, shard, tensor, torch_save
-from tljax.weights import files
+from tljax.weights.readers import files
 
 BERT, VIT = GOLDEN / "hf_bert_cls" / "weights.safetensors", GOLDEN / "hf_vit" / "weights_hub.safetensors"
 OLD = GOLDEN / "timm_resnet_basic" / "weights.safetensors"

@@ -11,11 +11,11 @@ import pytest
 
 from tests.conftest import GOLDEN, golden
 from tests.models.test_bert import at_tokens, text_of
-from tljax import backbone
-from tljax.config import BackboneConfig
-from tljax.convert import convert
-from tljax.data.text import Tokenizer
+from tljax.cli.convert import convert
+from tljax.config.schema import BackboneConfig
+from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
+from tljax.weights import pretrained
 
 WEIGHTS = ("model.safetensors", "weights_hub.safetensors", "weights.safetensors")
 
@@ -31,10 +31,10 @@ def folder_of(case: str, path: Path) -> Path:
 
 def load(path: Path, grid: tuple[int, int] | None = None, **config: str):
     """The row, module and variables of a repository."""
-    row = backbone.resolve(BackboneConfig(weights=str(path), **config))
-    module = backbone.module_of(row)
+    row = pretrained.resolve(BackboneConfig(weights=str(path), **config))
+    module = pretrained.module_of(row)
     module = module.clone(grid=grid) if grid else module
-    return row, module, jax.tree.map(jnp.asarray, backbone.restore(row, module))
+    return row, module, jax.tree.map(jnp.asarray, pretrained.restore(row, module))
 
 
 def assert_within(found, wanted: np.ndarray, facts: dict, name: str) -> None:
@@ -91,8 +91,8 @@ def test_a_resnet_pools_as_its_config_says_and_goes_back_to_timm(case, tmp_path)
         assert_within(found, io[name], facts, name)
     assert row.origins["pool"] == "config.json: model_args.global_pool"
     convert(BackboneConfig(weights=str(tmp_path / "r")), tmp_path / "timm", to="timm")
-    again = backbone.resolve(BackboneConfig(weights=str(tmp_path / "timm")))
-    assert backbone.module_of(again) == module
+    again = pretrained.resolve(BackboneConfig(weights=str(tmp_path / "timm")))
+    assert pretrained.module_of(again) == module
 
 
 def test_backbone_pool_is_heeded_and_leaves_out_the_head_that_reads_other_features(tmp_path):
@@ -135,14 +135,14 @@ def test_pooling_that_is_not_here_is_named_with_the_way_out(file, change, messag
     else:
         (path / file).write_text(change if isinstance(change, str) else json.dumps(values | change))
     with pytest.raises(InputError) as error:
-        backbone.resolve(BackboneConfig(weights=str(path)))
+        pretrained.resolve(BackboneConfig(weights=str(path)))
     assert message in str(error.value)
     assert "damaged" in message or "known here" in message or "set backbone.pool" in str(error.value)
-    assert backbone.module_of(backbone.resolve(BackboneConfig(weights=str(path), pool="mean"))).pool == "mean"
+    assert pretrained.module_of(pretrained.resolve(BackboneConfig(weights=str(path), pool="mean"))).pool == "mean"
 
 
 def test_a_name_that_the_config_contradicts_is_an_error(tmp_path):
     path = str(folder_of("hf_bert_mlm", tmp_path / "r"))
     for name, message in (("vit_tiny_patch16", "describes a Bert"), ("bert_base", "width=32 and not 768")):
         with pytest.raises(InputError, match=f"backbone.name={name} contradicts .*{message}.*leave backbone.name out"):
-            backbone.resolve(BackboneConfig(name=name, weights=path))
+            pretrained.resolve(BackboneConfig(name=name, weights=path))

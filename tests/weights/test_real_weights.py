@@ -10,12 +10,12 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from tljax import backbone
-from tljax.config import BackboneConfig, Experiment, HeadConfig
-from tljax.data.images import evaluation_view, normalise
-from tljax.fields import to_dict
-from tljax.weights import CATALOG
-from tljax.weights.sources import fetch
+from tljax.config.schema import BackboneConfig, Experiment, HeadConfig
+from tljax.config.serialization import to_dict
+from tljax.data.transforms.image import evaluation_view, normalise
+from tljax.io.download.fetch import fetch
+from tljax.weights import pretrained
+from tljax.weights.catalog import CATALOG
 
 
 def _pictures(preprocessing) -> np.ndarray:
@@ -41,9 +41,9 @@ def _reference(path, output: str, image: np.ndarray) -> np.ndarray:
     ],
 )
 def test_features_are_onnxruntimes(weights, output):
-    row = backbone.resolve(BackboneConfig(weights=weights))
-    module = backbone.module_of(row).for_image_size(row.preprocessing.size)
-    variables = jax.tree.map(jnp.asarray, backbone.restore(row, module))
+    row = pretrained.resolve(BackboneConfig(weights=weights))
+    module = pretrained.module_of(row).for_image_size(row.preprocessing.size)
+    variables = jax.tree.map(jnp.asarray, pretrained.restore(row, module))
     image = np.asarray(normalise(jnp.asarray(_pictures(row.preprocessing)), row.preprocessing))
     features = module.apply(variables, jnp.asarray(image))
     channels_last = weights.startswith("resnet")
@@ -55,15 +55,15 @@ def test_features_are_onnxruntimes(weights, output):
 
 def test_a_name_and_its_uri_mean_the_same_and_bring_their_preprocessing():
     for name, row in CATALOG.items():
-        assert backbone.resolve(BackboneConfig(weights=name)) == row
-        assert backbone.resolve(BackboneConfig(weights=row.uri)) == row
+        assert pretrained.resolve(BackboneConfig(weights=name)) == row
+        assert pretrained.resolve(BackboneConfig(weights=row.uri)) == row
     found = to_dict(CATALOG["resnet50_half.open_nsfw"].preprocessing)
     assert (found["channels"], found["mean"], found["size"]) == ("bgr", (104.0, 117.0, 123.0), 224)
 
 
 def test_only_the_position_embedding_depends_on_the_image_size():
-    row = backbone.resolve(BackboneConfig(weights="vit_small_patch14.dinov2"))
-    small, native = (backbone.restore(row, backbone.module_of(row).for_image_size(size)) for size in (112, 518))
+    row = pretrained.resolve(BackboneConfig(weights="vit_small_patch14.dinov2"))
+    small, native = (pretrained.restore(row, pretrained.module_of(row).for_image_size(size)) for size in (112, 518))
     small, native = (flatten_dict(tree, sep="/") for tree in (small, native))
     assert small["params/stem/pos_embed"].shape == (1, 65, 384)
     np.testing.assert_array_equal(small["params/stem/pos_embed"][0, 0], native["params/stem/pos_embed"][0, 0])
@@ -80,11 +80,11 @@ def test_only_the_position_embedding_depends_on_the_image_size():
 )
 def test_what_becomes_of_every_array_is_told(weights, init, resampled, initialised, ignored):
     config = Experiment(steps=1, backbone=BackboneConfig(weights=weights), head=HeadConfig(init))
-    row = backbone.resolve(config.backbone)
-    module = backbone.module_of(row).for_image_size(224)
-    found = backbone.provenance(config, row, module, initialised)
+    row = pretrained.resolve(config.backbone)
+    module = pretrained.module_of(row).for_image_size(224)
+    found = pretrained.provenance(config, row, module, initialised)
     assert found["resampled"] == resampled
     assert found["initialised"] == initialised
     assert any(name.startswith(ignored) for name in found["ignored"])
     heads = 2 * (init == "pretrained")
-    assert found["kept"] + len(resampled) == len(flatten_dict(backbone.restore(row, module)["params"])) + heads
+    assert found["kept"] + len(resampled) == len(flatten_dict(pretrained.restore(row, module)["params"])) + heads

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tljax.errors import InputError
-from tljax.weights.rules import LINEAR, Rule, Table, convert, unconvert
+from tljax.weights.mapping import LINEAR, Rule, Table, convert, unconvert
 
 TABLE = Table(
     rules=(

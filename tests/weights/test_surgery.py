@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import golden
+from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
-from tljax.preprocessing import Preprocessing
-from tljax.weights.surgery import RESAMPLINGS, adapt_channels, class_subset, resample_pos_embed, with_channels
+from tljax.weights.adapt import RESAMPLINGS, adapt_channels, class_subset, resample_pos_embed, with_channels
 
 OURS = {
     "timm_bicubic_antialias": "bicubic_antialias",

@@ -13,13 +13,16 @@ import numpy as np
 from etils import epath
 from flax import serialization
 
-from tljax import array_files, console, sharding, storage, tuning
-from tljax.array_files import MANIFEST, Damaged
-from tljax.config import CheckpointConfig
+from tljax import console
+from tljax.config.schema import CheckpointConfig
+from tljax.core.train_step import State
+from tljax.distributed import mesh
 from tljax.errors import InputError
-from tljax.lock import Lost
-from tljax.metrics import Judgement
-from tljax.step import State
+from tljax.io import arrays, storage
+from tljax.io.arrays import MANIFEST, Damaged
+from tljax.io.lock import Lost
+from tljax.problems.base import Judgement
+from tljax.tuning import multipliers
 
 _BASE = "base-"
 
@@ -79,7 +82,7 @@ class Checkpoints:
         """
         self.wait()
         found = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-        self._base, steps = tuning.digest(found) if found else "", self.steps
+        self._base, steps = multipliers.digest(found) if found else "", self.steps
         if steps and self._base_of(steps[-1]) != self._base:
             raise InputError(f"{self._folder}: what does not train is not what it was: are these the same weights?")
         if self._base:
@@ -88,7 +91,7 @@ class Checkpoints:
     def base_is_whole(self) -> bool:
         """Whether what the step that `newest` found refers to, and those that are saved from now on, is undamaged."""
         self.wait()
-        return not self._base or not array_files.wrong(self._base_folder(self._base))
+        return not self._base or not arrays.wrong(self._base_folder(self._base))
 
     def save(self, state: State, unmoved: Collection[str] = (), validation: Mapping[str, Any] | None = None) -> None:
         """Starts saving `state` under its step, when the save before it is done.
@@ -104,7 +107,7 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        leaves = sharding.gathered({name: leaf for name, leaf in named(state).items() if name not in unmoved})
+        leaves = mesh.gathered({name: leaf for name, leaf in named(state).items() if name not in unmoved})
         if not self._writer or step in self.steps:
             return
         for leaf in leaves.values():
@@ -165,15 +168,15 @@ class Checkpoints:
         """
         self.wait()
         folder, base = self._folder / str(step), self._base_of(step)
-        leaves = array_files.read(folder)
+        leaves = arrays.read(folder)
         if base:
-            stored = self._base_leaves or array_files.read(self._base_folder(base))
+            stored = self._base_leaves or arrays.read(self._base_folder(base))
             leaves = stored | leaves
             if not self._writer:  # who evaluates restores one step after another
                 self._base_leaves = stored
         wanted = named(abstract)
         _check_fit(_shapes(leaves), _shapes(wanted), str(folder))
-        placed = {name: sharding.place(leaves[name], leaf.sharding) for name, leaf in wanted.items()}
+        placed = {name: mesh.place(leaves[name], leaf.sharding) for name, leaf in wanted.items()}
         tree = serialization.to_state_dict(abstract)
         filled = jax.tree_util.tree_map_with_path(lambda path, _: placed[_name(path)], tree, is_leaf=_is_leaf)
         return serialization.from_state_dict(abstract, filled)
@@ -189,7 +192,7 @@ class Checkpoints:
         steps = self.steps
         for step in reversed(steps):
             folder = self._folder / str(step)
-            wrong = array_files.wrong(folder)
+            wrong = arrays.wrong(folder)
             if not wrong:
                 self._base = self._base_of(step)
                 if self._writer:
@@ -210,7 +213,7 @@ class Checkpoints:
         storage.persistently(self._prune, str(self._folder))
 
     def _save_base(self, folder: epath.Path, leaves: dict[str, np.ndarray]) -> None:
-        if array_files.wrong(folder) and not self._link(folder):
+        if arrays.wrong(folder) and not self._link(folder):
             self._write(folder, leaves, {})
 
     def _write(self, folder: epath.Path, leaves: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
@@ -218,9 +221,9 @@ class Checkpoints:
         is_base = not facts
         verify = is_base not in self._verified
         try:
-            storage.persistently(lambda: array_files.write(folder, leaves, facts, self._check, verify), str(folder))
+            storage.persistently(lambda: arrays.write(folder, leaves, facts, self._check, verify), str(folder))
             if verify:
-                array_files.manifest(folder)
+                arrays.manifest(folder)
                 self._verified.add(is_base)
         except Lost:
             raise
@@ -238,7 +241,7 @@ class Checkpoints:
         kept = {*steps[-config.keep :], max(qualities, key=qualities.get, default=0)}
         for step in steps:
             if step not in kept and not (config.keep_every and step % config.keep_every == 0):
-                array_files.remove(self._folder / str(step))
+                arrays.remove(self._folder / str(step))
 
     def _clean(self) -> None:
         """Removes what was being written or removed when a process died, and a base that no step refers to."""
@@ -247,11 +250,11 @@ class Checkpoints:
         steps = self.steps
         for path in begun:
             if not (path / MANIFEST).exists() or (not steps and path.name.startswith(_BASE)):
-                array_files.remove(path)
+                arrays.remove(path)
 
     def _set_aside(self, step: int) -> epath.Path:
         aside = self._folder / f"{step}.damaged"
-        array_files.remove(aside)
+        arrays.remove(aside)
         return (self._folder / str(step)).rename(aside)
 
     def _link(self, folder: epath.Path) -> bool:
@@ -263,20 +266,20 @@ class Checkpoints:
             return False
         for beside in self._folder.parent.parent.iterdir():
             twin = beside / self._folder.name / folder.name
-            if twin == folder or array_files.wrong(twin):
+            if twin == folder or arrays.wrong(twin):
                 continue
             try:
-                for name in array_files.manifest(twin)["files"]:
+                for name in arrays.manifest(twin)["files"]:
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     os.link(twin / name, folder / name)
                 storage.write_whole(folder / MANIFEST, storage.read(twin / MANIFEST))
                 return True
             except OSError:  # another disk, or one that knows no links
-                array_files.remove(folder)
+                arrays.remove(folder)
         return False
 
     def _base_of(self, step: int) -> str:
-        return array_files.manifest(self._folder / str(step)).get("base", "")
+        return arrays.manifest(self._folder / str(step)).get("base", "")
 
     def _base_folder(self, digest: str) -> epath.Path:
         return self._folder / f"{_BASE}{digest[:16]}"
@@ -286,7 +289,7 @@ class Checkpoints:
         qualities = {}
         for step in steps:
             with contextlib.suppress(Damaged):
-                metrics = array_files.manifest(self._folder / str(step)).get("metrics")
+                metrics = arrays.manifest(self._folder / str(step)).get("metrics")
                 if metrics:
                     qualities[step] = math.nan
                     with contextlib.suppress(InputError):

@@ -19,15 +19,16 @@ from typing import Any
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from tljax import console, storage, strict_json
-from tljax.checkpoint import Checkpoints
-from tljax.config import INDIFFERENT, Experiment, MeshConfig
-from tljax.data.text import Tokenizer
+from tljax import console
+from tljax.checkpoints.checkpointer import Checkpoints
+from tljax.config.schema import INDIFFERENT, Experiment, MeshConfig
+from tljax.config.serialization import build, to_dict
+from tljax.core.resolve import Resolved
+from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
-from tljax.fields import build, to_dict
-from tljax.lock import Lock, check, clear, writer
-from tljax.metrics import JUDGED
-from tljax.resolve import Resolved
+from tljax.io import storage, strict_json
+from tljax.io.lock import Lock, check, clear, writer
+from tljax.problems.base import JUDGED
 
 _MOVE = "move the folder away, or give another --workdir"
 _FINISH = "remove it, and the same command writes it again"

@@ -15,20 +15,24 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from tljax import array_files, backbone, buckets, flag_types, storage
-from tljax.additions import Lora
-from tljax.config import BackboneConfig
+from tljax.checkpoints.workdir import Workdir
+from tljax.config import flag_types
+from tljax.config.schema import BackboneConfig
+from tljax.core.run import Run
 from tljax.errors import InputError
-from tljax.models import BACKBONES, Backbone, attributes, build
-from tljax.models.additions import merge_lora
-from tljax.models.bert import Bert
-from tljax.models.vit import ViT
-from tljax.run import Run
-from tljax.weights import Pretrained, configs, export
-from tljax.weights.hub import TOKENIZER_FILES
-from tljax.weights.rules import unconvert
-from tljax.weights.sources import fetch, made_once
-from tljax.workdir import Workdir
+from tljax.io import arrays as io_arrays
+from tljax.io import buckets, storage
+from tljax.io.download.fetch import fetch, made_once
+from tljax.io.download.hub import TOKENIZER_FILES
+from tljax.models.registry import BACKBONES, Backbone, attributes, build
+from tljax.models.text.bert import Bert
+from tljax.models.vision.vit import ViT
+from tljax.peft.config import Lora
+from tljax.peft.interceptors import merge_lora
+from tljax.weights import export_config, pretrained
+from tljax.weights.catalog import Pretrained
+from tljax.weights.configs import import_config
+from tljax.weights.mapping import unconvert
 
 FORMATS = ("orbax", "timm", "hf")
 
@@ -53,10 +57,10 @@ def convert(config: BackboneConfig, output: str | os.PathLike, to: str = "orbax"
     row, arrays, ignored = _from_run(run, step) if run else _from_weights(config)
     with _new_folder(place) as making:
         if to == "orbax":
-            backbone.write(making, row, arrays, ignored)
+            pretrained.write(making, row, arrays, ignored)
         else:
             _export(making, row, arrays, to)
-        if isinstance(backbone.module_of(row), Bert):
+        if isinstance(pretrained.module_of(row), Bert):
             _copy_tokenizer((run.tokenizer or Path(run.path)) if run else fetch(row.uri, row.sha256), making)
     return row
 
@@ -86,11 +90,11 @@ def _run_at(weights: str) -> Workdir | None:
 
 
 def _from_weights(config: BackboneConfig) -> tuple[Pretrained, dict[str, np.ndarray], Sequence[str]]:
-    row = backbone.resolve(config)
+    row = pretrained.resolve(config)
     path = fetch(row.uri, row.sha256)
     if (path / "tljax.json").is_file():
-        return row, flatten_dict(array_files.load_tree(path), sep="/"), array_files.load_facts(path)["ignored"]
-    return row, *backbone.read(row, path)  # not by way of the cache, which would be a second copy
+        return row, flatten_dict(io_arrays.load_tree(path), sep="/"), io_arrays.load_facts(path)["ignored"]
+    return row, *pretrained.read(row, path)  # not by way of the cache, which would be a second copy
 
 
 def _from_run(folder: Workdir, step: str) -> tuple[Pretrained, dict[str, np.ndarray], Sequence[str]]:
@@ -146,7 +150,7 @@ def _copy_tokenizer(weights: Path, folder: Path) -> None:
 
 
 def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: str) -> None:
-    module = backbone.module_of(row)
+    module = pretrained.module_of(row)
     mine = attributes(module)
     if "head/kernel" in arrays and not row.classes:
         unnamed = tuple(f"LABEL_{i}" for i in range(arrays["head/kernel"].shape[1]))  # what transformers calls them
@@ -156,11 +160,13 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
     if isinstance(module, ViT) and module.distilled:  # a run's one head reads the mean of what its two would read
         heads = {name: array for name, array in arrays.items() if name.startswith("head/")}
         arrays = {name.replace("head/", "head_dist/"): array for name, array in heads.items()} | arrays
-    config = (export.timm if to == "timm" else export.transformers)(type(module).__name__, mine, row)
+    config = (export_config.timm if to == "timm" else export_config.transformers)(type(module).__name__, mine, row)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     if to == "hf" and not isinstance(module, Bert):
-        (folder / "preprocessor_config.json").write_text(json.dumps(export.processor(row.preprocessing), indent=1))
-    found = configs.read(folder, str(folder))
+        (folder / "preprocessor_config.json").write_text(
+            json.dumps(export_config.processor(row.preprocessing), indent=1)
+        )
+    found = import_config.read(folder, str(folder))
     again = attributes(build(found.backbone, found.architecture))
     # LayerScale's initial value is no part of a trained network, an MLP's width of None is four times the width, and
     # without a head nothing follows the pooling.
@@ -175,10 +181,10 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
 
 def _name_of(module: Backbone, name: str) -> str:
     """Returns the name in `BACKBONES` of a network of these sizes; `name` where it is one, or where there is none."""
-    sizes = backbone.decided_by_name(module)
+    sizes = pretrained.decided_by_name(module)
     for other in (name, *BACKBONES):
         network = BACKBONES[other]
-        if type(network) is type(module) and backbone.decided_by_name(network) == sizes:
+        if type(network) is type(module) and pretrained.decided_by_name(network) == sizes:
             return other
     return name
 

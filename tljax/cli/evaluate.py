@@ -10,16 +10,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tljax import console, flag_types, overrides, storage, streams, strict_json
-from tljax.checkpoint import Checkpoints
-from tljax.config import Experiment
+from tljax import console, streams
+from tljax.checkpoints.checkpointer import Checkpoints
+from tljax.checkpoints.workdir import Workdir
+from tljax.cli.flags import parse_experiment, parse_overrides
+from tljax.config import flag_types
+from tljax.config.schema import Experiment
+from tljax.core.run import prepare
 from tljax.errors import InputError
-from tljax.evaluation import Evaluation, Result
-from tljax.flags import parse_experiment, parse_overrides
-from tljax.metrics import JUDGED
-from tljax.predictions import predictions_of
-from tljax.run import prepare
-from tljax.workdir import Workdir
+from tljax.evals import overrides
+from tljax.evals.evaluator import Evaluation, Result
+from tljax.evals.predictions import predictions_of
+from tljax.io import storage, strict_json
+from tljax.problems.base import JUDGED
 
 _SIGNS = set("*?[")  # of a glob
 

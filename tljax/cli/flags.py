@@ -9,11 +9,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tljax import phases
-from tljax.config import Experiment, default
+from tljax.config.ranges import printable
+from tljax.config.schema import Experiment, default
+from tljax.config.serialization import unknown_key
 from tljax.errors import InputError
-from tljax.fields import unknown_key
-from tljax.ranges import printable
+from tljax.tuning import phases
 
 
 def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[Experiment, argparse.Namespace]:

@@ -8,16 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from tljax import console, features, flag_types, memory, streams, strict_json
-from tljax.config import Experiment, TaskConfig
-from tljax.data import health, splits, tasks
-from tljax.data.examples import Task
+from tljax import console, streams
+from tljax.cli.flags import parse_experiment
+from tljax.config import flag_types
+from tljax.config.schema import Experiment, TaskConfig
+from tljax.core.inputs import Inputs
+from tljax.core.resolve import resolve
+from tljax.core.run import prepare
+from tljax.data import diagnostics, registry, splits
+from tljax.data.dataset import Task
 from tljax.errors import InputError
-from tljax.flags import parse_experiment
-from tljax.inputs import Inputs
-from tljax.plan import plan, show
-from tljax.resolve import resolve
-from tljax.run import prepare
+from tljax.io import strict_json
+from tljax.profiling import memory
+from tljax.profiling.summary import plan, show
+from tljax.training import feature_cache
 
 _SHEET = (12, 8)  # classes, pictures of each
 
@@ -33,23 +37,23 @@ def examine(experiment: Experiment, sheet: Path | None = None) -> dict[str, Any]
     """
     task = _every_example(experiment.task)
     if sheet is None:
-        return health.examine(task, splits.resolve(task, experiment.task), experiment.task.image_size)
+        return diagnostics.examine(task, splits.resolve(task, experiment.task), experiment.task.image_size)
     if task.kind == "text":
         raise InputError(f"--sheet draws images, and {experiment.task.dataset} holds texts")
     inputs = Inputs(experiment, *resolve(experiment, task))
-    found = health.examine(task, inputs.splits, inputs.resolved.preprocessing.size)
-    health.contact_sheet(pictures(inputs), sheet, f"{task.name}, as the network sees it in training")
+    found = diagnostics.examine(task, inputs.splits, inputs.resolved.preprocessing.size)
+    diagnostics.contact_sheet(pictures(inputs), sheet, f"{task.name}, as the network sees it in training")
     return found | {"contact_sheet": str(sheet)}
 
 
 def _every_example(config: TaskConfig) -> Task:
     """Returns the task, with all examples that cannot be used in `skipped`, though a run would stop at the first."""
     try:
-        return tasks.load(config)
+        return registry.load(config)
     except InputError:  # of one example, or of all of the data, and then it comes again
         if config.on_error != "stop":
             raise
-        task = tasks.load(dataclasses.replace(config, on_error="skip"))
+        task = registry.load(dataclasses.replace(config, on_error="skip"))
     with console.on_stderr():
         console.console.print(f"{task.name}: a run refuses it with task.on_error=stop; what cannot be used follows")
     return task
@@ -89,13 +93,13 @@ def main(arguments: list[str]) -> None:
 def _inspect(experiment: Experiment, options: argparse.Namespace) -> None:
     if options.data or options.sheet:
         found = examine(experiment, options.sheet)
-        print(strict_json.dumps(found)) if options.json else health.show(found)
+        print(strict_json.dumps(found)) if options.json else diagnostics.show(found)
         return
     run = prepare(experiment)
-    run.cached, told = features.choice(run)
+    run.cached, told = feature_cache.choice(run)
     found = plan(run) | {"memory": memory.predict(run)}
     if options.lr_find:
-        from tljax.lr_find import lr_find
+        from tljax.training.lr_finder import lr_find
 
         found["lr_find"] = lr_find(run, options.lr_find)
     if options.json:

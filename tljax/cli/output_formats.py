@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from io import TextIOBase, TextIOWrapper
 from typing import Any
 
-from tljax import storage, strict_json
 from tljax.errors import InputError
+from tljax.io import storage, strict_json
 from tljax.streams import in_one_line, results
 
 # One line: of an id, the file and row of a table that it is from, and probabilities or values.

@@ -14,17 +14,20 @@ import jax
 import numpy as np
 from scipy.special import expit, softmax
 
-from tljax import console, flag_types, sharding, storage
-from tljax.config import Experiment
-from tljax.data.pipeline import length_of, padded
+from tljax import console
+from tljax.checkpoints.workdir import Workdir
+from tljax.cli.flags import parse_overrides
+from tljax.cli.output_formats import FORMATS, opened
+from tljax.cli.predict_inputs import COLUMN_KEYS, Item, Read, Source, sources
+from tljax.config import flag_types
+from tljax.config.schema import Experiment
+from tljax.config.serialization import to_dict, with_values
+from tljax.core.run import Run
+from tljax.data.loader import length_of, padded
 from tljax.data.readers import Texts
+from tljax.distributed import mesh
 from tljax.errors import InputError
-from tljax.fields import to_dict, with_values
-from tljax.flags import parse_overrides
-from tljax.formats import FORMATS, opened
-from tljax.predict_inputs import COLUMN_KEYS, Item, Read, Source, sources
-from tljax.run import Run
-from tljax.workdir import Workdir
+from tljax.io import storage
 
 
 def predict(
@@ -91,7 +94,7 @@ def _launch(run: Run, variables: tuple[Any, Any], values: Sequence[Any], size: i
     else:
         found = np.stack(values)
     batch = padded(found, size)
-    return run.eval_step(size, length_of({"input": batch}))(*variables, sharding.put_batch(batch, run.mesh))
+    return run.eval_step(size, length_of({"input": batch}))(*variables, mesh.put_batch(batch, run.mesh))
 
 
 def _answers(run: Run, chunk: Sequence[tuple[Item, Any]], logits: jax.Array | np.ndarray) -> Iterator[tuple[Item, Any]]:

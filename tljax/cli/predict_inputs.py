@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from tljax.config import TaskConfig
-from tljax.data import images, rows
-from tljax.data.folders import images_below
-from tljax.data.rows import Columns, Table
-from tljax.data.table_files import KINDS, kind_of, read_table
-from tljax.data.tables import images_folder
+from tljax.config.schema import TaskConfig
+from tljax.core.resolve import Resolved
+from tljax.data.sources import columns as sources_columns
+from tljax.data.sources.columns import Columns, Table
+from tljax.data.sources.folder import images_below
+from tljax.data.sources.table import images_folder
+from tljax.data.sources.table_files import KINDS, kind_of, read_table
+from tljax.data.transforms import image
 from tljax.errors import InputError
-from tljax.resolve import Resolved
-from tljax.weights.sources import local_copy
+from tljax.io.download.fetch import local_copy
 
 STDIN = "-"
 COLUMN_KEYS = ("task.image", "task.text", "task.separator", "task.quote")  # of a config, that say how a table is read
@@ -126,7 +127,7 @@ def _view(path: Path, resolved: Resolved) -> np.ndarray:
 
 def _prepared(data: bytes, name: str, resolved: Resolved) -> np.ndarray:
     """Returns an encoded image as evaluation sees it."""
-    return images.source_view(data, name, resolved.preprocessing, decode="exact", resize=0, crop="centre")
+    return image.source_view(data, name, resolved.preprocessing, decode="exact", resize=0, crop="centre")
 
 
 def _table(kind: str, path: str, config: TaskConfig, resolved: Resolved) -> Source:
@@ -151,9 +152,9 @@ def _inputs(header: Sequence[str], config: TaskConfig, resolved: Resolved, name:
     named = config.text if resolved.length else tuple(filter(None, [config.image]))
     count = 1 + resolved.pairs
     if resolved.pairs:
-        usual = [pair for pair in rows.PAIRS if set(pair) <= set(header)]
+        usual = [pair for pair in sources_columns.PAIRS if set(pair) <= set(header)]
     else:
-        names = rows.TEXTS if resolved.length else rows.IMAGES
+        names = sources_columns.TEXTS if resolved.length else sources_columns.IMAGES
         usual = [(column,) for column in names if column in header]
     if not named and len(usual) == 1:
         return usual[0]
@@ -181,7 +182,7 @@ def _of_row(table: Table, columns: Columns, row: int, resolved: Resolved) -> Any
     if row in table.faults:
         raise InputError(f"{where}: {table.faults[row]}")
     try:
-        content = rows.read_input(table, columns, row)
+        content = sources_columns.read_input(table, columns, row)
     except OSError as error:
         raise InputError(f"{where}: cannot be read ({error.strerror or error})") from error
     except InputError as error:

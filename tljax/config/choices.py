@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from tljax.ranges import Interval, NotNegative, OneOf, RegexStr
+from tljax.config.ranges import Interval, NotNegative, OneOf, RegexStr
 
 _STRATEGIES = (
     *("linear_probe", "last_k", "first_k", "surgical", "full", "layer_decay", "discriminative", "bias_only"),

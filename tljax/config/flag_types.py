@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tljax import ranges
+from tljax.config import ranges
 from tljax.errors import InputError
 
 

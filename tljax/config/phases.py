@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tljax import choices, ranges
+from tljax.config import choices, ranges
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
-from tljax import choices, ranges
+from tljax.config import choices, ranges
+from tljax.config.phases import PhaseConfig
+from tljax.config.serialization import build, template
 from tljax.errors import InputError
-from tljax.fields import build, template
-from tljax.phase_config import PhaseConfig
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any
 
+from tljax.config.ranges import shown
 from tljax.errors import InputError
-from tljax.ranges import shown
 
 Overrides = dict[str, Any]  # value by dotted key
 Distribution = Callable[[Random], Any]

@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections.config_dict import ConfigDict, placeholder
 
+from tljax.config.ranges import coerce, shown
 from tljax.errors import InputError
-from tljax.ranges import coerce, shown
 
 
 def to_dict(value: Any) -> dict[str, Any]:

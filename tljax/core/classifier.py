@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tljax.additions import Addition, MlpHead
-from tljax.models import ops
-from tljax.models.additions import added, drop
+from tljax.models.kernels import ops
+from tljax.peft.config import Addition, MlpHead
+from tljax.peft.interceptors import added, drop
 
 HEAD_INITS = {"zeros": nn.initializers.zeros, "truncated_normal": nn.initializers.truncated_normal(0.02)}
 

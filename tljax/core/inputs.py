@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tljax import backbone
-from tljax.config import Experiment
-from tljax.data import splits, tasks
-from tljax.data.examples import Split, Task, in_stored_order
-from tljax.data.pipeline import TrainInput
+from tljax.config.schema import Experiment
+from tljax.core.resolve import Resolved
+from tljax.data import registry, splits
+from tljax.data.dataset import Split, Task, in_stored_order
+from tljax.data.loader import TrainInput
 from tljax.data.readers import Pictures, Reader, Texts
-from tljax.data.text import Tokenizer, tokenised
+from tljax.data.transforms.tokenize import Tokenizer, tokenised
 from tljax.errors import InputError
-from tljax.resolve import Resolved
+from tljax.weights import pretrained
 
 
 class Inputs:
@@ -44,7 +44,7 @@ class Inputs:
         """
         if self._found:
             return self._found["train"].task
-        task = tasks.load(self.experiment.task)
+        task = registry.load(self.experiment.task)
         task = in_stored_order(task, self.resolved.classes, self.resolved.data)
         if task.fingerprint != self.resolved.data:
             raise InputError(f"{self.experiment.task.dataset} is not the data that this run was trained on")
@@ -62,7 +62,7 @@ class Inputs:
         Raises:
             InputError: it is not the one that the run was made with.
         """
-        path = self._tokenizer or backbone.tokenizer(self.resolved.pretrained, self.experiment.task.tokenizer)
+        path = self._tokenizer or pretrained.tokenizer(self.resolved.pretrained, self.experiment.task.tokenizer)
         found = Tokenizer(path)
         if found.sha256 != self.resolved.tokenizer:
             raise InputError(f"{path} is not the tokenizer that this run was trained with")

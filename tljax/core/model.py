@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tljax import backbone
-from tljax.additions import Addition, MlpHead, is_added
-from tljax.config import Experiment
-from tljax.data import images
+from tljax.config.schema import Experiment
+from tljax.core.classifier import HEAD_INITS, Classifier
+from tljax.data.preprocessing import Preprocessing
+from tljax.data.transforms import image
 from tljax.errors import InputError
-from tljax.models.classifier import HEAD_INITS, Classifier
-from tljax.models.vit import ViT
-from tljax.preprocessing import Preprocessing
-from tljax.strategies import HEAD, Layout
-from tljax.weights import Pretrained
-from tljax.weights.surgery import class_subset, resample_pos_embed
+from tljax.models.vision.vit import ViT
+from tljax.peft.config import Addition, MlpHead, is_added
+from tljax.tuning.strategies import HEAD, Layout
+from tljax.weights import pretrained as weights_pretrained
+from tljax.weights.adapt import class_subset, resample_pos_embed
+from tljax.weights.catalog import Pretrained
 
 Variables = dict[str, Any]  # params and, with BatchNorm, batch_stats: nested dicts of arrays
 
@@ -49,8 +49,8 @@ class Network:
         _check(experiment, additions)
         self._experiment, self._row, self._preprocessing, self._classes = experiment, row, preprocessing, classes
         self.additions = additions
-        module = backbone.module_of(row)
-        self.reads = backbone.reads(row)
+        module = weights_pretrained.module_of(row)
+        self.reads = weights_pretrained.reads(row)
         self.backbone = module if self.reads == "text" else module.for_image_size(preprocessing.size)
         head, noise = experiment.head, experiment.regularise
         # A pretrained head is filled in by `start`.
@@ -81,11 +81,11 @@ class Network:
         return [path for path in paths if is_added(path) or (path.startswith(f"{HEAD}/") and not own_head)]
 
     @property
-    def shapes(self) -> Mapping[str, backbone.Shape]:
+    def shapes(self) -> Mapping[str, weights_pretrained.Shape]:
         """`backbone.shapes` of its backbone, of which nothing need be traced again."""
         found = {kind: flatten_dict(tree.get("backbone", {}), sep="/") for kind, tree in self.abstract.items()}
         own = {kind: {path: leaf for path, leaf in tree.items() if not is_added(path)} for kind, tree in found.items()}
-        return backbone.shapes_of(self.backbone, own)
+        return weights_pretrained.shapes_of(self.backbone, own)
 
     def by_origin(self, pretrained: float, new: float) -> Mapping[str, Any]:
         """One value for each parameter that the weights bring, another for those that start anew."""
@@ -99,7 +99,7 @@ class Network:
         self._made.lower(jax.random.key(0)).compile()
 
     def _restored(self) -> dict[str, Any]:
-        return backbone.restore(self._row, self.backbone, self._preprocessing.inputs, self.shapes)
+        return weights_pretrained.restore(self._row, self.backbone, self._preprocessing.inputs, self.shapes)
 
     def start(self) -> Variables:
         """The variables at step 0: pretrained, and new what the weights lack; or all new where the config has none.
@@ -126,7 +126,7 @@ class Network:
         """
         if not isinstance(self.backbone, ViT) or self.backbone.grid == source.backbone.grid:
             return params
-        leaves, path = flatten_dict(params, sep="/"), backbone.POS_EMBED.replace("params", "backbone", 1)
+        leaves, path = flatten_dict(params, sep="/"), weights_pretrained.POS_EMBED.replace("params", "backbone", 1)
         grids = source.backbone.grid, self.backbone.grid
         table = resample_pos_embed(np.asarray(leaves[path]), *grids, self._row.pos_embed)
         leaves[path] = jax.device_put(table, leaves[path].sharding)
@@ -173,7 +173,7 @@ class Network:
 
     def _entering(self, x: Any) -> Any:
         """What the stem takes of a batch."""
-        return images.normalise(x, self._preprocessing).astype(self._dtype) if self.reads == "image" else x
+        return image.normalise(x, self._preprocessing).astype(self._dtype) if self.reads == "image" else x
 
     def _init(self, key: jax.Array) -> Variables:
         return self._model.init(key, self._example())

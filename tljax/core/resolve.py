@@ -6,18 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from tljax import backbone
-from tljax.config import Experiment, TaskConfig
-from tljax.data import images, splits
-from tljax.data.examples import Split, Task
+from tljax.config.ranges import INT32
+from tljax.config.schema import Experiment, TaskConfig
+from tljax.data import splits
+from tljax.data.dataset import Split, Task
+from tljax.data.preprocessing import Preprocessing
 from tljax.data.readers import Texts
-from tljax.data.text import Tokenizer, tokenised
+from tljax.data.transforms import image
+from tljax.data.transforms.tokenize import Tokenizer, tokenised
 from tljax.errors import InputError
-from tljax.models.bert import longest
-from tljax.preprocessing import Preprocessing
-from tljax.ranges import INT32
-from tljax.weights import Pretrained
-from tljax.weights.surgery import with_channels
+from tljax.models.text.bert import longest
+from tljax.weights import pretrained as weights_pretrained
+from tljax.weights.adapt import with_channels
+from tljax.weights.catalog import Pretrained
 
 _OF_IMAGES = ("image_size", "channels", "decode", "resize", "crop", "augment", "views", "flip_test")
 
@@ -66,17 +67,17 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
         InputError: anything in the config names a thing that does not exist, or does not fit another.
     """
     config = experiment.task
-    row = backbone.resolve(experiment.backbone)
+    row = weights_pretrained.resolve(experiment.backbone)
     preprocessing = row.preprocessing
     if config.image_size:
         preprocessing = dataclasses.replace(preprocessing, size=config.image_size)
     if config.channels:
         preprocessing = with_channels(preprocessing, config.channels)
-    _check(experiment, task, backbone.reads(row))
+    _check(experiment, task, weights_pretrained.reads(row))
     if task.kind == "text":
         check_length(row, config.max_tokens)
     else:
-        images.check_size(preprocessing)
+        image.check_size(preprocessing)
     cut = splits.resolve(task, config)
     train = cut["train"]
     weights, steps = _class_weights(config, train), experiment.total_steps(len(train))
@@ -95,7 +96,7 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
     )
     if task.kind == "image":
         return found, cut
-    words = Tokenizer(tokenizer or backbone.tokenizer(row, config.tokenizer))
+    words = Tokenizer(tokenizer or weights_pretrained.tokenizer(row, config.tokenizer))
     tokens = tokenised(train, words, config.max_tokens)
     longest = Texts(tokens, words, config.token_multiple, config.max_tokens).padded(int(tokens.shapes[:, 1].max()))
     truncated = tokens.facts["truncated"], tokens.facts["lost"]
@@ -143,7 +144,7 @@ def _check(experiment: Experiment, task: Task, reads: str) -> None:
         if getattr(experiment.regularise, key) and task.kind == "text":
             raise InputError(f"regularise.{key} mixes images, and {config.dataset} holds texts")
     if task.kind == "image":
-        images.check(config)
+        image.check(config)
         return
     for key in _OF_IMAGES:
         if getattr(config, key) != getattr(TaskConfig(), key):
@@ -152,7 +153,7 @@ def _check(experiment: Experiment, task: Task, reads: str) -> None:
 
 def check_length(row: Pretrained, max_tokens: int) -> None:
     """Raises InputError for texts that may have more tokens than a row's network has positions."""
-    module = backbone.module_of(row)
+    module = weights_pretrained.module_of(row)
     most = longest(module.positions, module.pad_id)
     if max_tokens > most:
         raise InputError(

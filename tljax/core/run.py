@@ -13,20 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from tljax import compiled, optim, processes, sharding, tuning
-from tljax.beginning import Beginning
-from tljax.config import Experiment
-from tljax.data import tasks
-from tljax.data.examples import Split
-from tljax.data.pipeline import TrainInput
-from tljax.data.readers import Reader
-from tljax.errors import InputError
-from tljax.inputs import Inputs
-from tljax.network import Network, Variables
-from tljax.phases import Length, Phase, additions, phases
-from tljax.ranges import INT32
-from tljax.resolve import Resolved, resolve, warnings
-from tljax.step import (
+from tljax.config.ranges import INT32
+from tljax.config.schema import Experiment
+from tljax.core.inputs import Inputs
+from tljax.core.model import Network, Variables
+from tljax.core.resolve import Resolved, resolve, warnings
+from tljax.core.state import Beginning
+from tljax.core.train_step import (
     Forward,
     Numbers,
     Rules,
@@ -38,11 +31,21 @@ from tljax.step import (
     parted,
     train_step,
 )
+from tljax.data import registry
+from tljax.data.dataset import Split
+from tljax.data.loader import TrainInput
+from tljax.data.readers import Reader
+from tljax.distributed import mesh, processes
+from tljax.errors import InputError
+from tljax.io import compilation_cache
+from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning import optimizers
+from tljax.tuning.phases import Length, Phase, additions, phases
 
 
 def prepare(experiment: Experiment, tokenizer: Path | None = None) -> "Run":
     """A run that is about to begin, or with the `tokenizer` in its workdir to go on; see `resolve`."""
-    task = tasks.load(experiment.task)
+    task = registry.load(experiment.task)
     run = Run(experiment, *resolve(experiment, task, tokenizer), tokenizer)
     for warning in warnings(experiment, run.resolved):
         print(f"warning: {warning}", file=sys.stderr)
@@ -73,7 +76,7 @@ class Run:
         self._made: dict[Hashable, Any] = {}
         self.cached = False
         self.inputs = Inputs(experiment, resolved, splits, tokenizer)
-        self.mesh = sharding.make_mesh(fsdp=experiment.mesh.fsdp)
+        self.mesh = mesh.make_mesh(fsdp=experiment.mesh.fsdp)
         self.network = Network(
             experiment, resolved.pretrained, resolved.preprocessing, resolved.classes, additions(experiment.tuning)
         )
@@ -122,7 +125,7 @@ class Run:
         return 0 if self.experiment.task.flip_test else self.start(phase)
 
     @property
-    def multipliers(self) -> tuning.Tree:
+    def multipliers(self) -> tuning_multipliers.Tree:
         """The highest multiplier that each leaf has in any phase; 0 where it never trains."""
         return jax.tree.map(lambda *found: max(found), *(phase.multipliers for phase in self.phases))
 
@@ -180,7 +183,7 @@ class Run:
         """The State with which a phase begins; see `phases` for what is carried over."""
         fresh = self._begun({"params": state.params, "batch_stats": state.batch_stats}, phase)
         opt_state, average = (
-            optim.carry_over(old, new)
+            optimizers.carry_over(old, new)
             for old, new in ((state.opt_state, fresh.opt_state), (state.average, fresh.average))
         )
         return state.replace(opt_state=opt_state, average=average)
@@ -190,7 +193,9 @@ class Run:
         if not state.average:
             return state.params, state.batch_stats
         multipliers = self.phase_of(int(state.step)).multipliers
-        return tuning.merge(state.average["params"], state.params, multipliers), state.average["batch_stats"]
+        return tuning_multipliers.merge(state.average["params"], state.params, multipliers), state.average[
+            "batch_stats"
+        ]
 
     @property
     def batch_size(self) -> int:
@@ -209,7 +214,7 @@ class Run:
                 f"task.batch_size={size} is too large: {most} have {INT32} values on each device; use fewer, or more"
                 " optim.accumulate"
             )
-        return sharding.check_batch(size, self.mesh, "task.batch_size", parts)
+        return mesh.check_batch(size, self.mesh, "task.batch_size", parts)
 
     def train_input(self, read: Reader | None = None) -> TrainInput:
         """The training stream of this run, of what `read` gives; of pictures or tokens by default.
@@ -221,11 +226,11 @@ class Run:
 
     def trace_train_step(self, phase: Phase, length: int = 0) -> jax.stages.Traced:
         """The training step of a phase, traced; `length`: tokens of each text, 0 for the longest, or of images."""
-        replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
+        replicated, split = mesh.replicated(self.mesh), mesh.split(self.mesh)
         leaves, form = jax.tree.flatten(self.abstract(phase))
         rests = self._rests(phase)
         moving, resting = parted(leaves, rests)
-        layouts = sharding.layouts(moving), sharding.layouts(resting)
+        layouts = mesh.layouts(moving), mesh.layouts(resting)
 
         def step(moving, resting, batch, numbers):
             state = form.unflatten(joined(moving, resting, rests))
@@ -262,13 +267,13 @@ class Run:
         """(State, batch) -> State, metrics; compiled, of the `lowered` where it is there."""
         # A CPU's compiler takes away the barriers that hold recomputation back, unless told not to.
         on_cpu = self.experiment.remat and jax.default_backend() == "cpu"
-        options = compiled.KEEP_BARRIERS if on_cpu else None
+        options = compilation_cache.KEEP_BARRIERS if on_cpu else None
 
         def make():
             return (lowered or self.trace_train_step(phase, length).lower()).compile(compiler_options=options)
 
         key, numbers = ("train", self._key(phase), self._tokens(length), self.cached), self._numbers(phase)
-        laid = functools.partial(sharding.place, numbers, sharding.replicated(self.mesh))
+        laid = functools.partial(mesh.place, numbers, mesh.replicated(self.mesh))
         return self.once((*key, *numbers.values()), lambda: TrainStep(self.once(key, make), laid(), self._rests(phase)))
 
     def _key(self, phase: Phase) -> Hashable:
@@ -308,11 +313,11 @@ class Run:
 
     def trace_eval_step(self, batch_size: int, length: int = 0, start: int = 0) -> jax.stages.Traced:
         """The same, traced."""
-        replicated, split = sharding.replicated(self.mesh), sharding.split(self.mesh)
+        replicated, split = mesh.replicated(self.mesh), mesh.split(self.mesh)
         state, batch = self.abstract_state(), self.abstract_batch(batch_size, length, start)
         jitted = jax.jit(
             functools.partial(eval_step, forward=self._forward(None, start), flip=self.experiment.task.flip_test),
-            in_shardings=(sharding.layouts(state.params), sharding.layouts(state.batch_stats), split),
+            in_shardings=(mesh.layouts(state.params), mesh.layouts(state.batch_stats), split),
             # What one process computes, all of them count.
             out_shardings=split if processes.part()[1] == 1 else replicated,
             keep_unused=True,  # as a training step's
@@ -336,7 +341,7 @@ class Run:
             batch_norm = dict.fromkeys(phase.frozen, modes.frozen_groups) | dict.fromkeys(trained, modes.trained_groups)
 
         def forward(params, batch_stats, x, key=None):
-            variables = {"params": sharding.whole(params, self.mesh), "batch_stats": batch_stats}
+            variables = {"params": mesh.whole(params, self.mesh), "batch_stats": batch_stats}
             return self.network.forward(variables, x, key, batch_norm, tuple(trained), start)
 
         return forward
@@ -354,7 +359,7 @@ class Run:
         experiment = self.experiment
         return Rules(
             forward=self._forward(phase, self.start(phase)),
-            tx=optim.optimizer(experiment.optim, phase.multipliers, phase.since, numbers["weight_decay"]),
+            tx=optimizers.optimizer(experiment.optim, phase.multipliers, phase.since, numbers["weight_decay"]),
             schedule=lambda step: numbers["learning_rate"] * phase.shape(step),
             multipliers=phase.multipliers,
             optim=experiment.optim,
@@ -377,7 +382,7 @@ class Run:
         """Shapes, dtypes and shardings of a batch whose input has `start` groups behind it."""
 
         def place(shape, dtype):
-            return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding.split(self.mesh))
+            return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=mesh.split(self.mesh))
 
         if self.network.reads == "text":
             tokens = place((self._tokens(length),), np.int32)

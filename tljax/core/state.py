@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tljax import optim, sharding, tuning
-from tljax.config import Experiment
-from tljax.network import Network, Variables
-from tljax.phases import Phase
-from tljax.step import State
+from tljax.config.schema import Experiment
+from tljax.core.model import Network, Variables
+from tljax.core.train_step import State
+from tljax.distributed import mesh as distributed_mesh
+from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning import optimizers
+from tljax.tuning.phases import Phase
 
 _NONE = {"batch_stats": {}}  # of a network without BatchNorm
 
@@ -29,7 +31,7 @@ class Beginning:
     experiment: Experiment
     network: Network
     mesh: Mesh
-    multipliers: tuning.Tree
+    multipliers: tuning_multipliers.Tree
 
     def abstract(self, phase: Phase) -> State:
         """Shapes and dtypes of a State, with how each array lies on the mesh: in every phase the same."""
@@ -38,10 +40,12 @@ class Beginning:
             return State(**variables, **self._beside(variables, phase))
 
         state = jax.eval_shape(make, _NONE | self.network.abstract)
-        state = jax.tree.map(lambda leaf: sharding.placed(leaf, sharding.spread(self.mesh, leaf.shape)), state)
+        state = jax.tree.map(
+            lambda leaf: distributed_mesh.placed(leaf, distributed_mesh.spread(self.mesh, leaf.shape)), state
+        )
         if self.experiment.mesh.frozen == "sharded":
             return state
-        whole = functools.partial(sharding.placed, sharding=sharding.replicated(self.mesh))
+        whole = functools.partial(distributed_mesh.placed, sharding=distributed_mesh.replicated(self.mesh))
         params = jax.tree.map(lambda m, leaf: leaf if m else whole(leaf), self.multipliers, state.params)
         return state.replace(params=params)
 
@@ -50,8 +54,8 @@ class Beginning:
 
         What is beside the variables is made there by one program: an operation by itself has one for each shape.
         """
-        laid = sharding.layouts(abstract)
-        variables = sharding.place(_NONE | variables, {"params": laid.params, "batch_stats": laid.batch_stats})
+        laid = distributed_mesh.layouts(abstract)
+        variables = distributed_mesh.place(_NONE | variables, {"params": laid.params, "batch_stats": laid.batch_stats})
         beside = {name: getattr(laid, name) for name in ("step", "opt_state", "average", "anchor", "skipped")}
         make = jax.jit(functools.partial(self._beside, phase=phase), out_shardings=beside)
         return State(**variables, **make(variables))
@@ -59,7 +63,7 @@ class Beginning:
     def _beside(self, variables: Variables, phase: Phase) -> dict[str, Any]:
         """What a State has at its beginning beside the variables, with the optimizer of `phase`."""
         params, config, regularise = variables["params"], self.experiment.optim, self.experiment.regularise
-        trainable = tuning.select(params, phase.multipliers)
+        trainable = tuning_multipliers.select(params, phase.multipliers)
         average, anchor = {}, {}
         # Copies: a step gives its State's arrays away, and none may be given twice.
         if config.average:
@@ -67,8 +71,10 @@ class Beginning:
         if regularise.l2_sp or regularise.l2_sp_new:
             # Of all that trains in `phase`, too, which need not be one of the run's.
             ever = jax.tree.map(max, self.multipliers, phase.multipliers)
-            kept, pretrained = (tuning.select(tree, ever) for tree in (params, self.network.by_origin(1.0, 0.0)))
+            kept, pretrained = (
+                tuning_multipliers.select(tree, ever) for tree in (params, self.network.by_origin(1.0, 0.0))
+            )
             anchor = jax.tree.map(lambda leaf, one: leaf * one, kept, pretrained)
-        opt_state = optim.optimizer(config, phase.multipliers, phase.since).init(trainable)
+        opt_state = optimizers.optimizer(config, phase.multipliers, phase.since).init(trainable)
         zero = jnp.zeros((), jnp.int32)
         return {"step": zero, "opt_state": opt_state, "average": average, "anchor": anchor, "skipped": jnp.copy(zero)}

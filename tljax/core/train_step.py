@@ -11,8 +11,11 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float
 
-from tljax import metrics, mix, optim, tuning
-from tljax.config import OptimConfig, RegulariseConfig
+from tljax.config.schema import OptimConfig, RegulariseConfig
+from tljax.data import mixup
+from tljax.problems import base
+from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning import optimizers
 
 Batch = dict[str, Any]  # as `data.pipeline.HostBatch`
 Forward = Callable[..., Any]  # (params, batch_stats, input, key) -> logits [batch, classes], batch_stats
@@ -119,7 +122,7 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
         The next state, and `loss`, what `metrics.JUDGED` says of the problem, `grad_norm` (over trainable leaves,
         before the clip), `learning_rate`, `skipped_steps` (up to now).
     """
-    trainable = tuning.select(state.params, rules.multipliers)
+    trainable = tuning_multipliers.select(state.params, rules.multipliers)
     loss, scores, batch_stats, grads, norm, finite = gradients(state, batch, rules)
     rate = rules.schedule(state.step)
     updates, opt_state = rules.tx.update(grads, state.opt_state, trainable, finite=finite)
@@ -127,9 +130,9 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
     where_finite = partial(jax.tree.map, partial(jnp.where, finite))
     batch_stats = where_finite(batch_stats, state.batch_stats)
     average = where_finite(_averaged(state, moved, batch_stats, rules), state.average)
-    params = tuning.merge(moved, state.params, rules.multipliers)
+    params = tuning_multipliers.merge(moved, state.params, rules.multipliers)
     skipped = state.skipped + jnp.where(finite, 0, 1)
-    trained = metrics.JUDGED[rules.problem].trained
+    trained = base.JUDGED[rules.problem].trained
     found = {"loss": loss, trained: scores / jnp.sum(batch["mask"]), "grad_norm": norm}
     found |= {"learning_rate": rate, "skipped_steps": skipped}
     return State(state.step + 1, params, opt_state, batch_stats, average, state.anchor, skipped), found
@@ -142,17 +145,17 @@ def gradients(state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, 
         The loss, scores and batch statistics; of the trainable leaves the gradients to go down by, and the norm of
         those at the weights themselves (SAM's are another place's); whether all are finite.
     """
-    trainable = tuning.select(state.params, rules.multipliers)
+    trainable = tuning_multipliers.select(state.params, rules.multipliers)
     key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
-    batch = mix.mixed(batch, jax.random.fold_in(key, mix.KEY), rules.regularise.mixup, rules.regularise.cutmix)
+    batch = mixup.mixed(batch, jax.random.fold_in(key, mixup.KEY), rules.regularise.mixup, rules.regularise.cutmix)
     loss, scores, batch_stats, grads = _gradients(trainable, state, batch, rules)
-    norm = optim.norm(grads)
+    norm = optimizers.norm(grads)
     # A reduction: XLA puts anything less into each leaf's update anew, 1,500 of a ViT-S step's 21,400 instructions.
     finite = jnp.all(jnp.isfinite(jnp.stack((loss, norm))))
     if rules.optim.sam_rho:
         climbed = jax.tree.map(lambda w, g: w + g * (rules.optim.sam_rho / (norm + 1e-12)), trainable, grads)
         _, _, _, grads = _gradients(climbed, state, batch, rules)
-        finite &= jnp.isfinite(optim.norm(grads))
+        finite &= jnp.isfinite(optimizers.norm(grads))
     return loss, scores, batch_stats, grads, norm, finite
 
 
@@ -161,17 +164,17 @@ def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tupl
     parts = rules.optim.accumulate
     weight = jnp.sum(batch["weight"])
     if rules.class_weights is not None:
-        weight = metrics.total(mix.weights(batch), batch["mask"])
+        weight = base.total(mixup.weights(batch), batch["mask"])
     weight = jnp.where(weight > 0, weight, 1)  # else of a batch whose classes all weigh nothing
     step_key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
 
     def objective(trainable, batch_stats, part, key):
-        params = tuning.merge(trainable, state.params, rules.multipliers)
+        params = tuning_multipliers.merge(trainable, state.params, rules.multipliers)
         logits, batch_stats = rules.forward(params, batch_stats, part["input"], key)
-        losses = mix.loss(part, partial(_losses, logits, rules))
-        scores = metrics.total(metrics.score(rules.problem, logits, part["label"]), part["mask"])
+        losses = mixup.loss(part, partial(_losses, logits, rules))
+        scores = base.total(base.score(rules.problem, logits, part["label"]), part["mask"])
         counted = part["weight"] if rules.class_weights is None else part["mask"]
-        return metrics.total(losses, counted) / weight, (scores, batch_stats)
+        return base.total(losses, counted) / weight, (scores, batch_stats)
 
     def of(weights, batch_stats, part, number):
         value = jax.value_and_grad(objective, has_aux=True)
@@ -208,14 +211,16 @@ def _moved(leaf, update, rate, finite):
 def _losses(logits: jax.Array, rules: Rules, labels: jax.Array, weights: jax.Array) -> jax.Array:
     """Returns the loss of each example, weighted already where there are class weights."""
     if rules.class_weights is None:
-        return metrics.loss(rules.problem, logits, labels, rules.smoothing)
-    return metrics.weighted_cross_entropy(logits, labels, weights, rules.class_weights, rules.smoothing)
+        return base.loss(rules.problem, logits, labels, rules.smoothing)
+    return base.weighted_cross_entropy(logits, labels, weights, rules.class_weights, rules.smoothing)
 
 
 def _pull(trainable: Any, anchor: Any, rules: Rules) -> tuple[jax.Array, Any]:
     """L2-SP (1802.01483): half the sum of pull · (w - anchor)², and its gradient."""
-    moved = jax.tree.map(jnp.subtract, trainable, tuning.select(anchor, rules.multipliers))
-    grads = jax.tree.map(lambda pull, leaf: pull * leaf, tuning.select(rules.pull, rules.multipliers), moved)
+    moved = jax.tree.map(jnp.subtract, trainable, tuning_multipliers.select(anchor, rules.multipliers))
+    grads = jax.tree.map(
+        lambda pull, leaf: pull * leaf, tuning_multipliers.select(rules.pull, rules.multipliers), moved
+    )
     return optax.tree.vdot(grads, moved) / 2, grads
 
 

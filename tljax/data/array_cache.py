@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tljax import console, sealed
-from tljax.data import cache
+from tljax import console
+from tljax.data import decoded_cache
 from tljax.errors import InputError
-from tljax.weights.sources import made_once
+from tljax.io import checksums
+from tljax.io.download.fetch import made_once
 
 
 class Store(Sequence[np.ndarray]):
@@ -25,7 +26,7 @@ class Store(Sequence[np.ndarray]):
     """
 
     def __init__(self, folder: Path, again: Callable[[int], np.ndarray]):
-        self._used = cache.using(folder)
+        self._used = decoded_cache.using(folder)
         self._folder, self._again, self._is_damaged = folder, again, False
         facts = json.loads((folder / "facts.json").read_text())
         self.facts: dict[str, Any] = facts["facts"]
@@ -33,7 +34,7 @@ class Store(Sequence[np.ndarray]):
         self._ends = np.cumsum(self.shapes.prod(axis=1, dtype=np.int64))
         content = np.asarray(np.memmap(folder / "values", np.uint8, "r") if self._ends.any() else np.empty(0, np.uint8))
         self._values = content.view(facts["dtype"])
-        self._blocks = sealed.Blocks(content, sealed.checksums(folder / sealed.NAME)["values"][1])
+        self._blocks = checksums.Blocks(content, checksums.checksums(folder / checksums.NAME)["values"][1])
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -44,7 +45,7 @@ class Store(Sequence[np.ndarray]):
         if not self._blocks.whole(start * self._values.itemsize, end * self._values.itemsize):
             if not self._is_damaged:
                 self._is_damaged = True
-                (self._folder / sealed.NAME).unlink(missing_ok=True)  # so that the next start makes all of it again
+                (self._folder / checksums.NAME).unlink(missing_ok=True)  # so that the next start makes all of it again
                 console.console.print(f"{self._folder} is damaged: what is lost of it is made again")
             return self._again(place)
         return self._values[start:end].reshape(shape)
@@ -76,12 +77,12 @@ def stored(
 def _wrong(folder: Path) -> str:
     """Returns what is wrong beside the values, which are looked at as they are read; empty if nothing is."""
     try:
-        sizes = sealed.checksums(folder / sealed.NAME)
+        sizes = checksums.checksums(folder / checksums.NAME)
         if (folder / "values").stat().st_size != sizes["values"][0]:
             return "values are cut"
-    except (OSError, KeyError, sealed.Damaged) as error:
+    except (OSError, KeyError, checksums.Damaged) as error:
         return str(error)
-    return sealed.wrong(folder / sealed.NAME, only=("facts.json", "shapes.npy"))
+    return checksums.wrong(folder / checksums.NAME, only=("facts.json", "shapes.npy"))
 
 
 def _write(folder: Path, arrays: Iterable[np.ndarray], facts: dict[str, Any]) -> None:
@@ -95,4 +96,4 @@ def _write(folder: Path, arrays: Iterable[np.ndarray], facts: dict[str, Any]) ->
         os.fsync(file.fileno())
     np.save(folder / "shapes.npy", np.array(shapes, np.int64))
     (folder / "facts.json").write_text(json.dumps({"dtype": dtype, "facts": facts}))
-    sealed.seal_folder(folder)
+    checksums.seal_folder(folder)

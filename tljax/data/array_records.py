@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from tljax import sealed
-from tljax.data import images
-from tljax.data.encoded import frames_of
-from tljax.data.examples import Item, Label, Source, Task
-from tljax.data.index import finish, index_row, kept_if_of_use, open_task, progress
-from tljax.data.parts import Examined, Part, clear, index_schema, write_parts
-from tljax.data.records import Stored
+from tljax.data.dataset import Item, Label, Source, Task
+from tljax.data.record_index import finish, index_row, kept_if_of_use, open_task, progress
+from tljax.data.record_parts import Examined, Part, clear, index_schema, write_parts
+from tljax.data.record_reader import Stored
+from tljax.data.transforms import image
+from tljax.data.transforms.decode import frames_of
 from tljax.errors import InputError, message_of
-from tljax.weights.sources import made_once
+from tljax.io import checksums
+from tljax.io.download.fetch import made_once
 
 
 def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
@@ -33,7 +33,7 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
             disk is full.
     """
     _check(source, name)
-    with made_once(folder, resume=True, wrong=sealed.wrong_folder) as making:
+    with made_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
         if not making:
             return
         features = _features(source)
@@ -46,7 +46,7 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
             finish(making, folder, name, source, parts)
         _write_for_tfds(making, features, parts)
         clear(making)
-        sealed.seal_folder(making, by_size=".array_record")  # whose blocks have checksums of their own
+        checksums.seal_folder(making, by_size=".array_record")  # whose blocks have checksums of their own
 
 
 def open_prepared(name: str, folder: Path) -> Task:
@@ -66,7 +66,7 @@ def open_prepared(name: str, folder: Path) -> Task:
     again = "run it again, and it is prepared again"
 
     def records(split: str, _: Any) -> Stored:
-        return Stored(builder, split, kept, again, seal=folder / sealed.NAME)
+        return Stored(builder, split, kept, again, seal=folder / checksums.NAME)
 
     return open_task(name, folder, records, mend)
 
@@ -100,7 +100,7 @@ def _examine(source: Source, split: str, ordered: Sequence[Item], features: Any,
     item = ordered[place]
     try:
         content = _read(item)
-        picture = images.decode(content, item.id) if source.kind == "image" else None
+        picture = image.decode(content, item.id) if source.kind == "image" else None
         size = picture.size if picture else (0, 0)
         row = index_row(item.id, _checked_label(source, item), content, size)
     except InputError as error:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from tljax import sealed
-from tljax.weights.sources import cache_dir
+from tljax.io import checksums
+from tljax.io.download.fetch import cache_dir
 
 KINDS = ("decoded", "tokens", "features")  # what `make_room` counts and evicts
 
@@ -93,13 +93,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-    sealed.seal(seal_of(path), {path.name: making})
+    checksums.seal(seal_of(path), {path.name: making})
     making.replace(path)
 
 
 def seal_of(path: Path) -> Path:
     """Returns where the checksums are of what `replacing` wrote."""
-    return path.with_name(f"{path.name}.{sealed.NAME}")
+    return path.with_name(f"{path.name}.{checksums.NAME}")
 
 
 def _last_used(folder: Path) -> float:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from jaxtyping import UInt8
 
 from tljax import console
-from tljax.data.examples import Split, Task, values_of
+from tljax.data.dataset import Split, Task, values_of
 from tljax.streams import in_one_line
 
 _SHOWN = 20  # classes in a table

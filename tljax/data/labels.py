@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tljax.data.examples import Label, shown
-from tljax.data.examples import numbered as places_of
+from tljax.data.dataset import Label, shown
+from tljax.data.dataset import numbered as places_of
 from tljax.errors import InputError
 
 FORMS = {

@@ -9,8 +9,8 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from tljax.data.examples import Split
-from tljax.data.keyed import words
+from tljax.data.dataset import Split
+from tljax.data.keyed_random import words
 from tljax.data.readers import Reader
 
 # input: what a `Reader` gives; label [batch] int32, or [batch, classes] float32; mask and weight [batch] float32

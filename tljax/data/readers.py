@@ -9,12 +9,13 @@ import grain
 import numpy as np
 
 from tljax import console
-from tljax.config import TaskConfig
-from tljax.data import cache, images, store
-from tljax.data.examples import Split
-from tljax.data.keyed import generators
-from tljax.data.text import Tokenizer
-from tljax.preprocessing import Preprocessing
+from tljax.config.schema import TaskConfig
+from tljax.data import array_cache, decoded_cache
+from tljax.data.dataset import Split
+from tljax.data.keyed_random import generators
+from tljax.data.preprocessing import Preprocessing
+from tljax.data.transforms import image
+from tljax.data.transforms.tokenize import Tokenizer
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ class Pictures:
     preprocessing: Preprocessing
     config: TaskConfig
     training: bool
-    decoded: store.Store | None = None
+    decoded: array_cache.Store | None = None
     seed: int = 0
 
     def __call__(
@@ -68,10 +69,10 @@ class Pictures:
             return np.stack(list(views))
         examples = self.split.__getitems__(places)
         if rngs is None:
-            views = [images.source_view(one["image"], one["id"], self.preprocessing, **cut) for one in examples]
+            views = [image.source_view(one["image"], one["id"], self.preprocessing, **cut) for one in examples]
         else:
             views = [
-                images.training_view_of(
+                image.training_view_of(
                     one["image"], one["id"], self.preprocessing, **cut, augment=self.config.augment, rng=rng
                 )
                 for one, rng in zip(examples, rngs, strict=True)
@@ -81,15 +82,15 @@ class Pictures:
     def keep(self, budget: float, workers: int) -> "Pictures":
         """The same reader with each image decoded once, if that takes at most `budget` bytes of disk or is there."""
         cut = self._cut()
-        if not images.cacheable(**cut):
+        if not image.cacheable(**cut):
             return self
-        folder = cache.name("decoded", self.split.key, self.preprocessing, cut)
-        if not folder.exists() and not (budget and cache.make_room(folder, self._bytes, budget)):
+        folder = decoded_cache.name("decoded", self.split.key, self.preprocessing, cut)
+        if not folder.exists() and not (budget and decoded_cache.make_room(folder, self._bytes, budget)):
             return self
 
         def view(place: int) -> np.ndarray:
             example = self.split[place]
-            return images.source_view(example["image"], example["id"], self.preprocessing, **cut)
+            return image.source_view(example["image"], example["id"], self.preprocessing, **cut)
 
         def views() -> Iterator[np.ndarray]:
             options = grain.ReadOptions(num_threads=max(workers, 1), prefetch_buffer_size=16)
@@ -99,13 +100,13 @@ class Pictures:
                     yield one
                     report(number)
 
-        return replace(self, decoded=store.stored(folder, views(), {}, view))
+        return replace(self, decoded=array_cache.stored(folder, views(), {}, view))
 
     @functools.cached_property
     def _bytes(self) -> int:
         """What `keep` takes."""
         cut = self._cut()
-        size = functools.partial(images.source_size, resize=cut["resize"], crop=cut["crop"])
+        size = functools.partial(image.source_size, resize=cut["resize"], crop=cut["crop"])
         pixels = 0
         sizes, counts = np.unique(self.split.sizes, axis=0, return_counts=True)
         for (height, width), count in zip(sizes.tolist(), counts.tolist(), strict=True):
@@ -114,7 +115,7 @@ class Pictures:
         return pixels * self.preprocessing.inputs
 
     def _train(self, source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return images.training_view(
+        return image.training_view(
             source,
             self.preprocessing,
             crop=self.config.crop,

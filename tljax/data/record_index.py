@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tljax import console
-from tljax.data.examples import Base, Label, Records, Source, Task, fingerprint
-from tljax.data.parts import DiskFull, Part
+from tljax.data.dataset import Base, Label, Records, Source, Task, fingerprint
+from tljax.data.record_parts import DiskFull, Part
 from tljax.errors import InputError, message_of
 
 # How many times as long as the other a side may be: with more, resizing the shorter one for a network takes gigabytes.

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tljax import sealed
 from tljax.errors import InputError
+from tljax.io import checksums
 
 MAX_EXAMPLES = 1000
 MAX_BYTES = 64 * 2**20
@@ -114,7 +114,7 @@ def write_parts(
 
 def clear(folder: Path) -> None:
     """Removes what is of use only until all parts are there: each one's index."""
-    for path in (*folder.glob("part-*.parquet"), *folder.glob(f"part-*.{sealed.NAME}")):
+    for path in (*folder.glob("part-*.parquet"), *folder.glob(f"part-*.{checksums.NAME}")):
         path.unlink()
 
 
@@ -128,7 +128,7 @@ def _examined(
 
 def _finished(folder: Path, split: str, number: int) -> Part | None:
     records, index = _paths(folder, split, number)
-    if sealed.wrong(_seal_of(index)):
+    if checksums.wrong(_seal_of(index)):
         return None
     table = pq.read_table(index)
     facts = json.loads(table.schema.metadata[b"tljax"])
@@ -139,7 +139,7 @@ def _finished(folder: Path, split: str, number: int) -> Part | None:
 
 
 def _seal_of(index: Path) -> Path:
-    return index.with_suffix(f".{sealed.NAME}")
+    return index.with_suffix(f".{checksums.NAME}")
 
 
 def _paths(folder: Path, split: str, number: int) -> tuple[Path, Path]:
@@ -171,7 +171,7 @@ def _write(
         }
         table = pa.Table.from_pylist([one.row for one in examined if one.row], schema)
         pq.write_table(table.replace_schema_metadata({"tljax": json.dumps(facts)}), temporary)
-        sealed.seal(_seal_of(index), {index.name: temporary})
+        checksums.seal(_seal_of(index), {index.name: temporary})
         temporary.rename(index)
     except (OSError, RuntimeError) as error:  # RuntimeError is what array_record raises
         temporary.unlink(missing_ok=True)

@@ -4,12 +4,13 @@ import hashlib
 import json
 from collections.abc import Callable
 
-from tljax.config import TaskConfig
-from tljax.data import builtin, folders, hub, tables, tfds_sets
-from tljax.data.examples import Source, Task
-from tljax.data.prepare import open_prepared, prepare
+from tljax.config.schema import TaskConfig
+from tljax.data.array_records import open_prepared, prepare
+from tljax.data.dataset import Source, Task
+from tljax.data.sources import builtin, huggingface, table, tfds
+from tljax.data.sources import folder as sources_folder
 from tljax.errors import InputError
-from tljax.weights.sources import cache_dir
+from tljax.io.download.fetch import cache_dir
 
 TASKS: dict[str, Callable[[], Source]] = {
     "mnist_5k": builtin.mnist_5k,
@@ -18,9 +19,9 @@ TASKS: dict[str, Callable[[], Source]] = {
     "movie_sentiment": builtin.movie_sentiment,
 }
 SOURCES: dict[str, Callable[[str, TaskConfig], Source]] = {
-    "folder": folders.folder,
-    **tables.READERS,
-    "hf": hub.hf,
+    "folder": sources_folder.folder,
+    **table.READERS,
+    "hf": huggingface.hf,
 }
 # Of a prepared folder; another one is prepared anew. Before the second there were no checksums.
 _LAYOUT = {"single_label": 2, "multi_label": 2, "regression": 3}
@@ -38,7 +39,7 @@ def load(config: TaskConfig) -> Task:
     _check(config)
     kind, _, rest = config.dataset.partition(":")
     if kind == "tfds":
-        return tfds_sets.load(rest, config)
+        return tfds.load(rest, config)
     source = SOURCES[kind](rest, config) if kind in SOURCES else TASKS[config.dataset]()
     if source.problem != config.problem:
         raise InputError(f"{config.dataset} is {source.problem}; task.problem={config.problem} does not fit it")
@@ -58,7 +59,7 @@ def _check(config: TaskConfig) -> None:
     given = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
     if given and (config.dataset in TASKS or kind == "folder"):
         raise InputError(f"{config.dataset} has no columns, so {given[0]} names none; leave it empty")
-    if kind not in tables.READERS and (config.separator or config.quote):
+    if kind not in table.READERS and (config.separator or config.quote):
         raise InputError(f"{config.dataset} is no CSV: leave task.separator and task.quote as they are")
     if config.image and config.text:
         raise InputError(f"task.image={config.image!r} and task.text={config.text!r}: an example is one or the other")

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tljax.config import TaskConfig
-from tljax.data import vtab
-from tljax.data.examples import Split, Task, places_of
+from tljax.config.schema import TaskConfig
+from tljax.data.dataset import Split, Task, places_of
+from tljax.data.sources import vtab
 from tljax.errors import InputError
 
 

@@ -20,10 +20,12 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from tljax import console, flag_types, sharding
+from tljax import console
+from tljax.config import flag_types
+from tljax.distributed import mesh as distributed_mesh
+from tljax.distributed.peers import LOST, Lost, Peers
+from tljax.distributed.preemption import SAVED, Stopped
 from tljax.errors import InputError, message_of
-from tljax.peers import LOST, Lost, Peers
-from tljax.stopping import SAVED, Stopped
 from tljax.streams import in_one_line
 
 
@@ -262,7 +264,7 @@ class Agreement:
 
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
-        self._any = jax.jit(jnp.any, out_shardings=sharding.replicated(mesh))
+        self._any = jax.jit(jnp.any, out_shardings=distributed_mesh.replicated(mesh))
         self._asked: deque[jax.Array] = deque()
 
     def __call__(self, wanted: bool) -> bool:
@@ -270,6 +272,6 @@ class Agreement:
         if jax.process_count() == 1:
             return wanted
         mine = np.full(len(self._mesh.local_devices), wanted)
-        laid = sharding.put_batch(mine, self._mesh)
+        laid = distributed_mesh.put_batch(mine, self._mesh)
         self._asked.append(self._any(laid))
         return len(self._asked) > 2 and bool(self._asked.popleft())

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tljax import overrides, predictions, storage, strict_json
-from tljax.checkpoint import Checkpoints
-from tljax.config import Experiment
-from tljax.data.examples import Split
+from tljax.checkpoints.checkpointer import Checkpoints
+from tljax.checkpoints.workdir import Workdir
+from tljax.config.schema import Experiment
+from tljax.config.serialization import to_dict
+from tljax.core.resolve import Resolved
+from tljax.core.run import Run
+from tljax.core.train_step import State
+from tljax.data.dataset import Split
 from tljax.data.readers import Reader
 from tljax.errors import InputError
-from tljax.fields import to_dict
-from tljax.predictions import Predictions, predictions_of
-from tljax.resolve import Resolved
-from tljax.run import Run
-from tljax.step import State
-from tljax.workdir import Workdir
+from tljax.evals import overrides, predictions
+from tljax.evals.predictions import Predictions, predictions_of
+from tljax.io import storage, strict_json
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,8 @@ class Evaluation:
             return False
 
     def _figures(self, name: str, found: Predictions) -> None:
-        from tljax import figures  # and with it matplotlib, which takes a second
+        from tljax.evals import plots  # and with it matplotlib, which takes a second
 
-        figures.reliability(self._files / f"{name}.reliability.png", found.logits, found.labels)
+        plots.reliability(self._files / f"{name}.reliability.png", found.logits, found.labels)
         if self._problem == "single_label":
-            figures.confusion(self._files / f"{name}.confusion.png", found.logits, found.labels, found.classes)
+            plots.confusion(self._files / f"{name}.confusion.png", found.logits, found.labels, found.classes)

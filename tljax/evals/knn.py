@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from tljax import sharding
+from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
-from tljax.probe import Examples
+from tljax.evals.probe import Examples
 
 NEIGHBOURS = (10, 20, 100, 200)  # DINO's
 _BYTES = 1 << 27  # of similarities at once, on each device
@@ -45,18 +45,20 @@ def votes(
         raise InputError(f"k must be at least 1, not {min(neighbours)}")
     if most > len(train.features):
         raise InputError(f"k={most} is more than the {len(train.features)} training examples: leave it out")
-    mesh = sharding.make_mesh()
-    every = sharding.place((_unit(train.features), np.asarray(train.labels)), sharding.replicated(mesh))
+    mesh = distributed_mesh.make_mesh()
+    every = distributed_mesh.place((_unit(train.features), np.asarray(train.labels)), distributed_mesh.replicated(mesh))
     size = max(1, min(bytes_at_once // (4 * len(train.features)), -(-len(queries) // mesh.size))) * mesh.size
     count = jax.jit(
         partial(_votes, classes=classes, neighbours=tuple(neighbours), temperature=temperature),
-        out_shardings=sharding.replicated(mesh),
+        out_shardings=distributed_mesh.replicated(mesh),
     )
     found: list[np.ndarray] = []
     for first in range(0, len(queries), size):
         chunk = _unit(queries[first : first + size])
         filled = np.concatenate([chunk, np.zeros((size - len(chunk), chunk.shape[-1]), np.float32)])
-        found.append(np.asarray(count(sharding.place(filled, sharding.split(mesh)), *every))[:, : len(chunk)])
+        found.append(
+            np.asarray(count(distributed_mesh.place(filled, distributed_mesh.split(mesh)), *every))[:, : len(chunk)]
+        )
     return dict(zip(neighbours, np.concatenate(found, axis=1), strict=True))
 
 

@@ -20,14 +20,16 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from tljax import compiled, optim, sharding
-from tljax.config import Experiment
-from tljax.data.pipeline import TrainInput
+from tljax.config.schema import Experiment
+from tljax.config.serialization import to_dict
+from tljax.core.classifier import HEAD_INITS, init_head
+from tljax.core.train_step import Rules, State, train_step
+from tljax.data.loader import TrainInput
+from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
-from tljax.fields import to_dict
-from tljax.models import ops
-from tljax.models.classifier import HEAD_INITS, init_head
-from tljax.step import Rules, State, train_step
+from tljax.io import compilation_cache
+from tljax.models.kernels import ops
+from tljax.tuning import optimizers
 
 Params = dict[str, Float[np.ndarray, "..."]]  # kernel [features, classes], and bias [classes] if there is one
 
@@ -105,7 +107,7 @@ def fit(
             range.
     """
     _check(experiments)
-    mesh = sharding.make_mesh()
+    mesh = distributed_mesh.make_mesh()
     like, width = experiments[0], features.shape[-1]
     steps = like.total_steps(len(stream.labels))
     lanes, budget = _lanes(mesh), bytes_at_once or _BYTES.get(jax.default_backend(), _BYTES_ELSEWHERE)
@@ -114,20 +116,22 @@ def fit(
     data = {"input": views.reshape(-1, width), "label": stream.labels, "weight": stream.weights}
     if stream.class_weights and any(experiment.regularise.label_smoothing for experiment in experiments):
         data["class_weights"] = np.array(stream.class_weights, np.float32)
-    data = sharding.place(data, sharding.replicated(mesh))
+    data = distributed_mesh.place(data, distributed_mesh.replicated(mesh))
     numbers = _numbers(experiments)
     advance = _advance(_compiled_for(like), steps, mesh, alone=lanes == 1 or len(chunks) == 1)
 
     @functools.lru_cache(lanes)
     def order(seed: int) -> jax.Array:
         epoch, example = np.moveaxis(dataclasses.replace(stream, seed=seed).order(steps), -1, 0)
-        return sharding.place(epoch % len(views) * views.shape[1] + example, sharding.replicated(mesh))
+        return distributed_mesh.place(epoch % len(views) * views.shape[1] + example, distributed_mesh.replicated(mesh))
 
     def trained(chunk: list[int]) -> Any:
         seed, filled = experiments[chunk[0]].seed, chunk + chunk[-1:] * (size - len(chunk))
         start = _start(like, steps, init_head(seed, width, classes, like.head.init, like.head.bias))
         states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (size, *leaf.shape)), start)
-        laid = sharding.place((states, {name: of[filled] for name, of in numbers.items()}), sharding.split(mesh))
+        laid = distributed_mesh.place(
+            (states, {name: of[filled] for name, of in numbers.items()}), distributed_mesh.split(mesh)
+        )
         return _on_host(advance(*laid, order(seed), data), mesh)
 
     heads: list[Any] = [None] * len(experiments)
@@ -184,7 +188,7 @@ def _check(experiments: Sequence[Experiment]) -> None:
 
 def _lanes(mesh: Mesh) -> int:
     """Chunks that train at the same time: one for each core of a CPU, as a head's products are too small to share."""
-    return sharding.cores() if jax.default_backend() == "cpu" and mesh.size == 1 else 1
+    return distributed_mesh.cores() if jax.default_backend() == "cpu" and mesh.size == 1 else 1
 
 
 def _chunks(experiments: Sequence[Experiment], most: int, lanes: int, devices: int) -> tuple[list[list[int]], int]:
@@ -242,12 +246,14 @@ def _advance(like: Experiment, steps: int, mesh: Mesh, alone: bool) -> Callable[
 
         return jax.lax.scan(step, states, rows)[0]
 
-    heads, whole = sharding.split(mesh).spec, PartitionSpec()
+    heads, whole = distributed_mesh.split(mesh).spec, PartitionSpec()
     # Unchecked: the loop's constants are no device's own, and become so.
     sharded = jax.shard_map(
         all_steps, mesh=mesh, in_specs=(heads, heads, whole, whole), out_specs=heads, check_vma=False
     )
-    options = compiled.wide_vectors() | compiled.KEEP_BARRIERS if jax.default_backend() == "cpu" else {}
+    options = (
+        compilation_cache.wide_vectors() | compilation_cache.KEEP_BARRIERS if jax.default_backend() == "cpu" else {}
+    )
     options |= {} if alone else {"xla_cpu_multi_thread_eigen": False}
     return jax.jit(sharded, donate_argnums=0, compiler_options=options)
 
@@ -260,10 +266,10 @@ def _rules(
 ) -> Rules:
     """As `Run` makes them, but with numbers that are traced."""
     config, multipliers = like.optim, _everywhere(like, 1.0)
-    unit = optim.schedule(config.schedule, 1.0, config.warmup_steps, steps)
+    unit = optimizers.schedule(config.schedule, 1.0, config.warmup_steps, steps)
     return Rules(
         forward=functools.partial(forward, dtype=jnp.dtype(like.compute_dtype)),
-        tx=optim.optimizer(config, multipliers, weight_decay=numbers.get("weight_decay")),
+        tx=optimizers.optimizer(config, multipliers, weight_decay=numbers.get("weight_decay")),
         schedule=lambda step: numbers["learning_rate"] * unit(step),
         multipliers=multipliers,
         optim=config,
@@ -287,7 +293,7 @@ def _start(like: Experiment, steps: int, head: dict[str, Float[Array, "..."]]) -
     regularise, zero = like.regularise, jnp.zeros((), jnp.int32)
     average = {"params": params, "batch_stats": {}} if like.optim.average else {}
     anchor = jax.tree.map(jnp.zeros_like, params) if regularise.l2_sp or regularise.l2_sp_new else {}
-    opt_state = optim.optimizer(like.optim, _everywhere(like, 1.0)).init(params)
+    opt_state = optimizers.optimizer(like.optim, _everywhere(like, 1.0)).init(params)
     return State(zero, params, opt_state, {}, average, anchor, zero)
 
 
@@ -311,7 +317,7 @@ def forward(params, batch_stats, x, key=None, *, dtype):
 
 def _on_host(tree: Any, mesh: Mesh) -> Any:
     """Arrays as every process has them whole."""
-    return jax.tree.map(np.asarray, jax.device_put(tree, sharding.replicated(mesh)))
+    return jax.tree.map(np.asarray, jax.device_put(tree, distributed_mesh.replicated(mesh)))
 
 
 def _laid(tree: Any, like: Any) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tljax.errors import InputError
-from tljax.probe import Examples
+from tljax.evals.probe import Examples
 
 STRENGTHS = tuple(float(c) for c in 10 ** np.linspace(-6, 5, 45))  # DINOv2's
 _MEMORY = 10  # pairs that L-BFGS remembers, as scipy's

@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from tljax import console
-from tljax.config import Experiment
-from tljax.data import images, tasks
-from tljax.data.examples import Split, Task, among, in_stored_order, numbered, shown
+from tljax.config.schema import Experiment
+from tljax.config.serialization import to_dict
+from tljax.core.inputs import Inputs
+from tljax.core.resolve import Resolved, check_length
+from tljax.data import registry
+from tljax.data.dataset import Split, Task, among, in_stored_order, numbered, shown
 from tljax.data.splits import cut
+from tljax.data.transforms import image
 from tljax.errors import InputError
-from tljax.fields import to_dict
-from tljax.inputs import Inputs
-from tljax.resolve import Resolved, check_length
 
 SPLITS = ("train", "validation", "test")
 _TABLE = ("classes", "separator", "quote")
@@ -67,7 +68,7 @@ def changed(
     if "task.image_size" in told:
         size = made.task.image_size or resolved.pretrained.preprocessing.size
         preprocessing = dataclasses.replace(resolved.preprocessing, size=size)
-        images.check_size(preprocessing)
+        image.check_size(preprocessing)
         resolved = dataclasses.replace(resolved, preprocessing=preprocessing)
     if "task.max_tokens" in told:
         check_length(resolved.pretrained, made.task.max_tokens)
@@ -90,7 +91,7 @@ def examples(experiment: Experiment, resolved: Resolved, told: Mapping[str, Any]
     """
     if not any(key in _DATA for key in told):
         return split_of(Inputs(experiment, resolved), split)
-    task = in_stored_order(tasks.load(experiment.task), resolved.classes, resolved.data)
+    task = in_stored_order(registry.load(experiment.task), resolved.classes, resolved.data)
     if task.fingerprint == resolved.data:  # the same at another place
         return split_of(Inputs(experiment, resolved), split)
     _check_kind(task, resolved)

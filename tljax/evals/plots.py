@@ -8,7 +8,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, Num
 
-from tljax import scores, storage
+from tljax.io import storage
+from tljax.metrics import metrics
 from tljax.streams import in_one_line
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def reliability(path: epath.PathLike, logits: Float[np.ndarray, "n classes"], la
     """
     from matplotlib.figure import Figure
 
-    bins = scores.calibration(logits, labels)
+    bins = metrics.calibration(logits, labels)
     edges = np.linspace(0, 1, len(bins.count) + 1)
     middles, width = (edges[1:] + edges[:-1]) / 2, edges[1]
     figure = Figure(figsize=(5, 6), layout="constrained")

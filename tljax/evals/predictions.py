@@ -12,14 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from tljax import console, processes, scores, sharding, storage, strict_json
-from tljax.data.examples import Split, labels_of, values_of
-from tljax.data.parts import index_schema
-from tljax.data.pipeline import evaluation_batches, length_of
+from tljax import console
+from tljax.core.run import Run
+from tljax.core.train_step import State
+from tljax.data.dataset import Split, labels_of, values_of
+from tljax.data.loader import evaluation_batches, length_of
 from tljax.data.readers import Reader
+from tljax.data.record_parts import index_schema
+from tljax.distributed import mesh, processes
 from tljax.errors import InputError, message_of
-from tljax.run import Run
-from tljax.step import State
+from tljax.io import storage, strict_json
+from tljax.metrics import metrics as metrics_metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +44,7 @@ class Predictions:
 
     def metrics(self, full: bool = True) -> dict[str, Any]:
         """What `scores.summarise` says of them."""
-        return scores.summarise(self.problem, self.logits, self.labels, full=full)
+        return metrics_metrics.summarise(self.problem, self.logits, self.labels, full=full)
 
     def save(self, path: epath.PathLike, facts: Mapping[str, Any]) -> None:
         """Writes a Parquet file, whole or not at all.
@@ -99,7 +102,7 @@ def predictions_of(
     with console.progress(label, 0, -(-len(split) // size), "batches") as report:
         for i, batch in enumerate(batches):
             step = run.eval_step(size, length_of(batch), start)
-            logits.append(step(params, batch_stats, sharding.put_batch(batch["input"], run.mesh)))
+            logits.append(step(params, batch_stats, mesh.put_batch(batch["input"], run.mesh)))
             if i > 1:  # two batches in flight keep the device busy; more would only fill its memory
                 logits[i - 2] = np.asarray(logits[i - 2])
             report(i + 1)

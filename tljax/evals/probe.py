@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num
 
-from tljax import scores
-from tljax.config import Experiment
-from tljax.data.pipeline import TrainInput
+from tljax.config.schema import Experiment
+from tljax.data.loader import TrainInput
 from tljax.errors import InputError
-from tljax.heads import Head, fit, forward, setting
-from tljax.metrics import JUDGED
+from tljax.evals.linear_probe import Head, fit, forward, setting
+from tljax.metrics import metrics as metrics_metrics
+from tljax.problems.base import JUDGED
 
 _LOGITS = 1 << 28  # bytes of logits that an evaluation computes at once
 
@@ -105,7 +105,7 @@ def evaluate(
         chunk = heads[first : first + size]
         params = {"head": {k: np.stack([head.params[k].T for head in chunk]) for k in chunk[0].params}}
         for logits in np.asarray(apply(params, {}, x)[0]):
-            found.append(scores.summarise(problem, unscaled(logits), examples.labels, full=False))
+            found.append(metrics_metrics.summarise(problem, unscaled(logits), examples.labels, full=False))
     return found
 
 

@@ -18,8 +18,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1
 
-from tljax import sealed, storage, strict_json
 from tljax.errors import InputError
+from tljax.io import checksums, storage, strict_json
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file that it writes
 
@@ -121,7 +121,7 @@ def save_tree(folder: Path, tree: Mapping[str, Any], facts: Mapping[str, Any]) -
     folder.mkdir(parents=True, exist_ok=True)
     _save(folder / "arrays", tree)
     (folder / _FACTS).write_text(strict_json.dumps(facts, indent=1))
-    sealed.seal_folder(folder)
+    checksums.seal_folder(folder)
 
 
 def load_facts(folder: Path) -> dict[str, Any]:
@@ -149,8 +149,8 @@ def load_tree(folder: Path) -> dict[str, Any]:
 
 def _check(folder: Path, only: Collection[str] = ()) -> None:
     """Raises an InputError if files are not as `save_tree` wrote them; earlier versions of it left no checksums."""
-    seal = folder / sealed.NAME
-    if seal.exists() and (wrong := sealed.wrong(seal, only)):
+    seal = folder / checksums.NAME
+    if seal.exists() and (wrong := checksums.wrong(seal, only)):
         raise InputError(f"{folder} is damaged ({wrong}): make it again; if you changed it yourself, remove {seal}")
 
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tljax.config.ranges import printable
 from tljax.errors import InputError
-from tljax.ranges import printable
-from tljax.strict_json import without_duplicates
+from tljax.io.strict_json import without_duplicates
 
 MAX_JSON = 8 << 20  # bytes; a checkpoint's names are some hundred bytes an array
 MAX_EXPANSION = 100  # deflate makes zeros 1000 times smaller, and weights hardly

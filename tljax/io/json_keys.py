@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tljax.errors import InputError, message_of
-from tljax.weights.checked_files import parse_json
+from tljax.io.checked_files import parse_json
 
 
 def load_json(path: Path, where: str) -> Any:

@@ -13,8 +13,9 @@ from typing import Any
 from etils import epath
 from filelock import FileLock, Timeout
 
-from tljax import buckets, console, storage
+from tljax import console
 from tljax.errors import InputError
+from tljax.io import buckets, storage
 
 BEAT = 10.0  # seconds between two signs of life
 _NAME = "writer.json"

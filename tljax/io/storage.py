@@ -17,8 +17,9 @@ from typing import IO, Any, TypeVar
 
 from etils import epath
 
-from tljax import buckets, console
+from tljax import console
 from tljax.errors import InputError
+from tljax.io import buckets
 
 T = TypeVar("T")
 

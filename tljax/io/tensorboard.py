@@ -7,7 +7,8 @@ from typing import Any
 
 from etils import epath
 
-from tljax import console, storage
+from tljax import console
+from tljax.io import storage
 
 
 class Events:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
-from tljax import bootstrap
-from tljax.bootstrap import Statistic
 from tljax.errors import InputError
+from tljax.metrics import bootstrap
+from tljax.metrics.bootstrap import Statistic
 
 
 @dataclass(frozen=True)

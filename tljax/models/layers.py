@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from tljax.models import ops
+from tljax.models.kernels import ops
 
 # Module paths in a backbone made of blocks of these layers: what ends a residual branch, and what LoRA adapts.
 BRANCHES = r"block_\d+/(attention|mlp)"

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tljax.errors import InputError
-from tljax.models.bert import Bert
-from tljax.models.bit import BiT
-from tljax.models.resnet import BATCH_NORM_MODES, ResNet
-from tljax.models.vit import ViT
+from tljax.models.text.bert import Bert
+from tljax.models.vision.bit import BiT
+from tljax.models.vision.resnet import BATCH_NORM_MODES, ResNet
+from tljax.models.vision.vit import ViT
 
 __all__ = ["BACKBONES", "BATCH_NORM_MODES", "Backbone", "attributes", "build"]
 

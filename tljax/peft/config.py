@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from tljax.ranges import AboveZero, Positive, Rate, RegexStr, check_fields
+from tljax.config.ranges import AboveZero, Positive, Rate, RegexStr, check_fields
 
 _ADDED = {"lora_a", "lora_b", "adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias", "prompt"}
 

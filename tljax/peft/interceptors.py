@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tljax.additions import ADDITIONS, Adapter, Addition, Lora, MlpHead, Prompt
 from tljax.errors import InputError
-from tljax.models import groups, ops
-from tljax.models.bit import BiT
-from tljax.models.resnet import Conv, ResNet
-from tljax.models.transformer import Dense
-from tljax.models.vit import ViT
+from tljax.models import remat
+from tljax.models.kernels import ops
+from tljax.models.layers import Dense
+from tljax.models.vision.bit import BiT
+from tljax.models.vision.resnet import Conv, ResNet
+from tljax.models.vision.vit import ViT
+from tljax.peft.config import ADDITIONS, Adapter, Addition, Lora, MlpHead, Prompt
 
 # torch's Kaiming-uniform with a = sqrt(5): between -1/sqrt(inputs) and 1/sqrt(inputs).
 _kaiming = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -222,7 +223,7 @@ def _at(pattern: str, act: Callable) -> Iterator[None]:
             return call(*args, **kwargs)
         return act(context.module, functools.partial(call, **kwargs), *args)
 
-    with groups.each_by_itself(), nn.intercept_methods(intercept):
+    with remat.each_by_itself(), nn.intercept_methods(intercept):
         yield
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax import flops, tuning
-from tljax.models import ops
-from tljax.phases import Phase
-from tljax.run import Run
+from tljax.core.run import Run
+from tljax.models.kernels import ops
+from tljax.profiling import flops
+from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning.phases import Phase
 
 Block = dict[str, Any]
 
@@ -133,9 +134,9 @@ def _of_everything(run: Run, phase: Phase) -> float:
     return flops.count(trace(everything).jaxpr)
 
 
-def _parameters(run: Run, multipliers: tuning.Tree) -> Block:
+def _parameters(run: Run, multipliers: tuning_multipliers.Tree) -> Block:
     sizes = jax.tree.map(lambda leaf: leaf.size, run.abstract_state().params)
-    trainable = sum(jax.tree.leaves(tuning.select(sizes, multipliers)))
+    trainable = sum(jax.tree.leaves(tuning_multipliers.select(sizes, multipliers)))
     return {"trainable_params": trainable, "frozen_params": sum(jax.tree.leaves(sizes)) - trainable}
 
 

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tljax import console, sharding, tuning
-from tljax.config import Experiment
-from tljax.cost import evaluation_rows, peak_bytes
-from tljax.devices import device_bytes
+from tljax import console
+from tljax.config.schema import Experiment
+from tljax.core.run import Run
+from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
-from tljax.phases import Phase
-from tljax.run import Run
+from tljax.profiling.cost import evaluation_rows, peak_bytes
+from tljax.profiling.device_memory import device_bytes
+from tljax.tuning import multipliers
+from tljax.tuning.phases import Phase
 
 # Of what a device has or has free: beyond it a run is warned, and an estimate, which may be 10% off, is no way out.
 _SAFE = 0.9
@@ -88,14 +90,14 @@ def _sentence(found: dict[str, Any]) -> str:
 
 
 def _training(run: Run, phase: Phase) -> Need:
-    fixed = sharding.shares(run.abstract(phase)) + sharding.shares(_trained(run, phase))
+    fixed = distributed_mesh.shares(run.abstract(phase)) + distributed_mesh.shares(_trained(run, phase))
     return Need(fixed, max(peak_bytes(run.train_step(phase).program) - fixed, 0))
 
 
 def _evaluation(run: Run) -> Need:
     """With the whole State beside it, of the phase in which that is the largest."""
-    state, largest = run.abstract_state(), max(sharding.shares(run.abstract(phase)) for phase in run.phases)
-    variables = sharding.shares((state.params, state.batch_stats))
+    state, largest = run.abstract_state(), max(distributed_mesh.shares(run.abstract(phase)) for phase in run.phases)
+    variables = distributed_mesh.shares((state.params, state.batch_stats))
     program = run.eval_step(evaluation_rows(run), start=run.evaluation_start(run.phases[-1]))
     return Need(largest, max(peak_bytes(program) - variables, 0))
 
@@ -103,7 +105,7 @@ def _evaluation(run: Run) -> Need:
 def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str, int]:
     experiment, rows, parts = run.experiment, run.batch_size, run.experiment.optim.accumulate
     # Gradients of a batch in parts are added up beside those of a part.
-    sums = sharding.shares(_trained(run, phase)) if parts == 1 else 0
+    sums = distributed_mesh.shares(_trained(run, phase)) if parts == 1 else 0
 
     def in_parts(n: int) -> tuple[str, int]:
         optim = dataclasses.replace(experiment.optim, accumulate=parts * n)
@@ -125,7 +127,9 @@ def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str,
     if experiment.tuning.strategy != "linear_probe":
         # Nothing is kept for a backward pass: what evaluation needs, for as many rows.
         state, one = run.abstract(phase), _evaluation(run).growing / evaluation_rows(run)
-        found["tuning.strategy=linear_probe"] = sharding.shares((state.params, state.batch_stats)) + round(one * rows)
+        found["tuning.strategy=linear_probe"] = distributed_mesh.shares((state.params, state.batch_stats)) + round(
+            one * rows
+        )
     return {setting: peak for setting, peak in found.items() if peak <= room}
 
 
@@ -152,8 +156,8 @@ def _peak_with(run: Run, phase: Phase, **changes: Any) -> int:
     return peak_bytes(other.train_step(other.phase_at(phase.start)).program)
 
 
-def _trained(run: Run, phase: Phase) -> tuning.Tree:
-    return tuning.select(run.abstract(phase).params, phase.multipliers)
+def _trained(run: Run, phase: Phase) -> multipliers.Tree:
+    return multipliers.select(run.abstract(phase).params, phase.multipliers)
 
 
 def _gb(count: int) -> str:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from tljax import console
-from tljax.backbone import provenance
-from tljax.cost import cost
-from tljax.fields import to_dict
-from tljax.phases import Phase
-from tljax.run import Run
+from tljax.config.serialization import to_dict
+from tljax.core.run import Run
+from tljax.profiling.cost import cost
+from tljax.tuning.phases import Phase
+from tljax.weights.pretrained import provenance
 
 
 def plan(run: Run) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tljax.errors import InputError
-from tljax.report.runs import Run
+from tljax.reports.runs import Run
 
 
 def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:

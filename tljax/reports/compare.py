@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tljax import selection
-from tljax.config import Experiment
+from tljax.config.schema import Experiment
 from tljax.errors import InputError
-from tljax.metrics import JUDGED
-from tljax.report import comparable, statistics
-from tljax.report.judged import judge, resampled
-from tljax.report.numbers import Scale
-from tljax.report.runs import Run
-from tljax.report.section import LeftOut, Method, Options, Section, Setting
-from tljax.report.statistics import Comparison
+from tljax.problems.base import JUDGED
+from tljax.reports import checks, statistics
+from tljax.reports.formatting import Scale
+from tljax.reports.run_metrics import judge, resampled
+from tljax.reports.runs import Run
+from tljax.reports.schema import LeftOut, Method, Options, Section, Setting
+from tljax.reports.statistics import Comparison
+from tljax.sweeps import selection
 
 
 def section_of(title: str, runs: Sequence[Run], options: Options) -> Section:
@@ -24,7 +24,7 @@ def section_of(title: str, runs: Sequence[Run], options: Options) -> Section:
     Raises:
         InputError: two runs cannot be compared, nothing is tested, or there is no such baseline, metric or section.
     """
-    comparable.check(runs, options.split)
+    checks.check(runs, options.split)
     found = selection.methods(runs, options.tuned)
     picked, words = selection.chosen(runs, options.tuned), _words(found, options.tuned)
     selected_by = JUDGED[runs[0].experiment.task.problem].best
@@ -68,7 +68,7 @@ def _natural(words: str) -> list[str | float]:
 
 
 def _setting(words: str, members: Sequence[Run], metric: str, chosen: bool) -> Setting:
-    comparable.check_seeds(members)
+    checks.check_seeds(members)
     runs = sorted(members, key=lambda run: run.seed)
     validated = [run.metrics("validation") for run in runs]
     return Setting(words, runs, [one[metric] for one in validated if one], chosen)
@@ -91,7 +91,7 @@ def _methods(entries: Sequence[tuple[str, Sequence[Setting]]], options: Options)
     chosen = [next(setting for setting in tried if setting.chosen) for _, tried in entries]
     runs = [run for setting in chosen for run in setting.runs]
     judged = [judge(run, options.split, options.metric) for run in runs]
-    comparable.check_examples(runs, [one.examples for one in judged])
+    checks.check_examples(runs, [one.examples for one in judged])
     draws = resampled(judged, options.draws)
     methods, start = [], 0
     for (name, tried), setting in zip(entries, chosen, strict=True):

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from tljax import selection
-from tljax.config import Experiment
-from tljax.report.section import Method, Section
+from tljax.config.schema import Experiment
+from tljax.reports.schema import Method, Section
+from tljax.sweeps import selection
 
 _POINTS = 150  # of a curve, above which no eye sees a difference
 

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tljax import figures
-from tljax.report import curves, statistics
-from tljax.report.judged import pooled
-from tljax.report.numbers import compact
-from tljax.report.section import Method, Section
-from tljax.report.style import COLOURS, GRID, INK, MARKERS, Drawing
+from tljax.evals import plots
+from tljax.reports import curves, statistics
+from tljax.reports.figure_style import COLOURS, GRID, INK, MARKERS, Drawing
+from tljax.reports.formatting import compact
+from tljax.reports.run_metrics import pooled
+from tljax.reports.schema import Method, Section
 from tljax.streams import in_one_line
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _reliability(section: Section) -> Drawing:
 def _confusions(section: Section) -> Iterator[Drawing]:
     for method in dict.fromkeys((section.best, section.baseline or section.best)):
         counts = np.mean([one.confused for one in method.judged], axis=0)
-        picture = figures.confusions(counts, _classes(section))
+        picture = plots.confusions(counts, _classes(section))
         name = "confusion-best" if method is section.best else "confusion-baseline"
         seeds = f", mean over {len(method.judged)} seeds" if len(method.judged) > 1 else ""
         caption = f"Examples of each class by what they are taken for{seeds}."

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from tljax.metrics import LESS_IS_BETTER
+from tljax.problems.base import LESS_IS_BETTER
 
 NOTHING = "–"
 

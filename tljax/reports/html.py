@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tljax.report import prose, tables
-from tljax.report.numbers import NOTHING, counted
-from tljax.report.runs import Run, Unfinished
-from tljax.report.section import LeftOut, Method, Section, Setting
-from tljax.report.statistics import mean_and_deviation
-from tljax.report.style import COLOURS, GLYPHS, Drawing, inline
+from tljax.reports import tables
+from tljax.reports import text as reports_text
+from tljax.reports.figure_style import COLOURS, GLYPHS, Drawing, inline
+from tljax.reports.formatting import NOTHING, counted
+from tljax.reports.runs import Run, Unfinished
+from tljax.reports.schema import LeftOut, Method, Section, Setting
+from tljax.reports.statistics import mean_and_deviation
 from tljax.streams import shown
 
 
@@ -70,9 +71,9 @@ def _section(key: str, section: Section, drawn: Sequence[Drawing]) -> dict[str, 
     return {
         "key": key,
         "title": section.title,
-        "finding": prose.finding(section),
-        "protocol": " ".join(prose.protocol(section)),
-        "reading": prose.reading(section),
+        "finding": reports_text.finding(section),
+        "protocol": " ".join(reports_text.protocol(section)),
+        "reading": reports_text.reading(section),
         "heads": tables.columns(section),
         "methods": [_method(section, number, method) for number, method in enumerate(section.methods)],
         "tried": [

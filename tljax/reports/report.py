@@ -8,12 +8,15 @@ from typing import Annotated
 
 from etils import epath
 
-from tljax import console, flag_types, ranges, selection, storage
+from tljax import console
+from tljax.config import flag_types, ranges
 from tljax.errors import InputError
-from tljax.report import comparable, tables
-from tljax.report.compare import section_of
-from tljax.report.runs import Unfinished, read
-from tljax.report.section import TESTS, Options, Section
+from tljax.io import storage
+from tljax.reports import checks, tables
+from tljax.reports.compare import section_of
+from tljax.reports.runs import Unfinished, read
+from tljax.reports.schema import TESTS, Options, Section
+from tljax.sweeps import selection
 
 _KINDS = ("png", "pdf", "svg")
 # Fewer are too few for an interval of 95%.
@@ -39,22 +42,22 @@ def report(
     Raises:
         InputError: there are no finished runs, or some that cannot be compared, which are named.
     """
-    from tljax.report import drawings, page, style
+    from tljax.reports import figure_style, figures, html
 
     runs, unfinished = read(folders)
     if not runs:
         first = unfinished[0]
         raise InputError(f"{', '.join(folders)}: no run is finished; the first: {first.name}: {first.reason}")
-    found = [section_of(title, members, options) for title, members in comparable.by_task(runs).items()]
+    found = [section_of(title, members, options) for title, members in checks.by_task(runs).items()]
     folder = storage.locate(out)
-    with style.style():
-        drawn = [list(drawings.drawings(one)) for one in found]
-        _write(folder / "report.html", page.page(found, drawn, unfinished, command))
+    with figure_style.style():
+        drawn = [list(figures.drawings(one)) for one in found]
+        _write(folder / "report.html", html.page(found, drawn, unfinished, command))
         for number, of in enumerate(drawn, 1):
             for drawing in of:
                 for kind in kinds:
                     name = drawing.name if len(drawn) == 1 else f"{number}-{drawing.name}"
-                    _write(folder / "figures" / f"{name}.{kind}", style.write(drawing, kind))
+                    _write(folder / "figures" / f"{name}.{kind}", figure_style.write(drawing, kind))
     _write(folder / "methods.md", tables.markdown(found))
     _write(folder / "methods.tex", tables.latex(found))
     _write(folder / "methods.csv", tables.methods(found).to_csv(index=False))

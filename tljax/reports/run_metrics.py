@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tljax import bootstrap, figures, scores
-from tljax.bootstrap import Statistic
-from tljax.report import comparable
-from tljax.report.runs import Run
-from tljax.scores import Bins
+from tljax.evals import plots
+from tljax.metrics import bootstrap, metrics
+from tljax.metrics.bootstrap import Statistic
+from tljax.metrics.metrics import Bins
+from tljax.reports import checks
+from tljax.reports.runs import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +47,9 @@ def judge(run: Run, split: str, metric: str) -> Judged:
         InputError: they are not there, there is no such metric, or the run's result says another value of it.
     """
     found, facts = run.predictions(split)
-    statistic = scores.statistic(found.problem, found.logits, found.labels, metric)
+    statistic = metrics.statistic(found.problem, found.logits, found.labels, metric)
     value = float(statistic(np.ones((len(found.ids), 1)))[metric][0])
-    comparable.check_metric(run, metric, split, value)
+    checks.check_metric(run, metric, split, value)
     digest = hashlib.sha256(json.dumps(found.ids).encode() + np.ascontiguousarray(found.labels).tobytes())
     classes = found.problem != "regression"
     return Judged(
@@ -57,9 +58,9 @@ def judge(run: Run, split: str, metric: str) -> Judged:
         statistic,
         (facts["data"], digest.hexdigest()),
         len(found.ids),
-        scores.right(found.logits, found.labels) if classes else None,
-        scores.calibration(found.logits, found.labels) if classes else None,
-        figures.confused(found.logits, found.labels) if found.problem == "single_label" else None,
+        metrics.right(found.logits, found.labels) if classes else None,
+        metrics.calibration(found.logits, found.labels) if classes else None,
+        plots.confused(found.logits, found.labels) if found.problem == "single_label" else None,
     )
 
 

@@ -11,14 +11,15 @@ from typing import Any
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from tljax import predictions, storage
-from tljax.config import INDIFFERENT, Experiment
+from tljax.checkpoints.workdir import Workdir
+from tljax.config.schema import INDIFFERENT, Experiment
+from tljax.config.serialization import to_dict
+from tljax.core.resolve import Resolved
 from tljax.errors import InputError
-from tljax.evaluation import name_of
-from tljax.fields import to_dict
-from tljax.predictions import Predictions
-from tljax.resolve import Resolved
-from tljax.workdir import Workdir
+from tljax.evals import predictions
+from tljax.evals.evaluator import name_of
+from tljax.evals.predictions import Predictions
+from tljax.io import storage
 
 _FREE = tuple(f"{section}." for section in INDIFFERENT)
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from tljax import selection
-from tljax.report.judged import Judged
-from tljax.report.numbers import Scale
-from tljax.report.runs import Run
-from tljax.report.statistics import Comparison
+from tljax.reports.formatting import Scale
+from tljax.reports.run_metrics import Judged
+from tljax.reports.runs import Run
+from tljax.reports.statistics import Comparison
+from tljax.sweeps import selection
 
 TESTS = ("bootstrap", "t", "mcnemar")
 

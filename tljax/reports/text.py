@@ -1,8 +1,8 @@
 """What was done and how to read it, in sentences made from the runs: below tables, and on the page."""
 
-from tljax.report.numbers import counted, probability
-from tljax.report.section import Section
-from tljax.report.statistics import LEVEL
+from tljax.reports.formatting import counted, probability
+from tljax.reports.schema import Section
+from tljax.reports.statistics import LEVEL
 
 _FEW = 5  # seeds, below which a spread over them is hardly known
 

@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tljax import console, features, heads
-from tljax.config import Experiment
+from tljax import console
+from tljax.checkpoints.workdir import Workdir
+from tljax.config.schema import Experiment
+from tljax.core.run import Run, prepare
+from tljax.core.train_step import State
+from tljax.distributed.preemption import Notice
 from tljax.errors import InputError
-from tljax.lock import Lost, Taken
-from tljax.plan import plan
-from tljax.points import Point, common, side_by_side
-from tljax.run import Run, prepare
-from tljax.step import State
-from tljax.stopping import Notice
-from tljax.train import base_of, conclude, digest_of, train_run
-from tljax.workdir import Workdir
+from tljax.evals import linear_probe
+from tljax.io.lock import Lost, Taken
+from tljax.profiling.summary import plan
+from tljax.sweeps.trial import Point, common, side_by_side
+from tljax.training import feature_cache
+from tljax.training.trainer import base_of, conclude, digest_of, train_run
 
 HELD = ("test",)  # until it is known which settings are chosen
 _LOOK = 1.0  # seconds between two looks at a point that another process is at
@@ -98,8 +100,8 @@ class _Pass:
         for experiment in {point.experiment.tuning: point.experiment for point in reversed(group)}.values():
             with contextlib.suppress(InputError):  # which the point meets again by itself
                 prepared[experiment] = run = prepare(experiment)
-                run.cached, _ = features.choice(run, self.runs[common(experiment)])
-                stops |= set(features.stops(run, run.phases[0]))
+                run.cached, _ = feature_cache.choice(run, self.runs[common(experiment)])
+                stops |= set(feature_cache.stops(run, run.phases[0]))
         if not stops:
             return prepared, False
         run = next(run for run in prepared.values() if run.cached)
@@ -108,7 +110,7 @@ class _Pass:
             for name, split in run.inputs.splits.items():
                 if self.test if name in HELD else training:
                     is_train = name == "train"
-                    features.computed(run, state, split, sorted(stops), training=is_train, halt=self.notice.raises)
+                    feature_cache.computed(run, state, split, sorted(stops), training=is_train, halt=self.notice.raises)
         return prepared, True
 
     def _one_after_another(self, alike: Sequence[Point], prepared: dict[Experiment, Run]) -> None:
@@ -168,15 +170,15 @@ class _Pass:
     def _carried_out_alone(self, point: Point) -> None:
         self._carried_out(prepare(point.experiment), point)
 
-    def _fitted(self, run: Run, state: State, mates: Sequence[Point]) -> list[heads.Head]:
+    def _fitted(self, run: Run, state: State, mates: Sequence[Point]) -> list[linear_probe.Head]:
         console.console.print(f"{len(mates)} linear probes side by side")
-        split, (start,) = run.inputs.splits["train"], features.stops(run, run.phases[0])
-        found = features.computed(run, state, split, [start], training=True, halt=self.notice.raises)[start]
+        split, (start,) = run.inputs.splits["train"], feature_cache.stops(run, run.phases[0])
+        found = feature_cache.computed(run, state, split, [start], training=True, halt=self.notice.raises)[start]
         experiments = [point.experiment for point in mates]
-        return heads.fit(experiments, found.array(), run.train_input(found), len(run.resolved.classes))
+        return linear_probe.fit(experiments, found.array(), run.train_input(found), len(run.resolved.classes))
 
     def _finish(
-        self, run: Run, state: State, planned: dict[str, Any], point: Point, head: heads.Head, seconds: float
+        self, run: Run, state: State, planned: dict[str, Any], point: Point, head: linear_probe.Head, seconds: float
     ) -> None:
         """Leaves a head as `train` leaves a run at its last step, and has `train` find out how good it is."""
         if head.failed:

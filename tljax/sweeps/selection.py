@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from flax.traverse_util import flatten_dict
 
-from tljax.config import INDIFFERENT, Experiment
+from tljax.config.schema import INDIFFERENT, Experiment
+from tljax.config.serialization import to_dict
 from tljax.errors import InputError
-from tljax.fields import to_dict
-from tljax.metrics import JUDGED
+from tljax.problems.base import JUDGED
 
 TUNED = ("optim",)
 

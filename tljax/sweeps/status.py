@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tljax import console, selection, slurm
+from tljax import console
+from tljax.checkpoints.workdir import Workdir
 from tljax.errors import InputError
-from tljax.metrics import JUDGED
-from tljax.points import Point, logs_folder
-from tljax.workdir import Workdir
+from tljax.problems.base import JUDGED
+from tljax.sweeps import selection
+from tljax.sweeps.launchers import slurm
+from tljax.sweeps.trial import Point, logs_folder
 
 STATES = ("tested", "trained", "running", "failed", "to do")
 

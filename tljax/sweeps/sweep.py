@@ -16,14 +16,18 @@ from dataclasses import dataclass
 
 from etils import epath
 
-from tljax import buckets, console, flag_types, joint, launchers, selection, status, streams
-from tljax.config import Experiment
+from tljax import console, streams
+from tljax.checkpoints.workdir import Workdir
+from tljax.cli.flags import config_file, fault_in, parse_experiment
+from tljax.config import flag_types
+from tljax.config.schema import Experiment
+from tljax.distributed.preemption import Notice
 from tljax.errors import InputError
-from tljax.flags import config_file, fault_in, parse_experiment
-from tljax.metrics import JUDGED
-from tljax.points import Point, logs_folder, named, points, uneven
-from tljax.stopping import Notice
-from tljax.workdir import Workdir
+from tljax.io import buckets
+from tljax.problems.base import JUDGED
+from tljax.sweeps import runner, selection, status
+from tljax.sweeps.launchers import local
+from tljax.sweeps.trial import Point, logs_folder, named, points, uneven
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     told = "with commas between: train these alone, test held back, and choose nothing (what a launched process does)"
     parser.add_argument("--points", default="", metavar="NAMES", help=told)
     parser.add_argument("--conclude", action="store_true", help="of --points: test them, too")
-    launchers.add_arguments(parser)
+    local.add_arguments(parser)
     return parser
 
 
@@ -158,8 +162,8 @@ def _launched(options: argparse.Namespace, arguments: Sequence[str], notice: Not
     configs = [argument for argument in arguments if argument.startswith("--config")]
     command = [sys.executable, "-m", "tljax", "sweep", *configs, f"--root={options.root}"]
     command += ["--peek-test"] if options.peek_test else []
-    launch = launchers.LAUNCHERS[options.launcher](options)
-    return lambda wanted, test: launch(launchers.jobs(wanted, command, test and not options.peek_test), notice)
+    launch = local.LAUNCHERS[options.launcher](options)
+    return lambda wanted, test: launch(local.jobs(wanted, command, test and not options.peek_test), notice)
 
 
 def main(arguments: list[str]) -> int:
@@ -176,11 +180,11 @@ def main(arguments: list[str]) -> int:
     with Notice(options.max_seconds).listening() as notice:
 
         def here(wanted: Sequence[Point], test: bool) -> None:
-            joint.carry_out(wanted, found, notice, test, options.peek_test)
+            runner.carry_out(wanted, found, notice, test, options.peek_test)
 
         if options.points:
             if options.while_stdin:
-                launchers.end_with_stdin()
+                local.end_with_stdin()
             wanted = named(found, options.points.split(","))
             here(wanted, options.conclude or options.peek_test)
             return 1 if any(point.error for point in wanted) else 0

@@ -11,12 +11,14 @@ from typing import Any
 
 from etils import epath
 
-from tljax import heads, selection, storage
-from tljax.config import INDIFFERENT, Experiment
+from tljax.checkpoints.workdir import Workdir
+from tljax.config.ranges import shown
+from tljax.config.schema import INDIFFERENT, Experiment
+from tljax.config.serialization import to_dict, with_values
 from tljax.errors import InputError
-from tljax.fields import to_dict, with_values
-from tljax.ranges import shown
-from tljax.workdir import Workdir
+from tljax.evals import linear_probe
+from tljax.io import storage
+from tljax.sweeps import selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +140,7 @@ def side_by_side(found: Sequence[Point]) -> list[list[Point]]:
 
 
 def _together(a: Experiment, b: Experiment) -> bool:
-    return heads.together(a, b) and common(a) == common(b)
+    return linear_probe.together(a, b) and common(a) == common(b)
 
 
 def units(found: Sequence[Point]) -> list[list[Point]]:

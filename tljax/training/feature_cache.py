@@ -20,17 +20,20 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from tljax import compiled, console, sealed, sharding, tuning
-from tljax.cost import of_prefix
-from tljax.data import cache
-from tljax.data.examples import Split
-from tljax.data.pipeline import ahead, length_of, padded
+from tljax import console
+from tljax.core.model import Variables
+from tljax.core.run import Run
+from tljax.core.train_step import State
+from tljax.data import decoded_cache
+from tljax.data.dataset import Split
+from tljax.data.loader import ahead, length_of, padded
 from tljax.data.readers import Reader, Texts
+from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
-from tljax.network import Variables
-from tljax.phases import Phase
-from tljax.run import Run
-from tljax.step import State
+from tljax.io import checksums, compilation_cache
+from tljax.profiling.cost import of_prefix
+from tljax.tuning import multipliers
+from tljax.tuning.phases import Phase
 
 # A CPU's caches hold what so many examples need between two layers; an accelerator wants more at a time.
 _BATCH, _BATCH_ON_CPU = 256, 32
@@ -124,13 +127,15 @@ def computed(
     """
     stops, source = sorted(set(stops)), _source(run, split, training)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    variables = sharding.gathered(run.of_groups(variables, max(stops)))
+    variables = distributed_mesh.gathered(run.of_groups(variables, max(stops)))
     folders = {stop: _folder(run, variables, source, stop) for stop in stops}
     # Held from here on, so that no other process takes it for unused.
-    used = {stop: cache.using(folder) for stop, folder in folders.items()}
+    used = {stop: decoded_cache.using(folder) for stop, folder in folders.items()}
     for stop, folder in folders.items():
         needed = bytes_of(run, source.rows, stop)
-        if not cache.make_room(folder, needed - cache.size(folder), run.experiment.input.cache_gb * 1e9):
+        if not decoded_cache.make_room(
+            folder, needed - decoded_cache.size(folder), run.experiment.input.cache_gb * 1e9
+        ):
             raise InputError(
                 f"the features of {split.name} take {needed / 1e9:.2f} GB of disk, and there is no room for them:"
                 f" raise input.cache_gb, free some disk, name another TLJAX_CACHE, or set cache=off"
@@ -239,8 +244,8 @@ def _source(run: Run, split: Split, training: bool) -> _Source:
 def _folder(run: Run, variables: Variables, source: _Source, stop: int) -> Path:
     versions = _FORMAT, jax.__version__
     network = run.network.backbone, run.network.additions, run.experiment.compute_dtype, jax.default_backend()
-    prefix = tuning.digest(flatten_dict(run.of_groups(variables, stop), sep="/"))
-    return cache.name("features", *versions, *network, prefix, stop, source.split.key, *source.recipe)
+    prefix = multipliers.digest(flatten_dict(run.of_groups(variables, stop), sep="/"))
+    return decoded_cache.name("features", *versions, *network, prefix, stop, source.split.key, *source.recipe)
 
 
 def _complete(
@@ -257,12 +262,14 @@ def _complete(
             for number, rows in enumerate(parts):
                 with contextlib.ExitStack() as stack:
                     wanted = _missing(folders, number)
-                    claims = [cache.claimed(_part(folder, number), patient) for folder in wanted.values()]
+                    claims = [decoded_cache.claimed(_part(folder, number), patient) for folder in wanted.values()]
                     if all(stack.enter_context(claim) for claim in claims):
                         wanted = _missing(wanted, number)  # another process may just have made them
                         for folder in wanted.values():
                             if (part := _part(folder, number)).exists():
-                                damaged = f"{part} was damaged ({sealed.wrong(cache.seal_of(part))}): made again"
+                                damaged = (
+                                    f"{part} was damaged ({checksums.wrong(decoded_cache.seal_of(part))}): made again"
+                                )
                                 console.console.print(damaged)
                         if wanted:
                             _make_part(run, compute, source, rows, wanted, number, halt)
@@ -278,7 +285,11 @@ def _parts(source: _Source) -> list[range]:
 
 def _missing(folders: dict[int, Path], number: int) -> dict[int, Path]:
     """Returns the folders that lack a part, or have a damaged one."""
-    return {stop: folder for stop, folder in folders.items() if sealed.wrong(cache.seal_of(_part(folder, number)))}
+    return {
+        stop: folder
+        for stop, folder in folders.items()
+        if checksums.wrong(decoded_cache.seal_of(_part(folder, number)))
+    }
 
 
 def _part(folder: Path, number: int) -> Path:
@@ -287,16 +298,16 @@ def _part(folder: Path, number: int) -> Path:
 
 def _program(run: Run, variables: Variables, stop: int, size: int) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
     """(input of at most `size` rows, stops) -> activations, computed by this process's devices alone."""
-    mesh = sharding.make_mesh(jax.local_devices())
+    mesh = distributed_mesh.make_mesh(jax.local_devices())
     if jax.process_count() > 1:
         variables = jax.tree.map(np.asarray, variables)
-    variables = jax.device_put(variables, sharding.replicated(mesh))
+    variables = jax.device_put(variables, distributed_mesh.replicated(mesh))
     size = -(-size // mesh.size) * mesh.size
 
     def compute(x, stops):
         wanted = variables if max(stops) == stop else run.of_groups(variables, max(stops))
         step = prefix_step(run, size, length_of({"input": x}), stops)
-        found = step(wanted, jax.device_put(padded(x, size), sharding.split(mesh)))
+        found = step(wanted, jax.device_put(padded(x, size), distributed_mesh.split(mesh)))
         return [_kept(one) for one in found]
 
     return compute
@@ -311,15 +322,15 @@ def prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...]) 
 
 
 def _prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...]) -> jax.stages.Compiled:
-    mesh = sharding.make_mesh(jax.local_devices())
-    replicated, split = sharding.replicated(mesh), sharding.split(mesh)
+    mesh = distributed_mesh.make_mesh(jax.local_devices())
+    replicated, split = distributed_mesh.replicated(mesh), distributed_mesh.split(mesh)
     jitted = jax.jit(
         functools.partial(run.network.features, stops=stops), in_shardings=(replicated, split), out_shardings=split
     )
     abstract = run.of_groups(run.network.abstract, max(stops))
-    abstract = jax.tree.map(functools.partial(sharding.placed, sharding=replicated), abstract)
+    abstract = jax.tree.map(functools.partial(distributed_mesh.placed, sharding=replicated), abstract)
     x = run.abstract_batch(batch_size, length)["input"]
-    lowered = jitted.lower(abstract, jax.tree.map(functools.partial(sharding.placed, sharding=split), x))
+    lowered = jitted.lower(abstract, jax.tree.map(functools.partial(distributed_mesh.placed, sharding=split), x))
     if options := _options():
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another jaxlib may not know them
             return lowered.compile(compiler_options=options)
@@ -328,7 +339,7 @@ def _prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...])
 
 def _options() -> dict[str, bool | str] | None:
     """The compiler's, where some are known to help."""
-    return compiled.quick_products() if jax.default_backend() == "cpu" else None
+    return compilation_cache.quick_products() if jax.default_backend() == "cpu" else None
 
 
 def _make_part(
@@ -347,7 +358,7 @@ def _make_part(
         return {"input": source.batch(range(start, min(start + rows.step, rows.stop)))}
 
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(cache.replacing(_part(folder, number))) for folder in folders.values()]
+        files = [stack.enter_context(decoded_cache.replacing(_part(folder, number))) for folder in folders.values()]
         left, pending = len(range(rows.start, rows.stop)), []
         for made in ahead(batch, rows, run.experiment.input.workers):
             halt()

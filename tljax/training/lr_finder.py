@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tljax import console, sharding
-from tljax.data.pipeline import length_of
+from tljax import console
+from tljax.core.run import Run
+from tljax.data.loader import length_of
+from tljax.distributed import mesh
 from tljax.errors import InputError
-from tljax.run import Run
 
 _SMOOTHING = 0.9
 
@@ -37,7 +38,7 @@ def lr_find(run: Run, picture: Path, lowest: float = 1e-7, highest: float = 10.0
     with console.progress("learning rates", 0, steps) as report:
         for i, batch in enumerate(stream.batches(0, steps)):
             program = run.train_step(rising, length_of(batch))
-            state, found = program(state, sharding.put_batch(batch, run.mesh))
+            state, found = program(state, mesh.put_batch(batch, run.mesh))
             mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(found["loss"])
             smooth = mean / (1 - _SMOOTHING ** (i + 1))
             if not np.isfinite(smooth) or smooth > 4 * min([smooth, *losses]):

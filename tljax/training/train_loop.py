@@ -9,19 +9,21 @@ from typing import Any
 
 import jax
 
-from tljax import console, features, processes, sharding
-from tljax.checkpoint import Checkpoints
-from tljax.data.pipeline import TrainInput, length_of
+from tljax import console
+from tljax.checkpoints.checkpointer import Checkpoints
+from tljax.checkpoints.workdir import Workdir
+from tljax.core.run import Run
+from tljax.core.train_step import State
+from tljax.data.loader import TrainInput, length_of
 from tljax.data.readers import Reader
+from tljax.distributed import mesh, processes
+from tljax.distributed.preemption import Notice, Stopped
 from tljax.errors import InputError
-from tljax.events import Events
-from tljax.metrics import JUDGED
-from tljax.phases import Phase
-from tljax.predictions import Predictions, predictions_of
-from tljax.run import Run
-from tljax.step import State
-from tljax.stopping import Notice, Stopped
-from tljax.workdir import Workdir
+from tljax.evals.predictions import Predictions, predictions_of
+from tljax.io.tensorboard import Events
+from tljax.problems.base import JUDGED
+from tljax.training import feature_cache
+from tljax.tuning.phases import Phase
 
 _SMALL = 1 << 20  # bytes of a batch that is taken from memory in less time than a thread needs to hand it over
 
@@ -70,7 +72,7 @@ class Loop:
                     state = run.enter(state, phase)
                     report(begins, _phase_line(phase))
                 program = functools.cache(functools.partial(run.train_step, phase))
-                batches = self._timed(sharding.put_ahead(self._stream.batches(begins, phase.stop), run.mesh))
+                batches = self._timed(mesh.put_ahead(self._stream.batches(begins, phase.stop), run.mesh))
                 for step, batch in enumerate(batches, begins + 1):
                     state, metrics = program(length_of(batch))(state, batch)
                     self._unread.append((step, metrics))
@@ -99,7 +101,9 @@ class Loop:
         if key not in self._readers:
             every = run.experiment.eval_every
             passes = run.resolved.steps / every if every and name == "validation" else 1.0
-            found = features.computed(run, state, split, (start,), halt=self._notice.raises)[start] if start else None
+            found = (
+                feature_cache.computed(run, state, split, (start,), halt=self._notice.raises)[start] if start else None
+            )
             self._readers[key] = found or run.inputs.reader(split, passes)
         return predictions_of(run, state, split, name, read=self._readers[key], start=start)
 
@@ -110,8 +114,8 @@ class Loop:
             return run.train_input()
         self._checkpoints.wait()  # computing features may take longer than a step
         try:
-            found = features.computed(
-                run, state, split, features.stops(run, phase), training=True, halt=self._notice.raises
+            found = feature_cache.computed(
+                run, state, split, feature_cache.stops(run, phase), training=True, halt=self._notice.raises
             )[run.start(phase)]
         except Stopped:
             if step and not self._saves_at(step):

@@ -11,24 +11,31 @@ from typing import Any
 import jax
 import numpy as np
 
-from tljax import console, features, flag_types, memory, processes, scores, sharding, storage, tuning
-from tljax.checkpoint import Checkpoints, named
-from tljax.config import Experiment
-from tljax.data import health
-from tljax.data.examples import Split
+from tljax import console
+from tljax.checkpoints.checkpointer import Checkpoints, named
+from tljax.checkpoints.workdir import Workdir, versions
+from tljax.cli.flags import parse_experiment
+from tljax.config import flag_types
+from tljax.config.ranges import no_such
+from tljax.config.schema import Experiment
+from tljax.config.serialization import to_dict
+from tljax.core.run import Run, prepare
+from tljax.core.train_step import State
+from tljax.data import diagnostics
+from tljax.data.dataset import Split
+from tljax.distributed import mesh, processes
+from tljax.distributed.preemption import Notice, Stopped
 from tljax.errors import InputError
-from tljax.evaluation import facts_of, name_of
-from tljax.fields import to_dict
-from tljax.flags import parse_experiment
-from tljax.loop import Loop
-from tljax.metrics import JUDGED
-from tljax.plan import assumptions, plan, show
-from tljax.predictions import Predictions
-from tljax.ranges import no_such
-from tljax.run import Run, prepare
-from tljax.step import State
-from tljax.stopping import Notice, Stopped
-from tljax.workdir import Workdir, versions
+from tljax.evals.evaluator import facts_of, name_of
+from tljax.evals.predictions import Predictions
+from tljax.io import storage
+from tljax.metrics import metrics as metrics_metrics
+from tljax.problems.base import JUDGED
+from tljax.profiling import memory
+from tljax.profiling.summary import assumptions, plan, show
+from tljax.training import feature_cache
+from tljax.training.train_loop import Loop
+from tljax.tuning import multipliers
 
 
 def train(
@@ -160,7 +167,7 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
     with ThreadPoolExecutor() as pool:
         # Only here: a run that goes on needs its pretrained weights no more, and may no longer have them.
         pool.submit(run.network.make_ready)  # beside what is traced and compiled for the plan
-        run.cached, told = processes.on_first(lambda: features.choice(run, runs))
+        run.cached, told = processes.on_first(lambda: feature_cache.choice(run, runs))
         if told:
             console.console.print(told)
         found = plan(run)
@@ -180,7 +187,7 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
 def _digests(state: State) -> dict[str, str]:
     """Returns the beginning of the SHA-256 of each parameter and stored statistic in this process, by name."""
     leaves = {name: leaf for name, leaf in named(state).items() if name.startswith(("params/", "batch_stats/"))}
-    return {name: tuning.digest({name: leaf})[:12] for name, leaf in sharding.gathered(leaves).items()}
+    return {name: multipliers.digest({name: leaf})[:12] for name, leaf in mesh.gathered(leaves).items()}
 
 
 def _find(folder: Workdir, checkpoints: Checkpoints) -> tuple[int, bool, float, float]:
@@ -191,7 +198,7 @@ def _find(folder: Workdir, checkpoints: Checkpoints) -> tuple[int, bool, float, 
 
 def _keep_base(run: Run, state: State, checkpoints: Checkpoints) -> None:
     """Of a State at its beginning; by the first process, but all have parts of it."""
-    leaves = sharding.gathered(base_of(run, state))
+    leaves = mesh.gathered(base_of(run, state))
     if processes.is_first():
         # Copied, what the step beside which it is stored is given: averages, for they may move in a later phase.
         given = {name: np.array(leaf) for name, leaf in leaves.items() if name.startswith("average/")}
@@ -212,7 +219,7 @@ def _check_best(run: Run) -> None:
         labels = np.arange(2) % classes if problem == "single_label" else np.eye(2, classes)
         if problem == "regression" and "validation" in splits:
             labels = splits["validation"].labels
-        metrics = scores.summarise(problem, np.zeros((len(labels), classes)), labels, full=False)
+        metrics = metrics_metrics.summarise(problem, np.zeros((len(labels), classes)), labels, full=False)
         known = [name for name, value in metrics.items() if isinstance(value, float)]
         if best not in known:
             raise InputError(no_such("checkpoint.best", best, known))
@@ -232,7 +239,7 @@ def _keep(found: Predictions, folder: Workdir, checkpoints: Checkpoints, step: i
 
 def digest_of(run: Run, state: State) -> str:
     """SHA-256 of all that is frozen."""
-    return tuning.digest(sharding.gathered(run.frozen_leaves(state)))
+    return multipliers.digest(mesh.gathered(run.frozen_leaves(state)))
 
 
 def _print_header(run: Run) -> None:
@@ -247,7 +254,7 @@ def _print_header(run: Run) -> None:
     assumed = assumptions(run)
     if assumed:
         console.console.print(f"nothing beside the weights says all that they expect: {assumed}")
-    health.warn(health.examine(run.inputs.task, run.inputs.splits))
+    diagnostics.warn(diagnostics.examine(run.inputs.task, run.inputs.splits))
     cut, lost = resolved.truncated
     if cut:
         message = f"{cut} of {resolved.train_examples} training texts are longer than {_longest(run)}"

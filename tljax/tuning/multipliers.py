@@ -14,9 +14,9 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tljax.additions import ADDITIONS, Addition
 from tljax.errors import InputError
-from tljax.strategies import STRATEGIES, Layout, compiled, first_match
+from tljax.peft.config import ADDITIONS, Addition
+from tljax.tuning.strategies import STRATEGIES, Layout, compiled, first_match
 
 Tree = Any  # a nested dict of arrays (or of what stands for them)
 

@@ -10,9 +10,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 from optax import contrib
 
-from tljax.config import OptimConfig
+from tljax.config.schema import OptimConfig
 from tljax.errors import InputError
-from tljax.tuning import Tree
+from tljax.tuning.multipliers import Tree
 
 FROZEN = "frozen"
 _SMALL = 1 << 16  # elements of a leaf that is soon copied

@@ -19,12 +19,13 @@ from typing import Any
 import jax
 import optax
 
-from tljax import optim, tuning
-from tljax.additions import Addition
-from tljax.config import OptimConfig, TuningConfig
+from tljax.config.schema import OptimConfig, TuningConfig
 from tljax.errors import InputError
-from tljax.strategies import STRATEGIES, Layout
-from tljax.tuning import check_arguments, takes
+from tljax.peft.config import Addition
+from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning import optimizers
+from tljax.tuning.multipliers import check_arguments, takes
+from tljax.tuning.strategies import STRATEGIES, Layout
 
 Spec = Mapping[str, Any]  # a phase as `tuning.phases` has it
 _LENGTHS = ("steps", "epochs", "share")
@@ -51,8 +52,8 @@ class Phase:
     stop: int
     peak: float
     shape: optax.Schedule
-    multipliers: tuning.Tree
-    since: tuning.Tree
+    multipliers: tuning_multipliers.Tree
+    since: tuning_multipliers.Tree
     frozen: frozenset[str]
 
     def schedule(self, step: Any) -> Any:
@@ -139,7 +140,7 @@ def arguments_of(strategy: str) -> dict[str, bool]:
     if strategy not in STRATEGIES:
         known = ", ".join([*STRATEGIES, *RECIPES, "phases"])
         raise InputError(f"no tuning.strategy {strategy!r}; there are: {known}")
-    return tuning.arguments_of(strategy)
+    return tuning_multipliers.arguments_of(strategy)
 
 
 def additions(config: TuningConfig) -> tuple[Addition, ...]:
@@ -154,7 +155,7 @@ def additions(config: TuningConfig) -> tuple[Addition, ...]:
     specs = config.phases if config.strategy == "phases" else ({"strategy": config.strategy, **config.arguments},)
     found: list[Addition] = []
     for i, spec in enumerate(specs):
-        one = tuning.addition(*_split(spec, f"tuning.phases[{i}]")[:2])
+        one = tuning_multipliers.addition(*_split(spec, f"tuning.phases[{i}]")[:2])
         if one is not None and one not in found:
             if any(type(one) is type(other) for other in found):
                 raise InputError(f"tuning.phases[{i}]: {one} is not what an earlier phase adds; a network has one")
@@ -182,9 +183,9 @@ def phases(config: TuningConfig, rates: OptimConfig, length: Length) -> tuple[Ph
         start = found[-1].stop if found else 0
         steps = _steps(own, length, last=i == len(specs) - 1, left=length.steps - start, where=where)
         peak, shape = _schedule({**vars(rates), **own}, rates, start, steps, length.steps, where)
-        multipliers = tuning.multipliers(strategy, arguments, length.layout, config.group_rates)
+        multipliers = tuning_multipliers.multipliers(strategy, arguments, length.layout, config.group_rates)
         since = _since(i, multipliers, found[-1] if found else None)
-        frozen = tuning.frozen_groups(length.layout, multipliers)
+        frozen = tuning_multipliers.frozen_groups(length.layout, multipliers)
         found.append(Phase(strategy, arguments, start, start + steps, peak, shape, multipliers, since, frozen))
     if found[-1].stop != length.steps:
         raise InputError(
@@ -201,7 +202,7 @@ def _place(config: TuningConfig, number: int) -> str:
     return f"{config.strategy}{arguments}, phase {number}"
 
 
-def _since(number: int, multipliers: tuning.Tree, before: Phase | None) -> tuning.Tree:
+def _since(number: int, multipliers: tuning_multipliers.Tree, before: Phase | None) -> tuning_multipliers.Tree:
     """The phase since which each leaf trains; for a frozen one, this."""
     if before is None:
         return jax.tree.map(lambda _: 0, multipliers)
@@ -216,9 +217,9 @@ def _split(spec: Any, where: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         raise InputError(f"{where}: needs a 'strategy', one of {', '.join(STRATEGIES)}; it is {spec!r}")
     own = {key: value for key, value in spec.items() if key in (*_LENGTHS, *_RATES)}
     arguments = {key: value for key, value in spec.items() if key not in own and key != "strategy"}
-    unknown = arguments.keys() - tuning.arguments_of(spec["strategy"]).keys()
+    unknown = arguments.keys() - tuning_multipliers.arguments_of(spec["strategy"]).keys()
     if unknown:
-        known = ", ".join([*tuning.arguments_of(spec["strategy"]), *_LENGTHS, *_RATES])
+        known = ", ".join([*tuning_multipliers.arguments_of(spec["strategy"]), *_LENGTHS, *_RATES])
         raise InputError(f"{where}: no key {min(unknown, key=str)!r} for {spec['strategy']}; there are: {known}")
     return spec["strategy"], arguments, own
 
@@ -244,7 +245,7 @@ def _schedule(
     values = vars(rates) if whole else own
     peak, warmup = values["learning_rate"], values["warmup_steps"]
     try:
-        made = optim.schedule(values["schedule"], 1.0, warmup, total if whole else steps)
+        made = optimizers.schedule(values["schedule"], 1.0, warmup, total if whole else steps)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     return peak, made if whole else lambda step: made(step - start)

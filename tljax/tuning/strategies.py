@@ -12,8 +12,8 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from tljax.additions import is_added
 from tljax.errors import InputError
+from tljax.peft.config import is_added
 
 HEAD = "head"
 _ENDS = ("norm", "pooler")  # a final norm and BERT's pooler go with the block under them

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
-from tljax.preprocessing import Preprocessing
 
 _EXTRA = {1: "grey", 3: "", 4: "a"}  # what an image file has beside the order of its colours
 

@@ -4,7 +4,7 @@ import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tljax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from tljax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
-from tljax.preprocessing import Preprocessing
-from tljax.weights import Pretrained
-from tljax.weights.processors import FILTERS
-from tljax.weights.timm_configs import CROP_MODES, RESNET_POOLS, VIT_ARGS, VIT_POOLS
-from tljax.weights.transformers_configs import PROBLEMS
+from tljax.weights.catalog import Pretrained
+from tljax.weights.configs.processors import FILTERS
+from tljax.weights.configs.timm import CROP_MODES, RESNET_POOLS, VIT_ARGS, VIT_POOLS
+from tljax.weights.configs.transformers import PROBLEMS
 
 Attributes = Mapping[str, Any]  # of a module of tljax.models
 

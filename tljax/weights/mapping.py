@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from tljax.errors import InputError
-from tljax.weights.checked_files import one_line
+from tljax.io.checked_files import one_line
 
 Shape = tuple[int | None, ...]  # None where any length will do
 

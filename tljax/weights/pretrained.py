@@ -15,21 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tljax import array_files, buckets, sealed
-from tljax.config import BackboneConfig, Experiment
+from tljax.config.schema import BackboneConfig, Experiment
+from tljax.config.serialization import build, to_dict
+from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
-from tljax.fields import build, to_dict
-from tljax.models import BACKBONES, Backbone, attributes, vit_names
-from tljax.models import build as build_backbone
-from tljax.models.bert import Bert
-from tljax.models.bit import BiT
-from tljax.models.resnet import ResNet
-from tljax.models.vit import ViT
-from tljax.preprocessing import Preprocessing
-from tljax.weights import CATALOG, PICTURE, Pretrained, configs, files, hub
-from tljax.weights.rules import Shape, Table, convert
-from tljax.weights.sources import cache_dir, fetch, local_copy, made_once, sha256_of
-from tljax.weights.surgery import adapt_channels, resample_pos_embed
+from tljax.io import arrays as io_arrays
+from tljax.io import buckets, checksums
+from tljax.io.download import hub
+from tljax.io.download.fetch import cache_dir, fetch, local_copy, made_once, sha256_of
+from tljax.models.registry import BACKBONES, Backbone, attributes
+from tljax.models.registry import build as build_backbone
+from tljax.models.text.bert import Bert
+from tljax.models.vision.bit import BiT
+from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.vit import ViT
+from tljax.weights.adapt import adapt_channels, resample_pos_embed
+from tljax.weights.catalog import CATALOG, PICTURE, Pretrained
+from tljax.weights.configs import import_config
+from tljax.weights.mapping import Shape, Table, convert
+from tljax.weights.mappings.vision import vit
+from tljax.weights.readers import files
 
 POS_EMBED, POOLER = "params/stem/pos_embed", "params/pooler/"
 # Attributes that a name does not decide: a checkpoint may have others.
@@ -176,7 +181,7 @@ def _described(config: BackboneConfig) -> Pretrained | None:
         hint = f"did you mean {', '.join(near)}?" if near else "the names are in tljax/weights/catalog.csv"
         raise InputError(f"no backbone.weights {weights!r}, neither a path nor a name in the catalogue: {hint}")
     if (folder / "tljax.json").is_file():
-        facts = array_files.load_facts(folder)
+        facts = io_arrays.load_facts(folder)
         where = f"{folder / 'tljax.json'}: pretrained"
         row = build(Pretrained, {**facts["pretrained"], "uri": weights, "sha256": ""}, where)
         return row if row.origins else dataclasses.replace(row, origins=dict.fromkeys((*PICTURE, "pool"), "tljax.json"))
@@ -185,7 +190,7 @@ def _described(config: BackboneConfig) -> Pretrained | None:
 
 def _read_folder(folder: Path, config: BackboneConfig) -> Pretrained | None:
     """Returns what a folder with a `config.json` says of itself; None where it has none."""
-    row = configs.read(folder, config.weights, pooling=not config.pool)
+    row = import_config.read(folder, config.weights, pooling=not config.pool)
     if row and config.name and row.source != "timm":  # where the name here is that of a family, of any size
         _check_name(config.name, row)
     return row
@@ -239,7 +244,7 @@ def restore(
     Raises:
         InputError: the weights cannot be had, are not the ones pinned, or do not fit.
     """
-    arrays = flatten_dict(array_files.load_tree(converted(row)), sep="/")
+    arrays = flatten_dict(io_arrays.load_tree(converted(row)), sep="/")
     left_out = _left_out(row, arrays)
     arrays = {path: array for path, array in arrays.items() if path not in left_out}
     if isinstance(module, ViT):
@@ -287,7 +292,7 @@ def provenance(
     heads = ("kernel", "bias")[: 1 + experiment.head.bias]
     channels = experiment.task.channels or row.preprocessing.inputs
     own = (own or shapes(module, channels)).keys() - optional(module)
-    facts = array_files.load_facts(converted(row))
+    facts = io_arrays.load_facts(converted(row))
     resampled = [POS_EMBED] if isinstance(module, ViT) and module.grid != module_of(row).grid else []
     adapted = [FIRST_KERNEL[type(module)]] if channels != row.preprocessing.inputs else []
     pretrained = experiment.head.init == "pretrained"
@@ -315,7 +320,7 @@ def converted(row: Pretrained) -> Path:
         found = row.sha256 or sha256_of(path)
         key = hashlib.sha256(f"{found} {row.source} {in_file(row)} {_tables(row)}".encode()).hexdigest()
         target = cache_dir() / "backbones" / f"{row.backbone}-{key[:16]}"
-        with made_once(target, wrong=sealed.wrong_folder) as making:
+        with made_once(target, wrong=checksums.wrong_folder) as making:
             if making:
                 write(making, row, *read(row, path))
         return target
@@ -343,7 +348,7 @@ def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str,
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if class_row:
-        vit_names.fold_class_row(arrays)
+        vit.fold_class_row(arrays)
     if {"head/kernel", "head/bias"} <= arrays.keys() and arrays["head/kernel"].shape[1:] != arrays["head/bias"].shape:
         classes = arrays["head/kernel"].shape[1], len(arrays["head/bias"])
         raise InputError(f"{row.uri}: its head's weight is for {classes[0]} classes, its bias for {classes[1]}")
@@ -354,7 +359,7 @@ def write(folder: Path, row: Pretrained, arrays: Mapping[str, np.ndarray], ignor
     """Orbax arrays, and `tljax.json` saying what they are."""
     heads = sorted(path for path in arrays if path.startswith("head"))
     facts = {"pretrained": to_dict(row), "ignored": list(ignored), "head": heads}
-    array_files.save_tree(folder, unflatten_dict(dict(arrays), sep="/"), facts)
+    io_arrays.save_tree(folder, unflatten_dict(dict(arrays), sep="/"), facts)
 
 
 def _tables(row: Pretrained) -> Mapping[str, Table]:

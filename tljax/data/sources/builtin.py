@@ -8,9 +8,9 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from tljax.data.examples import Item, Source
-from tljax.weights import sdist
-from tljax.weights.sources import fetch
+from tljax.data.dataset import Item, Source
+from tljax.io.download import sdist
+from tljax.io.download.fetch import fetch
 
 
 def mnist_5k() -> Source:

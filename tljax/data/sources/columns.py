@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tljax import console, sealed
-from tljax.config import TaskConfig
-from tljax.data.examples import Item, Source, shown
-from tljax.data.folders import SPLITS, unusable
+from tljax import console
+from tljax.config.schema import TaskConfig
+from tljax.data.dataset import Item, Source, shown
 from tljax.data.labels import Labels, differing_in_case, infer
+from tljax.data.sources.folder import SPLITS, unusable
 from tljax.errors import InputError
+from tljax.io import checksums
 
 # What columns are called where `config.task` does not say.
 IMAGES = ("image", "file", "path", "file_name", "img")
@@ -252,7 +253,7 @@ def _input(table: Table, columns: Columns, row: int) -> tuple[Callable[[], Any],
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"{path}: is no file")
-    return path.read_bytes, sealed.stamp(path)
+    return path.read_bytes, checksums.stamp(path)
 
 
 def _path(value: Any, folder: Path) -> Path:

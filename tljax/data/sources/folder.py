@@ -6,12 +6,13 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tljax import console, sealed
-from tljax.config import TaskConfig
-from tljax.data.examples import Item, Source
+from tljax import console
+from tljax.config.schema import TaskConfig
+from tljax.data.dataset import Item, Source
 from tljax.data.labels import by_class, differing_in_case
 from tljax.errors import InputError
-from tljax.weights.sources import local_copy
+from tljax.io import checksums
+from tljax.io.download.fetch import local_copy
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _IGNORED = ("thumbs.db", "desktop.ini")  # and whatever starts with a dot
@@ -165,7 +166,7 @@ class _Scan:
             return unusable(id, f"{id}: cannot be read ({error.strerror}); mend or remove it", self.on_error)
         if not stat.S_ISREG(found.st_mode):
             return unusable(id, f"{id}: has the suffix of an image, and is no file; rename it", self.on_error)
-        self.stats.append((id, *sealed.stamp(path)))
+        self.stats.append((id, *checksums.stamp(path)))
         return Item(id, label, path.read_bytes)
 
     def _id(self, path: Path) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tljax import console
-from tljax.config import TaskConfig
-from tljax.data.examples import Source
+from tljax.config.schema import TaskConfig
+from tljax.data.dataset import Source
 from tljax.data.labels import is_missing
-from tljax.data.rows import Columns, Table, choose, to_source
-from tljax.data.table_files import values_of
+from tljax.data.sources.columns import Columns, Table, choose, to_source
+from tljax.data.sources.table_files import values_of
 from tljax.errors import InputError, message_of
 
 

@@ -4,11 +4,11 @@ import functools
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from tljax.config import TaskConfig
-from tljax.data.examples import Source
-from tljax.data.rows import Columns, Table, choose, to_source
-from tljax.data.table_files import KINDS, TableFile, read_table
-from tljax.weights.sources import local_copy
+from tljax.config.schema import TaskConfig
+from tljax.data.dataset import Source
+from tljax.data.sources.columns import Columns, Table, choose, to_source
+from tljax.data.sources.table_files import KINDS, TableFile, read_table
+from tljax.io.download.fetch import local_copy
 
 
 def table(kind: str, path: str, config: TaskConfig) -> Source:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from tljax.errors import InputError, message_of
-from tljax.strict_json import without_duplicates
+from tljax.io.strict_json import without_duplicates
 
 KINDS = {
     "csv": (".csv", ".tsv", ".tab"),

@@ -16,19 +16,20 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from tljax import console, sealed
-from tljax.config import TaskConfig
-from tljax.data import vtab
-from tljax.data.encoded import size_of
-from tljax.data.examples import Label, Source, Task, values_of
-from tljax.data.index import finish, index_row, kept_if_of_use, open_task, progress
+from tljax import console
+from tljax.config.schema import TaskConfig
+from tljax.data.dataset import Label, Source, Task, values_of
 from tljax.data.labels import Labels, infer, is_missing
-from tljax.data.parts import Examined, Part, clear, index_schema, write_parts
-from tljax.data.records import Stored
-from tljax.data.rows import say
-from tljax.data.tfds_features import Features, choose
+from tljax.data.record_index import finish, index_row, kept_if_of_use, open_task, progress
+from tljax.data.record_parts import Examined, Part, clear, index_schema, write_parts
+from tljax.data.record_reader import Stored
+from tljax.data.sources import vtab
+from tljax.data.sources.columns import say
+from tljax.data.sources.tfds_features import Features, choose
+from tljax.data.transforms.decode import size_of
 from tljax.errors import InputError
-from tljax.weights.sources import cache_dir, locked, made_once
+from tljax.io import checksums
+from tljax.io.download.fetch import cache_dir, locked, made_once
 
 # Of an index; another one is made anew. Before the second there were no checksums.
 _LAYOUT = {"single_label": 2, "multi_label": 2, "regression": 3}
@@ -55,13 +56,13 @@ def load(spec: str, config: TaskConfig) -> Task:
     key = [_LAYOUT[config.problem], _stamps(builder), features.kind, [*features.inputs], config.label, config.problem]
     key += [config.on_error, config.classes]
     folder = cache_dir() / "datasets" / f"tfds-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
-    with made_once(folder, resume=True, wrong=sealed.wrong_folder) as making:
+    with made_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
         if making:
             with kept_if_of_use(making):
                 _index(making, folder, stored, features, config, name)
-                sealed.seal(making / _DESCRIPTION, _descriptions(builder))
-                sealed.seal_folder(making)
-    if reason := sealed.wrong(folder / _DESCRIPTION):
+                checksums.seal(making / _DESCRIPTION, _descriptions(builder))
+                checksums.seal_folder(making)
+    if reason := checksums.wrong(folder / _DESCRIPTION):
         raise InputError(f"{name}: {builder.data_path} is damaged ({reason}); {mend}")
     kind = _Brightened if builder.name == "dsprites" else Stored
 
@@ -159,7 +160,7 @@ def _descriptions(builder: Any) -> dict[str, Path]:
 def _stamps(builder: Any) -> list[tuple[str | int, ...]]:
     """Returns what stands for the content of each file."""
     files = [path for path in sorted(Path(builder.data_path).iterdir()) if path.is_file()]
-    return [(str(path.absolute()), *sealed.stamp(path)) for path in files]
+    return [(str(path.absolute()), *checksums.stamp(path)) for path in files]
 
 
 def _index(

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tljax.config import TaskConfig
-from tljax.data import vtab
+from tljax.config.schema import TaskConfig
+from tljax.data.sources import vtab
 from tljax.errors import InputError
 
 IDS = ("id", "file_name")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax.data.examples import Task
+from tljax.data.dataset import Task
 from tljax.errors import InputError
 
 PARTS = ("train800", "val200", "train800val200", "test")

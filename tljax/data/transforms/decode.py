@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from tljax.data.augment import to_array, to_image
+from tljax.data.transforms.augment import to_array, to_image
 from tljax.errors import InputError, message_of
 
 # Those that hold pictures. Of others that PIL knows, some start programs (EPS) and some only link to a picture.

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
 from PIL import Image
 
-from tljax.config import TaskConfig
-from tljax.data.augment import AUGMENTATIONS, to_array, to_image
-from tljax.data.encoded import Encoded, named
+from tljax.config.ranges import INT32
+from tljax.config.schema import TaskConfig
+from tljax.data.preprocessing import INTERPOLATIONS, Preprocessing
+from tljax.data.transforms.augment import AUGMENTATIONS, to_array, to_image
+from tljax.data.transforms.decode import Encoded, named
 from tljax.errors import InputError
-from tljax.preprocessing import INTERPOLATIONS, Preprocessing
-from tljax.ranges import INT32
 
 DECODERS = ("exact", "fast")
 CROPS = ("centre", "random", "inception")

@@ -12,11 +12,12 @@ import tokenizers
 from tokenizers.implementations import BertWordPieceTokenizer
 from tokenizers.models import WordPiece
 
-from tljax.data import cache, store, tokenizer_config
-from tljax.data.examples import Split
-from tljax.data.patterns import check_patterns
+from tljax.data import array_cache, decoded_cache
+from tljax.data.dataset import Split
+from tljax.data.transforms import tokenizer_config
+from tljax.data.transforms.patterns import check_patterns
 from tljax.errors import InputError, message_of
-from tljax.weights.checked_files import one_line
+from tljax.io.checked_files import one_line
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 
@@ -126,7 +127,7 @@ class Tokenizer:
         return tokenizer.token_to_id(_padding(tokenizer, _file(self.path)))
 
 
-def tokenised(split: Split, tokenizer: Tokenizer, length: int) -> store.Store:
+def tokenised(split: Split, tokenizer: Tokenizer, length: int) -> array_cache.Store:
     """What `Tokenizer.encode` gives of each text of a split, made once.
 
     Its facts are `truncated`, how many texts were cut, and `lost`, the tokens that they lost together.
@@ -144,7 +145,9 @@ def tokenised(split: Split, tokenizer: Tokenizer, length: int) -> store.Store:
     def again(place: int) -> np.ndarray:
         return tokenizer.encode([text_of(split[place])], length)[0][0]
 
-    return store.stored(cache.name("tokens", split.key, tokenizer.sha256, tokenizer.cut(length)), rows(), facts, again)
+    return array_cache.stored(
+        decoded_cache.name("tokens", split.key, tokenizer.sha256, tokenizer.cut(length)), rows(), facts, again
+    )
 
 
 def text_of(example: Mapping[str, Any]) -> str | tuple[str, str]:

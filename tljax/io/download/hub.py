@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tljax.errors import InputError, message_of
-from tljax.weights import files
+from tljax.weights.readers import files
 
 # What a repository is looked through for, in this order, and what is brought along where it has it.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tljax.errors import InputError
-from tljax.weights.checked_files import MAX_EXPANSION, SMALL
+from tljax.io.checked_files import MAX_EXPANSION, SMALL
 
 SUFFIX = ".tar.gz"
 _SECTIONS = (":env:", "download", "global")  # of pip's configuration; the first that sets a key decides, as in pip

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from tljax.models import ops
+from tljax.models.kernels import ops
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import bert_names, groups
-from tljax.models.transformer import BRANCHES, LORA_TARGETS, Attention, Dense, LayerNorm, Mlp
-from tljax.weights.rules import Table
+from tljax.models import remat as models_remat
+from tljax.models.layers import BRANCHES, LORA_TARGETS, Attention, Dense, LayerNorm, Mlp
+from tljax.weights.mapping import Table
+from tljax.weights.mappings.text import bert
 
 _normal = nn.initializers.truncated_normal(0.02)
 _ACTIVATIONS = {"cls_tanh": jnp.tanh, "cls_relu": jax.nn.relu}
@@ -178,7 +179,7 @@ class Bert(nn.Module):
         del batch_norm
         names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
-            x = groups.run(layer, x, remat=remat)
+            x = models_remat.run(layer, x, remat=remat)
         if not names or names[-1] != self.groups[-1]:
             return x
         if not pool:
@@ -200,4 +201,4 @@ class Bert(nn.Module):
 
     def tables(self) -> dict[str, Table]:
         """Whose names -> the table that converts them."""
-        return bert_names.tables(self)
+        return bert.tables(self)

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from tljax.models import bit_names, convolution, groups
-from tljax.models.resnet import check_stem
-from tljax.models.resnet_names import blocks
-from tljax.weights.rules import Table
+from tljax.models import remat as models_remat
+from tljax.models.kernels import conv_cpu
+from tljax.models.vision.resnet import check_stem
+from tljax.weights.mapping import Table
+from tljax.weights.mappings.vision import bit
+from tljax.weights.mappings.vision.resnet import blocks
 
 # The fast variance, E[x²] - E[x]², loses the digits that matter where the variance is small.
 _Norm = partial(nn.GroupNorm, 32, epsilon=1e-5, use_fast_variance=False)
@@ -36,7 +38,7 @@ class _StdConv(nn.Module):
         pad = (self.size // 2, self.size // 2)
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        return convolution.conv(x, standardise(kernel, self.eps), self.stride, (pad, pad))
+        return conv_cpu.conv(x, standardise(kernel, self.eps), self.stride, (pad, pad))
 
 
 class _Stem(nn.Module):
@@ -47,7 +49,7 @@ class _Stem(nn.Module):
     def __call__(self, x):
         x = _StdConv(self.width, self.eps, 7, 2, name="conv")(x)
         # Nothing has made this map positive, so padding by zeros is not padding by -inf.
-        return convolution.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (0, 0))
+        return conv_cpu.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (0, 0))
 
 
 class _Block(nn.Module):
@@ -133,7 +135,7 @@ class BiT(nn.Module):
         del batch_norm
         names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
-            x = groups.run(layer, x, remat=remat)
+            x = models_remat.run(layer, x, remat=remat)
         if not names or names[-1] != "norm":
             return x
         x = nn.relu(self.norm(x))
@@ -150,4 +152,4 @@ class BiT(nn.Module):
 
     def tables(self) -> dict[str, Table]:
         """Whose names -> the table that converts them."""
-        return bit_names.tables(self)
+        return bit.tables(self)

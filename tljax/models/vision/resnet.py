@@ -10,9 +10,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import convolution, groups, resnet_names
-from tljax.models.resnet_names import blocks
-from tljax.weights.rules import Table
+from tljax.models import remat as models_remat
+from tljax.models.kernels import conv_cpu
+from tljax.weights.mapping import Table
+from tljax.weights.mappings.vision import resnet
+from tljax.weights.mappings.vision.resnet import blocks
 
 # How a group's BatchNorms (1502.03167) work; evaluation is `frozen` everywhere.
 BATCH_NORM_MODES: dict[str, str] = {
@@ -45,7 +47,7 @@ class Conv(nn.Module):
         # torch pads both sides alike; XLA's SAME would pad even sizes on one side only.
         pad = (self.size // 2, self.size // 2)
         kernel = self.param("kernel", _he_normal, (self.size, self.size, x.shape[-1], self.features))
-        x = convolution.conv(x, kernel, self.stride, (pad, pad))
+        x = conv_cpu.conv(x, kernel, self.stride, (pad, pad))
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,))
         return x
@@ -66,7 +68,7 @@ class _BatchNorm(nn.Module):
         if mode == "frozen":
             factor = scale * lax.rsqrt(variance.value + _EPS)
             return (x * factor + (bias - mean.value * factor)).astype(x.dtype)
-        y, *found = convolution.batch_norm(x, scale, bias, _EPS)
+        y, *found = conv_cpu.batch_norm(x, scale, bias, _EPS)
         if mode == "update_stats" and not self.is_initializing():
             for stored, new in zip((mean, variance), found, strict=True):
                 stored.value = 0.9 * stored.value + 0.1 * lax.stop_gradient(new)
@@ -105,7 +107,7 @@ class _Stem(nn.Module):
         layers = [(self.width, 7, 2)] if self.kind == "plain" else [(half, 3, 2), (half, 3, 1), (self.width, 3, 1)]
         for n, (width, size, stride) in enumerate(layers, 1):
             x = nn.relu(_ConvNorm(width, size, stride, self.norm, name=f"conv{n}")(x, mode))
-        return convolution.max_pool(x, self.pool_padding)
+        return conv_cpu.max_pool(x, self.pool_padding)
 
 
 class _Block(nn.Module):
@@ -253,7 +255,7 @@ class ResNet(nn.Module):
                 raise InputError(f"no BatchNorm mode {mode!r}; there are: {', '.join(BATCH_NORM_MODES)}")
         names = self.groups[start:stop]
         for name, layer in list(zip(self.groups, [self.stem_layer, *self.block], strict=True))[start:stop]:
-            x = groups.run(layer, x, batch_norm.get(name, "frozen"), remat=remat)
+            x = models_remat.run(layer, x, batch_norm.get(name, "frozen"), remat=remat)
         at_end = names and names[-1] == self.groups[-1]
         return self._pooled(x) if pool and at_end else x
 
@@ -274,4 +276,4 @@ class ResNet(nn.Module):
 
     def tables(self) -> dict[str, Table]:
         """Whose names -> the table that converts them."""
-        return resnet_names.tables(self)
+        return resnet.tables(self)

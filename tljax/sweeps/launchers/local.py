@@ -13,12 +13,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tljax import console, flag_types, slurm, streams
-from tljax.devices import host_bytes
+from tljax import console, streams
+from tljax.checkpoints.workdir import Workdir
+from tljax.config import flag_types
+from tljax.distributed.preemption import SAVED, Notice
 from tljax.errors import InputError
-from tljax.points import Point, units
-from tljax.stopping import SAVED, Notice
-from tljax.workdir import Workdir
+from tljax.profiling.device_memory import host_bytes
+from tljax.sweeps.launchers import slurm
+from tljax.sweeps.trial import Point, units
 
 _LOOK = 0.1  # seconds between two looks at the processes
 _SAFE = 0.9  # of the memory that is free

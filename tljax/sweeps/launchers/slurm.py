@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tljax import console
+from tljax.distributed.preemption import SAVED, Notice
 from tljax.errors import InputError
-from tljax.stopping import SAVED, Notice
 
 Job = Any  # a `launchers.Job`; that module imports this one
 

@@ -1,6 +1,6 @@
 """Keys of other libraries' files whose values change nothing in evaluation here, each with the reason."""
 
-from tljax.weights.keys import with_reason
+from tljax.io.json_keys import with_reason
 
 _TRAINING = "only acts in training, where `regularise` and `optim` say what happens here"
 _STORED = "what it decided is in the weights already"

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tljax.errors import InputError
-from tljax.weights import Pretrained, files, sentence_configs, timm_configs, transformers_configs
-from tljax.weights.hub import WEIGHTS
-from tljax.weights.keys import load_json
-from tljax.weights.transformers_configs import SILENT
+from tljax.io.download.hub import WEIGHTS
+from tljax.io.json_keys import load_json
+from tljax.weights.catalog import Pretrained
+from tljax.weights.configs import sentence_transformers, timm, transformers
+from tljax.weights.configs.transformers import SILENT
+from tljax.weights.readers import files
 
 # model_type -> the end of a name that only a head's file has, and how it pools with it and without.
 _TELLING = {
@@ -38,9 +40,13 @@ def read(folder: Path, uri: str, pooling: bool = True) -> Pretrained | None:
     if not isinstance(config, Mapping):
         raise InputError(f"{uri}: config.json must be an object with keys, not {type(config).__name__}")
     if "architecture" in config:
-        return timm_configs.read(config, uri)
-    row = _as_saved(transformers_configs.read(config, folder, uri), config["model_type"], folder)
-    return sentence_configs.pooled(row, folder) if pooling and row.source in ("bert", "roberta", "distilbert") else row
+        return timm.read(config, uri)
+    row = _as_saved(transformers.read(config, folder, uri), config["model_type"], folder)
+    return (
+        sentence_transformers.pooled(row, folder)
+        if pooling and row.source in ("bert", "roberta", "distilbert")
+        else row
+    )
 
 
 def _as_saved(row: Pretrained, kind: str, folder: Path) -> Pretrained:

@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from tljax.preprocessing import INTERPOLATIONS, Preprocessing
-from tljax.weights import harmless
-from tljax.weights.keys import Keys
+from tljax.data.preprocessing import INTERPOLATIONS, Preprocessing
+from tljax.io.json_keys import Keys
+from tljax.weights.configs import harmless
 
 FILTERS = dict(enumerate(INTERPOLATIONS))  # PIL's numbers, as transformers stores them
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from tljax.errors import InputError
-from tljax.weights import Pretrained, harmless
-from tljax.weights.keys import Keys, load_json
+from tljax.io.json_keys import Keys, load_json
+from tljax.weights.catalog import Pretrained
+from tljax.weights.configs import harmless
 
 _WAY_OUT = "set backbone.pool to cls, mean or max, and what modules.json says is left out"
 _MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}

@@ -4,10 +4,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tljax.preprocessing import INTERPOLATIONS, Preprocessing
-from tljax.weights import Pretrained, harmless
-from tljax.weights.keys import Keys
-from tljax.weights.surgery import with_channels
+from tljax.data.preprocessing import INTERPOLATIONS, Preprocessing
+from tljax.io.json_keys import Keys
+from tljax.weights.adapt import with_channels
+from tljax.weights.catalog import Pretrained
+from tljax.weights.configs import harmless
 
 _FAMILIES = ("vit", "deit", "resnet")  # BiT's are `resnetv2`
 CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tljax.preprocessing import Preprocessing
-from tljax.weights import Pretrained, harmless, processors
-from tljax.weights.keys import Keys, load_json
-from tljax.weights.surgery import with_channels
+from tljax.data.preprocessing import Preprocessing
+from tljax.io.json_keys import Keys, load_json
+from tljax.weights.adapt import with_channels
+from tljax.weights.catalog import Pretrained
+from tljax.weights.configs import harmless, processors
 
 GELU = {"gelu": "erf", "gelu_python": "erf", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
 PROBLEMS = {"single_label_classification": "single_label", "multi_label_classification": "multi_label"}

@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 
 from tljax.errors import InputError
-from tljax.weights import torch_files
-from tljax.weights.checked_files import MAX_JSON, check_file, one_line, opened_zip, parse_json, read_json
+from tljax.io.checked_files import MAX_JSON, check_file, one_line, opened_zip, parse_json, read_json
+from tljax.weights.readers import torch_pickle
 
 Readers = dict[str, Callable[[], np.ndarray]]
 
@@ -208,5 +208,5 @@ _KINDS: dict[str, Callable[[Path], Readers]] = {
     ".index.json": _read_sharded,
     ".npz": _read_npz,
     ".onnx": _read_onnx,
-    **dict.fromkeys((".pth", ".pt", ".bin", ".pth.tar", ".ckpt"), torch_files.read),
+    **dict.fromkeys((".pth", ".pt", ".bin", ".pth.tar", ".ckpt"), torch_pickle.read),
 }

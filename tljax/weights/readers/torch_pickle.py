@@ -22,8 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from tljax.errors import InputError
-from tljax.weights.checked_files import one_line, opened_zip
-from tljax.weights.pickles import Global, Opaque, Unpickler, as_dict
+from tljax.io.checked_files import one_line, opened_zip
+from tljax.weights.readers.pickles import Global, Opaque, Unpickler, as_dict
 
 _MAX_PICKLE = 64 << 20  # bytes
 _MAX_NUMBERS = 129  # an offset, and 64 sizes and strides

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tljax.weights.rules import Rule, Table, torch_linear, torch_norm
+from tljax.weights.mapping import Rule, Table, torch_linear, torch_norm
 
 if TYPE_CHECKING:
-    from tljax.models.bert import Bert
+    from tljax.models.text.bert import Bert
 
 # A buffer of older versions, the heads of other tasks, and the old spelling of LayerNorm's parameters.
 _IGNORED = (r".*\.embeddings\.position_ids", r"qa_outputs\..*")

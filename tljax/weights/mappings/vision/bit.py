@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tljax.models.resnet_names import blocks
-from tljax.weights.rules import CONV, Rule, Table, torch_norm
+from tljax.weights.mapping import CONV, Rule, Table, torch_norm
+from tljax.weights.mappings.vision.resnet import blocks
 
 if TYPE_CHECKING:
-    from tljax.models.bit import BiT
+    from tljax.models.vision.bit import BiT
 
 
 def tables(model: BiT) -> dict[str, Table]:

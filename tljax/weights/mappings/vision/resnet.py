@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tljax.weights.rules import CONV, Rule, Table, torch_linear
+from tljax.weights.mapping import CONV, Rule, Table, torch_linear
 
 if TYPE_CHECKING:
-    from tljax.models.resnet import ResNet
+    from tljax.models.vision.resnet import ResNet
 
 
 def tables(model: ResNet) -> dict[str, Table]:

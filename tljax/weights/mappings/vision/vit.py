@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tljax.weights.rules import CONV, LINEAR, Rule, Table, torch_linear, torch_norm
+from tljax.weights.mapping import CONV, LINEAR, Rule, Table, torch_linear, torch_norm
 
 if TYPE_CHECKING:
-    from tljax.models.vit import ViT
+    from tljax.models.vision.vit import ViT
 
 
 def tables(model: ViT) -> dict[str, Table]:
