@@ -14,7 +14,7 @@ from tljax import console
 from tljax.cli.convert import convert
 from tljax.config.schema import BackboneConfig
 from tljax.models.registry import BACKBONES
-from tljax.weights import pretrained
+from tljax.weights import mappings, pretrained
 from tljax.weights.mapping import unconvert
 
 NAME = "vit_large_patch16"
@@ -27,7 +27,7 @@ def make(file: Path) -> None:
         path: shape for path, shape in pretrained.shapes(module).items() if path not in pretrained.optional(module)
     }
     arrays = {path: rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
-    save_file(unconvert(arrays, module.tables()["timm"]), file)
+    save_file(unconvert(arrays, mappings.tables(module)["timm"]), file)
 
 
 def peak_of_converting(file: Path, output: Path) -> int:

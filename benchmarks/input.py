@@ -36,7 +36,7 @@ from torchvision.transforms import InterpolationMode
 from tljax import console
 from tljax.data import array_cache
 from tljax.data.preprocessing import Preprocessing
-from tljax.data.transforms import image as transforms_image
+from tljax.data.transforms import image as images
 
 SIZE, RESIZE, BATCH = 224, 256, 64
 SIZES = ((500, 375), (1024, 768))
@@ -86,7 +86,7 @@ def grain_pil(files: Files, crop: str) -> Epoch:
     def view(path: Path, rng: np.random.Generator) -> np.ndarray:
         image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
         if crop == "inception":
-            top, left, height, width = transforms_image.inception_box(image.height, image.width, rng)
+            top, left, height, width = images.inception_box(image.height, image.width, rng)
             image = image.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), filter)
         else:
             shorter = min(image.size)
@@ -103,25 +103,21 @@ def grain_pil(files: Files, crop: str) -> Epoch:
 def tljax(files: Files, crop: str, decode: str) -> Epoch:
     """From encoded files."""
     preprocessing = Preprocessing(size=SIZE, interpolation=files.interpolation)
-    view = partial(transforms_image.training_view_of, decode=decode, resize=CROPS[crop], crop=crop, augment=("flip",))
+    view = partial(images.training_view_of, decode=decode, resize=CROPS[crop], crop=crop, augment=("flip",))
     return _batches(files.paths, lambda path, rng: view(path.read_bytes(), path.name, preprocessing, rng=rng))
 
 
 def tljax_cached(files: Files, crop: str, decode: str) -> Epoch:
     """From what was decoded once."""
     preprocessing = Preprocessing(size=SIZE, interpolation=files.interpolation)
-    view = partial(
-        transforms_image.training_view, preprocessing=preprocessing, crop=crop, augment=("flip",), decode=decode
-    )
+    view = partial(images.training_view, preprocessing=preprocessing, crop=crop, augment=("flip",), decode=decode)
     return _batches(cache(files, crop, preprocessing), lambda source, rng: view(source, rng=rng))
 
 
 def cache(files: Files, crop: str, preprocessing: Preprocessing) -> array_cache.Store:
     """`source_view` of each file, as a run keeps it."""
     sources = (
-        transforms_image.source_view(
-            path.read_bytes(), path.name, preprocessing, decode="exact", resize=CROPS[crop], crop=crop
-        )
+        images.source_view(path.read_bytes(), path.name, preprocessing, decode="exact", resize=CROPS[crop], crop=crop)
         for path in files.paths
     )
     return array_cache.stored(files.root.parent / f"{files.root.name}-{crop}", sources, {})
@@ -165,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=192, help=f"of each size, a multiple of {BATCH}")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--interpolation", default="bilinear", choices=transforms_image._FILTERS)
+    parser.add_argument("--interpolation", default="bilinear", choices=images._FILTERS)
     parser.add_argument("--json", type=Path, help="also writes the rows there")
     options = parser.parse_args()
     torch.set_num_threads(1)

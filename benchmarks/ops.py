@@ -1,4 +1,4 @@
-"""What each form in `tljax.models.ops` and `.convolution` gains over the plain one, value and gradient.
+"""What each form in `tljax.models.kernels.ops` and `.convolution` gains over the plain one, value and gradient.
 
     .venv/bin/python benchmarks/ops.py
 

@@ -102,10 +102,12 @@ def start(arguments: list[str]) -> None:
 
     def instrumented(name: str, package: str | None = None):
         module = original(name, package)
-        if name == "tljax.train":
+        if name == "tljax.cli.train":
+            from tljax.training import trainer
+
             nonlocal steps
-            steps = module.Loop.to_the_end
-            module.prepare, module.Loop.to_the_end = prepare, to_the_end
+            steps = trainer.Loop.to_the_end
+            trainer.prepare, trainer.Loop.to_the_end = prepare, to_the_end
         return module
 
     __main__.importlib.import_module = instrumented

@@ -22,7 +22,7 @@ from moto.server import ThreadedMotoServer
 from tests.conftest import ROOT
 from tljax.checkpoints.checkpointer import named
 from tljax.checkpoints.workdir import Workdir
-from tljax.cli import predict
+from tljax.cli import predict, report, sweep
 from tljax.cli.convert import convert
 from tljax.cli.evaluate import evaluate
 from tljax.config.schema import BackboneConfig, Experiment, default
@@ -32,8 +32,6 @@ from tljax.errors import InputError
 from tljax.io import arrays, buckets, lock, storage
 from tljax.io.download.fetch import local_copy
 from tljax.io.lock import Lock
-from tljax.reports import report
-from tljax.sweeps import sweep
 from tljax.training.trainer import train
 from tljax.weights import pretrained
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests import config_fuzz
 from tests.conftest import TINY, make_table, tiny_run
-from tljax.cli import convert, evaluate, predict
+from tljax.cli import convert, evaluate, predict, report, sweep, train
 from tljax.cli import inspect as inspect_verb
 from tljax.config import choices
 from tljax.config.schema import Experiment, TuningConfig, default
@@ -24,8 +24,7 @@ from tljax.data.transforms import image
 from tljax.data.transforms.augment import AUGMENTATIONS
 from tljax.errors import InputError
 from tljax.models.registry import BACKBONES, BATCH_NORM_MODES
-from tljax.reports import report
-from tljax.sweeps import sweep, trial
+from tljax.sweeps import trial
 from tljax.training import trainer
 from tljax.tuning import optimizers, phases, strategies
 
@@ -129,17 +128,17 @@ def test_a_value_of_the_table(key, text, right, shapes, table, tiny_text_weights
 
 
 FLAGS = {
-    "--max-seconds": (trainer, sweep),
-    "--workdir": (trainer, evaluate, predict),
+    "--max-seconds": (train, sweep),
+    "--workdir": (train, evaluate, predict),
     "--batch-size": (evaluate, predict),
     "--top": (predict,),
     "--interval": (evaluate,),
     "--resamples": (report,),
 }
 MORE = [("--root", "", (sweep,)), ("--out", "", (report, predict)), ("--jobs", "0", (sweep,))]
-MORE += [("--sheet", "", (inspect_verb,)), ("--lr-find", "", (inspect_verb,)), ("--num-processes", "0", (trainer,))]
-MORE += [("--process-id", "-1", (trainer,)), ("--join-timeout", "nan", (trainer,)), ("--sha256", "abc", (convert,))]
-MORE += [("--max-seconds", value, (trainer, sweep)) for value in ("inf", "soon", "1e400")]
+MORE += [("--sheet", "", (inspect_verb,)), ("--lr-find", "", (inspect_verb,)), ("--num-processes", "0", (train,))]
+MORE += [("--process-id", "-1", (train,)), ("--join-timeout", "nan", (train,)), ("--sha256", "abc", (convert,))]
+MORE += [("--max-seconds", value, (train, sweep)) for value in ("inf", "soon", "1e400")]
 MORE += [("--interval", value, (evaluate,)) for value in ("-1", "inf")]
 
 
@@ -170,7 +169,7 @@ def test_what_float32_cannot_hold_is_refused(value):
 
 def test_a_flag_that_is_missing_is_named_in_a_line():
     with pytest.raises(InputError, match=r"required: --workdir; see python -m tljax train --help"):
-        trainer.main([])
+        train.main([])
 
 
 @pytest.mark.parametrize(

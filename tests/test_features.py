@@ -92,7 +92,7 @@ def test_the_forward_pass_costs_the_same_and_evaluation_takes_the_program_that_w
     values = {"tuning__strategy": "last_k", "tuning__k": 1, "task__flip_test": mirrored} | splits
     run, plain = (tiny_run(f"folder:{shapes}", **values) for _ in range(2))
     run.cached = True
-    monkeypatch.setattr("tljax.cost._counts", lambda: False)  # XLA counts other things, too
+    monkeypatch.setattr("tljax.profiling.cost._counts", lambda: False)  # XLA counts other things, too
     assert cost(run)["forward_flops"] == cost(plain)["forward_flops"]
     phase, state = run.phases[0], run.init_state()
     start = run.evaluation_start(phase)
@@ -187,7 +187,7 @@ def test_a_build_that_is_stopped_goes_on_where_it_was(probe, small_parts):
 _BUILD = """
 import sys, pathlib
 from tests.conftest import tiny_run
-from tljax import features
+from tljax.training import feature_cache as features
 features._BATCH_ON_CPU, features._BATCHES = 4, 2
 run = tiny_run(f"folder:{sys.argv[1]}", tuning__strategy="linear_probe")
 features.computed(run, run.init_state(), run.inputs.splits["train"], [5])

@@ -184,7 +184,7 @@ def test_where_xla_does_not_count_flops_are_the_same(dataset, monkeypatch, parts
     """On a GPU, where its count has nothing of what cuDNN and cuBLAS compute."""
     run = tiny_run(dataset, "vit_tiny_patch16", tuning__strategy="linear_probe", optim__accumulate=parts)
     xla = cost(run)
-    monkeypatch.setattr("tljax.cost._counts", lambda: False)
+    monkeypatch.setattr("tljax.profiling.cost._counts", lambda: False)
     for key in ("forward_flops", "step_flops"):
         assert 0.9 * xla[key] < cost(run)[key] < xla[key]
 
@@ -201,6 +201,6 @@ def test_reading_frozen_gradients_would_cost_the_whole_backward_pass(dataset, mo
         return after, found | {"grad_norm": optax.tree.norm(jax.grad(loss)(state.params))}
 
     run = _run(dataset, "vit_tiny_patch16", "linear_probe")
-    monkeypatch.setattr("tljax.run.train_step", careless)
+    monkeypatch.setattr("tljax.core.run.train_step", careless)
     careless_flops = run.trace_train_step(run.phases[0]).lower().compile().cost_analysis()["flops"]
     assert careless_flops > 2 * run.train_step(run.phases[0]).program.cost_analysis()["flops"]

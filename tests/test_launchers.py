@@ -97,8 +97,8 @@ def test_gpus_are_shared_out_and_not_shared(tmp_path, monkeypatch):
 
 WAIT = """
 import os, pathlib, signal, sys, time
-from tljax.launchers import end_with_stdin
-from tljax.stopping import Notice, Stopped
+from tljax.sweeps.launchers.local import end_with_stdin
+from tljax.distributed.preemption import Notice, Stopped
 with Notice().listening():
     end_with_stdin()
     try:
@@ -111,8 +111,8 @@ with Notice().listening():
 DRIVER = """
 import sys
 from pathlib import Path
-from tljax.launchers import Job, beside
-from tljax.stopping import Notice
+from tljax.sweeps.launchers.local import Job, beside
+from tljax.distributed.preemption import Notice
 folder = Path(sys.argv[1])
 jobs = [Job(f"job-{i}", (sys.executable, "-c", sys.argv[2], str(folder / f"child-{i}")), ()) for i in range(2)]
 beside(jobs, Notice(), 2, folder / "logs")
@@ -125,7 +125,9 @@ def test_processes_end_when_they_are_told_or_when_the_one_that_started_them_is_k
     with pytest.raises(Stopped):
         beside([told], _Once(tmp_path / "told"), 1, tmp_path / "logs")
     assert (tmp_path / "told-ended").read_text() == "saved"
-    program = DRIVER.replace("beside(jobs", "import tljax.launchers as l; l.at_once = lambda n, p, f: n; beside(jobs")
+    program = DRIVER.replace(
+        "beside(jobs", "import tljax.sweeps.launchers.local as l; l.at_once = lambda n, p, f: n; beside(jobs"
+    )
     driver = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), WAIT], cwd=ROOT)
     _until(lambda: all((tmp_path / f"child-{i}").exists() for i in range(2)))
     driver.kill()
@@ -166,7 +168,7 @@ def test_how_a_process_ended_is_told(tmp_path, capsys):
 
 CONFIG = """
 from tests.configs_tiny import get_config
-from tljax.grids import grid
+from tljax.config.search_space import grid
 
 def sweep():
     probes = grid({"tuning.strategy": ("linear_probe",), "optim.learning_rate": (1e-3, 1e-2)})

@@ -44,9 +44,8 @@ def test_a_second_writer_is_refused_with_who_has_it_and_let_in_when_he_is_done(t
 @pytest.fixture
 def left(tmp_path) -> epath.Path:
     """A folder whose writer died before it let go."""
-    code = (
-        "import sys, os; from etils import epath; from tljax.lock import Lock; Lock(epath.Path(sys.argv[1])).acquire()"
-    )
+    code = "import sys, os; from etils import epath; from tljax.io.lock import Lock"
+    code += "; Lock(epath.Path(sys.argv[1])).acquire()"
     subprocess.run([sys.executable, "-c", f"{code}; os._exit(9)", str(tmp_path)], check=False)
     assert (tmp_path / "writer.json").exists()
     return epath.Path(tmp_path)

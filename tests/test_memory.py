@@ -120,10 +120,10 @@ def test_a_step_that_does_not_fit_is_an_error_that_names_what_fits(dataset, monk
 _ON_FOUR = """
 import sys
 from tests.conftest import tiny_run
-from tljax import memory
-from tljax.cost import peak_bytes
-from tljax.models import BACKBONES
-from tljax.models.vit import ViT
+from tljax.profiling import memory
+from tljax.profiling.cost import peak_bytes
+from tljax.models.registry import BACKBONES
+from tljax.models.vision.vit import ViT
 
 BACKBONES["wide_vit"] = ViT(width=128, depth=1, heads=2, patch_size=8, grid=(4, 4))
 whole, shared = (tiny_run(sys.argv[1], "wide_vit", optim__name="adamw", mesh__fsdp=fsdp) for fsdp in (1, 4))

@@ -13,7 +13,7 @@ from tljax.distributed import peers
 
 PROGRAM = """
 import os, sys, time
-from tljax import peers
+from tljax.distributed import peers
 peers.BEAT = 0.2
 number, count, port, patience, ends = int(sys.argv[1]), *map(int, sys.argv[2:4]), float(sys.argv[4]), sys.argv[5]
 others = peers.Peers(number, count, "127.0.0.1", port, patience)

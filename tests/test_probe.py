@@ -164,7 +164,7 @@ import sys
 import numpy as np
 import jax
 from tests.test_probe import GRID, _problem, _stream
-from tljax import heads
+from tljax.evals import linear_probe as heads
 assert jax.device_count() == 4
 x, labels = _problem()
 made = heads.fit(GRID, x, _stream(labels), 3)

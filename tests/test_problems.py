@@ -92,7 +92,7 @@ def test_a_killed_and_resumed_run_on_texts_has_the_same_bits(tmp_path, table):
     half = dataclasses.replace(experiment, backbone=BackboneConfig(weights=str(weights)))
     run = prepare(half)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tljax.loop.Loop._save", _stop_after(4))
+        patch.setattr("tljax.training.train_loop.Loop._save", _stop_after(4))
         with pytest.raises(KeyboardInterrupt):
             train(half, folder)
     (weights / "vocab.txt").unlink()  # what a run needs to go on is in its workdir
@@ -297,7 +297,7 @@ def test_train_warns_of_a_picture_that_two_splits_share(shapes, tmp_path):
 
 def test_a_run_on_images_or_texts_imports_neither_tensorflow_nor_torch(shapes, tmp_path):
     os.environ["TLJAX_TEST_FOLDER"] = str(shapes)
-    alone = "import sys, tljax.train; assert not {'tensorflow', 'torch'} & sys.modules.keys()"
+    alone = "import sys, tljax.cli.train; assert not {'tensorflow', 'torch'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", alone], cwd=ROOT, check=True)
     # Modules of these names that refuse to be imported stand before any that may be installed.
     for name in ("tensorflow", "torch"):

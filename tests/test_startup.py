@@ -34,7 +34,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tljax import compiled
+from tljax.io import compilation_cache as compiled
 
 compiled.keep(Path(sys.argv[1]))
 import jax
@@ -68,7 +68,7 @@ def _modules(code: str) -> set[str]:
 
 def test_help_loads_neither_jax_nor_numpy():
     loaded = _modules("import tljax.__main__ as main; main.main(['--help'])")
-    assert not loaded & {"jax", "numpy", "ml_collections", "tljax.config"}
+    assert not loaded & {"jax", "numpy", "ml_collections", "tljax.config.schema"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -85,7 +85,7 @@ def test_prepared_images_are_opened_and_split_without_pandas(shapes):
 
 
 def test_what_a_verb_imports_is_not_searched_for_garbage():
-    code = "import gc, sys, tljax.__main__ as main; main._imported('tljax.train'); print(gc.isenabled())"
+    code = "import gc, sys, tljax.__main__ as main; main._imported('tljax.cli.train'); print(gc.isenabled())"
     code += "; print(len(gc.get_objects()) / (len(gc.get_objects()) + gc.get_freeze_count()) < 0.01)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["True", "True"]

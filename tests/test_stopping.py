@@ -88,7 +88,7 @@ def test_the_time_limit_leaves_room_for_what_took_longest(monkeypatch):
 
 def test_a_second_signal_ends_the_process_even_while_it_computes():
     code = (
-        "import hashlib, sys; from tljax.stopping import Notice\n"
+        "import hashlib, sys; from tljax.distributed.preemption import Notice\n"
         "with Notice().listening() as notice, notice.held():\n"
         "    print('ready', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 300_000_000)\n"
     )

@@ -26,12 +26,12 @@ from tljax.io.lock import Lost, Taken
 WRITER = """
 import contextlib, json, resource, sys
 import numpy as np
-from tljax import lock, storage
-from tljax.checkpoint import Checkpoints
-from tljax.config import CheckpointConfig
-from tljax.metrics import JUDGED
-from tljax.step import State
-from tljax.workdir import Workdir
+from tljax.io import lock, storage
+from tljax.checkpoints.checkpointer import Checkpoints
+from tljax.config.schema import CheckpointConfig
+from tljax.problems.base import JUDGED
+from tljax.core.train_step import State
+from tljax.checkpoints.workdir import Workdir
 
 lock.BEAT, storage.PAUSES = 0.05, (0.01,)
 stack = contextlib.ExitStack()
@@ -220,7 +220,7 @@ def test_of_a_disk_that_was_full_and_is_mended_every_line_stays(tmp_path, writer
 TWO = """
 import sys
 from etils import epath
-from tljax import storage
+from tljax.io import storage
 for _ in range(60):
     storage.write_whole(epath.Path(sys.argv[1]), sys.argv[2].encode() * 300_000)
 """

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     compilation_cache.keep(cache_dir() / "compiled")
     try:
         # Imported only now, so that --help need not wait for jax.
-        module = _imported(f"tljax.{verb}")
+        module = _imported(f"tljax.cli.{verb}")
         compilation_cache.check_programs()
         return module.main(arguments[1:]) or 0
     except InputError as error:

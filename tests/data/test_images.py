@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 
 from tljax.config.schema import TaskConfig
 from tljax.data.preprocessing import Preprocessing
-from tljax.data.transforms import image as transforms_image
+from tljax.data.transforms import image as images
 from tljax.data.transforms.decode import Encoded
 from tljax.errors import InputError
 
@@ -41,13 +41,13 @@ def _rng(seed: int = 0) -> np.random.Generator:
 
 def _level(data: bytes, channels: str = "rgb") -> list[int]:
     """The first pixel."""
-    return np.asarray(transforms_image.decode(data, "x", channels))[0, 0].tolist()
+    return np.asarray(images.decode(data, "x", channels))[0, 0].tolist()
 
 
 def test_grey_palette_and_alpha_become_rgb():
     for mode in ("L", "P", "RGBA", "1", "LA"):
         picture = _gradient(8, 8).convert(mode)
-        found = transforms_image.decode(_bytes(picture), "x")
+        found = images.decode(_bytes(picture), "x")
         assert found.mode == "RGB"
         np.testing.assert_array_equal(found, picture.convert("RGB"))
 
@@ -56,7 +56,7 @@ def test_grey_palette_and_alpha_become_rgb():
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_channels_are_decoded_as_pil_does(channels, mode, kind):
     data = _bytes(_gradient(8, 6), kind)
-    found = transforms_image.evaluation_view(transforms_image.decode(data, "x", channels), Preprocessing(size=6))
+    found = images.evaluation_view(images.decode(data, "x", channels), Preprocessing(size=6))
     wanted = np.asarray(Image.open(io.BytesIO(data)).convert(mode))[:, 1:7]
     np.testing.assert_array_equal(found, wanted.reshape(6, 6, -1))
 
@@ -83,20 +83,20 @@ def test_a_palette_with_transparency():
 def test_sixteen_bits_are_scaled_not_cut_off(kind):
     levels = np.array([[0, 128, 129, 257, 32768, 65278, 65535]], np.uint16)
     data = _bytes(Image.fromarray(levels), kind)
-    assert np.asarray(transforms_image.decode(data, "x", "grey"))[0].tolist() == [0, 0, 1, 1, 128, 254, 255]
-    assert np.asarray(transforms_image.decode(data, "x"))[0, -2].tolist() == [254] * 3
+    assert np.asarray(images.decode(data, "x", "grey"))[0].tolist() == [0, 0, 1, 1, 128, 254, 255]
+    assert np.asarray(images.decode(data, "x"))[0, -2].tolist() == [254] * 3
 
 
 def test_big_endian_sixteen_bits():
     big = Image.frombytes("I;16B", (2, 1), struct.pack(">2H", 257 * 3, 65535))
-    assert np.asarray(transforms_image.decode(_bytes(big, "TIFF"), "x", "grey"))[0].tolist() == [3, 255]
+    assert np.asarray(images.decode(_bytes(big, "TIFF"), "x", "grey"))[0].tolist() == [3, 255]
 
 
 def test_levels_without_a_known_white_are_refused():
     with pytest.raises(InputError, match=r"^x: .*fractions.*8 or 16 bits"):
-        transforms_image.decode(_bytes(Image.new("F", (4, 4), 0.5), "TIFF"), "x")
+        images.decode(_bytes(Image.new("F", (4, 4), 0.5), "TIFF"), "x")
     with pytest.raises(InputError, match=r"^x: .*from 70000 to 70000, beyond 16 bits"):
-        transforms_image.decode(_bytes(Image.new("I", (4, 4), 70_000), "TIFF"), "x")
+        images.decode(_bytes(Image.new("I", (4, 4), 70_000), "TIFF"), "x")
 
 
 def test_cmyk_and_ycck_jpegs():
@@ -128,19 +128,17 @@ def test_exif_orientation_is_applied_as_pil_does(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = _bytes(_gradient(24, 16), kind, exif=exif)
-    np.testing.assert_array_equal(
-        transforms_image.decode(data, "x"), ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    )
-    assert transforms_image.decode(data, "x").size == ((24, 16) if orientation < 5 else (16, 24))
-    fast = transforms_image.source_view(data, "x", Preprocessing(size=6), decode="fast", resize=6, crop="random")
-    wanted = transforms_image.source_view(data, "x", Preprocessing(size=6), decode="exact", resize=6, crop="random")
+    np.testing.assert_array_equal(images.decode(data, "x"), ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert images.decode(data, "x").size == ((24, 16) if orientation < 5 else (16, 24))
+    fast = images.source_view(data, "x", Preprocessing(size=6), decode="fast", resize=6, crop="random")
+    wanted = images.source_view(data, "x", Preprocessing(size=6), decode="exact", resize=6, crop="random")
     np.testing.assert_allclose(fast.astype(int), wanted.astype(int), atol=4)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_metadata_beside_a_whole_picture_is_passed_over():
     data = _bytes(_gradient(24, 16), "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff garbage")
-    np.testing.assert_array_equal(transforms_image.decode(data, "x"), Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(images.decode(data, "x"), Image.open(io.BytesIO(data)))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, 300, -30])
@@ -148,18 +146,16 @@ def test_a_truncated_image_is_named(cut):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     for kind in ("PNG", "JPEG", "WEBP"):
         with pytest.raises(InputError, match=r"^cells/7\.png: not a readable image \(.*\); mend or remove it$"):
-            transforms_image.decode(_bytes(noise, kind)[:cut], "cells/7.png")
+            images.decode(_bytes(noise, kind)[:cut], "cells/7.png")
 
 
-@pytest.mark.parametrize("decode", transforms_image.DECODERS)
+@pytest.mark.parametrize("decode", images.DECODERS)
 def test_no_truncation_of_a_jpeg_goes_unnoticed(decode):
     """libjpeg fills what is missing with grey and only warns."""
     data = _bytes(PHOTOGRAPHS[0].resize((96, 64)), "JPEG")
     for cut in range(len(data) - 200, len(data) - 2, 7):
         with pytest.raises(InputError):
-            transforms_image.source_view(
-                data[:cut], "x", Preprocessing(size=16), decode=decode, resize=16, crop="random"
-            )
+            images.source_view(data[:cut], "x", Preprocessing(size=16), decode=decode, resize=16, crop="random")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of PIL, about what is damaged
@@ -172,7 +168,7 @@ def test_damage_is_an_input_error_whatever_pil_raises():
             places = rng.integers(0, min(len(data), 400), 6)
             data[places] = rng.integers(0, 256, 6)
             try:
-                transforms_image.decode(data.tobytes(), "x")
+                images.decode(data.tobytes(), "x")
             except InputError as error:
                 refused += 1
                 assert "\n" not in str(error)
@@ -190,15 +186,15 @@ def test_decompression_bombs_are_refused_before_memory_is_taken():
     jpeg = jpeg[:start] + struct.pack(">HH", 50_000, 50_000) + jpeg[start + 4 :]
     for data in (png, jpeg):
         with pytest.raises(InputError, match=r"^x: .*2500000000 pixels"):
-            transforms_image.decode(data, "x")
+            images.decode(data, "x")
 
 
 def test_a_strip_that_would_fill_the_memory_when_enlarged_is_refused():
     strip = _bytes(Image.new("L", (30_000, 1)))
     with pytest.raises(InputError, match="30000 × 1 pixels would become 6720000 × 224"):
-        transforms_image.evaluation_view(transforms_image.decode(strip, "x"), Preprocessing())
+        images.evaluation_view(images.decode(strip, "x"), Preprocessing())
     with pytest.raises(InputError, match=r"^x: .*30000 × 1 pixels"):
-        transforms_image.source_view(strip, "x", Preprocessing(), **CENTRE)
+        images.source_view(strip, "x", Preprocessing(), **CENTRE)
 
 
 def test_only_pictures_are_opened():
@@ -206,8 +202,8 @@ def test_only_pictures_are_opened():
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     for data in (postscript, b"<svg/>", b"hello"):
         with pytest.raises(InputError, match="its content is none of JPEG, PNG"):
-            transforms_image.decode(data, "x.png")
-    assert transforms_image.decode(_bytes(_gradient(8, 8), "JPEG"), "jpeg-called.png").size == (8, 8)
+            images.decode(data, "x.png")
+    assert images.decode(_bytes(_gradient(8, 8), "JPEG"), "jpeg-called.png").size == (8, 8)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -218,10 +214,10 @@ def test_jpegs_decode_to_pils_bits(subsampling, progressive):
         for size, quality in (((640, 427), 90), ((499, 333), 40), ((17, 9), 75), ((1, 1), 95)):
             picture = photograph.resize(size)
             data = _bytes(picture, "JPEG", quality=quality, progressive=progressive, **coding)
-            np.testing.assert_array_equal(transforms_image.decode(data, "x"), Image.open(io.BytesIO(data)))
+            np.testing.assert_array_equal(images.decode(data, "x"), Image.open(io.BytesIO(data)))
             grey = _bytes(picture.convert("L"), "JPEG", quality=quality, progressive=progressive)
             for channels, mode in (("grey", "L"), ("rgb", "RGB")):
-                found = transforms_image.decode(grey, "x", channels)
+                found = images.decode(grey, "x", channels)
                 np.testing.assert_array_equal(found, Image.open(io.BytesIO(grey)).convert(mode))
 
 
@@ -230,9 +226,9 @@ def test_what_only_pil_reads_is_left_to_it():
     data = _bytes(PHOTOGRAPHS[0], "JPEG")
     end = data.rindex(b"\xff\xd9")
     data = data[:end] + b"\x12\x34" + data[end:]
-    np.testing.assert_array_equal(transforms_image.decode(data, "x"), Image.open(io.BytesIO(data)))
-    fast = transforms_image.source_view(data, "x", Preprocessing(size=100), decode="fast", resize=100, crop="random")
-    exact = transforms_image.source_view(data, "x", Preprocessing(size=100), decode="exact", resize=100, crop="random")
+    np.testing.assert_array_equal(images.decode(data, "x"), Image.open(io.BytesIO(data)))
+    fast = images.source_view(data, "x", Preprocessing(size=100), decode="fast", resize=100, crop="random")
+    exact = images.source_view(data, "x", Preprocessing(size=100), decode="exact", resize=100, crop="random")
     assert 0 < np.abs(fast.astype(int) - exact).mean() < 4  # of an image that PIL has made smaller
 
 
@@ -240,7 +236,7 @@ def test_of_a_telephones_several_pictures_the_first_is_taken():
     first, second = (photograph.resize((64, 48)) for photograph in PHOTOGRAPHS)
     data = _bytes(first, "MPO", save_all=True, append_images=[second])
     assert Image.open(io.BytesIO(data)).format == "MPO"
-    np.testing.assert_array_equal(transforms_image.decode(data, "x"), Image.open(io.BytesIO(_bytes(first, "JPEG"))))
+    np.testing.assert_array_equal(images.decode(data, "x"), Image.open(io.BytesIO(_bytes(first, "JPEG"))))
 
 
 def test_threads_decode_what_one_does():
@@ -248,37 +244,35 @@ def test_threads_decode_what_one_does():
                for kind in ("JPEG", "PNG")]  # fmt: skip
 
     def view(data: bytes) -> bytes:
-        return transforms_image.training_view_of(
-            data, "x", Preprocessing(size=64), **INCEPTION, augment=(), rng=_rng()
-        ).tobytes()
+        return images.training_view_of(data, "x", Preprocessing(size=64), **INCEPTION, augment=(), rng=_rng()).tobytes()
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(view, encoded)) == [view(data) for data in encoded]
 
 
 def test_evaluation_view_is_the_centre_of_the_resized_picture():
-    view = transforms_image.evaluation_view(_gradient(64, 32), Preprocessing(size=32))
+    view = images.evaluation_view(_gradient(64, 32), Preprocessing(size=32))
     np.testing.assert_array_equal(view, np.asarray(_gradient(64, 32))[:, 16:48])
-    smaller = transforms_image.evaluation_view(_gradient(64, 64), Preprocessing(size=32, crop_fraction=0.5))
+    smaller = images.evaluation_view(_gradient(64, 64), Preprocessing(size=32, crop_fraction=0.5))
     np.testing.assert_array_equal(smaller, np.asarray(_gradient(64, 64))[16:48, 16:48])
 
 
 def test_squashing_does_not_keep_the_aspect_ratio():
     picture = _gradient(64, 32)
-    view = transforms_image.evaluation_view(picture, Preprocessing(size=24, resize="squash", interpolation="bilinear"))
+    view = images.evaluation_view(picture, Preprocessing(size=24, resize="squash", interpolation="bilinear"))
     np.testing.assert_array_equal(view, np.asarray(picture.resize((24, 24), Image.Resampling.BILINEAR)))
-    cropped = transforms_image.evaluation_view(picture, Preprocessing(size=24, crop_fraction=24 / 32, resize="squash"))
+    cropped = images.evaluation_view(picture, Preprocessing(size=24, crop_fraction=24 / 32, resize="squash"))
     np.testing.assert_array_equal(cropped, np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC))[4:28, 4:28])
 
 
 def test_fractions_of_a_pixel_are_dropped_as_in_torchvision():
     picture = _gradient(50, 33)
-    view = transforms_image.evaluation_view(picture, Preprocessing(size=32, crop_fraction=0.9))  # 35.6 pixels by 53.03
+    view = images.evaluation_view(picture, Preprocessing(size=32, crop_fraction=0.9))  # 35.6 pixels by 53.03
     np.testing.assert_array_equal(view, np.asarray(picture.resize((53, 35), Image.Resampling.BICUBIC))[2:34, 10:42])
 
 
 def test_a_picture_smaller_than_the_crop_is_enlarged():
-    assert transforms_image.evaluation_view(_gradient(5, 9), Preprocessing(size=32)).shape == (32, 32, 3)
+    assert images.evaluation_view(_gradient(5, 9), Preprocessing(size=32)).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -288,40 +282,40 @@ def test_a_picture_smaller_than_the_crop_is_enlarged():
 ])  # fmt: skip
 def test_the_source_of_a_centre_crop_is_the_evaluation_view(preprocessing, kind):
     data = _bytes(PHOTOGRAPHS[0], kind)
-    found = transforms_image.source_view(data, "x", preprocessing, **CENTRE)
+    found = images.source_view(data, "x", preprocessing, **CENTRE)
     picture = Image.open(io.BytesIO(data)).convert("L" if preprocessing.channels == "grey" else "RGB")
-    np.testing.assert_array_equal(found, transforms_image.evaluation_view(picture, preprocessing))
-    cut = transforms_image.training_view(found, preprocessing, crop="centre", augment=(), rng=_rng())
+    np.testing.assert_array_equal(found, images.evaluation_view(picture, preprocessing))
+    cut = images.training_view(found, preprocessing, crop="centre", augment=(), rng=_rng())
     np.testing.assert_array_equal(cut, found)
 
 
 def test_the_source_of_another_crop_is_the_whole_picture_resized_where_asked():
     data = _bytes(PHOTOGRAPHS[1], "JPEG")
     whole = Image.open(io.BytesIO(data))
-    np.testing.assert_array_equal(transforms_image.source_view(data, "x", Preprocessing(size=32), **INCEPTION), whole)
+    np.testing.assert_array_equal(images.source_view(data, "x", Preprocessing(size=32), **INCEPTION), whole)
     for interpolation, filter in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
         preprocessing = Preprocessing(size=32, interpolation=interpolation)
         for crop in ("random", "inception"):
-            found = transforms_image.source_view(data, "x", preprocessing, decode="exact", resize=64, crop=crop)
+            found = images.source_view(data, "x", preprocessing, decode="exact", resize=64, crop=crop)
             np.testing.assert_array_equal(found, whole.resize((95, 64), filter))
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     width=st.integers(1, 80), height=st.integers(1, 80), size=st.integers(1, 48), resize=st.sampled_from([0, 7, 64]),
-    crop=st.sampled_from(transforms_image.CROPS), decode=st.sampled_from(transforms_image.DECODERS), orientation=st.sampled_from([1, 6]),
+    crop=st.sampled_from(images.CROPS), decode=st.sampled_from(images.DECODERS), orientation=st.sampled_from([1, 6]),
     squash=st.booleans(),
 )  # fmt: skip
 def test_the_size_of_a_source_is_known_beforehand(width, height, size, resize, crop, decode, orientation, squash):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = _bytes(_gradient(width, height), "JPEG", exif=exif)
-    upright = transforms_image.decode(data, "x")
+    upright = images.decode(data, "x")
     preprocessing = Preprocessing(size=size, crop_fraction=0.9, resize="squash" if squash else "crop")
-    found = transforms_image.source_view(data, "x", preprocessing, decode=decode, resize=resize, crop=crop)
-    wanted = transforms_image.source_size(upright.height, upright.width, preprocessing, resize=resize, crop=crop)
+    found = images.source_view(data, "x", preprocessing, decode=decode, resize=resize, crop=crop)
+    wanted = images.source_size(upright.height, upright.width, preprocessing, resize=resize, crop=crop)
     assert found.shape == (*wanted, 3)
-    view = transforms_image.training_view(found, preprocessing, crop=crop, augment=(), rng=_rng())
+    view = images.training_view(found, preprocessing, crop=crop, augment=(), rng=_rng())
     assert view.shape == (size, size, 3)
 
 
@@ -333,11 +327,11 @@ def test_the_size_of_a_source_is_known_beforehand(width, height, size, resize, c
 def test_from_bytes_or_from_what_is_cached_the_view_is_the_same(view, kind, channels):
     preprocessing, augment = Preprocessing(size=32, channels=channels), ("flip", "trivial_augment")
     data = _bytes(PHOTOGRAPHS[0].resize((160, 107)), kind)
-    source = transforms_image.source_view(data, "x", preprocessing, **view)
+    source = images.source_view(data, "x", preprocessing, **view)
     for seed in range(5):
         rngs = _rng(seed), _rng(seed)
-        found = transforms_image.training_view_of(data, "x", preprocessing, **view, augment=augment, rng=rngs[0])
-        wanted = transforms_image.training_view(
+        found = images.training_view_of(data, "x", preprocessing, **view, augment=augment, rng=rngs[0])
+        wanted = images.training_view(
             source, preprocessing, crop=view["crop"], augment=augment, rng=rngs[1], decode=view["decode"]
         )
         np.testing.assert_array_equal(found, wanted)
@@ -348,7 +342,7 @@ def test_a_random_crop_is_any_square_of_the_source():
     source = np.asarray(_gradient(20, 17))
     places = set()
     for seed in range(300):
-        view = transforms_image.training_view(source, Preprocessing(size=16), crop="random", augment=(), rng=_rng(seed))
+        view = images.training_view(source, Preprocessing(size=16), crop="random", augment=(), rng=_rng(seed))
         top, left = int(view[0, 0, 0]) // 2, int(view[0, 0, 1]) // 2
         np.testing.assert_array_equal(view, source[top : top + 16, left : left + 16])
         places.add((top, left))
@@ -357,7 +351,7 @@ def test_a_random_crop_is_any_square_of_the_source():
 
 def test_a_source_smaller_than_a_random_crop_is_enlarged():
     source = np.asarray(_gradient(20, 10))
-    view = transforms_image.training_view(source, Preprocessing(size=16), crop="random", augment=(), rng=_rng(1))
+    view = images.training_view(source, Preprocessing(size=16), crop="random", augment=(), rng=_rng(1))
     whole = np.asarray(_gradient(20, 10).resize((32, 16), Image.Resampling.BICUBIC))
     assert any(np.array_equal(view, whole[:, left : left + 16]) for left in range(17))
 
@@ -365,17 +359,15 @@ def test_a_source_smaller_than_a_random_crop_is_enlarged():
 def test_an_inception_crop_is_cut_and_then_resized():
     picture, preprocessing = PHOTOGRAPHS[0], Preprocessing(size=48, interpolation="bilinear")
     for seed in range(5):
-        view = transforms_image.training_view(
-            np.asarray(picture), preprocessing, crop="inception", augment=(), rng=_rng(seed)
-        )
-        top, left, height, width = transforms_image.inception_box(427, 640, _rng(seed))
+        view = images.training_view(np.asarray(picture), preprocessing, crop="inception", augment=(), rng=_rng(seed))
+        top, left, height, width = images.inception_box(427, 640, _rng(seed))
         cut = picture.crop((left, top, left + width, top + height))
         np.testing.assert_array_equal(view, cut.resize((48, 48), Image.Resampling.BILINEAR))
 
 
 def test_inception_boxes_are_spread_as_they_should_be():
     rng = _rng()
-    boxes = np.array([transforms_image.inception_box(300, 300, rng) for _ in range(4000)])
+    boxes = np.array([images.inception_box(300, 300, rng) for _ in range(4000)])
     top, left, height, width = boxes.T
     assert (top >= 0).all() and (left >= 0).all() and (top + height <= 300).all() and (left + width <= 300).all()
     share, ratio = height * width / 300**2, width / height
@@ -391,13 +383,13 @@ def test_inception_boxes_are_spread_as_they_should_be():
 @pytest.mark.parametrize(("size", "box"), [((20, 400), (0, 186, 20, 27)), ((333, 31), (146, 0, 41, 31))])
 def test_where_no_draw_fits_the_largest_part_in_the_centre_is_taken(size, box):
     """Values of torchvision 0.28.0's RandomResizedCrop.get_params, whose draws cannot fit either."""
-    assert {transforms_image.inception_box(*size, _rng(seed)) for seed in range(60)} >= {box}
+    assert {images.inception_box(*size, _rng(seed)) for seed in range(60)} >= {box}
 
 
 @pytest.mark.parametrize(
     ("size", "factor", "farthest"), [(224, 1, 0.2), (107, 2, 1), (210, 2, 4), (100, 4, 3), (50, 8, 3)]
 )
-@pytest.mark.parametrize("interpolation", transforms_image._FAST_FILTERS)
+@pytest.mark.parametrize("interpolation", images._FAST_FILTERS)
 def test_how_far_fast_decoding_is_from_exact(size, factor, farthest, interpolation):
     """In grey levels, on two photographs of 640 × 427 pixels, of which one has much fine detail."""
     preprocessing = Preprocessing(size=size, interpolation=interpolation)
@@ -405,35 +397,33 @@ def test_how_far_fast_decoding_is_from_exact(size, factor, farthest, interpolati
         data = _bytes(photograph, "JPEG", quality=90)
         assert Encoded(data).factor(size / 427) == factor
         exact, fast = (
-            transforms_image.source_view(data, "x", preprocessing, decode=decode, resize=size, crop="random").astype(
-                int
-            )
-            for decode in transforms_image.DECODERS
+            images.source_view(data, "x", preprocessing, decode=decode, resize=size, crop="random").astype(int)
+            for decode in images.DECODERS
         )
         assert np.abs(exact - fast).mean() <= farthest
         # libjpeg's small picture is nearly that of the means of 2 × 2, 4 × 4 or 8 × 8 pixels: nothing is moved.
         means, box = Image.open(io.BytesIO(data)).reduce(factor), (0, 0, 640 / factor, 427 / factor)
-        means = means.resize((fast.shape[1], size), transforms_image._FILTERS[interpolation], box)
+        means = means.resize((fast.shape[1], size), images._FILTERS[interpolation], box)
         assert np.abs(np.asarray(means, int) - fast).mean() < 0.8
-        centre = transforms_image.source_view(data, "x", preprocessing, **CENTRE | {"decode": "fast"})
+        centre = images.source_view(data, "x", preprocessing, **CENTRE | {"decode": "fast"})
         left = round((fast.shape[1] - size) / 2)
         np.testing.assert_array_equal(centre, fast[:, left : left + size])
 
 
 @pytest.mark.parametrize("channels", ["rgb", "grey", "rgba"])
-@pytest.mark.parametrize("interpolation", transforms_image._FAST_FILTERS)
+@pytest.mark.parametrize("interpolation", images._FAST_FILTERS)
 @pytest.mark.parametrize("size", [32, 100, 224, 500])
 def test_fast_resizing_is_pils_but_for_roundings(size, interpolation, channels):
     """Of what the cache holds, which `fast` has decoded exactly."""
     preprocessing = Preprocessing(size=size, interpolation=interpolation, channels=channels)
     for photograph in PHOTOGRAPHS:
-        source = np.asarray(photograph.convert(transforms_image._MODES[channels])).reshape(427, 640, -1)
+        source = np.asarray(photograph.convert(images._MODES[channels])).reshape(427, 640, -1)
         for seed in range(3):
             exact, fast = (
-                transforms_image.training_view(
+                images.training_view(
                     source, preprocessing, crop="inception", augment=(), rng=_rng(seed), decode=decode
                 ).astype(int)
-                for decode in transforms_image.DECODERS
+                for decode in images.DECODERS
             )
             error = np.abs(exact - fast)
             assert error.mean() < 0.25 and error.max() <= (1 if interpolation == "bilinear" else 16)
@@ -455,7 +445,7 @@ def test_fast_resizing_gives_the_same_bits_with_any_instruction_set(monkeypatch)
     for extensions in (sets.none, resizer().cpu_extensions):
         monkeypatch.setattr(cykooz_resizer, "Resizer", lambda extensions=extensions: limited(extensions))
         views.append([
-            transforms_image.training_view(
+            images.training_view(
                 source, Preprocessing(size=size), crop="inception", augment=(), rng=_rng(size), decode="fast"
             )
             for source in sources for size in (64, 224, 300)
@@ -469,10 +459,10 @@ def test_a_fast_inception_crop_shows_the_same_part():
     data, preprocessing = _bytes(PHOTOGRAPHS[1], "JPEG", quality=90), Preprocessing(size=128)
     whole, factors = Image.open(io.BytesIO(data)), set()
     for seed in range(30):
-        fast = transforms_image.training_view_of(
+        fast = images.training_view_of(
             data, "x", preprocessing, **INCEPTION | {"decode": "fast"}, augment=(), rng=_rng(seed)
         ).astype(int)
-        top, left, height, width = transforms_image.inception_box(427, 640, _rng(seed))
+        top, left, height, width = images.inception_box(427, 640, _rng(seed))
         factor = Encoded(data).factor(128 / min(height, width))
         factors.add(factor)
         box = [factor * round(x / factor) for x in (left, top, left + width, top + height)]
@@ -485,11 +475,11 @@ def test_a_fast_inception_crop_shows_the_same_part():
 
 
 def test_only_what_depends_on_the_random_crop_cannot_be_kept():
-    for decode in transforms_image.DECODERS:
-        for crop in transforms_image.CROPS:
+    for decode in images.DECODERS:
+        for crop in images.CROPS:
             for resize in (0, 64):
                 free = decode == "fast" and crop == "inception" and resize == 0
-                assert transforms_image.cacheable(decode=decode, resize=resize, crop=crop) is not free
+                assert images.cacheable(decode=decode, resize=resize, crop=crop) is not free
 
 
 @pytest.mark.parametrize(("values", "message"), [
@@ -498,16 +488,16 @@ def test_only_what_depends_on_the_random_crop_cannot_be_kept():
 ])  # fmt: skip
 def test_names_and_combinations_are_checked(values, message):
     with pytest.raises(InputError, match=message):
-        transforms_image.check(TaskConfig(**values))
-    transforms_image.check(TaskConfig(decode="fast", crop="random", augment=("flip", "rand_augment"), resize=256))
-    transforms_image.check(TaskConfig(crop="inception"))
-    transforms_image.check(TaskConfig())
+        images.check(TaskConfig(**values))
+    images.check(TaskConfig(decode="fast", crop="random", augment=("flip", "rand_augment"), resize=256))
+    images.check(TaskConfig(crop="inception"))
+    images.check(TaskConfig())
 
 
 def test_normalise_in_the_weights_own_units_and_channel_order():
     image = jnp.array([[[[10, 20, 30]]]], jnp.uint8)
-    found = transforms_image.normalise(image, Preprocessing(mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 4.0), channels="bgr"))
+    found = images.normalise(image, Preprocessing(mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 4.0), channels="bgr"))
     np.testing.assert_allclose(found[0, 0, 0], [29.0, 9.0, 1.75])
     alpha = Preprocessing(mean=(1.0, 2.0, 3.0, 1.0), std=(1.0, 2.0, 4.0, 1.0), channels="bgra")
-    found = transforms_image.normalise(jnp.array([[[[10, 20, 30, 255]]]], jnp.uint8), alpha)
+    found = images.normalise(jnp.array([[[[10, 20, 30, 255]]]], jnp.uint8), alpha)
     np.testing.assert_allclose(found[0, 0, 0], [29.0, 9.0, 1.75, 254.0])

@@ -213,7 +213,7 @@ def test_what_is_decoded_once_is_not_decoded_again(monkeypatch):
     split = pictures(11)
     first = Pictures(split, PREPROCESSING, RECIPES["random"], True).keep(1e9, 2)
     assert first._bytes == first.decoded.shapes.prod(axis=1).sum()
-    monkeypatch.setattr("tljax.data.images.source_view", None)
+    monkeypatch.setattr("tljax.data.transforms.image.source_view", None)
     again = Pictures(split, PREPROCESSING, RECIPES["random"], True).keep(0, 2)
     _same(list(again.decoded), list(first.decoded))
 

@@ -225,7 +225,7 @@ def test_tfds_reads_what_is_prepared(shapes, monkeypatch):
 PREPARING = """
 import os, signal, sys, time
 from tljax.data import images, parts, tasks
-from tljax.config import TaskConfig
+from tljax.config.schema import TaskConfig
 parts.MAX_EXAMPLES = 5
 write, calls, decode = parts._write_records, [], images.decode
 def dying(path, records):

@@ -222,7 +222,7 @@ def test_what_cannot_be_asked_for_is_named(keys, message):
 
 LOADING = """
 import sys
-from tljax.config import TaskConfig
+from tljax.config.schema import TaskConfig
 from tljax.data import tasks
 for dataset in sys.argv[1:]:
     task = tasks.load(TaskConfig(dataset=dataset))

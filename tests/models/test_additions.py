@@ -455,7 +455,7 @@ def test_nothing_is_intercepted_where_there_is_nothing_to_do(monkeypatch):
     def entered(_):
         raise AssertionError("an interceptor")
 
-    monkeypatch.setattr("tljax.models.additions.nn.intercept_methods", entered)
+    monkeypatch.setattr("tljax.peft.interceptors.nn.intercept_methods", entered)
     weights = some_variables.__wrapped__(VIT, MlpHead(6))
     model = Classifier(VIT, 5, additions=(MlpHead(6),), dropout=0.5)
     assert model.apply(weights, some_input(VIT)).shape == (2, 5)

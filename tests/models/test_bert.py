@@ -16,6 +16,7 @@ from tljax.errors import InputError
 from tljax.io.download.fetch import fetch
 from tljax.models.kernels import ops
 from tljax.models.text.bert import Bert, _Stem
+from tljax.weights import mappings
 from tljax.weights.mapping import Shape, convert, unconvert
 from tljax.weights.readers import files
 
@@ -48,7 +49,7 @@ def weights_of(case: str) -> files.Arrays:
 
 
 def arrays_of(source, module: Bert, names: str) -> dict[str, np.ndarray]:
-    return convert(source, module.tables()[names], targets(module), HEAD).arrays
+    return convert(source, mappings.tables(module)[names], targets(module), HEAD).arrays
 
 
 def variables_of(arrays: dict[str, np.ndarray]) -> dict:
@@ -99,7 +100,7 @@ def test_another_gelu_or_epsilon_moves_the_logits_as_far_as_the_reference_says(c
 def test_mean_pooling_is_sentence_berts_and_leaves_the_pooler_out():
     module = TINY.clone(pool="mean")
     io = jax.tree.map(jnp.asarray, golden("hf_bert_noprefix")[1])
-    done = convert(weights_of("hf_bert_noprefix"), module.tables()["bert"], targets(module), HEAD)
+    done = convert(weights_of("hf_bert_noprefix"), mappings.tables(module)["bert"], targets(module), HEAD)
     assert set(done.ignored) == {"pooler.dense.weight", "pooler.dense.bias"}
     assert module.groups == ("stem", "block_0", "block_1")
     features = module.apply(variables_of(done.arrays), text_of(io))
@@ -181,7 +182,7 @@ def test_old_spellings_pretraining_heads_and_buffers_give_the_same_arrays():
     extra = [name for name in known["pretraining_file_names"] if name not in old]
     extra += ["bert.embeddings.position_ids", "embeddings.position_ids"]
     assert sum(name.startswith("cls.") for name in extra) == 9
-    done = convert(old | {name: np.zeros(1) for name in extra}, TINY.tables()["bert"], targets(TINY), HEAD)
+    done = convert(old | {name: np.zeros(1) for name in extra}, mappings.tables(TINY)["bert"], targets(TINY), HEAD)
     assert set(done.ignored) == set(extra)
     wanted = arrays_of(source, TINY, "bert")
     assert set(done.arrays) == set(wanted)
@@ -192,7 +193,7 @@ def test_old_spellings_pretraining_heads_and_buffers_give_the_same_arrays():
 @pytest.mark.parametrize("case", WITH_WEIGHTS)
 def test_there_and_back_is_the_same_bits(case):
     module, names, _ = CASES[case]
-    table, source = module.tables()[names], weights_of(case)
+    table, source = mappings.tables(module)[names], weights_of(case)
     back = unconvert(arrays_of(source, module, names), table)
     assert set(back) == {table.canonical(name) for name in source}
     for name, value in source.items():
@@ -204,7 +205,7 @@ def test_there_and_back_is_the_same_bits(case):
 def test_a_head_is_not_taken_without_the_layer_that_it_reads(case):
     module, names, _ = CASES[case]
     module = module.clone(pool="mean")
-    table = module.tables()[names]
+    table = mappings.tables(module)[names]
     done = convert(weights_of(case), table, targets(module), HEAD)
     assert not HEAD & done.arrays.keys()
     dense = {"hf_bert_cls": "bert.pooler.dense", "hf_distilbert_cls": "pre_classifier"}.get(case, "classifier.dense")
@@ -217,7 +218,7 @@ def test_a_head_is_not_taken_without_the_layer_that_it_reads(case):
 def test_robertas_own_pooler_is_ignored_beside_a_classifier():
     source = dict(weights_of("hf_roberta_cls"))
     pooler = {f"roberta.pooler.dense.{leaf}": source[f"classifier.dense.{leaf}"] + 1 for leaf in ("weight", "bias")}
-    done = convert(source | pooler, ROBERTA.tables()["roberta"], targets(ROBERTA), HEAD)
+    done = convert(source | pooler, mappings.tables(ROBERTA)["roberta"], targets(ROBERTA), HEAD)
     assert set(done.ignored) == set(pooler)
     np.testing.assert_array_equal(done.arrays["params/pooler/bias"], source["classifier.dense.bias"])
 
@@ -254,7 +255,7 @@ def test_every_manifest_is_here():
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_every_published_name_is_mapped_and_nothing_else(name):
     module, names = MANIFESTS[name]
-    table, wanted, source = module.tables()[names], targets(module), manifests()[name]
+    table, wanted, source = mappings.tables(module)[names], targets(module), manifests()[name]
     done = convert(empty(source), table, wanted, HEAD)
     assert set(wanted) - set(done.arrays) == (set() if "SequenceClassification" in name else HEAD)
     assert all(re.match(r"cls\.|vocab_|lm_head\.|pooler\.", one) for one in done.ignored)
@@ -274,7 +275,9 @@ def test_every_published_name_is_mapped_and_nothing_else(name):
 def test_a_trained_minilm_finds_sentences_as_similar_as_its_authors_say():
     """The similarities in sentence-transformers' quickstart, which gives four decimals."""
     module = MINILM_L6
-    done = convert(files.read(fetch(f"{MINILM}model.safetensors")), module.tables()["bert"], targets(module), HEAD)
+    done = convert(
+        files.read(fetch(f"{MINILM}model.safetensors")), mappings.tables(module)["bert"], targets(module), HEAD
+    )
     assert set(done.ignored) == {"embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"}
     assert set(done.arrays) == set(targets(module)) - HEAD
     sentences = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]

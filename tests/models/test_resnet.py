@@ -12,6 +12,7 @@ from flax.traverse_util import unflatten_dict
 from tests.conftest import GOLDEN, golden
 from tljax.errors import InputError
 from tljax.models.vision.resnet import ResNet
+from tljax.weights import mappings
 from tljax.weights.mapping import convert, unconvert
 from tljax.weights.pretrained import optional, shapes
 from tljax.weights.readers import files
@@ -42,7 +43,7 @@ def weights_of(case: str) -> dict[str, np.ndarray]:
 
 
 def converted(source, module, names: str) -> dict[str, np.ndarray]:
-    return convert(source, module.tables()[names], shapes(module), optional(module)).arrays
+    return convert(source, mappings.tables(module)[names], shapes(module), optional(module)).arrays
 
 
 def outputs(module, arrays: dict[str, np.ndarray], image: np.ndarray) -> dict[str, jax.Array]:
@@ -90,7 +91,7 @@ def test_a_deep_network_runs_in_two_halves_as_in_one():
 
 def check_round_trip(source: dict[str, np.ndarray], module, names: str) -> None:
     """Asserts that ours, turned back, is the source to the bit."""
-    table = module.tables()[names]
+    table = mappings.tables(module)[names]
     back = unconvert(converted(source, module, names), table)
     kept = {name: value for name, value in source.items() if not name.endswith("num_batches_tracked")}
     assert set(back) == set(kept)
@@ -119,14 +120,14 @@ def test_folded_batch_norms_have_the_names_of_the_onnx_file_and_go_there_and_bac
     rng = np.random.default_rng(0)
     sizes = {path: [6 if n is None else n for n in shape] for path, shape in shapes(module).items()}
     ours = {path: rng.normal(size=shape).astype(np.float32) for path, shape in sizes.items()}
-    source = unconvert(ours, module.tables()["open_nsfw"])
+    source = unconvert(ours, mappings.tables(module)["open_nsfw"])
     assert source["bn_1/FusedBatchNormV3:0#1"].shape == (64, 3, 7, 7)
     assert source["conv_stage1_block1_branch2a/BiasAdd_weights_fused_bn"].shape == (16, 64, 1, 1)
     assert source["bn_stage3_block0_branch2b/FusedBatchNormV3:0#2"].shape == (24,)
     assert source["conv_stage1_block0_proj_shortcut/BiasAdd_bias_fused_bn"].shape == (64,)
     assert source["fc_nsfw/MatMul/ReadVariableOp:0"].shape == (96, 6)
     beside = {"pool/AvgPool__437:0#1": np.zeros(4), "Reshape:0#1": np.zeros(2)}
-    done = convert(source | beside, module.tables()["open_nsfw"], shapes(module), optional(module))
+    done = convert(source | beside, mappings.tables(module)["open_nsfw"], shapes(module), optional(module))
     assert set(done.ignored) == set(beside)
     assert set(done.arrays) == set(ours)
     for path, value in ours.items():
@@ -151,7 +152,7 @@ def manifests() -> dict[str, dict[str, list[int]]]:
 
 def check_manifest(source: dict[str, list[int]], module, names: str) -> None:
     """Asserts that every name is mapped or ignored, every target filled, and any change refused by name."""
-    table, targets, heads = module.tables()[names], shapes(module), optional(module)
+    table, targets, heads = mappings.tables(module)[names], shapes(module), optional(module)
 
     def tried(names_and_shapes):
         # Views of one number: they have the shape and take no memory.

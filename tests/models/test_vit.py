@@ -13,6 +13,7 @@ from flax.traverse_util import unflatten_dict
 from tests.conftest import GOLDEN, golden
 from tljax.errors import InputError
 from tljax.models.vision.vit import ViT
+from tljax.weights import mappings
 from tljax.weights.adapt import resample_pos_embed
 from tljax.weights.mapping import convert, unconvert
 from tljax.weights.pretrained import optional, shapes
@@ -47,7 +48,7 @@ def load(case: str, file: str = "") -> tuple[ViT, dict[str, np.ndarray]]:
     """The case's module, and its weights under our paths."""
     module, names, known = CASES[case]
     source = files.read(GOLDEN / case / (file or known.split()[0]))
-    return module, convert(source, module.tables()[names], shapes(module), optional(module)).arrays
+    return module, convert(source, mappings.tables(module)[names], shapes(module), optional(module)).arrays
 
 
 def variables(arrays: dict[str, np.ndarray]) -> dict:
@@ -96,14 +97,14 @@ def test_a_file_saved_from_the_bare_model_has_no_prefix_and_no_head():
     source = files.read(GOLDEN / "hf_dinov2" / "weights_hub.safetensors")
     bare = {name.removeprefix("dinov2."): value for name, value in source.items() if "classifier" not in name}
     module = HF_DINOV2.clone(pool="class")
-    arrays = convert(bare, module.tables()["hf"], shapes(module), optional(module)).arrays
+    arrays = convert(bare, mappings.tables(module)["hf"], shapes(module), optional(module)).arrays
     np.testing.assert_allclose(module.apply(variables(arrays), io["image"]), io["features"], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("case", "file"), FILES)
 def test_there_and_back_is_the_same_bits(case, file):
     module, arrays = load(case, file)
-    table = module.tables()[CASES[case][1]]
+    table = mappings.tables(module)[CASES[case][1]]
     source = files.read(GOLDEN / case / file)
     back = unconvert(arrays, table)
     kept = {name: value for name, value in source.items() if "mask_token" not in name}
@@ -115,7 +116,7 @@ def test_there_and_back_is_the_same_bits(case, file):
 
 def test_registers_have_a_prefix_of_their_own_in_transformers():
     for registers, prefix in ((0, "dinov2."), (4, "dinov2_with_registers.")):
-        rules = HF_DINOV2.clone(registers=registers).tables()["hf"].rules
+        rules = mappings.tables(HF_DINOV2.clone(registers=registers))["hf"].rules
         assert all(rule.source.startswith((prefix, "classifier.")) for rule in rules)
 
 
@@ -160,7 +161,7 @@ def test_every_manifest_is_here():
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_every_published_name_is_mapped_and_nothing_else(name):
     module, names = MANIFESTS[name]
-    table, targets = module.tables()[names], shapes(module)
+    table, targets = mappings.tables(module)[names], shapes(module)
     for spelling in {name, name.replace("hf/", "hf_hub/")}:
         source = manifests()[spelling]
         done = convert(empty(source), table, targets, optional(module))

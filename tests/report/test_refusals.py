@@ -7,8 +7,8 @@ import pytest
 
 from tests.report import made
 from tests.report.made import compared
+from tljax.cli import report
 from tljax.errors import InputError
-from tljax.reports import report
 
 
 def _two(tmp_path, **other):

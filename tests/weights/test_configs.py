@@ -18,7 +18,7 @@ from tljax.errors import InputError
 from tljax.models.registry import BACKBONES, attributes, build
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.vit import ViT
-from tljax.weights import export_config, pretrained
+from tljax.weights import export_config, mappings, pretrained
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import import_config, processors
 
@@ -120,7 +120,7 @@ def test_text_goes_back_to_the_same_files(tmp_path, case, kind, architecture):
     convert(BackboneConfig(weights=str(tmp_path / "orbax")), tmp_path / "hf", to="hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == (kind, [architecture])
-    found, table = load_file(tmp_path / "hf" / "model.safetensors"), module.tables()[names]
+    found, table = load_file(tmp_path / "hf" / "model.safetensors"), mappings.tables(module)[names]
     wanted = {table.canonical(key): value for key, value in text.weights_of(case).items()}
     kept = {rule.source for rule in table.rules}
     assert set(found) == kept & wanted.keys()

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import GOLDEN
 from tljax.errors import InputError
+from tljax.io import sharded_files
 from tljax.io.download.fetch import sha256_of
 from tljax.weights.readers import files
 
@@ -357,7 +358,7 @@ def test_shards(tmp_path):
     arrays = load_file(GOLDEN_FILE)
     index = shard(arrays, tmp_path)
     assert_same(files.read(index), arrays)
-    assert sorted(path.name for path in files.shards(index)) == [
+    assert sorted(path.name for path in sharded_files.shards(index)) == [
         f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
     ]
 
@@ -401,8 +402,8 @@ def test_the_checksum_of_shards_covers_them(tmp_path):
 MEASURE = r"""
 import re, sys
 from pathlib import Path
-from tljax.weights import files
-from tljax.weights.rules import LINEAR, Rule, Table, convert
+from tljax.weights.readers import files
+from tljax.weights.mapping import LINEAR, Rule, Table, convert
 
 # Not getrusage, whose peak is the parent's where that was higher.
 peak = lambda: 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -18,7 +18,7 @@ from tljax.data.transforms import image
 from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
 from tljax.profiling.summary import assumptions, expected, show
-from tljax.weights import pretrained
+from tljax.weights import mappings, pretrained
 from tljax.weights.configs import harmless, import_config
 
 CASES = ROOT / "tests" / "cases" / "foreign_configs"
@@ -187,7 +187,7 @@ def test_a_folder_that_timm_saved_for_the_hub_is_followed(tmp_path):
     assert (module.grid, module.patch_size, module.pool, module.pooled_norm) == ((4, 4), 8, "mean", True)
     assert row.preprocessing == Preprocessing(32, 0.9, HALF, HALF, "rgb", "lanczos", "crop")
     assert row.origins["interpolation"] == "config.json: pretrained_cfg.interpolation"
-    assert any(rule.source == "fc_norm.weight" for rule in module.tables()["timm"].rules)
+    assert any(rule.source == "fc_norm.weight" for rule in mappings.tables(module)["timm"].rules)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def hub(tmp_path):
 CLIENT = """
 import sys
 from tljax.errors import InputError
-from tljax.weights.sources import fetch
+from tljax.io.download.fetch import fetch
 try:
     print(fetch(*sys.argv[1:]))
 except InputError as error:

@@ -29,7 +29,7 @@ from tljax.models.text.bert import Bert
 from tljax.models.vision.vit import ViT
 from tljax.peft.config import Lora
 from tljax.peft.interceptors import merge_lora
-from tljax.weights import export_config, pretrained
+from tljax.weights import export_config, mappings, pretrained
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import import_config
 from tljax.weights.mapping import unconvert
@@ -175,7 +175,7 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
     if lost:
         raise InputError(f"{to} has no such network: its config cannot say {', '.join(sorted(lost))}")
     weights = folder / "model.safetensors"
-    save_file(unconvert(arrays, module.tables()[found.source]), weights, metadata={"format": "pt"})
+    save_file(unconvert(arrays, mappings.tables(module)[found.source]), weights, metadata={"format": "pt"})
     weights.chmod((folder / "config.json").stat().st_mode)  # the library gives it to its owner alone
 
 

@@ -9,10 +9,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tljax.config.ranges import printable
 from tljax.config.schema import Experiment, default
 from tljax.config.serialization import unknown_key
-from tljax.errors import InputError
+from tljax.errors import InputError, printable
 from tljax.tuning import phases
 
 
@@ -23,7 +22,7 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
         InputError: no such config file or key (the nearest is named), or a value of another type.
     """
     parser.usage = f"{parser.prog} --config=FILE[:arg] [--config.key=value …] [options]"
-    parser.epilog = "every key of the config and what it means: tljax/config.py"
+    parser.epilog = "every key of the config and what it means: tljax/config/schema.py"
     options, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if not argument.startswith("--config"):

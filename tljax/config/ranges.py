@@ -110,11 +110,6 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def printable(text: str) -> str:
-    """Returns a text as one line, with escapes in place of what would be obeyed and not shown."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
 def no_such(path: str, name: Any, known: Iterable[Any]) -> str:
     """Says that a name is not known: the nearest one that is, and all of them."""
     known = list(known)

@@ -182,7 +182,7 @@ def _write_for_tfds(folder: Path, features: Any, parts: Mapping[str, Sequence[Pa
             part.records.rename(of_split.sharded_filepath(shard_index=number, num_shards=len(shards)))
         lengths, size = [len(part.index) for part in shards], sum(part.size for part in shards)
         splits.append(tfds.core.SplitInfo(split, lengths, size, of_split))
-    identity = DatasetIdentity("tljax", tfds.core.Version("1.0.0"), str(folder), "tljax.data.prepare")
+    identity = DatasetIdentity("tljax", tfds.core.Version("1.0.0"), str(folder), "tljax.data.array_records")
     info = tfds.core.DatasetInfo(builder=identity, features=features)
     info.set_file_format("array_record")
     info.set_splits(tfds.core.splits.SplitDict(splits))

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tljax.config.ranges import printable
-from tljax.errors import InputError
+from tljax.errors import InputError, printable
 from tljax.io.strict_json import without_duplicates
 
 MAX_JSON = 8 << 20  # bytes; a checkpoint's names are some hundred bytes an array

@@ -35,7 +35,7 @@ def page(
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("tljax.report", "assets")
+    loader = PackageLoader("tljax.reports", "assets")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
@@ -62,7 +62,7 @@ def _shown(value: Any) -> Any:
 def _text(name: str) -> str:
     from importlib.resources import files
 
-    return (files("tljax.report") / "assets" / name).read_text(encoding="utf-8")
+    return (files("tljax.reports") / "assets" / name).read_text(encoding="utf-8")
 
 
 def _section(key: str, section: Section, drawn: Sequence[Drawing]) -> dict[str, Any]:

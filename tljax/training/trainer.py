@@ -1,4 +1,4 @@
-"""`train`: fine-tunes, validates, saves and resumes; ends with result.json."""
+"""A run from start to end: fine-tunes, validates, saves and resumes; ends with result.json."""
 
 import contextlib
 import math
@@ -14,8 +14,6 @@ import numpy as np
 from tljax import console
 from tljax.checkpoints.checkpointer import Checkpoints, named
 from tljax.checkpoints.workdir import Workdir, versions
-from tljax.cli.flags import parse_experiment
-from tljax.config import flag_types
 from tljax.config.ranges import no_such
 from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict
@@ -308,16 +306,3 @@ def _of_training(run: Run, folder: Workdir) -> list[tuple[str, str, str]]:
 def _beside(found: dict[str, Any], metric: str) -> str:
     interval = console.interval(found, metric)
     return (f"95% {interval}, " if interval else "") + f"{found['count']} examples"
-
-
-def main(arguments: list[str]) -> None:
-    parser = flag_types.Parser("python -m tljax train", description=__doc__)
-    parser.add_argument(
-        "--workdir", required=True, type=flag_types.path, help="required: a new folder or bucket, or one to resume"
-    )
-    told = "stop with all saved before so many seconds are over, with exit status 75; the same command goes on"
-    parser.add_argument("--max-seconds", type=flag_types.seconds, default=0, metavar="S", help=told)
-    processes.add_arguments(parser)
-    experiment, options = parse_experiment(parser, arguments)
-    with Notice(options.max_seconds).listening() as notice, processes.joined(options):
-        train(experiment, options.workdir, notice)

@@ -29,6 +29,7 @@ from tljax.models.text.bert import Bert
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.vit import ViT
+from tljax.weights import mappings
 from tljax.weights.adapt import adapt_channels, resample_pos_embed
 from tljax.weights.catalog import CATALOG, PICTURE, Pretrained
 from tljax.weights.configs import import_config
@@ -126,7 +127,7 @@ def _pool_in(path: Path, module: ViT) -> dict[str, Any]:
     """Returns how a network pools, by the name of its last norm alone: `fc_norm` stands after a mean."""
     if not path.name.endswith(_TORCH):
         return {}
-    table = module.tables()["timm"]
+    table = mappings.tables(module)["timm"]
     ends = {table.canonical(name) for name in files.read(path)} & {"norm.weight", "fc_norm.weight"}
     return {"pool": "mean"} if ends == {"fc_norm.weight"} else {}
 
@@ -363,7 +364,7 @@ def write(folder: Path, row: Pretrained, arrays: Mapping[str, np.ndarray], ignor
 
 
 def _tables(row: Pretrained) -> Mapping[str, Table]:
-    return in_file(row).tables()
+    return mappings.tables(in_file(row))
 
 
 def _explained(source: Mapping, table: Table) -> int:

@@ -9,8 +9,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from tljax.errors import InputError
+from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys, load_json
-from tljax.weights.configs import harmless
 
 FILES = ("tokenizer_config.json", "sentence_bert_config.json")
 _SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}  # BERT's
@@ -61,7 +61,7 @@ def read(tokenizer: Path) -> Settings:
     """
     folder = tokenizer.parent
     config = load_json(folder / FILES[0], str(folder / FILES[0]))
-    keys = Keys({} if config is None else config, FILES[0], str(folder), harmless.TOKENIZER)
+    keys = Keys({} if config is None else config, FILES[0], str(folder), harmless_keys.TOKENIZER)
     whole = tokenizer.suffix == ".json"
     prefix_space = keys.flag("add_prefix_space", False) if "add_prefix_space" in keys else None
     _refuse(keys, whole)
@@ -71,7 +71,7 @@ def read(tokenizer: Path) -> Settings:
     _check_added(keys, None if whole else set(special.values()))
     keys.finish()
     sentence = load_json(folder / FILES[1], str(folder / FILES[1]))
-    lines = Keys({} if sentence is None else sentence, FILES[1], str(folder), harmless.SENTENCE)
+    lines = Keys({} if sentence is None else sentence, FILES[1], str(folder), harmless_keys.SENTENCE)
     limits.append((_limit(lines, "max_seq_length"), lines.origin("max_seq_length", "")))
     lower_first = lines.flag("do_lower_case", False)
     lines.get("model_args"), lines.get("tokenizer_args"), lines.get("config_args")

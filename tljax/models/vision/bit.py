@@ -9,12 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from tljax.models import remat as models_remat
+from tljax.models import remat as remat_groups
 from tljax.models.kernels import conv_cpu
-from tljax.models.vision.resnet import check_stem
-from tljax.weights.mapping import Table
-from tljax.weights.mappings.vision import bit
-from tljax.weights.mappings.vision.resnet import blocks
+from tljax.models.vision.resnet import blocks, check_stem
 
 # The fast variance, E[x²] - E[x]², loses the digits that matter where the variance is small.
 _Norm = partial(nn.GroupNorm, 32, epsilon=1e-5, use_fast_variance=False)
@@ -135,7 +132,7 @@ class BiT(nn.Module):
         del batch_norm
         names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
-            x = models_remat.run(layer, x, remat=remat)
+            x = remat_groups.run(layer, x, remat=remat)
         if not names or names[-1] != "norm":
             return x
         x = nn.relu(self.norm(x))
@@ -149,7 +146,3 @@ class BiT(nn.Module):
         """
         check_stem(size)
         return self
-
-    def tables(self) -> dict[str, Table]:
-        """Whose names -> the table that converts them."""
-        return bit.tables(self)

@@ -10,11 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import remat as models_remat
+from tljax.models import remat as remat_groups
 from tljax.models.kernels import conv_cpu
-from tljax.weights.mapping import Table
-from tljax.weights.mappings.vision import resnet
-from tljax.weights.mappings.vision.resnet import blocks
 
 # How a group's BatchNorms (1502.03167) work; evaluation is `frozen` everywhere.
 BATCH_NORM_MODES: dict[str, str] = {
@@ -26,6 +23,11 @@ BATCH_NORM_MODES: dict[str, str] = {
 _EPS = 1e-5
 _STEM_STRIDE = 4
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+
+
+def blocks(depths: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Returns (stage, place in it) of every block, in order."""
+    return [(stage, i) for stage, depth in enumerate(depths) for i in range(depth)]
 
 
 def check_stem(size: int) -> None:
@@ -255,7 +257,7 @@ class ResNet(nn.Module):
                 raise InputError(f"no BatchNorm mode {mode!r}; there are: {', '.join(BATCH_NORM_MODES)}")
         names = self.groups[start:stop]
         for name, layer in list(zip(self.groups, [self.stem_layer, *self.block], strict=True))[start:stop]:
-            x = models_remat.run(layer, x, batch_norm.get(name, "frozen"), remat=remat)
+            x = remat_groups.run(layer, x, batch_norm.get(name, "frozen"), remat=remat)
         at_end = names and names[-1] == self.groups[-1]
         return self._pooled(x) if pool and at_end else x
 
@@ -273,7 +275,3 @@ class ResNet(nn.Module):
         """
         check_stem(size)
         return self
-
-    def tables(self) -> dict[str, Table]:
-        """Whose names -> the table that converts them."""
-        return resnet.tables(self)

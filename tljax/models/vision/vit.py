@@ -8,11 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import remat as models_remat
+from tljax.models import remat as remat_groups
 from tljax.models.kernels import ops
 from tljax.models.layers import BRANCHES, LORA_TARGETS, Attention, LayerNorm, Mlp
-from tljax.weights.mapping import Table
-from tljax.weights.mappings.vision import vit
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
 _xavier = nn.initializers.xavier_uniform()
@@ -182,7 +180,7 @@ class ViT(nn.Module):
         for name, layer in list(zip(self.groups, [self.stem, *self.block], strict=False))[start:stop]:
             # Of what the last block gives, the class token alone is used.
             only_class = at_end and pool and self.pool == "class" and name == self.groups[-2] != "stem"
-            x = models_remat.run(layer, x, *((1,) if only_class else ()), remat=remat)
+            x = remat_groups.run(layer, x, *((1,) if only_class else ()), remat=remat)
         if not at_end:
             return x
         if self.pool == "mean":
@@ -206,7 +204,3 @@ class ViT(nn.Module):
         if size % self.patch_size:
             raise InputError(f"image size {size} is no multiple of the patch size {self.patch_size}")
         return self.clone(grid=(size // self.patch_size,) * 2)
-
-    def tables(self) -> dict[str, Table]:
-        """Whose names -> the table that converts them."""
-        return vit.tables(self)

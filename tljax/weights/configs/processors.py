@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from tljax.data.preprocessing import INTERPOLATIONS, Preprocessing
+from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys
-from tljax.weights.configs import harmless
 
 FILTERS = dict(enumerate(INTERPOLATIONS))  # PIL's numbers, as transformers stores them
 
@@ -41,7 +41,7 @@ def read(config: Any, model_type: str = "", folder: str = "") -> tuple[Preproces
     Raises:
         InputError: a key is unknown, or has a value that cannot be followed here.
     """
-    keys = Keys(config, "preprocessor_config.json", folder, harmless.PROCESSOR)
+    keys = Keys(config, "preprocessor_config.json", folder, harmless_keys.PROCESSOR)
     named = "image_processor_type" if "image_processor_type" in keys else "feature_extractor_type"
     kind = keys.choice(named, f"{_OF_MODEL.get(model_type, 'ViT')}ImageProcessor", _KINDS)
     keys.get("feature_extractor_type")  # which old files keep beside the new one

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from tljax.errors import InputError
+from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys, load_json
 from tljax.weights.catalog import Pretrained
-from tljax.weights.configs import harmless
 
 _WAY_OUT = "set backbone.pool to cls, mean or max, and what modules.json says is left out"
 _MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
@@ -63,7 +63,7 @@ def _mode(folder: Path, uri: str, path: str) -> str:
     config = load_json(folder / path / "config.json", f"{uri}: {name}") if ".." not in path else None
     if config is None:
         raise InputError(f"{uri}: {name} is missing, which modules.json names; {_WAY_OUT}")
-    keys = Keys(config, name, uri, harmless.SENTENCE)
+    keys = Keys(config, name, uri, harmless_keys.SENTENCE)
     known = {mode: mode for mode in _MODES.values()}
     flags = [flag for flag in (*_MODES, *_OTHERS) if keys.flag(flag, False)]
     if "pooling_mode" in keys:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tljax.data.preprocessing import INTERPOLATIONS, Preprocessing
+from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
-from tljax.weights.configs import harmless
 
 _FAMILIES = ("vit", "deit", "resnet")  # BiT's are `resnetv2`
 CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours
@@ -27,10 +27,10 @@ def read(config: Mapping[str, Any], uri: str) -> Pretrained:
         InputError: a key is unknown, or has a value that is not supported.
     """
     flat = "pretrained_cfg" not in config  # as older files say it
-    keys = Keys(config, "config.json", uri, harmless.TIMM | (harmless.TIMM_CFG if flat else {}))
+    keys = Keys(config, "config.json", uri, harmless_keys.TIMM | (harmless_keys.TIMM_CFG if flat else {}))
     architecture = keys.text("architecture")
-    args = keys.inside("model_args", harmless.TIMM_ARGS)
-    cfg = keys if flat else keys.inside("pretrained_cfg", harmless.TIMM_CFG)
+    args = keys.inside("model_args", harmless_keys.TIMM_ARGS)
+    cfg = keys if flat else keys.inside("pretrained_cfg", harmless_keys.TIMM_CFG)
     keys.only(do_pooling=True)
     if not architecture.startswith(_FAMILIES):
         raise keys.refusal("architecture", f"is none of timm's families that are here: {', '.join(_FAMILIES)}")

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tljax.data.preprocessing import Preprocessing
+from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys, load_json
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
-from tljax.weights.configs import harmless, processors
+from tljax.weights.configs import processors
 
 GELU = {"gelu": "erf", "gelu_python": "erf", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
 PROBLEMS = {"single_label_classification": "single_label", "multi_label_classification": "multi_label"}
@@ -43,7 +44,7 @@ def read(config: Mapping[str, Any], folder: Path, uri: str) -> Pretrained:
     Raises:
         InputError: the network is not known here, or a key is unknown or has a value that is not supported.
     """
-    keys = Keys(config, "config.json", uri, harmless.TRANSFORMERS)
+    keys = Keys(config, "config.json", uri, harmless_keys.TRANSFORMERS)
     kind = keys.get("model_type", "nothing")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise keys.refusal("model_type", f"describes a network that is not here; known: timm's, {', '.join(FAMILIES)}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tljax.models.vision.resnet import blocks
 from tljax.weights.mapping import CONV, Rule, Table, torch_norm
-from tljax.weights.mappings.vision.resnet import blocks
 
 if TYPE_CHECKING:
     from tljax.models.vision.bit import BiT

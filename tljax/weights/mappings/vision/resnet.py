@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tljax.models.vision.resnet import blocks
 from tljax.weights.mapping import CONV, Rule, Table, torch_linear
 
 if TYPE_CHECKING:
@@ -14,11 +15,6 @@ if TYPE_CHECKING:
 def tables(model: ResNet) -> dict[str, Table]:
     """Whose names -> the table that converts them."""
     return {"timm": _timm(model), "hf": _hf(model), "open_nsfw": _open_nsfw(model)}
-
-
-def blocks(depths: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(stage, place in it) of every block, in order."""
-    return [(stage, i) for stage, depth in enumerate(depths) for i in range(depth)]
 
 
 def _convs(model: ResNet) -> range:

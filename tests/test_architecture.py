@@ -1,0 +1,77 @@
+"""The architecture of the package: which part may import which, and how large its rooms are."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import tljax
+
+PACKAGE = Path(tljax.__file__).parent
+# From the top down: each may import those below it, and its own modules.
+ORDER = (
+    *("__main__", "cli", "reports", "sweeps", "training", "evals", "checkpoints", "profiling", "core", "weights"),
+    *("tuning", "peft", "data", "models", "problems", "metrics", "distributed", "config", "io", "console", "streams"),
+    "errors",
+)
+FILES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """The modules of the package that a file imports, anywhere in it."""
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tljax":
+            base = node.module.removeprefix("tljax").lstrip(".")
+            for alias in node.names:
+                name = f"{base}.{alias.name}".lstrip(".")
+                imported.add(name if name in MODULES else base)
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name.removeprefix("tljax.") for alias in node.names if alias.name.startswith("tljax.")}
+    return imported
+
+
+def test_imports_go_downwards():
+    for name, path in MODULES.items():
+        part = name.split(".")[0]
+        if path == Path("__init__.py"):
+            continue
+        for other in _imports(FILES[path]):
+            below = other.split(".")[0]
+            assert ORDER.index(below) >= ORDER.index(part), f"{path} imports {other}"
+
+
+def test_no_modules_import_each_other():
+    TopologicalSorter({name: _imports(FILES[path]) - {name} for name, path in MODULES.items()}).prepare()
+
+
+def test_rooms_are_small():
+    for folder in [PACKAGE, *(path for path in PACKAGE.rglob("*") if path.is_dir() and path.name != "__pycache__")]:
+        assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 13, folder
+    for path, tree in FILES.items():
+        assert len((PACKAGE / path).read_text().splitlines()) <= 400, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_orbax_and_linen_stay_in_their_rooms():
+    for path in FILES:
+        text = (PACKAGE / path).read_text()
+        assert "orbax.checkpoint" not in text or path == Path("io/arrays.py"), path
+        assert "flax.linen" not in text or path.parts[0] in ("models", "peft") or path == Path("core/classifier.py"), (
+            path
+        )
+
+
+@pytest.mark.parametrize("family", ["ViT", "ResNet", "BiT", "Bert"])
+def test_no_family_is_asked_for_outside_its_files(family):
+    for path, tree in FILES.items():
+        if path.parts[0] == "models" or path.parts[:2] == ("weights", "mappings"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+                names = {child.id for child in ast.walk(node.args[1]) if isinstance(child, ast.Name)}
+                assert family not in names, f"{path}, line {node.lineno}"

@@ -1,0 +1,20 @@
+"""`train`: fine-tunes, validates, saves and resumes; ends with result.json."""
+
+from tljax.cli.flags import parse_experiment
+from tljax.config import flag_types
+from tljax.distributed import processes
+from tljax.distributed.preemption import Notice
+from tljax.training.trainer import train
+
+
+def main(arguments: list[str]) -> None:
+    parser = flag_types.Parser("python -m tljax train", description=__doc__)
+    parser.add_argument(
+        "--workdir", required=True, type=flag_types.path, help="required: a new folder or bucket, or one to resume"
+    )
+    told = "stop with all saved before so many seconds are over, with exit status 75; the same command goes on"
+    parser.add_argument("--max-seconds", type=flag_types.seconds, default=0, metavar="S", help=told)
+    processes.add_arguments(parser)
+    experiment, options = parse_experiment(parser, arguments)
+    with Notice(options.max_seconds).listening() as notice, processes.joined(options):
+        train(experiment, options.workdir, notice)
