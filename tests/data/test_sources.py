@@ -18,8 +18,8 @@ from PIL import Image
 
 from tests.conftest import PATIENCE, ROOT, make_folder
 from tests.data.test_tasks import column, load
-from tljax.data import array_records, record_parts
 from tljax.data.dataset import Item, Source
+from tljax.data.records import array_records, record_parts
 from tljax.data.transforms import image
 from tljax.errors import InputError
 from tljax.io.download.fetch import cache_dir

@@ -13,7 +13,7 @@ from tests.report import made
 from tests.report.conftest import ACCURACIES
 from tests.report.made import compared
 from tljax.errors import InputError
-from tljax.reports import curves
+from tljax.reports import figures
 
 pytestmark = pytest.mark.unoptimised
 
@@ -171,7 +171,7 @@ def test_methods_that_differ_in_examples_alone_make_a_curve(tmp_path):
             tried = made.experiment(tuning__strategy=strategy, task__fraction=fraction)
             made.leave(tmp_path / "runs" / f"{strategy}-{fraction}", tried, right)
     (found,) = compared(tmp_path / "runs", tmp_path / "out")
-    families = curves.by_training_examples(found)
+    families = figures.by_training_examples(found)
     assert list(families) == ["linear_probe", "full"]
     sizes = [[method.runs[0].resolved.train_examples for method in of] for of in families.values()]
     assert sizes == [[10, 50, 100]] * 2

@@ -5,8 +5,8 @@ import json
 from collections.abc import Callable
 
 from tljax.config.schema import TaskConfig
-from tljax.data.array_records import open_prepared, prepare
 from tljax.data.dataset import Source, Task
+from tljax.data.records.array_records import open_prepared, prepare
 from tljax.data.sources import builtin, huggingface, table, tfds
 from tljax.data.sources import folder as sources_folder
 from tljax.errors import InputError

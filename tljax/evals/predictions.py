@@ -18,7 +18,7 @@ from tljax.core.train_step import State
 from tljax.data.dataset import Split, labels_of, values_of
 from tljax.data.loader import evaluation_batches, length_of
 from tljax.data.readers import Reader
-from tljax.data.record_parts import index_schema
+from tljax.data.records.record_parts import index_schema
 from tljax.distributed import mesh, processes
 from tljax.errors import InputError, message_of
 from tljax.io import storage, strict_json

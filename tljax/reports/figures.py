@@ -1,21 +1,25 @@
 """The figures of a section, from what it compares."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tljax.config.schema import Experiment
 from tljax.evals import plots
-from tljax.reports import curves, statistics
+from tljax.reports import statistics
 from tljax.reports.figure_style import COLOURS, GRID, INK, MARKERS, Drawing
 from tljax.reports.formatting import compact
 from tljax.reports.run_metrics import pooled
 from tljax.reports.schema import Method, Section
 from tljax.streams import in_one_line
+from tljax.sweeps import selection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_POINTS = 150  # of a curve, above which no eye sees a difference
 _SHOWN = 20  # classes whose change is drawn
 _CELLS = 12  # classes up to which what has a cell for each fits half of a page
 _CONFUSED = 40  # and up to which a confusion matrix fits a whole one
@@ -64,7 +68,7 @@ def _costs(section: Section) -> Iterator[Drawing]:
 
 
 def _efficiency(section: Section) -> Iterator[Drawing]:
-    families = curves.by_training_examples(section)
+    families = by_training_examples(section)
     if not families:
         return
     figure, axes = _figure(section, len(families))
@@ -88,7 +92,7 @@ def _learning(section: Section) -> Iterator[Drawing]:
     ):
         figure, axes = _figure(section, len(section.methods))
         for number, method in enumerate(section.methods):
-            steps, values = curves.over_steps(method, split, key)
+            steps, values = over_steps(method, split, key)
             if len(steps) < 2:
                 continue
             values = unit * values
@@ -216,3 +220,35 @@ def _short(name: str, most: int = 18) -> str:
 
 def _long(names: Sequence[str]) -> bool:
     return max(map(len, names)) > 4
+
+
+def over_steps(method: Method, split: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps at which every run of a method logged a metric [steps], and its values [seeds, steps].
+
+    Of long logs, every so many steps are taken.
+    """
+    logged = []
+    for run in method.runs:
+        lines = [line for line in run.folder.metrics if line["split"] == split and metric in line]
+        logged.append({line["step"]: line[metric] for line in lines})
+    steps = sorted(set.intersection(*(set(one) for one in logged)))
+    steps = steps[:: -(-len(steps) // _POINTS)] if steps else []
+    return np.array(steps, int), np.array([[one[step] for step in steps] for one in logged], float)
+
+
+def by_training_examples(section: Section) -> dict[str, list[Method]]:
+    """Name -> methods that differ in their training examples alone, by how many they have; of at least two numbers."""
+    families: dict[Experiment, list[Method]] = {}
+    for method in section.methods:
+        families.setdefault(_without_examples(method, section), []).append(method)
+    found = {}
+    for name, members in zip(selection.names(list(families)), families.values(), strict=True):
+        if len({method.runs[0].resolved.train_examples for method in members}) > 1:
+            found[name] = sorted(members, key=lambda method: method.runs[0].resolved.train_examples)
+    return found
+
+
+def _without_examples(method: Method, section: Section) -> Experiment:
+    experiment = selection.method_of(method.runs[0].experiment, section.options.tuned)
+    task = dataclasses.replace(experiment.task, train="train", shots=0, fraction=1.0, subset_seed=0)
+    return dataclasses.replace(experiment, task=task)

@@ -20,9 +20,9 @@ from tljax import console
 from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Label, Source, Task, values_of
 from tljax.data.labels import Labels, infer, is_missing
-from tljax.data.record_index import finish, index_row, kept_if_of_use, open_task, progress
-from tljax.data.record_parts import Examined, Part, clear, index_schema, write_parts
-from tljax.data.record_reader import Stored
+from tljax.data.records.record_index import finish, index_row, kept_if_of_use, open_task, progress
+from tljax.data.records.record_parts import Examined, Part, clear, index_schema, write_parts
+from tljax.data.records.record_reader import Stored
 from tljax.data.sources import vtab
 from tljax.data.sources.columns import say
 from tljax.data.sources.tfds_features import Features, choose

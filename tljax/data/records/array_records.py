@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from tljax.data.dataset import Item, Label, Source, Task
-from tljax.data.record_index import finish, index_row, kept_if_of_use, open_task, progress
-from tljax.data.record_parts import Examined, Part, clear, index_schema, write_parts
-from tljax.data.record_reader import Stored
+from tljax.data.records.record_index import finish, index_row, kept_if_of_use, open_task, progress
+from tljax.data.records.record_parts import Examined, Part, clear, index_schema, write_parts
+from tljax.data.records.record_reader import Stored
 from tljax.data.transforms import image
 from tljax.data.transforms.decode import frames_of
 from tljax.errors import InputError, message_of
@@ -182,7 +182,7 @@ def _write_for_tfds(folder: Path, features: Any, parts: Mapping[str, Sequence[Pa
             part.records.rename(of_split.sharded_filepath(shard_index=number, num_shards=len(shards)))
         lengths, size = [len(part.index) for part in shards], sum(part.size for part in shards)
         splits.append(tfds.core.SplitInfo(split, lengths, size, of_split))
-    identity = DatasetIdentity("tljax", tfds.core.Version("1.0.0"), str(folder), "tljax.data.array_records")
+    identity = DatasetIdentity("tljax", tfds.core.Version("1.0.0"), str(folder), "tljax.data.records.array_records")
     info = tfds.core.DatasetInfo(builder=identity, features=features)
     info.set_file_format("array_record")
     info.set_splits(tfds.core.splits.SplitDict(splits))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tljax import console
 from tljax.data.dataset import Base, Label, Records, Source, Task, fingerprint
-from tljax.data.record_parts import DiskFull, Part
+from tljax.data.records.record_parts import DiskFull, Part
 from tljax.errors import InputError, message_of
 
 # How many times as long as the other a side may be: with more, resizing the shorter one for a network takes gigabytes.

@@ -1,0 +1,1 @@
+"""Examples in array_record files: written once, read by index."""
