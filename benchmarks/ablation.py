@@ -88,7 +88,7 @@ def main() -> None:
     # With every run tested, as those that train by themselves are.
     together = timed("sweep", *named, f"--root={root / 'together'}", "--peek-test", cache=root)
     points = sweeps.points(experiment, overrides, root / "together")
-    strategies: dict[str, list[sweeps.Point]] = {}
+    strategies: dict[str, list[sweeps.Trial]] = {}
     for point in points:
         strategies.setdefault(point.experiment.tuning.strategy + str(point.experiment.tuning.k or ""), []).append(point)
     rows, alone, allowed, differences = [], 0.0, [0.0, 0.0], []
@@ -128,9 +128,9 @@ def main() -> None:
         print("the same settings are best:", _same_best(points, root, strategies))
 
 
-def _same_best(points: list[sweeps.Point], root: Path, strategies: dict[str, list[sweeps.Point]]) -> bool:
+def _same_best(points: list[sweeps.Trial], root: Path, strategies: dict[str, list[sweeps.Trial]]) -> bool:
     alone = [
-        sweeps.Point(point.overrides, point.experiment, root / "alone" / f"{name}-{number}")
+        sweeps.Trial(point.overrides, point.experiment, root / "alone" / f"{name}-{number}")
         for name, members in strategies.items()
         for number, point in enumerate(members)
     ]

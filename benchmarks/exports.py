@@ -43,7 +43,7 @@ from tljax.weights.readers import files
 Arrays = Mapping[str, np.ndarray]
 TEXT = ("input_ids", "attention_mask", "token_type_ids")
 TOLERANCE = 2e-5
-# Absolute. BiT's normalisations magnify rounding, and its features here are of the order of 1.
+# Absolute. BiT's normalizations magnify rounding, and its features here are of the order of 1.
 TOLERANCES = {"ResNet": 5e-5, "BiT": 2e-4}
 
 
@@ -83,8 +83,8 @@ def random(name: str, row: str, module: Backbone, size: int) -> Case:
     arrays = {}
     for path, shape in sorted(pretrained.shapes(module).items()):
         known = tuple(5 if length is None else length for length in shape)
-        centre = 1.0 if path.endswith(("scale", "var")) else 0.0
-        arrays[path] = (centre + 0.05 * rng.standard_normal(known)).astype(np.float32)
+        center = 1.0 if path.endswith(("scale", "var")) else 0.0
+        arrays[path] = (center + 0.05 * rng.standard_normal(known)).astype(np.float32)
     return Case(name, row, module, arrays, rng.standard_normal((2, size, size, 3)).astype(np.float32))
 
 

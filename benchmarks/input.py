@@ -5,8 +5,8 @@
 
 All read the same files, in one process with one thread on one core, and make batches of 64 squares of 224 pixels by
 the same crop, half of them mirrored. They take turns, each all files in each round; a row gives the median of the
-rounds, and its ratio to that of the DataLoader which gives bytes (`uint8`) as tljax does (it normalises on the device),
-and to that of the one that normalises on the host, as is usual.
+rounds, and its ratio to that of the DataLoader which gives bytes (`uint8`) as tljax does (it normalizes on the device),
+and to that of the one that normalizes on the host, as is usual.
 
 The files are cut from two photographs of scikit-learn laid side by side and mirrored, so that they have the detail of
 photographs at either size (quality 90).
@@ -68,14 +68,14 @@ def make(root: Path, width: int, height: int, count: int) -> None:
             picture.save(root / str(label) / f"{i:04d}.jpg", quality=90)
 
 
-def torch_loader(files: Files, crop: str, normalised: bool) -> Epoch:
+def torch_loader(files: Files, crop: str, normalized: bool) -> Epoch:
     filter = InterpolationMode(files.interpolation)
     if crop == "inception":
         cut = [transforms.RandomResizedCrop(SIZE, interpolation=filter)]
     else:
         cut = [transforms.Resize(RESIZE, interpolation=filter), transforms.RandomCrop(SIZE)]
     to_floats = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
-    last = to_floats if normalised else [transforms.PILToTensor()]
+    last = to_floats if normalized else [transforms.PILToTensor()]
     dataset = ImageFolder(files.root, transforms.Compose([*cut, transforms.RandomHorizontalFlip(), *last]))
     return lambda: iter(torch.utils.data.DataLoader(dataset, BATCH, shuffle=True))
 
@@ -135,8 +135,8 @@ def _batches(sources: list, view: Callable[[object, np.random.Generator], np.nda
 
 def pipelines(files: Files, crop: str) -> dict[str, Epoch]:
     return {
-        "torch DataLoader, uint8": torch_loader(files, crop, normalised=False),
-        "torch DataLoader, normalised": torch_loader(files, crop, normalised=True),
+        "torch DataLoader, uint8": torch_loader(files, crop, normalized=False),
+        "torch DataLoader, normalized": torch_loader(files, crop, normalized=True),
         "Grain and PIL": grain_pil(files, crop),
         "tljax, exact": tljax(files, crop, "exact"),
         "tljax, fast": tljax(files, crop, "fast"),
@@ -174,13 +174,13 @@ def main() -> None:
             make(root, width, height, options.files)
             for crop in CROPS:
                 found = rates(pipelines(Files(root, options.interpolation), crop), options.files, options.rounds)
-                base, normalised = list(found.values())[:2]
+                base, normalized = list(found.values())[:2]
                 cells = [
-                    (name, f"{rate:.0f}", f"{rate / base:.2f}", f"{rate / normalised:.2f}")
+                    (name, f"{rate:.0f}", f"{rate / base:.2f}", f"{rate / normalized:.2f}")
                     for name, rate in found.items()
                 ]
                 title = f"{width} × {height}, {crop} crop, {options.interpolation}"
-                console.table(title, ("", "images/s", "÷ uint8", "÷ normalised"), cells)
+                console.table(title, ("", "images/s", "÷ uint8", "÷ normalized"), cells)
                 rows += [{"width": width, "height": height, "crop": crop, "interpolation": options.interpolation,
                           "pipeline": name, "images_per_second": rate} for name, rate in found.items()]  # fmt: skip
     if options.json:

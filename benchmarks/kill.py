@@ -63,10 +63,10 @@ NETWORKS = {
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "linear_probe": ("vit", {}),
     "last_k": ("text", {"tuning.k": 1}),
-    "full": ("vit", {"optim.accumulate": 2, "regularise.dropout": 0.1}),
+    "full": ("vit", {"optim.accumulate": 2, "regularize.dropout": 0.1}),
     "lora": ("vit", {"optim.average": "ema"}),
     "lp_ft": ("resnet", {}),
-    "gradual_unfreezing": ("resnet", {"tuning.every": 7, "regularise.l2_sp": 0.1}),
+    "gradual_unfreezing": ("resnet", {"tuning.every": 7, "regularize.l2_sp": 0.1}),
 }
 # What a kill is aimed at -> how long after its beginning it may come, in seconds.
 PHASES = {

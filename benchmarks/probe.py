@@ -210,11 +210,11 @@ def more_and_more(epochs: int, rounds: int, clock: Callable[[], float]) -> None:
 def clouds(classes: int, n: int, seed: int) -> Examples:
     """Overlapping clouds of unequal spread, off the origin, as features are."""
     fixed = np.random.default_rng(0)
-    centres, shift = 0.25 * fixed.standard_normal((classes, WIDTH)), 0.5 * fixed.standard_normal(WIDTH)
+    centers, shift = 0.25 * fixed.standard_normal((classes, WIDTH)), 0.5 * fixed.standard_normal(WIDTH)
     mix = fixed.standard_normal((WIDTH, WIDTH)) * np.geomspace(3, 0.1, WIDTH) / WIDTH**0.5
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, n).astype(np.int32)
-    x = (centres[labels] + rng.standard_normal((n, WIDTH))) @ mix + shift
+    x = (centers[labels] + rng.standard_normal((n, WIDTH))) @ mix + shift
     return Examples(x.astype(np.float32), labels)
 
 

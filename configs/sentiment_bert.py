@@ -35,6 +35,6 @@ def get_config(arg: str = "full"):
     config.task.update(max_tokens=64, token_multiple=16, batch_size=32, shots=500)
     config.epochs = 4.0
     config.optim.update(learning_rate=rate, warmup_steps=20, clip_norm=1.0, weight_decay=0.01)
-    config.regularise.dropout = 0.1
+    config.regularize.dropout = 0.1
     config.tuning.update(strategy=arg, **arguments)
     return config

@@ -105,7 +105,7 @@ def _sst2(config):
     config.task.update(train=train, validation=validation, test=test)
     config.epochs = 3.0
     config.optim.update(learning_rate=5e-5, schedule="linear", warmup_steps=600, clip_norm=1.0, weight_decay=0.01)
-    config.regularise.dropout = 0.1
+    config.regularize.dropout = 0.1
 
 
 def sweep(arg: str = "pets"):

@@ -17,7 +17,7 @@ from PIL import Image
 from tljax.config import schema
 from tljax.core.run import Run, prepare
 from tljax.data.preprocessing import Preprocessing
-from tljax.distributed.preemption import Notice
+from tljax.distributed.preemption import PreemptionSignal
 from tljax.io.download.fetch import cache_dir
 from tljax.models.registry import BACKBONES, attributes
 from tljax.models.text.bert import Bert
@@ -52,7 +52,7 @@ def tljax(*arguments: object, status: int = 0, **environment: str) -> subprocess
 
 
 def make_folder(root: Path, per_class: int = 12, classes: tuple[str, ...] = ("disc", "square")) -> Path:
-    """Little drawings: the class decides the shape, a fixed seed its place, size and colours."""
+    """Little drawings: the class decides the shape, a fixed seed its place, size and colors."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:32, :32]
     for name in classes:
@@ -175,7 +175,7 @@ def make_table(path: Path, rows: int = 32) -> Path:
     return path
 
 
-class StopAt(Notice):
+class StopAt(PreemptionSignal):
     """Told to stop when it is asked for the `count`-th time."""
 
     def __init__(self, count: int):

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import log_softmax
 
 from tests.conftest import tiny_run
-from tljax.config.schema import OptimConfig, RegulariseConfig
+from tljax.config.schema import OptimConfig, RegularizeConfig
 from tljax.core.train_step import Rules, State, gradients
 from tljax.data import mixup
 from tljax.tuning import optimizers
@@ -38,7 +38,7 @@ def _loss(monkeypatch, *, smoothing: float = 0.0, parts: int = 1, is_mixed: bool
     config = OptimConfig(accumulate=parts)
     tx = optimizers.optimizer(config, one)
     rules = Rules(
-        *(forward, tx, lambda step: 0.1, one, config, RegulariseConfig(), smoothing, one, 0, 0),
+        *(forward, tx, lambda step: 0.1, one, config, RegularizeConfig(), smoothing, one, 0, 0),
         class_weights=jnp.array(weights),
     )
     state = State(zero, params, tx.init(params), {}, {}, {}, zero)
@@ -74,7 +74,7 @@ def test_a_batch_of_classes_that_weigh_nothing_moves_nothing(monkeypatch):
 
 
 def test_a_run_weighs_what_it_mixes(shapes):
-    values = {"regularise__mixup": 0.4, "task__class_weights": (1.0, 4.0), "head__init": "truncated_normal"}
+    values = {"regularize__mixup": 0.4, "task__class_weights": (1.0, 4.0), "head__init": "truncated_normal"}
     run = tiny_run(f"folder:{shapes}", **values)
     batch, state = run.train_input().batch(0), run.init_state()
     key = jax.random.fold_in(jax.random.key(np.uint32(0)), 0)

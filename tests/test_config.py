@@ -26,9 +26,17 @@ def test_an_experiment_survives_json():
     assert again.tuning.patterns == ((".*", 1.0),)
 
 
+def test_a_config_of_an_earlier_version_is_read_by_its_names_of_then():
+    then = {"regularise": {"dropout": 0.1}, "task": {"crop": "centre", "augment": ["colour_jitter", "flip"]}}
+    now = {"regularize": {"dropout": 0.1}, "task": {"crop": "center", "augment": ["color_jitter", "flip"]}}
+    assert serialization.with_present_names(then) == now
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        (_with(regularise={}), "no key config.regularise: it is called config.regularize now"),
+        (_with(task={"crop": "centre"}), "did you mean center"),
         (_with(optimm={}), "no key config.optimm: did you mean config.optim?"),
         (
             _with(optim={"learning_rat": 1.0}),

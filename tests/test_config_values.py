@@ -50,7 +50,7 @@ SAID = {
     "stop or skip": ["stop, skip"],
     "down or up": ["down, up"],
     "replicated or sharded": ["replicated, sharded"],
-    "center, random, inception": ["centre, random, inception"],
+    "center, random, inception": ["center, random, inception"],
     "the memory": ["GB"],
     "positions": ["32 positions"],
     "the kernel's smaller side": ["kernel (16 x ", "give 1 to 16"],
@@ -69,7 +69,7 @@ def _read(text: str) -> Any:
 
 def _overrides(key: str, text: str) -> tuple[dict[str, Any], bool]:
     """The values by dotted key that a row of the table means, and whether they are of texts."""
-    section, name = key.replace("regularize", "regularise").rpartition(".")[::2]
+    section, name = key.replace("regularize", "regularize").rpartition(".")[::2]
     text, _, note = re.fullmatch(r"(.+?)( \((.+)\))?", text).groups()
     text, place = re.fullmatch(r"(.+?)(?: (?:on|for|of) (.+))?", text).groups()
     overrides: dict[str, Any] = {"tuning.strategy": "full"}

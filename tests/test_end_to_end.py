@@ -153,7 +153,7 @@ KILLED = {
     "gradual": (
         [
             *("--config.tuning.strategy=gradual_unfreezing", "--config.tuning.every=5"),
-            *("--config.optim.accumulate=2", "--config.regularise.dropout=0.1", "--config.regularise.l2_sp=0.1"),
+            *("--config.optim.accumulate=2", "--config.regularize.dropout=0.1", "--config.regularize.l2_sp=0.1"),
         ],
         (10, 11, 17),
     ),
@@ -268,7 +268,7 @@ def test_lora_is_merged_into_what_is_exported(tmp_path):
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     pair = ["backbone/block_0/attention/qkv/lora_a", "backbone/block_0/attention/qkv/lora_b"]
     assert plan["groups"][1]["trainable_leaves"] == pair
-    assert set(pair) < set(plan["weights_become"]["initialised"])
+    assert set(pair) < set(plan["weights_become"]["initialized"])
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["frozen_digest_before"] == result["frozen_digest_after"] != tuning_multipliers.digest({})
     assert result["cost"]["trainable_params"] == 3 * 8 * (16 + 48) + 2 * (16 + 1)

@@ -329,7 +329,7 @@ def test_a_larger_image_is_seen_through_a_resampled_grid(run, data):
     stem["pos_embed"] = jnp.asarray(table)
     size = dataclasses.replace(resolved.preprocessing, size=64)
     pictures = [image.decode((data / id).read_bytes(), id) for id in kept.ids]
-    x = image.normalise(jnp.stack([image.evaluation_view(one, size) for one in pictures]), size)
+    x = image.normalize(jnp.stack([image.evaluation_view(one, size) for one in pictures]), size)
     features = trained.network.backbone.clone(grid=(8, 8)).apply({"params": params["backbone"]}, x)
     wanted = features @ params["head"]["kernel"] + params["head"]["bias"]
     np.testing.assert_allclose(kept.logits, wanted, rtol=1e-4, atol=1e-5)

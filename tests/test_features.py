@@ -65,7 +65,7 @@ RUNS = {
     ),
     "dropout": (
         "tiny_vit",
-        {"tuning__strategy": "last_k", "tuning__k": 1, "regularise__dropout": 0.1, "regularise__drop_path": 0.2},
+        {"tuning__strategy": "last_k", "tuning__k": 1, "regularize__dropout": 0.1, "regularize__drop_path": 0.2},
     ),
     "gradual": ("tiny_vit", {"tuning__strategy": "gradual_unfreezing", "tuning__by": 2}),
     "lora above": (
@@ -301,7 +301,7 @@ def test_no_room_is_said_before_anything_is_computed(probe, shapes):
     [
         ({"tuning__strategy": "full"}, "trains from the first group on"),
         ({"task__crop": "inception"}, "task.views"),
-        ({"regularise__mixup": 0.2}, "mixup"),
+        ({"regularize__mixup": 0.2}, "mixup"),
         ({"cache": "sometimes"}, "on, off, auto"),
     ],
 )

@@ -62,7 +62,7 @@ def _run(dataset: str, network: str, strategy: str) -> Run:
     """With everything on that could read a frozen gradient: clip, weight decay, gradient norm, parts, average."""
     careful = {"optim__name": "adamw", "optim__weight_decay": 0.1, "optim__clip_norm": 1.0, "optim__accumulate": 2}
     arguments = {f"tuning__{name}": value for name, value in (ARGUMENTS | RECIPES)[strategy].items()}
-    values = careful | {"tuning__strategy": strategy, "optim__average": "ema", "regularise__dropout": 0.1} | arguments
+    values = careful | {"tuning__strategy": strategy, "optim__average": "ema", "regularize__dropout": 0.1} | arguments
     size = FULL_SIZE.get(network, 32)
     return tiny_run(dataset, network, optim__learning_rate=1e-2, task__image_size=size, **values)
 
@@ -119,7 +119,7 @@ def test_statistics_that_moved_in_any_phase_are_not_left_out(dataset, modes):
         tuning__strategy="lp_ft",
         batch_norm__frozen_groups=frozen,
         batch_norm__trained_groups=trained,
-        regularise__l2_sp=0.1,
+        regularize__l2_sp=0.1,
     )
     state, stream = run.init_state(), run.train_input()
     start = {name: np.array(leaf) for name, leaf in named(state).items()}
@@ -172,7 +172,7 @@ def test_cost_falls_with_what_is_frozen(dataset, backbone):
     assert all(found["trainable_params"] + found["frozen_params"] == costs[2]["trainable_params"] for found in costs)
 
 
-@pytest.mark.parametrize("values", [{}, {"optim__sam_rho": 0.1}, {"regularise__l2_sp": 0.1}, {"optim__name": "muon"}])
+@pytest.mark.parametrize("values", [{}, {"optim__sam_rho": 0.1}, {"regularize__l2_sp": 0.1}, {"optim__name": "muon"}])
 def test_a_step_is_compared_with_one_that_trains_everything(dataset, values):
     part, full = (tiny_run(dataset, tuning__strategy=name, **values) for name in ("linear_probe", "full"))
     own, whole = (flops.count(run.trace_train_step(run.phases[0]).jaxpr) for run in (part, full))

@@ -11,7 +11,7 @@ import pytest
 import submitit  # noqa: F401  as it sets up logging it has absl close its stream: not one that a test captures
 
 from tests.conftest import StopAt
-from tljax.distributed.preemption import Notice, Stopped
+from tljax.distributed.preemption import PreemptionSignal, Stopped
 from tljax.errors import InputError
 from tljax.sweeps.launchers import slurm
 
@@ -61,7 +61,7 @@ sys.exit(int(statuses[tries]))
 """
 
 
-class Point:
+class Trial:
     """What the launcher asks of a point."""
 
     def __init__(self, folder: Path):
@@ -94,7 +94,7 @@ def cluster(tmp_path, monkeypatch):
 
 def jobs_of(root: Path, *statuses: str) -> list[SimpleNamespace]:
     """Jobs of one point each; `statuses` are those of its tries, one after another."""
-    points = [Point(root / f"point-{i}") for i in range(len(statuses))]
+    points = [Trial(root / f"point-{i}") for i in range(len(statuses))]
     commands = [(sys.executable, "-c", WORK, str(p.folder), s) for p, s in zip(points, statuses, strict=True)]
     return [SimpleNamespace(name=p.folder.name, command=c, points=(p,)) for p, c in zip(points, commands, strict=True)]
 
@@ -108,12 +108,12 @@ def launcher(root: Path, *given: str):
 
 def test_jobs_run_and_what_saved_is_requeued_by_itself(tmp_path, cluster, capsys):
     jobs = jobs_of(tmp_path / "runs", "0", "75,75,0", "1,0", "0")
-    launcher(tmp_path / "runs")(jobs, Notice())
+    launcher(tmp_path / "runs")(jobs, PreemptionSignal())
     assert [job.points[0].tries for job in jobs] == [1, 3, 1, 1]
     assert [job.points[0].result for job in jobs] == [True, True, False, True]
     assert "Slurm job 7: 4 tasks, 2 at a time" in capsys.readouterr().out
     # What ended without a result is submitted again by the same call, and nothing else.
-    launcher(tmp_path / "runs")([job for job in jobs if not job.points[0].result], Notice())
+    launcher(tmp_path / "runs")([job for job in jobs if not job.points[0].result], PreemptionSignal())
     assert [job.points[0].tries for job in jobs] == [1, 3, 2, 1]
     assert all(job.points[0].result for job in jobs)
 
@@ -138,7 +138,7 @@ def test_what_is_in_the_queue_is_not_submitted_again(tmp_path, cluster, capsys):
     assert sorted(path.name for path in (cluster / "queue").iterdir()) == ["7_0", "8_0", "8_1"]
     for job in jobs:
         (job.points[0].folder / "wait").unlink()
-    launcher(tmp_path / "runs")(jobs, Notice())
+    launcher(tmp_path / "runs")(jobs, PreemptionSignal())
     assert "3 jobs are in Slurm's queue already" in capsys.readouterr().out
     assert all(job.points[0].result for job in jobs) and len(list(cluster.glob("*.sh"))) == 2
     assert [job.points[0].tries for job in jobs] == [1, 2, 1]  # Slurm's, which the make-believe one did not stop
@@ -153,16 +153,16 @@ def test_what_was_cancelled_while_it_saved_is_not_requeued(tmp_path, cluster):
         launcher(tmp_path / "runs")(jobs, StopAt(3))
     (cluster / "queue" / "7").write_text("COMPLETING")
     (point.folder / "wait").unlink()
-    launcher(tmp_path / "runs")(jobs, Notice())
+    launcher(tmp_path / "runs")(jobs, PreemptionSignal())
     assert point.tries == 1 and not point.result
-    launcher(tmp_path / "runs")(jobs, Notice())
+    launcher(tmp_path / "runs")(jobs, PreemptionSignal())
     assert point.tries == 2 and point.result
 
 
 def test_options_of_sbatch(tmp_path, cluster):
     given = ("partition=gpu", "time=01:00:00", "gpus-per-node=1", "exclusive", "job-name=mine")
     containers = ("container-image=ghcr.io#org/image:1", "container-mounts=/data", "no-container-mount-home")
-    launcher(tmp_path / "runs", *given, *containers)(jobs_of(tmp_path / "runs", "0", "0", "0"), Notice())
+    launcher(tmp_path / "runs", *given, *containers)(jobs_of(tmp_path / "runs", "0", "0", "0"), PreemptionSignal())
     script = (cluster / "7.sh").read_text().splitlines()
     for option in (
         "array=0-2%2",
@@ -187,11 +187,11 @@ def test_what_cannot_be_is_told_before_anything_runs(tmp_path, cluster, monkeypa
         launcher(tmp_path, "array=1-3")
     (cluster / "bin" / "squeue").write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2; exit 1\n")
     with pytest.raises(InputError, match="no Slurm answers: Unable to contact slurm controller"):
-        launcher(tmp_path)(jobs_of(tmp_path, "0"), Notice())
+        launcher(tmp_path)(jobs_of(tmp_path, "0"), PreemptionSignal())
     (cluster / "bin" / "squeue").write_text("#!/bin/sh\n")
     (cluster / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
     with pytest.raises(InputError, match="sbatch: sbatch: error: invalid partition"):
-        launcher(tmp_path)(jobs_of(tmp_path, "0"), Notice())
+        launcher(tmp_path)(jobs_of(tmp_path, "0"), PreemptionSignal())
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(InputError, match=r"needs submitit: pip install 'tljax\[slurm\]'"):
         launcher(tmp_path)

@@ -13,11 +13,11 @@ import pytest
 
 from tests.conftest import PATIENCE, ROOT, tljax
 from tests.report import made
-from tljax.distributed.preemption import Notice, Stopped
+from tljax.distributed.preemption import PreemptionSignal, Stopped
 from tljax.errors import InputError
 from tljax.sweeps.launchers import local
 from tljax.sweeps.launchers.local import Job, at_once, beside
-from tljax.sweeps.trial import Point
+from tljax.sweeps.trial import Trial
 
 pytestmark = pytest.mark.unoptimised
 
@@ -40,7 +40,7 @@ def _jobs(folder: Path, count: int, seconds: float = 0.5, peak: int = 1) -> list
     """Processes that sleep, with a plan as a run writes it, and leave how long they lived."""
     found = []
     for number in range(count):
-        point = Point({"seed": number}, made.experiment(seed=number), folder / f"point-{number}")
+        point = Trial({"seed": number}, made.experiment(seed=number), folder / f"point-{number}")
         told = point.folder, folder, seconds, peak, f"mark-{number}"
         found.append(Job(point.name, (sys.executable, "-c", MARK, *map(str, told)), (point,)))
     return found
@@ -57,7 +57,7 @@ def _most_at_once(marks: list[dict]) -> int:
 def test_so_many_run_at_a_time_and_each_has_its_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "_gpus", lambda: [])
     cores = os.sched_getaffinity(0)
-    beside(_jobs(tmp_path, 5), Notice(), 2, tmp_path / "logs")
+    beside(_jobs(tmp_path, 5), PreemptionSignal(), 2, tmp_path / "logs")
     marks = _marks(tmp_path)
     assert len(marks) == 5 and _most_at_once(marks) == 2
     each = max(len(cores) // 2, 1)
@@ -79,7 +79,7 @@ def test_with_little_memory_fewer_run_at_a_time_and_it_is_said(tmp_path, monkeyp
     ]
     monkeypatch.setattr(local, "_gpus", lambda: [])
     monkeypatch.setattr(local, "host_bytes", lambda: (8 * 10**9, 5 * 10**9))
-    beside(_jobs(tmp_path, 3, peak=3 * 10**9), Notice(), 3, tmp_path / "logs")
+    beside(_jobs(tmp_path, 3, peak=3 * 10**9), PreemptionSignal(), 3, tmp_path / "logs")
     assert _most_at_once(_marks(tmp_path)) == 1
     assert "a run needs 3.0 GB, and 5.0 GB are free: 1 at a time" in capsys.readouterr().out
 
@@ -87,10 +87,10 @@ def test_with_little_memory_fewer_run_at_a_time_and_it_is_said(tmp_path, monkeyp
 def test_gpus_are_shared_out_and_not_shared(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
-    beside(_jobs(tmp_path, 2), Notice(), 2, tmp_path / "logs")
+    beside(_jobs(tmp_path, 2), PreemptionSignal(), 2, tmp_path / "logs")
     assert sorted(mark["gpus"] for mark in _marks(tmp_path)) == ["4,5", "6,7"]
     with pytest.raises(InputError, match="--jobs=6 processes cannot share 5 GPUs: give --jobs=5"):
-        beside([], Notice(), 6, tmp_path / "logs")
+        beside([], PreemptionSignal(), 6, tmp_path / "logs")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert local._gpus() == []
 
@@ -98,8 +98,8 @@ def test_gpus_are_shared_out_and_not_shared(tmp_path, monkeypatch):
 WAIT = """
 import os, pathlib, signal, sys, time
 from tljax.sweeps.launchers.local import end_with_stdin
-from tljax.distributed.preemption import Notice, Stopped
-with Notice().listening():
+from tljax.distributed.preemption import PreemptionSignal, Stopped
+with PreemptionSignal().listening():
     end_with_stdin()
     try:
         pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
@@ -112,10 +112,10 @@ DRIVER = """
 import sys
 from pathlib import Path
 from tljax.sweeps.launchers.local import Job, beside
-from tljax.distributed.preemption import Notice
+from tljax.distributed.preemption import PreemptionSignal
 folder = Path(sys.argv[1])
 jobs = [Job(f"job-{i}", (sys.executable, "-c", sys.argv[2], str(folder / f"child-{i}")), ()) for i in range(2)]
-beside(jobs, Notice(), 2, folder / "logs")
+beside(jobs, PreemptionSignal(), 2, folder / "logs")
 """
 
 
@@ -137,7 +137,7 @@ def test_processes_end_when_they_are_told_or_when_the_one_that_started_them_is_k
         _until(lambda i=i: not Path(f"/proc/{(tmp_path / f'child-{i}').read_text()}").exists())
 
 
-class _Once(Notice):
+class _Once(PreemptionSignal):
     """Told to stop when a file is there."""
 
     def __init__(self, path: Path):
@@ -158,7 +158,7 @@ def _until(moment) -> None:
 def test_how_a_process_ended_is_told(tmp_path, capsys):
     codes = {"killed": "os.kill(os.getpid(), 9)", "crash": "sys.exit(3)", "fails": "sys.exit(1)", "does": "print('hi')"}
     jobs = [Job(name, (sys.executable, "-c", f"import os, sys; {code}"), ()) for name, code in codes.items()]
-    beside(jobs, Notice(), 1, tmp_path)
+    beside(jobs, PreemptionSignal(), 1, tmp_path)
     told = capsys.readouterr().out
     assert f"killed: killed by SIGKILL, see {tmp_path}/killed.log" in told
     assert f"crash: ended with status 3, see {tmp_path}/crash.log" in told
@@ -183,7 +183,7 @@ def test_what_print_prints_can_be_run_from_anywhere(shapes, tiny_weights, tmp_pa
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     config = tmp_path / "a config.py"
     config.write_text(CONFIG)
-    flags = f"--config={config}:pretrained", "--config.task.crop=centre", "--config.task.augment=()"
+    flags = f"--config={config}:pretrained", "--config.task.crop=center", "--config.task.augment=()"
     root = f"--root={tmp_path / 'my runs'}"
     printed = tljax("sweep", *flags, root, "--launcher=print").stdout.splitlines()
     assert len(printed) == 3 and not (tmp_path / "my runs").exists()

@@ -12,10 +12,10 @@ from tljax.evals.probe import Examples
 
 def _examples(classes: int, n: int = 300, width: int = 12, seed: int = 1) -> Examples:
     """Clouds that overlap, of unequal size in each direction, off the origin."""
-    centres = np.random.default_rng(0).standard_normal((classes, width))
+    centers = np.random.default_rng(0).standard_normal((classes, width))
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, n).astype(np.int32)
-    x = (centres[labels] + 1.5 * rng.standard_normal((n, width))) * np.geomspace(0.1, 3, width) + 1
+    x = (centers[labels] + 1.5 * rng.standard_normal((n, width))) * np.geomspace(0.1, 3, width) + 1
     return Examples(x.astype(np.float32), labels)
 
 
@@ -46,7 +46,7 @@ def test_it_is_scikit_learns(classes):
 def test_standardised_features():
     train = _examples(3)
     train.features[:, 4] = 7.0  # which are constant, and stay out
-    (found,) = logistic_regression.fit(train, 3, [0.5], standardise=True)
+    (found,) = logistic_regression.fit(train, 3, [0.5], standardize=True)
     x = train.features.astype(float)
     scaler = StandardScaler().fit(x)
     its = _exact(0.5).fit(scaler.transform(x), train.labels)

@@ -32,7 +32,7 @@ def test_a_class_or_value_counts_alike_on_the_device_and_in_a_summary():
     logits, labels = rng.normal(size=(301, 5)), (rng.random((301, 5)) < 0.3).astype(np.float32)
     for problem in ("multi_label", "regression"):
         per_example = base.loss(problem, jnp.array(logits), jnp.array(labels))
-        found = metrics_metrics.summarise(problem, logits, labels, full=False)
+        found = metrics_metrics.summarize(problem, logits, labels, full=False)
         assert float(per_example.mean()) == pytest.approx(found["loss"], rel=1e-5)
     right = base.score("multi_label", jnp.array(logits), jnp.array(labels))
     assert float(right.mean()) == pytest.approx(((logits > 0) == (labels > 0)).mean(), rel=1e-6)
@@ -45,5 +45,5 @@ def test_quality_rises_with_better_predictions(problem):
     good = {"single_label": np.eye(2), "multi_label": np.eye(2) - 0.5, "regression": values}[problem]
     bad = good[::-1]
     judged = base.JUDGED[problem]
-    better, worse = (judged.quality(metrics_metrics.summarise(problem, one, labels)) for one in (good, bad))
+    better, worse = (judged.quality(metrics_metrics.summarize(problem, one, labels)) for one in (good, bad))
     assert better > worse

@@ -15,17 +15,17 @@ from tljax.errors import InputError
 from tljax.io.lock import Taken
 from tljax.sweeps import status, sweep
 from tljax.sweeps.sweep import Protocol
-from tljax.sweeps.trial import Point, named, points, uneven, units
+from tljax.sweeps.trial import Trial, named, points, uneven, units
 
 PROBES = grid({"tuning.strategy": ("linear_probe",), "optim.learning_rate": (1e-3, 1e-2), "seed": (0, 1)})
 DEEPER = grid({"tuning.strategy": ("last_k",), "tuning.k": (1, 2), "optim.learning_rate": (1e-3,), "seed": (0, 1)})
 
 
-def _points(root, overrides) -> list[Point]:
+def _points(root, overrides) -> list[Trial]:
     return points(made.experiment(), overrides, root)
 
 
-def _finish(point: Point, accuracy: float, test: bool = False) -> None:
+def _finish(point: Trial, accuracy: float, test: bool = False) -> None:
     right = {"validation": made.hits(accuracy, 40)} | ({"test": made.hits(accuracy, 200)} if test else {})
     made.leave(point.folder, point.experiment, right)
     if not test:
@@ -55,7 +55,7 @@ def test_a_bad_point_is_found_before_any_is_trained(tmp_path):
 
 
 def test_heads_share_a_process_and_so_do_runs_that_are_only_to_be_tested(tmp_path):
-    experiment = made.experiment(backbone__weights="some.weights", task__crop="centre", task__augment=())
+    experiment = made.experiment(backbone__weights="some.weights", task__crop="center", task__augment=())
     found = points(experiment, DEEPER[:2] + PROBES + DEEPER[2:], tmp_path)
     assert [[found.index(point) for point in unit] for unit in units(found)] == [[0], [1], [2, 3, 4, 5], [6], [7]]
     for point in (found[0], found[1], found[2]):

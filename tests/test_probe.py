@@ -36,7 +36,7 @@ def _pictures(run: Run) -> np.ndarray:
 
 def _features(run: Run, pictures: np.ndarray) -> np.ndarray:
     params = {"params": run.init_state().params["backbone"]}
-    apply = jax.jit(lambda x: run.network.backbone.apply(params, image.normalise(x, run.resolved.preprocessing)))
+    apply = jax.jit(lambda x: run.network.backbone.apply(params, image.normalize(x, run.resolved.preprocessing)))
     return np.stack([np.asarray(apply(view)) for view in pictures])
 
 
@@ -58,7 +58,7 @@ CASES = {
         [
             {"optim__learning_rate": 0.1, "optim__weight_decay": 0.3},
             {"optim__learning_rate": 0.02, "optim__weight_decay": 0.0, "seed": 7},
-            {"optim__learning_rate": 0.02, "optim__weight_decay": 0.0, "regularise__label_smoothing": 0.2},
+            {"optim__learning_rate": 0.02, "optim__weight_decay": 0.0, "regularize__label_smoothing": 0.2},
         ],
     ),
     "sgd": (
@@ -66,13 +66,13 @@ CASES = {
         [
             {"optim__learning_rate": 0.1},
             {"optim__learning_rate": 0.01, "seed": 1},
-            {"optim__learning_rate": 0.1, "regularise__label_smoothing": 0.2},
+            {"optim__learning_rate": 0.1, "regularize__label_smoothing": 0.2},
         ],
     ),
     "adafactor": ({"optim__name": "adafactor", "optim__weight_decay": 0.01}, [{"optim__learning_rate": 0.1}]),
     "lamb": ({"optim__name": "lamb", "head__bias": False}, [{"optim__learning_rate": 0.1}]),
     "lion": ({"optim__name": "lion", "optim__accumulate": 2}, [{"optim__learning_rate": 0.01}]),
-    "muon": ({"optim__name": "muon", "regularise__l2_sp_new": 0.1}, [{"optim__learning_rate": 0.01}]),
+    "muon": ({"optim__name": "muon", "regularize__l2_sp_new": 0.1}, [{"optim__learning_rate": 0.01}]),
     "balanced": ({"task__balance": "sampling", "optim__sam_rho": 0.05}, [{"optim__learning_rate": 0.1}]),
 }
 
@@ -206,7 +206,7 @@ def test_the_best_of_validation_is_chosen(problem):
     for head in found.heads:
         logits = held.features @ head.params["kernel"] + head.params["bias"]
         metric = JUDGED[problem].best
-        expected = metrics.summarise(problem, logits, held.labels, full=False)[metric]
+        expected = metrics.summarize(problem, logits, held.labels, full=False)[metric]
         assert head.validation[metric] == pytest.approx(expected, abs=1e-5)
         assert bool(head.test) == (head in found.best)
     assert found.best[0].test == found.best[0].validation
@@ -243,9 +243,9 @@ def test_what_can_train_together():
     assert linear_probe.together(one, other)
     longer = dataclasses.replace(one, steps=21)
     full = dataclasses.replace(one, tuning=dataclasses.replace(one.tuning, strategy="full"))
-    dropout = dataclasses.replace(one, regularise=dataclasses.replace(one.regularise, dropout=0.1))
+    dropout = dataclasses.replace(one, regularize=dataclasses.replace(one.regularize, dropout=0.1))
     x, labels = _problem()
-    for bad, says in ((longer, "differs from the first"), (full, "linear_probe"), (dropout, "regularise.dropout")):
+    for bad, says in ((longer, "differs from the first"), (full, "linear_probe"), (dropout, "regularize.dropout")):
         assert not linear_probe.together(one, bad)
         with pytest.raises(InputError, match=says):
             linear_probe.fit([one, bad], x, _stream(labels), 3)

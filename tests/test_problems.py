@@ -85,7 +85,7 @@ def test_padding_changes_no_logit_and_each_length_is_a_program(table):
 
 
 def test_a_killed_and_resumed_run_on_texts_has_the_same_bits(tmp_path, table):
-    experiment = _experiment(regularise__dropout=0.1, tuning__strategy="full")
+    experiment = _experiment(regularize__dropout=0.1, tuning__strategy="full")
     train(experiment, tmp_path / "whole")
     folder, weights = tmp_path / "half", tmp_path / "weights"
     shutil.copytree(experiment.backbone.weights, weights)
@@ -189,7 +189,7 @@ def test_other_workers_and_caches_go_on_with_a_run(tmp_path, table):
 CASES = {
     "a network for images": ({"backbone__weights": "", "backbone__name": "vit_tiny_patch16"}, "reads images, and csv:"),
     "no tokenizer": ({"backbone__weights": "", "backbone__name": "bert_base"}, "set task.tokenizer"),
-    "mixed texts": ({"regularise__mixup": 0.2}, "regularise.mixup mixes images"),
+    "mixed texts": ({"regularize__mixup": 0.2}, "regularize.mixup mixes images"),
     "mirrored texts": ({"task__flip_test": True}, "task.flip_test is of images"),
     "unknown balance": ({"task__balance": "los"}, "(did you mean loss?)"),
     "weights of other classes": ({"task__class_weights": (1.0, 2.0, 3.0)}, "task.class_weights has 3, "),
@@ -261,7 +261,7 @@ def test_evaluation_may_average_the_mirror_image(shapes):
 
 
 def test_mixing_trains_and_a_step_repeats_itself(shapes):
-    run = tiny_run(f"folder:{shapes}", regularise__mixup=0.4, regularise__cutmix=1.0, optim__accumulate=2)
+    run = tiny_run(f"folder:{shapes}", regularize__mixup=0.4, regularize__cutmix=1.0, optim__accumulate=2)
     batch, program = run.train_input().batch(0), run.train_step(run.phases[0])
     states = [program(run.init_state(), batch)[0] for _ in range(2)]
     jax.tree.map(np.testing.assert_array_equal, *states)

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as draw
 
-from tljax.config.schema import OptimConfig, RegulariseConfig
+from tljax.config.schema import OptimConfig, RegularizeConfig
 from tljax.core.train_step import Rules, State, train_step
 from tljax.errors import InputError
 from tljax.tuning import multipliers as tuning_multipliers
@@ -54,7 +54,7 @@ def tuned(some):
     try:
         return layout, tuning_multipliers.multipliers(name, arguments, layout, group_rates)
     except InputError as error:
-        if "no normalisation layers" in str(error) or "decides no parameter" in str(error):
+        if "no normalization layers" in str(error) or "decides no parameter" in str(error):
             return layout, tuning_multipliers.multipliers("full", {}, layout)
         raise
 
@@ -75,7 +75,7 @@ def _forward(params, batch_stats, image, key):
 def _trained(params, multipliers, config: OptimConfig, steps: int, rate: float = 0.1) -> State:
     tx = optimizers.optimizer(config, multipliers)
     ones = jax.tree.map(lambda _: 0.0, multipliers)
-    rules = Rules(_forward, tx, lambda step: rate, multipliers, config, RegulariseConfig(), 0.0, ones, 0, 0)
+    rules = Rules(_forward, tx, lambda step: rate, multipliers, config, RegularizeConfig(), 0.0, ones, 0, 0)
     opt_state = tx.init(tuning_multipliers.select(params, multipliers))
     zero = jnp.zeros((), jnp.int32)
     state = State(zero, params, opt_state, {}, {}, {}, zero)

@@ -79,7 +79,7 @@ def tokens(table: Path, vocabulary: Path) -> Callable[[], Sequence[np.ndarray]]:
     split = splits.cut(registry.load(TaskConfig(dataset=f"csv:{table}", text=("text",))), "train")
 
     def read() -> list[np.ndarray]:
-        found = tokenize.tokenised(split, tokenize.Tokenizer(vocabulary), 8)
+        found = tokenize.tokenized(split, tokenize.Tokenizer(vocabulary), 8)
         return [*found, np.array(list(found.facts.values()))]
 
     return read

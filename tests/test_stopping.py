@@ -23,7 +23,7 @@ from tljax.checkpoints.workdir import Workdir
 from tljax.cli.evaluate import evaluate
 from tljax.core.run import Run
 from tljax.distributed import preemption
-from tljax.distributed.preemption import SAVED, Notice, Stopped
+from tljax.distributed.preemption import SAVED, PreemptionSignal, Stopped
 from tljax.evals import predictions
 from tljax.models.registry import BACKBONES
 from tljax.training.trainer import train
@@ -49,28 +49,28 @@ def _terminal() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_terminal")
 def test_a_signal_is_noted_within_a_loop_and_stops_at_once_without():
-    with Notice().listening() as notice, notice.held():
-        assert notice.reason() == ""
+    with PreemptionSignal().listening() as preemption, preemption.deferred():
+        assert preemption.reason() == ""
         signal.raise_signal(signal.SIGTERM)
-        assert notice.reason() == "SIGTERM"
+        assert preemption.reason() == "SIGTERM"
     for number in preemption.SIGNALS:
-        with Notice().listening() as notice, pytest.raises(Stopped, match=number.name):
+        with PreemptionSignal().listening() as preemption, pytest.raises(Stopped, match=number.name):
             signal.raise_signal(number)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.usefixtures("_terminal")
 def test_a_terminal_that_closes_is_heard_once_and_under_nohup_not_at_all():
-    with Notice().listening() as notice, notice.held():
+    with PreemptionSignal().listening() as preemption, preemption.deferred():
         for _ in range(2):
             signal.raise_signal(signal.SIGHUP)
             time.sleep(0.1)
-        assert notice.reason() == "SIGHUP"
+        assert preemption.reason() == "SIGHUP"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Notice().listening() as notice, notice.held():
+        with PreemptionSignal().listening() as preemption, preemption.deferred():
             signal.raise_signal(signal.SIGHUP)
-            assert notice.reason() == ""
+            assert preemption.reason() == ""
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -78,18 +78,18 @@ def test_a_terminal_that_closes_is_heard_once_and_under_nohup_not_at_all():
 def test_the_time_limit_leaves_room_for_what_took_longest(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    notice, told = Notice(max_seconds=50), []
+    preemption, told = PreemptionSignal(max_seconds=50), []
     for took in (20, 2, 9, 2, 2, 2, 2, 2, 2):  # the first is the compiler's, which comes once
         now[0] += took
-        told.append(notice.reason())
+        told.append(preemption.reason())
     # After 41 s, 9 more still fit.
     assert told == [*[""] * 8, "--max-seconds=50"]
 
 
 def test_a_second_signal_ends_the_process_even_while_it_computes():
     code = (
-        "import hashlib, sys; from tljax.distributed.preemption import Notice\n"
-        "with Notice().listening() as notice, notice.held():\n"
+        "import hashlib, sys; from tljax.distributed.preemption import PreemptionSignal\n"
+        "with PreemptionSignal().listening() as preemption, preemption.deferred():\n"
         "    print('ready', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 300_000_000)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -236,7 +236,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, shapes, monkeypatch):
         wanted = train(run.experiment, tmp_path / "wanted")
         now, jumps = time.time, itertools.cycle((0, -1e7, 1e7, 3e7))
         patch.setattr(time, "time", lambda: now() + next(jumps))
-        found = train(run.experiment, tmp_path / "found", Notice(max_seconds=1000))
+        found = train(run.experiment, tmp_path / "found", PreemptionSignal(max_seconds=1000))
     assert found["splits"] == wanted["splits"]
     assert 0 < found["wall_seconds"] < 1000
     assert _history(tmp_path / "found") == _history(tmp_path / "wanted")

@@ -25,7 +25,7 @@ from tljax.evals.predictions import load
 from tljax.io.download.fetch import cache_dir
 from tljax.sweeps import runner, selection, sweep
 from tljax.sweeps.sweep import Protocol
-from tljax.sweeps.trial import Point, points
+from tljax.sweeps.trial import Trial, points
 from tljax.training import feature_cache, train_loop
 from tljax.training.trainer import train
 
@@ -34,7 +34,7 @@ def _experiment(shapes, weights, monkeypatch, **values) -> Experiment:
     monkeypatch.setenv("TLJAX_TEST_FOLDER", str(shapes))
     monkeypatch.setenv("TLJAX_TEST_WEIGHTS", str(weights))
     found = get_config("pretrained")
-    found.task.update(crop="centre", augment=())
+    found.task.update(crop="center", augment=())
     found.update(values)
     return Experiment.from_config(found)
 
@@ -168,7 +168,7 @@ def test_a_point_that_another_process_is_at_is_waited_for_and_not_run_again(
 @pytest.mark.slow
 def test_killed_again_and_again_each_point_is_run_once(shapes, lively_weights, tmp_path, monkeypatch):
     experiment = _experiment(shapes, lively_weights, monkeypatch, steps=400, eval_every=100)
-    flags = ["--config=tests/configs_sweep.py:pretrained", "--config.task.crop=centre", "--config.task.augment=()"]
+    flags = ["--config=tests/configs_sweep.py:pretrained", "--config.task.crop=center", "--config.task.augment=()"]
     flags += ["--config.steps=400", "--config.eval_every=100", "--jobs=2"]
 
     def start(root: Path) -> subprocess.Popen:
@@ -202,23 +202,23 @@ def test_killed_again_and_again_each_point_is_run_once(shapes, lively_weights, t
     assert all((point.folder / "result.json").stat().st_mtime_ns == first[point] for point in unchosen)
 
 
-def _last(point: Point) -> dict:
+def _last(point: Trial) -> dict:
     """All that it leaves but earlier checkpoints: one that was told to stop has saved there, too."""
     return {
         key: value for key, value in outcome(point.folder).items() if not key.startswith(("step 1", "step 2", "step 3"))
     }
 
 
-def _one_trains(found: list[Point]) -> bool:
+def _one_trains(found: list[Trial]) -> bool:
     """Whether a process is between its first step and its last."""
     return any(0 < len(Workdir(point.folder).metrics) < 390 for point in found if Workdir(point.folder).writer)
 
 
-def _two_train(found: list[Point]) -> bool:
+def _two_train(found: list[Trial]) -> bool:
     return _one_trains(found) and len(set(_writers(found))) == 2
 
 
-def _writers(found: list[Point]) -> list[int]:
+def _writers(found: list[Trial]) -> list[int]:
     return [writer["pid"] for point in found if (writer := Workdir(point.folder).writer)]
 
 

@@ -80,7 +80,7 @@ def test_masked_rows_count_for_nothing(dataset):
 
 def test_l2_sp_pulls_to_where_the_leaves_started(dataset):
     """Its gradient alone, where the loss has none: a batch whose mask keeps one row, at labels smoothed to 1/2."""
-    run = tiny_run(dataset, regularise__l2_sp=0.5, regularise__l2_sp_new=0.25)
+    run = tiny_run(dataset, regularize__l2_sp=0.5, regularize__l2_sp_new=0.25)
     state = run.init_state()
     # Random weights are all new: they are pulled to 0.
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.anchor))
@@ -207,7 +207,7 @@ def test_bfloat16_computes_and_float32_keeps(dataset, backbone):
 
 
 def test_dropout_and_stochastic_depth_are_a_function_of_seed_and_step(dataset):
-    noisy = {"regularise__dropout": 0.3, "regularise__drop_path": 0.3}
+    noisy = {"regularize__dropout": 0.3, "regularize__drop_path": 0.3}
     run = tiny_run(dataset, **noisy)
     first, second = (_train(run, _batches(2))[0] for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
@@ -313,8 +313,8 @@ def test_a_leaf_that_no_phase_trains_stays_and_one_of_any_phase_moves(dataset):
             "no config.compute_dtype 'float16' (did you mean bfloat16?); there are: float32, bfloat16",
         ),
         ({"batch_norm__frozen_groups": "still"}, "no config.batch_norm.frozen_groups 'still'; there are: frozen"),
-        ({"regularise__dropout": 1.0}, "regularise.dropout must be at least 0 and below 1, not 1.0"),
-        ({"regularise__l2_sp": -1.0}, "regularise.l2_sp must be at least 0, not -1.0"),
+        ({"regularize__dropout": 1.0}, "regularize.dropout must be at least 0 and below 1, not 1.0"),
+        ({"regularize__l2_sp": -1.0}, "regularize.l2_sp must be at least 0, not -1.0"),
     ],
 )
 def test_what_cannot_be_used_is_named(dataset, values, message):

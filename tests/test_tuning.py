@@ -137,7 +137,7 @@ def test_bias_only_and_norm_only():
     assert _trained(VIT, "bias_only") == biases
     assert _trained(VIT, "norm_only") == norms
     assert _trained(RESNET, "norm_only") == {f"conv{n}/norm/{leaf}" for n in (1, 2) for leaf in ("scale", "bias")}
-    with pytest.raises(InputError, match="norm_only: this network has no normalisation layers"):
+    with pytest.raises(InputError, match="norm_only: this network has no normalization layers"):
         tuning_multipliers.multipliers("norm_only", {}, _layout("resnet50_half_v1_folded"))
 
 

@@ -108,7 +108,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> 
 def weights(become: Mapping[str, Any]) -> None:
     """Prints `backbone.provenance`: what became of the pretrained arrays, with the first names of each kind."""
     rows = [("kept", become["kept"], "")]
-    for what in ("resampled", "adapted", "initialised", "ignored"):
+    for what in ("resampled", "adapted", "initialized", "ignored"):
         names = become[what]
         rows.append((what, len(names), ", ".join(names[:4]) + (" …" if len(names) > 4 else "")))
     table("weights", ("", "arrays", ""), rows)

@@ -52,7 +52,7 @@ def test_magnitudes_are_torchvisions(name, space):
 
 
 @pytest.mark.parametrize("name", augment.OPERATIONS)
-def test_colours_change_without_alpha_and_places_with_it(name):
+def test_colors_change_without_alpha_and_places_with_it(name):
     image, magnitude = (
         augment.to_image(PICTURES["rgba"]),
         {"posterize": 3, "solarize": 100, "rotate": 30}.get(name, 0.6),
@@ -122,7 +122,7 @@ def test_each_operation_is_as_likely(name, count, monkeypatch):
     assert set(seen["posterize"]) <= ({7.0} if name == "rand_augment" else set(range(2, 9)))
 
 
-def test_colour_jitter_is_timms_in_random_order():
+def test_color_jitter_is_timms_in_random_order():
     orders, factors = set(), []
     for seed in range(60):
         draws = _rng(seed)
@@ -130,7 +130,7 @@ def test_colour_jitter_is_timms_in_random_order():
         image = Image.fromarray(PICTURE)
         for i in order:
             image = augment.OPERATIONS[("brightness", "contrast", "saturation")[i]](image, changes[i])
-        np.testing.assert_array_equal(augment.colour_jitter(PICTURE, _rng(seed)), image)
+        np.testing.assert_array_equal(augment.color_jitter(PICTURE, _rng(seed)), image)
         orders.add(tuple(order))
         factors.extend(changes)
     assert len(orders) == 6 and min(factors) < -0.35 and max(factors) > 0.35

@@ -70,7 +70,7 @@ def image_case(suffix: str, data: bytes) -> Case:
 
 
 def png(width: int, height: int, mode: int = 2, depth: int = 8) -> bytes:
-    """A PNG that claims a size, a colour type and a depth, and has one row."""
+    """A PNG that claims a size, a color type and a depth, and has one row."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -97,7 +97,7 @@ def images() -> Iterator[tuple[str, Case]]:
     for width, height in ((10**5, 10**5), (2**31 - 1, 2**31 - 1), (10**9, 1), (0, 5)):
         yield f"png of {width} × {height}", image_case("png", png(width, height))
     for mode, depth in ((7, 8), (2, 3)):
-        yield f"png of colour type {mode} and depth {depth}", image_case("png", png(4, 4, mode, depth))
+        yield f"png of color type {mode} and depth {depth}", image_case("png", png(4, 4, mode, depth))
     for suffix, place, size in (("bmp", 18, b"\xff\xff\xff\x7f" * 2), ("gif", 6, b"\xff" * 4)):
         huge = bytearray(WHOLE[suffix])
         huge[place : place + len(size)] = size

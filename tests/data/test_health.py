@@ -145,25 +145,25 @@ def test_many_classes_are_shown_from_both_ends(capsys, monkeypatch):
     assert "class_49" in shown and "class_0 " in shown and "class_25" not in shown
 
 
-def coloured(*colours, size=32):
-    return [np.full((size, size, len(colour)), colour, np.uint8) for colour in colours]
+def colored(*colors, size=32):
+    return [np.full((size, size, len(color)), color, np.uint8) for color in colors]
 
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 
 
-def where(sheet: np.ndarray, colour) -> np.ndarray:
-    """Left, top, right and bottom of what has a colour."""
-    rows, columns = np.nonzero((sheet == colour).all(axis=-1))
-    assert len(rows), f"{colour} is not on the sheet"
+def where(sheet: np.ndarray, color) -> np.ndarray:
+    """Left, top, right and bottom of what has a color."""
+    rows, columns = np.nonzero((sheet == color).all(axis=-1))
+    assert len(rows), f"{color} is not on the sheet"
     return np.array([columns.min(), rows.min(), columns.max(), rows.max()])
 
 
 def test_a_sheet_has_a_row_for_each_class(tmp_path):
     path = tmp_path / "new" / "sheet.png"
-    diagnostics.contact_sheet({"cat": coloured(RED, GREEN), "a $dog$": coloured(BLUE, YELLOW)}, path, "augmented")
+    diagnostics.contact_sheet({"cat": colored(RED, GREEN), "a $dog$": colored(BLUE, YELLOW)}, path, "augmented")
     sheet = np.asarray(Image.open(path).convert("RGB"))
-    red, green, blue, yellow = (where(sheet, colour) for colour in (RED, GREEN, BLUE, YELLOW))
+    red, green, blue, yellow = (where(sheet, color) for color in (RED, GREEN, BLUE, YELLOW))
     for left, right in ((red, green), (blue, yellow)):
         assert left[2] < right[0]  # beside each other
         assert left[1] == right[1]
@@ -179,21 +179,21 @@ def test_a_sheet_has_a_row_for_each_class(tmp_path):
 
 
 def test_a_sheet_without_names_has_none(tmp_path):
-    diagnostics.contact_sheet({"": coloured(RED)}, tmp_path / "sheet.png", "")
+    diagnostics.contact_sheet({"": colored(RED)}, tmp_path / "sheet.png", "")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     assert (sheet[:, : where(sheet, RED)[0] - 2] == 255).all()
 
 
-@pytest.mark.parametrize("colour", [(120,), (120, 30, 200), (120, 30, 200, 255)])
-def test_a_sheet_takes_grey_and_alpha(tmp_path, colour):
-    diagnostics.contact_sheet({"cat": coloured(colour)}, tmp_path / "sheet.png", "one")
-    where(np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")), (colour * 3)[:3])
+@pytest.mark.parametrize("color", [(120,), (120, 30, 200), (120, 30, 200, 255)])
+def test_a_sheet_takes_grey_and_alpha(tmp_path, color):
+    diagnostics.contact_sheet({"cat": colored(color)}, tmp_path / "sheet.png", "one")
+    where(np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")), (color * 3)[:3])
 
 
 def test_a_sheet_of_many_classes_says_that_it_is_cut(tmp_path):
-    colours = [(10 * i + 5, 0, 250 - 10 * i) for i in range(14)]
-    pictures = {f"class {i}": coloured(colour) for i, colour in enumerate(colours)}
+    colors = [(10 * i + 5, 0, 250 - 10 * i) for i in range(14)]
+    pictures = {f"class {i}": colored(color) for i, color in enumerate(colors)}
     diagnostics.contact_sheet(pictures, tmp_path / "sheet.png", "augmented")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
-    found = [bool((sheet == colour).all(axis=-1).any()) for colour in colours]
+    found = [bool((sheet == color).all(axis=-1).any()) for color in colors]
     assert found == [True] * 12 + [False] * 2

@@ -21,7 +21,7 @@ from tljax.errors import InputError
 PHOTOGRAPHS = [Image.fromarray(pixels) for pixels in load_sample_images().images]  # 640 × 427
 RANDOM = {"decode": "exact", "resize": 40, "crop": "random"}
 INCEPTION = {"decode": "exact", "resize": 0, "crop": "inception"}
-CENTRE = {"decode": "exact", "resize": 0, "crop": "centre"}
+CENTRE = {"decode": "exact", "resize": 0, "crop": "center"}
 
 
 def _bytes(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -103,19 +103,19 @@ def test_cmyk_and_ycck_jpegs():
     """Adobe stores both inverted; the marker's last byte tells one from the other."""
     ink = (200, 40, 90, 60)
     cmyk = _bytes(Image.new("CMYK", (16, 16), ink), "JPEG", quality=100)
-    wanted = [(255 - colour) * (255 - ink[3]) / 255 for colour in ink[:3]]
+    wanted = [(255 - color) * (255 - ink[3]) / 255 for color in ink[:3]]
     np.testing.assert_allclose(_level(cmyk), wanted, atol=2)
     place = cmyk.index(b"Adobe") + 11
     assert cmyk[place] == 0
     ycck = cmyk[:place] + b"\x02" + cmyk[place + 1 :]
-    y, cb, cr, k = (255 - colour for colour in ink)  # as stored; now the first three are read as luma and chroma
+    y, cb, cr, k = (255 - color for color in ink)  # as stored; now the first three are read as luma and chroma
     ink = [y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)]
     np.testing.assert_allclose(_level(ycck), (255 - np.clip(ink, 0, 255)) * k / 255, atol=2)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_of_an_animation_the_first_frame_is_taken(kind):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    frames = [Image.new("RGB", (8, 8), color) for color in ((250, 0, 0), (0, 250, 0))]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = _bytes(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert Image.open(io.BytesIO(data)).n_frames == 2
@@ -250,7 +250,7 @@ def test_threads_decode_what_one_does():
         assert list(pool.map(view, encoded)) == [view(data) for data in encoded]
 
 
-def test_evaluation_view_is_the_centre_of_the_resized_picture():
+def test_evaluation_view_is_the_center_of_the_resized_picture():
     view = images.evaluation_view(_gradient(64, 32), Preprocessing(size=32))
     np.testing.assert_array_equal(view, np.asarray(_gradient(64, 32))[:, 16:48])
     smaller = images.evaluation_view(_gradient(64, 64), Preprocessing(size=32, crop_fraction=0.5))
@@ -280,12 +280,12 @@ def test_a_picture_smaller_than_the_crop_is_enlarged():
     Preprocessing(size=96), Preprocessing(size=84, crop_fraction=0.875, interpolation="bilinear"),
     Preprocessing(size=32, resize="squash", channels="grey", mean=(0.0,), std=(1.0,)),
 ])  # fmt: skip
-def test_the_source_of_a_centre_crop_is_the_evaluation_view(preprocessing, kind):
+def test_the_source_of_a_center_crop_is_the_evaluation_view(preprocessing, kind):
     data = _bytes(PHOTOGRAPHS[0], kind)
     found = images.source_view(data, "x", preprocessing, **CENTRE)
     picture = Image.open(io.BytesIO(data)).convert("L" if preprocessing.channels == "grey" else "RGB")
     np.testing.assert_array_equal(found, images.evaluation_view(picture, preprocessing))
-    cut = images.training_view(found, preprocessing, crop="centre", augment=(), rng=_rng())
+    cut = images.training_view(found, preprocessing, crop="center", augment=(), rng=_rng())
     np.testing.assert_array_equal(cut, found)
 
 
@@ -381,7 +381,7 @@ def test_inception_boxes_are_spread_as_they_should_be():
 
 
 @pytest.mark.parametrize(("size", "box"), [((20, 400), (0, 186, 20, 27)), ((333, 31), (146, 0, 41, 31))])
-def test_where_no_draw_fits_the_largest_part_in_the_centre_is_taken(size, box):
+def test_where_no_draw_fits_the_largest_part_in_the_center_is_taken(size, box):
     """Values of torchvision 0.28.0's RandomResizedCrop.get_params, whose draws cannot fit either."""
     assert {images.inception_box(*size, _rng(seed)) for seed in range(60)} >= {box}
 
@@ -405,9 +405,9 @@ def test_how_far_fast_decoding_is_from_exact(size, factor, farthest, interpolati
         means, box = Image.open(io.BytesIO(data)).reduce(factor), (0, 0, 640 / factor, 427 / factor)
         means = means.resize((fast.shape[1], size), images._FILTERS[interpolation], box)
         assert np.abs(np.asarray(means, int) - fast).mean() < 0.8
-        centre = images.source_view(data, "x", preprocessing, **CENTRE | {"decode": "fast"})
+        center = images.source_view(data, "x", preprocessing, **CENTRE | {"decode": "fast"})
         left = round((fast.shape[1] - size) / 2)
-        np.testing.assert_array_equal(centre, fast[:, left : left + size])
+        np.testing.assert_array_equal(center, fast[:, left : left + size])
 
 
 @pytest.mark.parametrize("channels", ["rgb", "grey", "rgba"])
@@ -484,7 +484,7 @@ def test_only_what_depends_on_the_random_crop_cannot_be_kept():
 
 @pytest.mark.parametrize(("values", "message"), [
     ({"crop": "random"}, "task.crop=random needs task.resize"),
-    ({"resize": 256}, "task.crop=centre does not heed task.resize.*set it to 0"),
+    ({"resize": 256}, "task.crop=center does not heed task.resize.*set it to 0"),
 ])  # fmt: skip
 def test_names_and_combinations_are_checked(values, message):
     with pytest.raises(InputError, match=message):
@@ -494,10 +494,10 @@ def test_names_and_combinations_are_checked(values, message):
     images.check(TaskConfig())
 
 
-def test_normalise_in_the_weights_own_units_and_channel_order():
+def test_normalize_in_the_weights_own_units_and_channel_order():
     image = jnp.array([[[[10, 20, 30]]]], jnp.uint8)
-    found = images.normalise(image, Preprocessing(mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 4.0), channels="bgr"))
+    found = images.normalize(image, Preprocessing(mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 4.0), channels="bgr"))
     np.testing.assert_allclose(found[0, 0, 0], [29.0, 9.0, 1.75])
     alpha = Preprocessing(mean=(1.0, 2.0, 3.0, 1.0), std=(1.0, 2.0, 4.0, 1.0), channels="bgra")
-    found = images.normalise(jnp.array([[[[10, 20, 30, 255]]]], jnp.uint8), alpha)
+    found = images.normalize(jnp.array([[[[10, 20, 30, 255]]]], jnp.uint8), alpha)
     np.testing.assert_allclose(found[0, 0, 0], [29.0, 9.0, 1.75, 254.0])

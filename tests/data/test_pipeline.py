@@ -18,13 +18,13 @@ from tljax.data.dataset import Base, Split, Task
 from tljax.data.loader import TrainInput, epoch_order, evaluation_batches
 from tljax.data.preprocessing import Preprocessing
 from tljax.data.readers import Pictures, Reader, Texts
-from tljax.data.transforms.tokenize import Tokenizer, tokenised
+from tljax.data.transforms.tokenize import Tokenizer, tokenized
 
 PREPROCESSING = Preprocessing(size=8, interpolation="bilinear")
 RECIPES = {
     "evaluation": TaskConfig(),
     "inception": TaskConfig(crop="inception", augment=("flip", "rand_augment")),
-    "random": TaskConfig(crop="random", resize=10, augment=("flip", "colour_jitter", "random_erasing")),
+    "random": TaskConfig(crop="random", resize=10, augment=("flip", "color_jitter", "random_erasing")),
     "fast": TaskConfig(decode="fast", crop="inception", resize=12),
 }
 
@@ -101,7 +101,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 def _reader(kind: str, split: Split, tokenizer: Tokenizer, cached: bool) -> Reader:
     if kind == "text":
-        return Texts(tokenised(split, tokenizer, 24), tokenizer, 8, 24)
+        return Texts(tokenized(split, tokenizer, 24), tokenizer, 8, 24)
     read = Pictures(split, PREPROCESSING, RECIPES[kind], training=True)
     return read.keep(1e9, 2) if cached else read
 
@@ -250,7 +250,7 @@ def test_evaluation_counts_every_example_once(tokenizer, batch_size, processes, 
 
 def test_texts_are_padded_to_multiples_of_the_whole_batch(tokenizer):
     split = texts(12)
-    tokens = tokenised(split, tokenizer, 24)
+    tokens = tokenized(split, tokenizer, 24)
     assert tokens.facts["truncated"] == sum(len(one["text"].split()) + 2 > 24 for one in split)
     assert tokens.facts["lost"] == sum(max(len(one["text"].split()) + 2 - 24, 0) for one in split)
     stream = _stream(Texts(tokens, tokenizer, 8, 24), split, part=(1, 2))

@@ -66,7 +66,7 @@ def test_batch_norms_move_their_statistics_in_groups_that_update_them_only():
 
 
 @pytest.mark.parametrize("mode", BATCH_NORM_MODES)
-def test_a_batch_norm_normalises_and_records_as_its_mode_says(mode):
+def test_a_batch_norm_normalizes_and_records_as_its_mode_says(mode):
     module, weights, image = _model("timm_resnet_basic")
     image = image[:2, :16, :16]
     modes = dict.fromkeys(module.groups, mode)

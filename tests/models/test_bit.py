@@ -9,11 +9,11 @@ from flax.traverse_util import unflatten_dict
 from tests.conftest import GOLDEN, golden
 from tests.models import test_resnet as resnets
 from tests.models.test_resnet import check_manifest, check_round_trip, converted, manifests, outputs, weights_of
-from tljax.models.vision.bit import BiT, standardise
+from tljax.models.vision.bit import BiT, standardize
 
 TIMM = BiT(depths=(1, 2, 1, 1), widths=(32, 32, 32, 64))
 GOOGLE = BiT(depths=(1, 2, 1, 1), widths=(32, 32, 32, 32))
-TOLERANCE = 2e-4  # absolute; on images this faint the normalisations magnify rounding, the reference's own to 2e-5
+TOLERANCE = 2e-4  # absolute; on images this faint the normalizations magnify rounding, the reference's own to 2e-5
 
 
 def google(head: bool = True) -> dict[str, np.ndarray]:
@@ -71,10 +71,10 @@ def test_running_the_groups_in_two_halves_is_running_them_all():
 
 def test_a_standardised_kernel_has_mean_0_and_population_variance_1():
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 5)) * jnp.arange(1.0, 6.0) + 2
-    found = standardise(kernel, 1e-10)
+    found = standardize(kernel, 1e-10)
     np.testing.assert_allclose(found.mean((0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(found.var((0, 1, 2)), 1, atol=1e-6)
-    np.testing.assert_allclose(standardise(kernel * 0, 1e-10), 0)
+    np.testing.assert_allclose(standardize(kernel * 0, 1e-10), 0)
 
 
 MANIFESTS = {

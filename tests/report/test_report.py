@@ -208,7 +208,7 @@ def test_five_hundred_runs(tmp_path):
 @pytest.mark.slow
 def test_a_real_sweep_ends_in_a_report(shapes, lively_weights, tmp_path):
     where = {"TLJAX_TEST_FOLDER": str(shapes), "TLJAX_TEST_WEIGHTS": str(lively_weights)}
-    keys = ("--config.task.crop=centre", "--config.task.augment=()")
+    keys = ("--config.task.crop=center", "--config.task.augment=()")
     tljax("sweep", "--config=tests/configs_sweep.py:pretrained", f"--root={tmp_path / 'runs'}", *keys, **where)
     told = tljax("report", tmp_path / "runs", f"--out={tmp_path / 'out'}", "--figures=pdf").stdout
     assert f"6 runs: {tmp_path / 'out'}/report.html" in told

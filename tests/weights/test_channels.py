@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tests.conftest import golden
 from tests.models import test_bit as bits
 from tests.models import test_resnet as resnets
-from tests.models.test_bit import standardise
+from tests.models.test_bit import standardize
 from tests.models.test_vit import VIT, load
 from tljax.cli.convert import convert
 from tljax.config.schema import BackboneConfig, Experiment, TaskConfig
@@ -49,8 +49,8 @@ def test_on_a_grey_image_one_channel_gives_what_three_equal_ones_give(case):
 def test_a_standardised_sum_is_the_sum_of_the_standardised_up_to_a_factor_for_each_filter():
     source = bits.converted(bits.weights_of("timm_resnetv2_bit"), bits.TIMM, "timm")
     kernel = source[pretrained.FIRST_KERNEL[type(bits.TIMM)]]
-    found = standardise(jnp.asarray(adapt_channels(kernel, 1)), 1e-10)
-    summed = standardise(jnp.asarray(kernel), 1e-10).sum(2, keepdims=True)
+    found = standardize(jnp.asarray(adapt_channels(kernel, 1)), 1e-10)
+    summed = standardize(jnp.asarray(kernel), 1e-10).sum(2, keepdims=True)
     factors = found.std((0, 1, 2)) / summed.std((0, 1, 2))
     np.testing.assert_allclose(found, summed * factors, atol=1e-4)
     assert np.std(factors) > 0.01

@@ -76,7 +76,7 @@ def test_each_of_pils_filters_is_computed_as_pil_computes_it(number, tmp_path):
     picture.save(data, "PNG")
     wanted = np.asarray(picture.resize((24, 24), Image.Resampling(number)))
     for decode, most in (("exact", 0), ("fast", 2 if number in (2, 3) else 0)):
-        found = image.source_view(data.getvalue(), "x", row.preprocessing, decode=decode, resize=0, crop="centre")
+        found = image.source_view(data.getvalue(), "x", row.preprocessing, decode=decode, resize=0, crop="center")
         assert np.abs(found.astype(int) - wanted).max() <= most
 
 
@@ -85,7 +85,7 @@ def test_where_nothing_is_resized_a_picture_of_another_size_is_refused():
     for side in (32, 40):
         data = io.BytesIO()
         Image.new("RGB", (side, 32)).save(data, "PNG")
-        view = {"decode": "exact", "resize": 0, "crop": "centre"}
+        view = {"decode": "exact", "resize": 0, "crop": "center"}
         if side == 32:
             assert image.source_view(data.getvalue(), "a.png", none, **view).shape == (32, 32, 3)
         else:
@@ -235,7 +235,7 @@ def test_inspect_says_how_pictures_are_prepared_and_why(shapes, tmp_path, capsys
     assert said == {
         "size": ("32 × 32", "size"),
         "resize": ("to 32 × 32", "size"),
-        "crop": ("centre 32 × 32", "the default of transformers' ViTImageProcessor"),
+        "crop": ("center 32 × 32", "the default of transformers' ViTImageProcessor"),
         "interpolation": ("bilinear", "resample"),
         "rescaling": ("grey levels × 1: 0 … 255", "do_rescale"),
         "channels": ("rgb", "image_mean"),
@@ -251,7 +251,7 @@ def test_inspect_says_how_pictures_are_prepared_and_why(shapes, tmp_path, capsys
     assert expected(run)["size"] == {"value": "32 × 32", "from": f"{why}: config.json: image_size"}
     assert f"mean 0.485, 0.456, 0.406 ({why}: ImageNet's)" in assumptions(run)
     column = {"backbone": "x", "strategy": {"name": "full"}, "phases": [{}], "groups": [], "cost": {}}
-    become = {"kept": 0, "resampled": [], "adapted": [], "initialised": [], "ignored": []}
+    become = {"kept": 0, "resampled": [], "adapted": [], "initialized": [], "ignored": []}
     show(column | {"input": expected(run), "weights_become": become})
     assert "image_size" in capsys.readouterr().out
 

@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 
 from tljax.config.schema import BackboneConfig, Experiment, HeadConfig
 from tljax.config.serialization import to_dict
-from tljax.data.transforms.image import evaluation_view, normalise
+from tljax.data.transforms.image import evaluation_view, normalize
 from tljax.io.download.fetch import fetch
 from tljax.weights import pretrained
 from tljax.weights.catalog import CATALOG
@@ -44,7 +44,7 @@ def test_features_are_onnxruntimes(weights, output):
     row = pretrained.resolve(BackboneConfig(weights=weights))
     module = pretrained.module_of(row).for_image_size(row.preprocessing.size)
     variables = jax.tree.map(jnp.asarray, pretrained.restore(row, module))
-    image = np.asarray(normalise(jnp.asarray(_pictures(row.preprocessing)), row.preprocessing))
+    image = np.asarray(normalize(jnp.asarray(_pictures(row.preprocessing)), row.preprocessing))
     features = module.apply(variables, jnp.asarray(image))
     channels_last = weights.startswith("resnet")
     wanted = _reference(fetch(row.uri, row.sha256), output, image if channels_last else image.transpose(0, 3, 1, 2))
@@ -71,20 +71,20 @@ def test_only_the_position_embedding_depends_on_the_image_size():
 
 
 @pytest.mark.parametrize(
-    ("weights", "init", "resampled", "initialised", "ignored"),
+    ("weights", "init", "resampled", "initialized", "ignored"),
     [
         ("vit_small_patch14.dinov2", "zeros", ["params/stem/pos_embed"], ["head/kernel", "head/bias"], "decoder."),
         ("resnet50_half.open_nsfw", "zeros", [], ["head/kernel", "head/bias"], "head/kernel"),
         ("resnet50_half.open_nsfw", "pretrained", [], [], "Reshape:0#1"),
     ],
 )
-def test_what_becomes_of_every_array_is_told(weights, init, resampled, initialised, ignored):
+def test_what_becomes_of_every_array_is_told(weights, init, resampled, initialized, ignored):
     config = Experiment(steps=1, backbone=BackboneConfig(weights=weights), head=HeadConfig(init))
     row = pretrained.resolve(config.backbone)
     module = pretrained.module_of(row).for_image_size(224)
-    found = pretrained.provenance(config, row, module, initialised)
+    found = pretrained.provenance(config, row, module, initialized)
     assert found["resampled"] == resampled
-    assert found["initialised"] == initialised
+    assert found["initialized"] == initialized
     assert any(name.startswith(ignored) for name in found["ignored"])
     heads = 2 * (init == "pretrained")
     assert found["kept"] + len(resampled) == len(flatten_dict(pretrained.restore(row, module)["params"])) + heads

@@ -21,8 +21,8 @@ from flax.traverse_util import flatten_dict
 
 from tljax import console
 from tljax.checkpoints.checkpointer import Checkpoints
-from tljax.config.schema import INDIFFERENT, Experiment, MeshConfig
-from tljax.config.serialization import build, to_dict
+from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment, MeshConfig
+from tljax.config.serialization import build, to_dict, with_present_names
 from tljax.core.resolve import Resolved
 from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
@@ -117,7 +117,8 @@ class Workdir:
         settings = self._settings
         try:
             resolved = build(Resolved, settings["resolved"], "resolved")
-            experiment = dataclasses.replace(Experiment.from_config(settings["config"]), mesh=MeshConfig())
+            experiment = Experiment.from_config(with_present_names(settings["config"]))
+            experiment = dataclasses.replace(experiment, mesh=MeshConfig())
         except InputError as error:
             raise InputError(f"{self._config}: {error}; {_MOVE}") from error
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:  # of other types within
@@ -333,7 +334,7 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
     old, new = (flatten_dict(tree, keep_empty_nodes=True, sep=".") for tree in (theirs, mine))
-    free = tuple(f"config.{section}." for section in INDIFFERENT)
+    free = tuple(f"config.{section}." for section in RESULT_NEUTRAL_SECTIONS)
     keys = [key for key in old | new if old.get(key) != new.get(key) and not key.startswith(free)]
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]
 

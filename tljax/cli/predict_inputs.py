@@ -127,7 +127,7 @@ def _view(path: Path, resolved: Resolved) -> np.ndarray:
 
 def _prepared(data: bytes, name: str, resolved: Resolved) -> np.ndarray:
     """Returns an encoded image as evaluation sees it."""
-    return image.source_view(data, name, resolved.preprocessing, decode="exact", resize=0, crop="centre")
+    return image.source_view(data, name, resolved.preprocessing, decode="exact", resize=0, crop="center")
 
 
 def _table(kind: str, path: str, config: TaskConfig, resolved: Resolved) -> Source:

@@ -19,16 +19,16 @@ from tljax.checkpoints.workdir import Workdir
 from tljax.cli.flags import config_file, fault_in, parse_experiment
 from tljax.config import flag_types
 from tljax.config.schema import Experiment
-from tljax.distributed.preemption import Notice
+from tljax.distributed.preemption import PreemptionSignal
 from tljax.errors import InputError
 from tljax.io import buckets
 from tljax.sweeps import runner, selection, status
 from tljax.sweeps.launchers import local
 from tljax.sweeps.sweep import CarryOut, Protocol, show, sweep
-from tljax.sweeps.trial import Point, logs_folder, named, points, uneven
+from tljax.sweeps.trial import Trial, logs_folder, named, points, uneven
 
 
-def _found(experiment: Experiment, arguments: list[str], root: epath.Path) -> list[Point]:
+def _found(experiment: Experiment, arguments: list[str], root: epath.Path) -> list[Trial]:
     file, arg = config_file(arguments)
     try:
         overrides = runpy.run_path(file).get("sweep")
@@ -67,13 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _launched(options: argparse.Namespace, arguments: Sequence[str], notice: Notice) -> CarryOut:
+def _launched(options: argparse.Namespace, arguments: Sequence[str], preemption: PreemptionSignal) -> CarryOut:
     """Carries points out by processes of their own, which are given the same config."""
     configs = [argument for argument in arguments if argument.startswith("--config")]
     command = [sys.executable, "-m", "tljax", "sweep", *configs, f"--root={options.root}"]
     command += ["--peek-test"] if options.peek_test else []
     launch = local.LAUNCHERS[options.launcher](options)
-    return lambda wanted, test: launch(local.jobs(wanted, command, test and not options.peek_test), notice)
+    return lambda wanted, test: launch(local.jobs(wanted, command, test and not options.peek_test), preemption)
 
 
 def main(arguments: list[str]) -> int:
@@ -87,10 +87,10 @@ def main(arguments: list[str]) -> int:
         with streams.results():
             status.show(found)
         return 0
-    with Notice(options.max_seconds).listening() as notice:
+    with PreemptionSignal(options.max_seconds).listening() as preemption:
 
-        def here(wanted: Sequence[Point], test: bool) -> None:
-            runner.carry_out(wanted, found, notice, test, options.peek_test)
+        def here(wanted: Sequence[Trial], test: bool) -> None:
+            runner.carry_out(wanted, found, preemption, test, options.peek_test)
 
         if options.points:
             if options.while_stdin:
@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> int:
         with console.on_stderr() if prints else contextlib.nullcontext():
             if warning := uneven(found):
                 console.console.print(warning)
-            left = sweep(found, protocol, here if alone else _launched(options, arguments, notice))
+            left = sweep(found, protocol, here if alone else _launched(options, arguments, preemption))
     if prints and left:
         again = [argument for argument in arguments if not argument.startswith("--launcher")]
         command = shlex.join([sys.executable, "-m", "tljax", "sweep", *again])

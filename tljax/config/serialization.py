@@ -12,6 +12,19 @@ from tljax.config.ranges import coerce, shown
 from tljax.errors import InputError
 
 
+RENAMED = {"regularise": "regularize"}
+_RENAMED_VALUES = {"centre": "center", "colour_jitter": "color_jitter"}
+
+
+def with_present_names(config: Any) -> Any:
+    """Returns a config that an earlier version wrote with the keys and values as they are called now."""
+    if isinstance(config, Mapping):
+        return {RENAMED.get(key, key): with_present_names(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [with_present_names(value) for value in config]
+    return _RENAMED_VALUES.get(config, config) if isinstance(config, str) else config
+
+
 def to_dict(value: Any) -> dict[str, Any]:
     """A frozen config as plain nested dicts, as `config.json` holds it."""
     return dataclasses.asdict(value)
@@ -19,6 +32,8 @@ def to_dict(value: Any) -> dict[str, Any]:
 
 def unknown_key(key: str, path: str, known: Iterable[str]) -> InputError:
     """The error for a key that is not there, with the nearest one that is."""
+    if key in RENAMED:
+        return InputError(f"no key {path}.{key}: it is called {path}.{RENAMED[key]} now")
     known = list(known)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     hint = f"did you mean {path}.{near[0]}?" if near else f"there are: {', '.join(known)}"

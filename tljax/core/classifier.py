@@ -75,7 +75,7 @@ class Classifier(nn.Module):
         """Returns logits, in float32.
 
         Args:
-            x: normalised images, or a text as `Bert.__call__` takes it; or what `features` gave at `start`.
+            x: normalized images, or a text as `Bert.__call__` takes it; or what `features` gave at `start`.
             start: how many of the backbone's groups it has behind it.
             batch_norm, remat: as in `ResNet.__call__`.
             noisy: groups, and `head`, in which dropout, LoRA's dropout and stochastic depth act; the others compute

@@ -12,7 +12,7 @@ from tljax.data import registry, splits
 from tljax.data.dataset import Split, Task, in_stored_order
 from tljax.data.loader import TrainInput
 from tljax.data.readers import Pictures, Reader, Texts
-from tljax.data.transforms.tokenize import Tokenizer, tokenised
+from tljax.data.transforms.tokenize import Tokenizer, tokenized
 from tljax.errors import InputError
 from tljax.weights import pretrained
 
@@ -83,7 +83,7 @@ class Inputs:
         """
         config = self.experiment.task
         if self.resolved.length:
-            tokens = tokenised(split, self.tokenizer, config.max_tokens)
+            tokens = tokenized(split, self.tokenizer, config.max_tokens)
             return Texts(tokens, self.tokenizer, config.token_multiple, config.max_tokens)
         reader = Pictures(split, self.resolved.preprocessing, config, training, seed=self.experiment.seed)
         budget = self.experiment.input.cache_gb * 1e9 if passes > 1 else 0

@@ -52,7 +52,7 @@ class Network:
         module = weights_pretrained.module_of(row)
         self.reads = weights_pretrained.reads(row)
         self.backbone = module if self.reads == "text" else module.for_image_size(preprocessing.size)
-        head, noise = experiment.head, experiment.regularise
+        head, noise = experiment.head, experiment.regularize
         # A pretrained head is filled in by `start`.
         init = head.init if head.init in HEAD_INITS else "zeros"
         rates = noise.dropout, noise.drop_path
@@ -173,7 +173,7 @@ class Network:
 
     def _entering(self, x: Any) -> Any:
         """What the stem takes of a batch."""
-        return image.normalise(x, self._preprocessing).astype(self._dtype) if self.reads == "image" else x
+        return image.normalize(x, self._preprocessing).astype(self._dtype) if self.reads == "image" else x
 
     def _init(self, key: jax.Array) -> Variables:
         return self._model.init(key, self._example())

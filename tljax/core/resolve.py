@@ -13,7 +13,7 @@ from tljax.data.dataset import Split, Task
 from tljax.data.preprocessing import Preprocessing
 from tljax.data.readers import Texts
 from tljax.data.transforms import image
-from tljax.data.transforms.tokenize import Tokenizer, tokenised
+from tljax.data.transforms.tokenize import Tokenizer, tokenized
 from tljax.errors import InputError
 from tljax.models.text.bert import longest
 from tljax.weights import pretrained as weights_pretrained
@@ -97,7 +97,7 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
     if task.kind == "image":
         return found, cut
     words = Tokenizer(tokenizer or weights_pretrained.tokenizer(row, config.tokenizer))
-    tokens = tokenised(train, words, config.max_tokens)
+    tokens = tokenized(train, words, config.max_tokens)
     longest = Texts(tokens, words, config.token_multiple, config.max_tokens).padded(int(tokens.shapes[:, 1].max()))
     truncated = tokens.facts["truncated"], tokens.facts["lost"]
     return dataclasses.replace(found, tokenizer=words.sha256, length=longest, truncated=truncated), cut
@@ -136,13 +136,13 @@ def _check(experiment: Experiment, task: Task, reads: str) -> None:
         )
     if config.problem == "regression" and experiment.head.init == "pretrained":
         raise InputError("head.init=pretrained takes rows of classes by name, and a regression has none: use zeros")
-    if config.problem == "regression" and experiment.regularise.label_smoothing:
+    if config.problem == "regression" and experiment.regularize.label_smoothing:
         raise InputError(
-            "regularise.label_smoothing is shared out over classes, and a regression has none: set it to 0"
+            "regularize.label_smoothing is shared out over classes, and a regression has none: set it to 0"
         )
     for key in ("mixup", "cutmix"):
-        if getattr(experiment.regularise, key) and task.kind == "text":
-            raise InputError(f"regularise.{key} mixes images, and {config.dataset} holds texts")
+        if getattr(experiment.regularize, key) and task.kind == "text":
+            raise InputError(f"regularize.{key} mixes images, and {config.dataset} holds texts")
     if task.kind == "image":
         image.check(config)
         return

@@ -350,8 +350,8 @@ class Run:
         """What a compiled step is given, so that runs which differ in it have one program."""
         config = self.experiment
         found = {"learning_rate": phase.peak, "weight_decay": config.optim.weight_decay}
-        if config.regularise.label_smoothing:
-            found["label_smoothing"] = config.regularise.label_smoothing
+        if config.regularize.label_smoothing:
+            found["label_smoothing"] = config.regularize.label_smoothing
         numbers = {name: np.float32(value) for name, value in found.items()}
         return numbers | {"seed": np.uint32(config.seed % 2**32)}
 
@@ -363,9 +363,9 @@ class Run:
             schedule=lambda step: numbers["learning_rate"] * phase.shape(step),
             multipliers=phase.multipliers,
             optim=experiment.optim,
-            regularise=experiment.regularise,
+            regularize=experiment.regularize,
             smoothing=numbers.get("label_smoothing", 0.0),
-            pull=self.network.by_origin(experiment.regularise.l2_sp, experiment.regularise.l2_sp_new),
+            pull=self.network.by_origin(experiment.regularize.l2_sp, experiment.regularize.l2_sp_new),
             average_from=round(experiment.optim.average_start * self.resolved.steps),
             seed=numbers["seed"],
             problem=experiment.task.problem,
@@ -374,8 +374,8 @@ class Run:
 
     def _class_weights(self) -> jax.Array | None:
         """Returns the weights for `Rules.class_weights`, which a loss has where a label can be of several classes."""
-        regularise, weights = self.experiment.regularise, self.resolved.class_weights
-        has_several = regularise.label_smoothing or regularise.mixup or regularise.cutmix
+        regularize, weights = self.experiment.regularize, self.resolved.class_weights
+        has_several = regularize.label_smoothing or regularize.mixup or regularize.cutmix
         return jnp.array(weights, jnp.float32) if weights and has_several else None
 
     def abstract_batch(self, batch_size: int, length: int = 0, start: int = 0) -> Any:

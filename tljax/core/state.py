@@ -62,13 +62,13 @@ class Beginning:
 
     def _beside(self, variables: Variables, phase: Phase) -> dict[str, Any]:
         """What a State has at its beginning beside the variables, with the optimizer of `phase`."""
-        params, config, regularise = variables["params"], self.experiment.optim, self.experiment.regularise
+        params, config, regularize = variables["params"], self.experiment.optim, self.experiment.regularize
         trainable = tuning_multipliers.select(params, phase.multipliers)
         average, anchor = {}, {}
         # Copies: a step gives its State's arrays away, and none may be given twice.
         if config.average:
             average = jax.tree.map(jnp.copy, variables | {"params": trainable})
-        if regularise.l2_sp or regularise.l2_sp_new:
+        if regularize.l2_sp or regularize.l2_sp_new:
             # Of all that trains in `phase`, too, which need not be one of the run's.
             ever = jax.tree.map(max, self.multipliers, phase.multipliers)
             kept, pretrained = (

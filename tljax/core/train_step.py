@@ -11,7 +11,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float
 
-from tljax.config.schema import OptimConfig, RegulariseConfig
+from tljax.config.schema import OptimConfig, RegularizeConfig
 from tljax.data import mixup
 from tljax.problems import base
 from tljax.tuning import multipliers as tuning_multipliers
@@ -89,7 +89,7 @@ class Rules:
         tx: the optimizer, without the learning rate.
         schedule: step -> learning rate.
         multipliers: of each leaf; 0 is frozen.
-        optim, regularise: the config's.
+        optim, regularize: the config's.
         smoothing: of labels; traced where heads that differ in it train side by side.
         pull: L2-SP's weight of each leaf.
         average_from: the step at which `swa` starts.
@@ -104,7 +104,7 @@ class Rules:
     schedule: optax.Schedule
     multipliers: Any
     optim: OptimConfig
-    regularise: RegulariseConfig
+    regularize: RegularizeConfig
     smoothing: float | Float[Array, ""]
     pull: Any
     average_from: int
@@ -147,7 +147,7 @@ def gradients(state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, 
     """
     trainable = tuning_multipliers.select(state.params, rules.multipliers)
     key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
-    batch = mixup.mixed(batch, jax.random.fold_in(key, mixup.KEY), rules.regularise.mixup, rules.regularise.cutmix)
+    batch = mixup.mixed(batch, jax.random.fold_in(key, mixup.KEY), rules.regularize.mixup, rules.regularize.cutmix)
     loss, scores, batch_stats, grads = _gradients(trainable, state, batch, rules)
     norm = optimizers.norm(grads)
     # A reduction: XLA puts anything less into each leaf's update anew, 1,500 of a ViT-S step's 21,400 instructions.

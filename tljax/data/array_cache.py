@@ -1,4 +1,4 @@
-"""Arrays of any shapes in one memory-mapped file: what is decoded or tokenised once, and read ever after."""
+"""Arrays of any shapes in one memory-mapped file: what is decoded or tokenized once, and read ever after."""
 
 import json
 import os

@@ -124,15 +124,15 @@ def infer(
     Raises:
         InputError: the values can be read in two ways, or not at all; the ways out are named.
     """
-    classes = tuple(map(normalised, classes))
+    classes = tuple(map(normalized, classes))
     places_of(classes, "the data" if numbered else "task.classes")
     if problem == "regression":
         if classes and not numbered:
             raise InputError("task.classes names classes, and a regression has none; leave it empty")
-        return Labels(problem, tuple(map(normalised, columns)), "values")
+        return Labels(problem, tuple(map(normalized, columns)), "values")
     if len(columns) > 1:
         _check_count(classes, len(columns), "label columns")
-        return Labels(problem, classes or tuple(map(normalised, columns)), "columns")
+        return Labels(problem, classes or tuple(map(normalized, columns)), "columns")
     if problem == "single_label":
         if numbered:
             return Labels(problem, classes, "numbers")
@@ -211,7 +211,7 @@ def _several_labels(column: str, cells: _Cells, classes: tuple[str, ...], number
             raise _doubtful(column, cells)
     elif cells.binary and cells.scalars and not cells.lists and not named:
         _check_count(classes, 1, f"column of 0 and 1, {column}")
-        return Labels(problem, classes or (normalised(column),), "flag")
+        return Labels(problem, classes or (normalized(column),), "flag")
     elif one_length and length > 1 and cells.repeats and not named:
         where, value = cells.repeats
         raise InputError(
@@ -258,10 +258,10 @@ def by_class(names: Iterable[str]) -> dict[str, list[str]]:
         Class name, in natural order -> names of it.
     """
     names = list(names)
-    booleans = len(_as_booleans({normalised(name) for name in names}) - set(_BOOLEANS)) == 0
+    booleans = len(_as_booleans({normalized(name) for name in names}) - set(_BOOLEANS)) == 0
     classes = collections.defaultdict(list)
     for name in names:
-        classes[normalised(name).capitalize() if booleans else normalised(name)].append(name)
+        classes[normalized(name).capitalize() if booleans else normalized(name)].append(name)
     return {name: classes[name] for name in in_order(classes)}
 
 
@@ -279,7 +279,7 @@ def differing_in_case(classes: Sequence[str]) -> str:
     return f"{shown(groups)} differ in case alone, and are different classes" if groups else ""
 
 
-def normalised(name: str) -> str:
+def normalized(name: str) -> str:
     """Returns a name in Unicode's NFC, so that é is one letter however it was typed."""
     return unicodedata.normalize("NFC", name)
 
@@ -296,7 +296,7 @@ def as_name(value: Any) -> str:
         value = value.decode(errors="replace")
     if isinstance(value, float | np.floating):
         return "" if math.isnan(value) else f"{value:.0f}" if float(value).is_integer() else str(value)
-    return "" if value is None else normalised(str(value).strip(_BLANK))
+    return "" if value is None else normalized(str(value).strip(_BLANK))
 
 
 def is_missing(values: Sequence[Any]) -> bool:

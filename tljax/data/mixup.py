@@ -59,8 +59,8 @@ def _box(key: jax.Array, share: jax.Array, size: tuple[int, int]) -> jax.Array:
     edges = []
     for axis, (side, one) in enumerate(zip(size, jax.random.split(key), strict=True)):
         half = jnp.floor(side * jnp.sqrt(1 - share)) // 2
-        centre = jax.random.randint(one, (), 0, side)
+        center = jax.random.randint(one, (), 0, side)
         places = jnp.arange(side)
-        within = (places >= centre - half) & (places < centre + half)
+        within = (places >= center - half) & (places < center + half)
         edges.append(within[:, None] if axis == 0 else within[None, :])
     return edges[0] & edges[1]

@@ -14,7 +14,7 @@ class Preprocessing:
 
     Attributes:
         size: pixels along each side.
-        crop_fraction: the centre crop's share of the resized (shorter) side, in evaluation.
+        crop_fraction: the center crop's share of the resized (shorter) side, in evaluation.
         mean, std: per channel, in grey levels 0 to 255, in the order that `channels` gives.
         channels: `rgb` or `bgr`; `grey`; `rgba` or `bgra`.
         interpolation: one of `INTERPOLATIONS`, as PIL computes it: all but `nearest` are antialiased.
@@ -40,7 +40,7 @@ class Preprocessing:
 
     @property
     def edge(self) -> int:
-        """Returns the pixels of the (shorter) side before the centre is cut out of it, in evaluation."""
+        """Returns the pixels of the (shorter) side before the center is cut out of it, in evaluation."""
         return int(self.size / self.crop_fraction + 1e-6)  # a crop fraction of 224 / 256 means 256
 
     def rescaled(self, values: tuple[float, ...]) -> list[float]:

@@ -126,7 +126,7 @@ class Pictures:
 
     def _cut(self) -> dict[str, Any]:
         if not self.training:
-            return {"decode": "exact", "resize": 0, "crop": "centre"}
+            return {"decode": "exact", "resize": 0, "crop": "center"}
         return {"decode": self.config.decode, "resize": self.config.resize, "crop": self.config.crop}
 
 
@@ -135,7 +135,7 @@ class Texts:
     """Reads `input_ids`, `attention_mask` and `token_type_ids`, each int32 [n, length].
 
     Attributes:
-        tokens: of each example, as `text.tokenised` or `Tokenizer.encode` gives them.
+        tokens: of each example, as `text.tokenized` or `Tokenizer.encode` gives them.
         tokenizer: that made them.
         multiple: `length` is the longest text's of the whole batch, rounded up to a multiple of this.
         longest: `length` is at most this, or the tokenizer's own limit.

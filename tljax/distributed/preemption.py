@@ -18,7 +18,7 @@ class Stopped(BaseException):
     """The run was told to stop, and did; the message says by what and where it stands."""
 
 
-class Notice:
+class PreemptionSignal:
     """Whether a run was told to stop. Until a loop says that it looks itself (`held`), a signal raises `Stopped`.
 
     Args:
@@ -31,7 +31,7 @@ class Notice:
         self._last, self._longest = 0.0, 0.0
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator["Notice"]:
+    def listening(self) -> Iterator["PreemptionSignal"]:
         """Hears the signals; a second one ends the process at once, whatever it is doing, with status 128 + its number.
 
         Only in the main thread.
@@ -52,7 +52,7 @@ class Notice:
             wakes.close()
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """Within, signals are only noted: the loop inside asks for `reason` between its steps."""
         self._held = True
         try:
@@ -73,7 +73,7 @@ class Notice:
             self._reason = f"--max-seconds={self._limit:g}"
         return self._reason
 
-    def raises(self) -> None:
+    def raise_if_set(self) -> None:
         """Stops here, if there is a reason to."""
         if reason := self.reason():
             raise Stopped(f"stopped by {reason}")

@@ -46,7 +46,7 @@ class Head:
         experiment: what it was asked to be.
         params: at the last step; an average's, where the config asks for one.
         state: after the last step, as `Run` has it but for the backbone.
-        validation, test: what `scores.summarise` says; empty where it was not computed.
+        validation, test: what `scores.summarize` says; empty where it was not computed.
     """
 
     experiment: Experiment
@@ -77,7 +77,7 @@ class Head:
 def together(a: Experiment, b: Experiment) -> bool:
     """Whether two experiments are linear probes that can train side by side.
 
-    They may differ in `seed`, `optim.learning_rate`, `optim.weight_decay` and `regularise.label_smoothing`, and in
+    They may differ in `seed`, `optim.learning_rate`, `optim.weight_decay` and `regularize.label_smoothing`, and in
     what changes no number: `input`, `checkpoint`, `log_every`, `eval_every` and `task.eval_batch_size`.
     """
     return not _hindrance(a) and not _hindrance(b) and _shared(a) == _shared(b)
@@ -114,7 +114,7 @@ def fit(
     chunks, size = _chunks(experiments, budget // (4 * width * classes), lanes, mesh.size)
     views = features.reshape(-1, *features.shape[-2:])
     data = {"input": views.reshape(-1, width), "label": stream.labels, "weight": stream.weights}
-    if stream.class_weights and any(experiment.regularise.label_smoothing for experiment in experiments):
+    if stream.class_weights and any(experiment.regularize.label_smoothing for experiment in experiments):
         data["class_weights"] = np.array(stream.class_weights, np.float32)
     data = distributed_mesh.place(data, distributed_mesh.replicated(mesh))
     numbers = _numbers(experiments)
@@ -149,14 +149,14 @@ def setting(experiment: Experiment) -> dict[str, float]:
     return {
         "learning_rate": experiment.optim.learning_rate,
         "weight_decay": experiment.optim.weight_decay,
-        "label_smoothing": experiment.regularise.label_smoothing,
+        "label_smoothing": experiment.regularize.label_smoothing,
     }
 
 
 def _shared(experiment: Experiment) -> Experiment:
     """The experiment with one value for all that `together` lets differ."""
     found = experiment.numberless()
-    return dataclasses.replace(found, regularise=dataclasses.replace(found.regularise, label_smoothing=0.0))
+    return dataclasses.replace(found, regularize=dataclasses.replace(found.regularize, label_smoothing=0.0))
 
 
 def _hindrance(experiment: Experiment) -> str:
@@ -166,8 +166,8 @@ def _hindrance(experiment: Experiment) -> str:
     if experiment.head.init not in HEAD_INITS:
         return f"head.init is {experiment.head.init}"
     for key in ("dropout", "mixup", "cutmix"):
-        if getattr(experiment.regularise, key):
-            return f"regularise.{key} changes features in training"
+        if getattr(experiment.regularize, key):
+            return f"regularize.{key} changes features in training"
     return ""
 
 
@@ -181,7 +181,7 @@ def _check(experiments: Sequence[Experiment]) -> None:
         if _shared(experiment) != shared:
             raise InputError(
                 f"experiment {number} differs from the first in more than seed, optim.learning_rate,"
-                " optim.weight_decay and regularise.label_smoothing: train it by itself"
+                " optim.weight_decay and regularize.label_smoothing: train it by itself"
             )
         Experiment.from_config(to_dict(experiment))  # which checks its ranges
 
@@ -222,7 +222,7 @@ def _numbers(experiments: Sequence[Experiment]) -> dict[str, np.ndarray]:
 def _compiled_for(like: Experiment) -> Experiment:
     """The experiment without what no program depends on."""
     rates = dataclasses.replace(like.optim, learning_rate=1.0)
-    return dataclasses.replace(_shared(like), optim=rates, regularise=like.regularise)
+    return dataclasses.replace(_shared(like), optim=rates, regularize=like.regularize)
 
 
 @functools.lru_cache(maxsize=8)  # for a search of many parts, and one that is repeated
@@ -273,9 +273,9 @@ def _rules(
         schedule=lambda step: numbers["learning_rate"] * unit(step),
         multipliers=multipliers,
         optim=config,
-        regularise=like.regularise,
-        smoothing=numbers.get("label_smoothing", like.regularise.label_smoothing),
-        pull=_everywhere(like, like.regularise.l2_sp_new),
+        regularize=like.regularize,
+        smoothing=numbers.get("label_smoothing", like.regularize.label_smoothing),
+        pull=_everywhere(like, like.regularize.l2_sp_new),
         average_from=round(config.average_start * steps),
         seed=like.seed,
         problem=like.task.problem,
@@ -290,9 +290,9 @@ def _everywhere(like: Experiment, value: float) -> dict[str, dict[str, float]]:
 def _start(like: Experiment, steps: int, head: dict[str, Float[Array, "..."]]) -> State:
     """A head's State at step 0, as `Run` makes it, with the kernel transposed."""
     params = {"head": {name: leaf.T for name, leaf in head.items()}}
-    regularise, zero = like.regularise, jnp.zeros((), jnp.int32)
+    regularize, zero = like.regularize, jnp.zeros((), jnp.int32)
     average = {"params": params, "batch_stats": {}} if like.optim.average else {}
-    anchor = jax.tree.map(jnp.zeros_like, params) if regularise.l2_sp or regularise.l2_sp_new else {}
+    anchor = jax.tree.map(jnp.zeros_like, params) if regularize.l2_sp or regularize.l2_sp_new else {}
     opt_state = optimizers.optimizer(like.optim, _everywhere(like, 1.0)).init(params)
     return State(zero, params, opt_state, {}, average, anchor, zero)
 

@@ -1,9 +1,9 @@
-"""L2-regularised logistic regression on features, over a grid of strengths.
+"""L2-regularized logistic regression on features, over a grid of strengths.
 
     found = logistic.search(train, validation, classes)  # C chosen on validation, then fitted to both
     logits = test.features @ found.kernel + found.bias
 
-The protocol of CLIP (2103.00020) and DINOv2 (2304.07193). It minimises what scikit-learn's `LogisticRegression` does,
+The protocol of CLIP (2103.00020) and DINOv2 (2304.07193). It minimizes what scikit-learn's `LogisticRegression` does,
 C · Σ cross-entropy + ½‖kernel‖², by L-BFGS. Along a direction the logits are linear, so a line search multiplies no
 matrices, and a step takes two products, each of all the strengths that are fitted at once.
 """
@@ -71,20 +71,20 @@ def fit(
     classes: int,
     strengths: Sequence[float] = STRENGTHS,
     *,
-    standardise: bool = False,
+    standardize: bool = False,
     tolerance: float = 3e-8,
     max_steps: int = 1000,
 ) -> list[Fit]:
     """A fit of each strength, in order.
 
-    Neighbouring strengths are fitted at once, from the strongest regularisation on; each starts at the solution
+    Neighbouring strengths are fitted at once, from the strongest regularization on; each starts at the solution
     before it.
 
     Args:
         train: with a class for each example.
         classes: two or more.
         strengths: C of each fit.
-        standardise: whether features are shifted and scaled to mean 0 and standard deviation 1 over `train` (those that
+        standardize: whether features are shifted and scaled to mean 0 and standard deviation 1 over `train` (those that
             are constant only shifted), as scikit-learn's `StandardScaler` does. What is returned takes features as
             they are.
         tolerance: a fit ends where no entry of its gradient is above. It is what scikit-learn calls `tol`, whose 1e-4
@@ -100,14 +100,14 @@ def fit(
     if not all(strength > 0 for strength in strengths):
         raise InputError(f"each C must be above 0, not {min(strengths)}")
     features = x = np.asarray(train.features, np.float32)
-    # The bias is free, so that a shift changes no minimum; the way to that of centred features is far shorter.
+    # The bias is free, so that a shift changes no minimum; the way to that of centered features is far shorter.
     shift, scale = x.mean(axis=0), np.ones(x.shape[-1], np.float32)
-    if standardise:
+    if standardize:
         scale = np.where(np.ptp(x, axis=0) > 0, x.std(axis=0), scale)
     x = (x - shift) / scale
     order = np.argsort(strengths, kind="stable")
     size = min(len(order), max(1, _COLUMNS // classes))
-    # Of two classes scikit-learn fits one row, which is the difference of ours and is penalised twice as much.
+    # Of two classes scikit-learn fits one row, which is the difference of ours and is penalized twice as much.
     penalties = (2 if classes == 2 else 1) / (np.array(strengths)[order] * len(x))
     x = jnp.asarray(np.concatenate([x, np.ones_like(x[:, :1])], axis=-1))
     targets = jax.nn.one_hot(labels, classes, axis=0)
@@ -116,7 +116,7 @@ def fit(
     for first in range(0, len(order), size):
         chunk = order[first : first + size]
         filled = np.resize(penalties[first : first + size], size).astype(np.float32)
-        ended = _minimise(x, targets, filled, weights, tolerance, max_steps)
+        ended = _minimize(x, targets, filled, weights, tolerance, max_steps)
         weights = jnp.broadcast_to(ended.weights[len(chunk) - 1], ended.weights.shape)
         largest = np.abs(np.asarray(ended.gradient)).max(axis=(1, 2))
         for place, i in enumerate(chunk):
@@ -156,23 +156,23 @@ class _Iterate(NamedTuple):
 
 
 @partial(jax.jit, donate_argnums=3)
-def _minimise(x, targets, penalties, weights, tolerance, max_steps) -> _Iterate:
+def _minimize(x, targets, penalties, weights, tolerance, max_steps) -> _Iterate:
     """L-BFGS (Liu & Nocedal 1989) on mean cross-entropy + penalty / 2 · ‖kernel‖²."""
-    penalised = penalties[:, None, None] * jnp.ones(x.shape[-1]).at[-1].set(0)
+    penalized = penalties[:, None, None] * jnp.ones(x.shape[-1]).at[-1].set(0)
 
     # Of the start: the kernel's rows and the bias bend by very different amounts.
     # Not column by column: where the penalty is weak, a fit that has not ended would lean on those that vary least.
-    bend = penalised + jnp.ones(x.shape[-1]).at[:-1].set(jnp.mean(x[:, :-1] ** 2)) / targets.shape[0]
+    bend = penalized + jnp.ones(x.shape[-1]).at[:-1].set(jnp.mean(x[:, :-1] ** 2)) / targets.shape[0]
 
     def gradient(weights, chances):
-        return jnp.einsum("gcn,nd->gcd", (chances - targets) / len(x), x) + penalised * weights
+        return jnp.einsum("gcn,nd->gcd", (chances - targets) / len(x), x) + penalized * weights
 
     def is_going(gradient):
         return jnp.max(jnp.abs(gradient), axis=(1, 2)) > tolerance
 
     def step(at: _Iterate) -> _Iterate:
         towards = jnp.where(at.going[:, None, None], -_newton(at, bend), 0)
-        length, logits, chances = _line_search(at, towards, x, targets, penalised)
+        length, logits, chances = _line_search(at, towards, x, targets, penalized)
         move = length[:, None, None] * towards
         weights = at.weights + move
         new = gradient(weights, chances)
@@ -236,7 +236,7 @@ def _newton(at: _Iterate, bend: Float[Array, "fits 1 columns"]) -> Float[Array, 
     return jax.lax.fori_loop(0, _MEMORY, forth, found)
 
 
-def _line_search(at: _Iterate, towards, x, targets, penalised):
+def _line_search(at: _Iterate, towards, x, targets, penalized):
     """How far to go: to where the slope, which along a line only grows, is at most half as steep either way.
 
     Newton's method, kept between the lengths where the slope is known to be negative and positive.
@@ -246,8 +246,8 @@ def _line_search(at: _Iterate, towards, x, targets, penalised):
     """
     ahead = jnp.einsum("gcd,nd->gcn", towards, x)
     own = jnp.sum(targets * ahead, axis=(1, 2)) / len(x)
-    square = jnp.sum(penalised * towards * towards, axis=(1, 2))
-    product = jnp.sum(penalised * at.weights * towards, axis=(1, 2))
+    square = jnp.sum(penalized * towards * towards, axis=(1, 2))
+    product = jnp.sum(penalized * at.weights * towards, axis=(1, 2))
 
     def look(length):
         logits = at.logits + length[:, None, None] * ahead

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _NAMED = 40  # classes up to which their names can be read
 _COUNTED = 15  # and up to which counts can be read in the cells
-_BLUE, _ORANGE = "#0072b2", "#e69f00"  # told apart with any colour vision (Okabe and Ito 2008)
+_BLUE, _ORANGE = "#0072b2", "#e69f00"  # told apart with any color vision (Okabe and Ito 2008)
 
 
 def reliability(path: epath.PathLike, logits: Float[np.ndarray, "n classes"], labels: Num[np.ndarray, "n ..."]) -> None:
@@ -91,9 +91,9 @@ def confusions(counts: Num[np.ndarray, "classes classes"], classes: Sequence[str
     if len(classes) <= _COUNTED:
         for (row, column), count in np.ndenumerate(counts):
             if count:
-                colour = "white" if parts[row, column] > 0.5 else rcParams["text.color"]
+                color = "white" if parts[row, column] > 0.5 else rcParams["text.color"]
                 told = f"{count:.1f}" if count % 1 and count < 10 else f"{count:.0f}"
-                axes.text(column + 0.5, row + 0.5, told, ha="center", va="center", color=colour, fontsize=8)
+                axes.text(column + 0.5, row + 0.5, told, ha="center", va="center", color=color, fontsize=8)
     axes.set_title(f"{np.trace(counts):,.0f} of {counts.sum():,.0f} right")
     if len(classes) > _COUNTED:
         figure.colorbar(image, label="part of the label's examples", shrink=0.8)

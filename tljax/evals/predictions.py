@@ -43,8 +43,8 @@ class Predictions:
     logits: np.ndarray
 
     def metrics(self, full: bool = True) -> dict[str, Any]:
-        """What `scores.summarise` says of them."""
-        return metrics_metrics.summarise(self.problem, self.logits, self.labels, full=full)
+        """What `scores.summarize` says of them."""
+        return metrics_metrics.summarize(self.problem, self.logits, self.labels, full=full)
 
     def save(self, path: epath.PathLike, facts: Mapping[str, Any]) -> None:
         """Writes a Parquet file, whole or not at all.

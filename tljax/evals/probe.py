@@ -32,7 +32,7 @@ class Examples:
 
     Attributes:
         features: float32 [n, features].
-        labels: as `scores.summarise` takes them.
+        labels: as `scores.summarize` takes them.
     """
 
     features: Float[np.ndarray, "n features"]
@@ -92,7 +92,7 @@ def search(
 def evaluate(
     heads: Sequence[Head], examples: Examples, unscaled: Callable[[np.ndarray], np.ndarray] = lambda logits: logits
 ) -> list[dict[str, Any]]:
-    """What `scores.summarise` says of each head, without the metrics of a ranking."""
+    """What `scores.summarize` says of each head, without the metrics of a ranking."""
     found: list[dict[str, Any]] = []
     if not heads:
         return found
@@ -105,7 +105,7 @@ def evaluate(
         chunk = heads[first : first + size]
         params = {"head": {k: np.stack([head.params[k].T for head in chunk]) for k in chunk[0].params}}
         for logits in np.asarray(apply(params, {}, x)[0]):
-            found.append(metrics_metrics.summarise(problem, unscaled(logits), examples.labels, full=False))
+            found.append(metrics_metrics.summarize(problem, unscaled(logits), examples.labels, full=False))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from tljax.io.json_keys import with_reason
 
-_TRAINING = "only acts in training, where `regularise` and `optim` say what happens here"
+_TRAINING = "only acts in training, where `regularize` and `optim` say what happens here"
 _STORED = "what it decided is in the weights already"
 _GENERATION = "is for generating text, and encoders generate none"
 _INTERNAL = "is how that library runs or names things; the numbers are the same"

@@ -101,11 +101,11 @@ def f1(both: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
 def by_target(values: np.ndarray, labels: np.ndarray) -> Statistic:
     """`rmse`, `loss` and `r2`."""
     count = len(labels)
-    squares, centred = np.square(values - labels).T, (labels - labels.mean(axis=0)).T
+    squares, centered = np.square(values - labels).T, (labels - labels.mean(axis=0)).T
 
     def statistic(times: np.ndarray) -> dict[str, np.ndarray]:
-        errors, spread = squares @ times, np.square(centred) @ times
-        around = spread - np.square(centred @ times) / count
+        errors, spread = squares @ times, np.square(centered) @ times
+        around = spread - np.square(centered @ times) / count
         # Of a target that is constant in a resample, rounding leaves some 1e-16 of its squared distance to the mean.
         around[around <= 1e-12 * spread] = np.nan
         loss = errors.mean(axis=0) / count

@@ -36,7 +36,7 @@ class Bins:
         return float(np.where(self.count, self.count * apart, 0).sum() / self.count.sum())
 
 
-def summarise(
+def summarize(
     problem: str, logits: Float[np.ndarray, "n classes"], labels: Num[np.ndarray, "n ..."], *, full: bool = True
 ) -> dict[str, float | int | list[float]]:
     """A split's metrics from the outputs and labels of all of its examples, in the labels' own units.
@@ -99,7 +99,7 @@ def summarise(
 def statistic(
     problem: str, logits: Float[np.ndarray, "n classes"], labels: Num[np.ndarray, "n ..."], metric: str
 ) -> Statistic:
-    """What gives a metric of `summarise`, under its name, of a split of which each example counts so many times.
+    """What gives a metric of `summarize`, under its name, of a split of which each example counts so many times.
 
     Raises:
         InputError: there is no such metric, or it is one of a ranking, of too many scores to be resampled.

@@ -29,7 +29,7 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis."""
+    """Layer normalization over the last axis."""
 
     eps: float
 

@@ -43,7 +43,7 @@ class Adapter:
 
     Houlsby's (1902.00751), after attention and after the MLP: `y + scale * up(gelu(down(y)))`; on a ResNet over the
     channels of each branch's last layer. AdaptFormer's (2205.13535), beside the MLP and nothing else:
-    `mlp(x) + scale * up(relu(down(x)))`, `x` normalised as the MLP's. LayerScale, where there is one, comes after.
+    `mlp(x) + scale * up(relu(down(x)))`, `x` normalized as the MLP's. LayerScale, where there is one, comes after.
     `adapter_down` starts as AdaptFormer's, Kaiming-uniform; Houlsby's own starts at a standard deviation of 1e-3.
 
     Attributes:

@@ -40,11 +40,11 @@ def _lora(lora: Lora, backbone: nn.Module, noisy: Collection[str], whole: bool) 
 
     Raises:
         InputError: they are the whole backbone's and a target matches none of them, or the convolutions are
-            weight-standardised.
+            weight-standardized.
     """
     if isinstance(backbone, BiT):
         raise InputError(
-            "no LoRA on BiT: its convolutions standardise their weights, so that adapters could not be merged"
+            "no LoRA on BiT: its convolutions standardize their weights, so that adapters could not be merged"
         )
     targets = lora.targets or backbone.lora_targets
     layers: list[str] = []

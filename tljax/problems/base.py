@@ -21,14 +21,14 @@ class Judgement:
 
     Attributes:
         trained: what the log says of a training batch, beside its loss.
-        best: the metric of `scores.summarise` that chooses among checkpoints, and that a result is reported by.
+        best: the metric of `scores.summarize` that chooses among checkpoints, and that a result is reported by.
     """
 
     trained: str
     best: str
 
     def quality(self, metrics: Mapping[str, Any]) -> float:
-        """Returns how good what `scores.summarise` gave is: more is better.
+        """Returns how good what `scores.summarize` gave is: more is better.
 
         Raises:
             InputError: the metric is not there, or is not a number; JSON has null for it.

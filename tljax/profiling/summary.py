@@ -86,7 +86,7 @@ def _of_images(run: Run, origins: dict[str, str]) -> dict[str, str]:
     return {
         "size": f"{images.size} × {images.size}",
         "resize": ways[images.resize],
-        "crop": f"centre {images.size} × {images.size}" + (f" of {edge}" if images.size < edge else ""),
+        "crop": f"center {images.size} × {images.size}" + (f" of {edge}" if images.size < edge else ""),
         "interpolation": images.interpolation,
         "rescaling": f"grey levels × {images.rescale:.6g}: 0 … {most:.4g}",
         "channels": images.channels,

@@ -1,4 +1,4 @@
-"""How a report's figures look: on any background and with any colour vision, in a file or within the page."""
+"""How a report's figures look: on any background and with any color vision, in a file or within the page."""
 
 import io
 import re
@@ -10,8 +10,8 @@ from typing import Any
 INK, GRID = "#1f2328", "#d8dee4"
 # After Okabe and Ito (2008), without the yellow; the lighter ones are darker, to be seen on white. On a dark background
 # the page has others of the same hues.
-COLOURS = ("#0072b2", "#c44e00", "#00835f", "#b0588f", "#b27700", "#57606a")
-MARKERS, GLYPHS = "os^Dv", "●■▲◆▼"  # as matplotlib and text have them; with the colours 30 that are all different
+COLORS = ("#0072b2", "#c44e00", "#00835f", "#b0588f", "#b27700", "#57606a")
+MARKERS, GLYPHS = "os^Dv", "●■▲◆▼"  # as matplotlib and text have them; with the colors 30 that are all different
 
 _STYLE = {
     "axes.axisbelow": True,
@@ -72,7 +72,7 @@ def style() -> Iterator[None]:
 
 
 def inline(drawing: Drawing, name: str) -> str:
-    """An SVG element for the page: its colours and font are the page's, so they change with its theme.
+    """An SVG element for the page: its colors and font are the page's, so they change with its theme.
 
     Args:
         name: begins each of its ids, which are the page's; `NAME-title` is that of its title there.
@@ -86,8 +86,8 @@ def inline(drawing: Drawing, name: str) -> str:
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
     text = re.sub(r"'DejaVu Sans'|DejaVu Sans", "var(--sans)", text)
-    for colour, role in ((INK, "ink"), (GRID, "grid"), *((one, f"series-{i}") for i, one in enumerate(COLOURS))):
-        text = text.replace(colour, f"var(--{role})")
+    for color, role in ((INK, "ink"), (GRID, "grid"), *((one, f"series-{i}") for i, one in enumerate(COLORS))):
+        text = text.replace(color, f"var(--{role})")
     text = _own_names(text, name)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()
     size = f"max-width: {4 / 3 * float(width):.0f}px"  # as large as it was drawn, and smaller where there is less room

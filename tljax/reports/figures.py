@@ -9,7 +9,7 @@ import numpy as np
 from tljax.config.schema import Experiment
 from tljax.evals import plots
 from tljax.reports import statistics
-from tljax.reports.figure_style import COLOURS, GRID, INK, MARKERS, Drawing
+from tljax.reports.figure_style import COLORS, GRID, INK, MARKERS, Drawing
 from tljax.reports.formatting import compact
 from tljax.reports.run_metrics import pooled
 from tljax.reports.schema import Method, Section
@@ -40,8 +40,8 @@ def drawings(section: Section) -> Iterator[Drawing]:
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour and marker of the method in a place of the table."""
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    """Color and marker of the method in a place of the table."""
+    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def _costs(section: Section) -> Iterator[Drawing]:
@@ -96,11 +96,11 @@ def _learning(section: Section) -> Iterator[Drawing]:
             if len(steps) < 2:
                 continue
             values = unit * values
-            mean, colour = values.mean(axis=0), look(number)["color"]
-            axes.plot(steps, mean, label=method.name, color=colour, marker=look(number)["marker"], markersize=3)
+            mean, color = values.mean(axis=0), look(number)["color"]
+            axes.plot(steps, mean, label=method.name, color=color, marker=look(number)["marker"], markersize=3)
             if len(values) > 1:
                 spread = values.std(axis=0, ddof=1)
-                axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
+                axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.18, linewidth=0)
         if not axes.lines:
             continue
         axes.set(xlabel="step", ylabel=label)
@@ -124,14 +124,14 @@ def _per_class(section: Section) -> Drawing:
     bound = max(1.0, np.nanmax(np.abs(changes)))
     figure = Figure(figsize=(max(4.2, 2.4 + 0.45 * len(names)), 1.6 + 0.3 * len(rest)), layout="constrained")
     axes = figure.subplots()
-    loss, gain = COLOURS[1], COLOURS[0]
+    loss, gain = COLORS[1], COLORS[0]
     shades = LinearSegmentedColormap.from_list("change", [(loss, 1.0), (loss, 0.0), (gain, 0.0), (gain, 1.0)])
     axes.pcolormesh(changes, cmap=shades, vmin=-bound, vmax=bound, edgecolors=GRID, linewidth=0.5)
     for (row, column), change in np.ndenumerate(changes):
         if not np.isnan(change):
-            colour = "white" if abs(change) > 0.75 * bound else INK
+            color = "white" if abs(change) > 0.75 * bound else INK
             told = f"{change:+.0f}".replace("-", "−")
-            axes.text(column + 0.5, row + 0.5, told, ha="center", va="center", color=colour, fontsize=7.5)
+            axes.text(column + 0.5, row + 0.5, told, ha="center", va="center", color=color, fontsize=7.5)
     axes.set_xticks(np.arange(len(names)) + 0.5, [_short(name) for name in names], rotation=90 if _long(names) else 0)
     axes.set_yticks(np.arange(len(rest)) + 0.5, [_short(method.name, 36) for method in rest])
     axes.tick_params(length=0)

@@ -13,7 +13,7 @@ class Scale:
     """How the values of a metric are shown.
 
     Attributes:
-        metric: a name in `scores.summarise`.
+        metric: a name in `scores.summarize`.
         count: examples that it is of, which decide how many digits mean anything.
     """
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tljax.reports import tables
 from tljax.reports import text as reports_text
-from tljax.reports.figure_style import COLOURS, GLYPHS, Drawing, inline
+from tljax.reports.figure_style import COLORS, GLYPHS, Drawing, inline
 from tljax.reports.formatting import NOTHING, counted
 from tljax.reports.runs import Run, Unfinished
 from tljax.reports.schema import LeftOut, Method, Section, Setting
@@ -104,7 +104,7 @@ def _method(section: Section, number: int, method: Method) -> dict[str, Any]:
         "name": method.name,
         "setting": method.setting.words,
         "glyph": GLYPHS[number % len(GLYPHS)],
-        "series": number % len(COLOURS),
+        "series": number % len(COLORS),
         "baseline": method is section.baseline,
         "runs": method.runs,
         "cells": cells,

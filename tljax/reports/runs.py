@@ -12,7 +12,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from tljax.checkpoints.workdir import Workdir
-from tljax.config.schema import INDIFFERENT, Experiment
+from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment
 from tljax.config.serialization import to_dict
 from tljax.core.resolve import Resolved
 from tljax.errors import InputError
@@ -21,7 +21,7 @@ from tljax.evals.evaluator import name_of
 from tljax.evals.predictions import Predictions
 from tljax.io import storage
 
-_FREE = tuple(f"{section}." for section in INDIFFERENT)
+_FREE = tuple(f"{section}." for section in RESULT_NEUTRAL_SECTIONS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,12 +13,12 @@ from tljax.checkpoints.workdir import Workdir
 from tljax.config.schema import Experiment
 from tljax.core.run import Run, prepare
 from tljax.core.train_step import State
-from tljax.distributed.preemption import Notice
+from tljax.distributed.preemption import PreemptionSignal
 from tljax.errors import InputError
 from tljax.evals import linear_probe
 from tljax.io.lock import Lost, Taken
 from tljax.profiling.summary import plan
-from tljax.sweeps.trial import Point, common, side_by_side
+from tljax.sweeps.trial import Trial, common, side_by_side
 from tljax.training import feature_cache
 from tljax.training.trainer import base_of, conclude, digest_of, train_run
 
@@ -27,9 +27,9 @@ _LOOK = 1.0  # seconds between two looks at a point that another process is at
 
 
 def carry_out(
-    wanted: Sequence[Point],
-    among: Sequence[Point],
-    notice: Notice | None = None,
+    wanted: Sequence[Trial],
+    among: Sequence[Trial],
+    preemption: PreemptionSignal | None = None,
     test: bool = False,
     peeked: bool = False,
 ) -> None:
@@ -47,15 +47,15 @@ def carry_out(
     Raises:
         Stopped: told to; the same call goes on.
     """
-    notice = notice or Notice()
+    preemption = preemption or PreemptionSignal()
     while True:
-        work = _Pass(among, notice, test, peeked)
+        work = _Pass(among, preemption, test, peeked)
         work.over(point for point in wanted if point.left(test))
         if not work.taken:
             return
         console.console.print(f"waiting for points that another process is at: {len(work.taken)}")
         while all(Workdir(point.folder).writer for point in work.taken):
-            notice.raises()
+            preemption.raise_if_set()
             time.sleep(_LOOK)
 
 
@@ -67,17 +67,17 @@ class _Pass:
         taken: points that another process was at.
     """
 
-    among: Sequence[Point]
-    notice: Notice
+    among: Sequence[Trial]
+    preemption: PreemptionSignal
     test: bool
     peeked: bool
-    taken: list[Point] = field(default_factory=list)
+    taken: list[Trial] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.runs = Counter(common(point.experiment) for point in self.among)
 
-    def over(self, found: Iterable[Point]) -> None:
-        groups: dict[Experiment, list[Point]] = {}
+    def over(self, found: Iterable[Trial]) -> None:
+        groups: dict[Experiment, list[Trial]] = {}
         for point in found:
             groups.setdefault(common(point.experiment), []).append(point)
         for group in groups.values():
@@ -85,7 +85,7 @@ class _Pass:
             trained = [point for point in group if point.result]
             fresh = [point for point in group if point not in trained]
             alone, together = _parted(fresh, self.among) if cached else (fresh, [])
-            alike: dict[Experiment, list[Point]] = {}
+            alike: dict[Experiment, list[Trial]] = {}
             for point in [*alone, *trained]:
                 alike.setdefault(point.experiment.numberless(), []).append(point)
             for members in alike.values():
@@ -93,7 +93,7 @@ class _Pass:
             for wanted, mates in together:
                 self._side_by_side(wanted, mates, prepared)
 
-    def _features(self, group: Sequence[Point]) -> tuple[dict[Experiment, Run], bool]:
+    def _features(self, group: Sequence[Trial]) -> tuple[dict[Experiment, Run], bool]:
         """Makes the features that points share; returns runs that were prepared for it, and whether there are any."""
         prepared: dict[Experiment, Run] = {}
         stops: set[int] = set()
@@ -110,14 +110,16 @@ class _Pass:
             for name, split in run.inputs.splits.items():
                 if self.test if name in HELD else training:
                     is_train = name == "train"
-                    feature_cache.computed(run, state, split, sorted(stops), training=is_train, halt=self.notice.raises)
+                    feature_cache.computed(
+                        run, state, split, sorted(stops), training=is_train, halt=self.preemption.raise_if_set
+                    )
         return prepared, True
 
-    def _one_after_another(self, alike: Sequence[Point], prepared: dict[Experiment, Run]) -> None:
+    def _one_after_another(self, alike: Sequence[Trial], prepared: dict[Experiment, Run]) -> None:
         """Carries points out that differ in numbers only, with the programs of the first."""
         first: list[Run] = []
 
-        def carry_out(point: Point) -> None:
+        def carry_out(point: Trial) -> None:
             if not first:
                 first.append(prepared.pop(point.experiment, None) or prepare(point.experiment))
             self._carried_out(first[0].of(point.experiment), point)
@@ -127,7 +129,7 @@ class _Pass:
                 if self._mine(stack, point):
                     _tried(point, functools.partial(carry_out, point))
 
-    def _mine(self, stack: contextlib.ExitStack, point: Point) -> bool:
+    def _mine(self, stack: contextlib.ExitStack, point: Trial) -> bool:
         """Whether the point is this process's to carry out, from now to the end of the stack."""
         try:
             stack.enter_context(Workdir(point.folder).locked())
@@ -136,18 +138,18 @@ class _Pass:
             return False
         return point.left(self.test)  # for another process may just have done it
 
-    def _carried_out(self, run: Run, point: Point) -> None:
+    def _carried_out(self, run: Run, point: Trial) -> None:
         """`train`, or what it has held back, in a workdir that is this process's own."""
         folder = Workdir(point.folder)
         if folder.result:
-            conclude(run, folder, self.notice)
+            conclude(run, folder, self.preemption)
             return
         run.batch_size  # noqa: B018 (which the devices here may not be able to share)
         _start(run, folder)
         runs = self.runs[common(point.experiment)]
-        train_run(run, folder, self.notice, runs, () if self.test else HELD, self.peeked)
+        train_run(run, folder, self.preemption, runs, () if self.test else HELD, self.peeked)
 
-    def _side_by_side(self, wanted: Sequence[Point], mates: Sequence[Point], prepared: dict[Experiment, Run]) -> None:
+    def _side_by_side(self, wanted: Sequence[Trial], mates: Sequence[Trial], prepared: dict[Experiment, Run]) -> None:
         """Trains linear probes together, and leaves those that are wanted as runs of their own."""
         began = time.monotonic()
         with contextlib.ExitStack() as stack:
@@ -167,18 +169,20 @@ class _Pass:
                 head = fitted[mates.index(point)]
                 _tried(point, functools.partial(self._finish, run, state, planned, point, head, seconds))
 
-    def _carried_out_alone(self, point: Point) -> None:
+    def _carried_out_alone(self, point: Trial) -> None:
         self._carried_out(prepare(point.experiment), point)
 
-    def _fitted(self, run: Run, state: State, mates: Sequence[Point]) -> list[linear_probe.Head]:
+    def _fitted(self, run: Run, state: State, mates: Sequence[Trial]) -> list[linear_probe.Head]:
         console.console.print(f"{len(mates)} linear probes side by side")
         split, (start,) = run.inputs.splits["train"], feature_cache.stops(run, run.phases[0])
-        found = feature_cache.computed(run, state, split, [start], training=True, halt=self.notice.raises)[start]
+        found = feature_cache.computed(run, state, split, [start], training=True, halt=self.preemption.raise_if_set)[
+            start
+        ]
         experiments = [point.experiment for point in mates]
         return linear_probe.fit(experiments, found.array(), run.train_input(found), len(run.resolved.classes))
 
     def _finish(
-        self, run: Run, state: State, planned: dict[str, Any], point: Point, head: linear_probe.Head, seconds: float
+        self, run: Run, state: State, planned: dict[str, Any], point: Trial, head: linear_probe.Head, seconds: float
     ) -> None:
         """Leaves a head as `train` leaves a run at its last step, and has `train` find out how good it is."""
         if head.failed:
@@ -197,7 +201,7 @@ class _Pass:
         self._carried_out(mine, point)
 
 
-def _parted(fresh: Sequence[Point], among: Sequence[Point]) -> tuple[list[Point], list[tuple[list, list]]]:
+def _parted(fresh: Sequence[Trial], among: Sequence[Trial]) -> tuple[list[Trial], list[tuple[list, list]]]:
     """The points that train by themselves; and those that train side by side, with all that are of their program."""
     alone, together = [], []
     for mates in side_by_side(among):
@@ -213,7 +217,7 @@ def _start(run: Run, folder: Workdir) -> None:
     folder.start(run.experiment, run.resolved, run.inputs.tokenizer if run.network.reads == "text" else None)
 
 
-def _tried(point: Point, carry_out: Callable[[], None]) -> None:
+def _tried(point: Trial, carry_out: Callable[[], None]) -> None:
     """Carries a point out; why it fails is printed, and kept in its workdir."""
     console.console.print(f"{point.setting}, seed {point.experiment.seed}: {point.folder}")
     try:

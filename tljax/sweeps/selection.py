@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from flax.traverse_util import flatten_dict
 
-from tljax.config.schema import INDIFFERENT, Experiment
+from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment
 from tljax.config.serialization import to_dict
 from tljax.errors import InputError
 from tljax.problems.base import JUDGED
@@ -37,7 +37,9 @@ Run = TypeVar("Run", bound=Outcome)
 def setting_of(experiment: Experiment) -> Experiment:
     """What is left of an experiment without its seed, and without what changes no number."""
     empty = Experiment()
-    return dataclasses.replace(experiment, seed=0, **{section: getattr(empty, section) for section in INDIFFERENT})
+    return dataclasses.replace(
+        experiment, seed=0, **{section: getattr(empty, section) for section in RESULT_NEUTRAL_SECTIONS}
+    )
 
 
 def by_setting(runs: Iterable[Run]) -> dict[Experiment, list[Run]]:

@@ -13,7 +13,7 @@ from tljax.errors import InputError
 from tljax.problems.base import JUDGED
 from tljax.sweeps import selection
 from tljax.sweeps.launchers import slurm
-from tljax.sweeps.trial import Point, logs_folder
+from tljax.sweeps.trial import Trial, logs_folder
 
 STATES = ("tested", "trained", "running", "failed", "to do")
 
@@ -47,7 +47,7 @@ class Standing:
         return ", ".join(filter(None, (step, self.last, left, self.note)))
 
 
-def standing(point: Point) -> Standing:
+def standing(point: Trial) -> Standing:
     """A point's, by a look at its files."""
     try:
         return _standing(point)
@@ -55,7 +55,7 @@ def standing(point: Point) -> Standing:
         return Standing("failed", 0, 0, 0.0, None, str(error))
 
 
-def _standing(point: Point) -> Standing:
+def _standing(point: Trial) -> Standing:
     folder, metric = Workdir(point.folder), JUDGED[point.experiment.task.problem].best
     result, error = folder.result, folder.error
     if result:
@@ -90,7 +90,7 @@ def _last(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     return f"train loss {loss:.4f}" if isinstance(loss, float) else ""
 
 
-def show(found: Sequence[Point]) -> None:
+def show(found: Sequence[Trial]) -> None:
     """Prints a row per setting, a line for each point that was begun, failed or queues, and how many do what."""
     standings = {point: standing(point) for point in found}
     queued = slurm.waiting([point.name for point in found], logs_folder(found[0].folder.parent))

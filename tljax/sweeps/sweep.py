@@ -12,7 +12,7 @@ from tljax import console
 from tljax.config.schema import Experiment
 from tljax.problems.base import JUDGED
 from tljax.sweeps import selection
-from tljax.sweeps.trial import Point
+from tljax.sweeps.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Protocol:
     seeds: str = "all"
     peek: bool = False
 
-    def due(self, found: Sequence[Point]) -> tuple[list[Point], bool]:
+    def due(self, found: Sequence[Trial]) -> tuple[list[Trial], bool]:
         """What is to be done next as the workdirs stand; and whether it is tested, too, or trained alone.
 
         What has failed is not due, and is never chosen before what has not.
@@ -47,7 +47,7 @@ class Protocol:
             point for point in found if selection.setting_of(point.experiment) in picked and point.left(test=True)
         ], True
 
-    def chosen(self, found: Sequence[Point]) -> set[Experiment]:
+    def chosen(self, found: Sequence[Trial]) -> set[Experiment]:
         """The setting of each method that is tested: the best, or the only one."""
         chosen = selection.chosen(found, self.tuned)
         picked = {selection.setting_of(members[0].experiment) for members in chosen.values()}
@@ -57,10 +57,10 @@ class Protocol:
         return picked
 
 
-CarryOut = Callable[[Sequence[Point], bool], None]
+CarryOut = Callable[[Sequence[Trial], bool], None]
 
 
-def sweep(found: Sequence[Point], protocol: Protocol, carry_out: CarryOut) -> list[Point]:
+def sweep(found: Sequence[Trial], protocol: Protocol, carry_out: CarryOut) -> list[Trial]:
     """Has carried out what is due until nothing is, each point at most once; returns those that are due all the same.
 
     Args:
@@ -70,7 +70,7 @@ def sweep(found: Sequence[Point], protocol: Protocol, carry_out: CarryOut) -> li
     Raises:
         Stopped: told to; the same call goes on.
     """
-    tried: set[tuple[Point, bool]] = set()
+    tried: set[tuple[Trial, bool]] = set()
     while True:
         due, test = protocol.due(found)
         new = [point for point in due if (point, test) not in tried]
@@ -80,7 +80,7 @@ def sweep(found: Sequence[Point], protocol: Protocol, carry_out: CarryOut) -> li
         carry_out(new, test)
 
 
-def show(found: Sequence[Point], picked: Collection[Experiment]) -> None:
+def show(found: Sequence[Trial], picked: Collection[Experiment]) -> None:
     """A table: a row per setting, with the mean over its seeds, and a star at those that were chosen."""
     metric, rows = JUDGED[found[0].experiment.task.problem].best, []
     for setting, members in selection.by_setting(found).items():
@@ -97,7 +97,7 @@ def show(found: Sequence[Point], picked: Collection[Experiment]) -> None:
             console.console.print(told)
 
 
-def _mean(done: Sequence[Point], split: str, metric: str) -> str:
+def _mean(done: Sequence[Trial], split: str, metric: str) -> str:
     values = [point.result["splits"][split][metric] for point in done if split in point.result["splits"]]
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{spread}" if values else ""

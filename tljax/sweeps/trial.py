@@ -13,7 +13,7 @@ from etils import epath
 
 from tljax.checkpoints.workdir import Workdir
 from tljax.config.ranges import shown
-from tljax.config.schema import INDIFFERENT, Experiment
+from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment
 from tljax.config.serialization import to_dict, with_values
 from tljax.errors import InputError
 from tljax.evals import linear_probe
@@ -22,7 +22,7 @@ from tljax.sweeps import selection
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
+class Trial:
     """One run of a sweep.
 
     Attributes:
@@ -61,7 +61,7 @@ class Point:
         return ", ".join(f"{key.split('.')[-1]}={value}" for key, value in self.overrides.items() if key != "seed")
 
 
-def points(experiment: Experiment, overrides: Any, root: str | os.PathLike) -> list[Point]:
+def points(experiment: Experiment, overrides: Any, root: str | os.PathLike) -> list[Trial]:
     """The runs of a sweep; all are checked before one begins.
 
     Args:
@@ -74,7 +74,7 @@ def points(experiment: Experiment, overrides: Any, root: str | os.PathLike) -> l
         InputError: a key that does not exist, a value of another type, or one run twice.
     """
     place = epath.Path(root) if storage.is_remote(root) else Path(root)
-    found: dict[str, Point] = {}
+    found: dict[str, Trial] = {}
     if not isinstance(overrides, Iterable) or isinstance(overrides, Mapping | str):
         raise InputError(f"sweep() must return dicts, one for each run, not {shown(overrides)}")
     for one in overrides:
@@ -87,7 +87,7 @@ def points(experiment: Experiment, overrides: Any, root: str | os.PathLike) -> l
         name = hashlib.sha256(json.dumps(_content(made), sort_keys=True).encode()).hexdigest()[:10]
         if name in found:
             raise InputError(f"the sweep has one run twice: {dict(one)} and {dict(found[name].overrides)}")
-        found[name] = Point(dict(one), made, place / f"{made.tuning.strategy}-{name}")
+        found[name] = Trial(dict(one), made, place / f"{made.tuning.strategy}-{name}")
     if not found:
         raise InputError("the sweep yields no run")
     return list(found.values())
@@ -100,7 +100,7 @@ def logs_folder(root: str | os.PathLike) -> Path:
     return Path(root) / "logs"
 
 
-def named(found: Sequence[Point], names: Sequence[str]) -> list[Point]:
+def named(found: Sequence[Trial], names: Sequence[str]) -> list[Trial]:
     """The points with these names, in the sweep's order.
 
     Raises:
@@ -127,9 +127,9 @@ def common(experiment: Experiment) -> Experiment:
     )
 
 
-def side_by_side(found: Sequence[Point]) -> list[list[Point]]:
+def side_by_side(found: Sequence[Trial]) -> list[list[Trial]]:
     """The points, those together that can train as heads of one program, which others share with nobody."""
-    groups: list[list[Point]] = []
+    groups: list[list[Trial]] = []
     for point in found:
         mates = next((group for group in groups if _together(group[0].experiment, point.experiment)), None)
         if mates is None:
@@ -143,19 +143,19 @@ def _together(a: Experiment, b: Experiment) -> bool:
     return linear_probe.together(a, b) and common(a) == common(b)
 
 
-def units(found: Sequence[Point]) -> list[list[Point]]:
+def units(found: Sequence[Trial]) -> list[list[Trial]]:
     """The least shares of a sweep that one process can have without doing what another does, too.
 
     Heads train side by side. What is only to be tested takes one process for runs that differ in numbers.
     """
-    trained: dict[Experiment, list[Point]] = {}
+    trained: dict[Experiment, list[Trial]] = {}
     for point in found:
         if point.result:
             trained.setdefault(point.experiment.numberless(), []).append(point)
     return side_by_side([point for point in found if not point.result]) + list(trained.values())
 
 
-def uneven(found: Sequence[Point]) -> str:
+def uneven(found: Sequence[Trial]) -> str:
     """What is wrong with the seeds, in a line; empty if all settings have the same."""
     seeds: dict[Experiment, list[int]] = {}
     for point in found:
@@ -171,4 +171,4 @@ def uneven(found: Sequence[Point]) -> str:
 
 def _content(experiment: Experiment) -> dict[str, Any]:
     """What a run's result depends on."""
-    return {key: value for key, value in to_dict(experiment).items() if key not in INDIFFERENT}
+    return {key: value for key, value in to_dict(experiment).items() if key not in RESULT_NEUTRAL_SECTIONS}

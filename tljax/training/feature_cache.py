@@ -176,7 +176,7 @@ def choice(run: Run, runs: int = 1) -> tuple[bool, str]:
     reason = "" if prefixes else "the strategy trains from the first group on, or moves BatchNorm statistics there"
     if _varies(run) and not experiment.task.views:
         reason = reason or "every epoch crops and augments anew; task.views=V keeps to V views of each image"
-    if experiment.regularise.mixup or experiment.regularise.cutmix:
+    if experiment.regularize.mixup or experiment.regularize.cutmix:
         reason = reason or "mixup and cutmix make new images at each step"
     if reason and experiment.cache == "on":
         raise InputError(f"cache=on, but nothing frozen stays the same: {reason}")
@@ -236,7 +236,7 @@ def _source(run: Run, split: Split, training: bool) -> _Source:
     if run.network.reads == "text":
         recipe = (inputs.tokenizer.sha256, inputs.tokenizer.cut(config.max_tokens))
     else:
-        cut = (config.decode, config.resize, config.crop) if training else ("exact", 0, "centre")
+        cut = (config.decode, config.resize, config.crop) if training else ("exact", 0, "center")
         recipe = (run.resolved.preprocessing, *cut, *((config.augment, run.experiment.seed, views) if varies else ()))
     return _Source(split, read, views, varies, recipe)
 

@@ -17,7 +17,7 @@ from tljax.core.train_step import State
 from tljax.data.loader import TrainInput, length_of
 from tljax.data.readers import Reader
 from tljax.distributed import mesh, processes
-from tljax.distributed.preemption import Notice, Stopped
+from tljax.distributed.preemption import PreemptionSignal, Stopped
 from tljax.errors import InputError
 from tljax.evals.predictions import Predictions, predictions_of
 from tljax.io.tensorboard import Events
@@ -37,9 +37,15 @@ class Loop:
     """
 
     def __init__(
-        self, run: Run, folder: Workdir, checkpoints: Checkpoints, notice: Notice, started: float, waited: float
+        self,
+        run: Run,
+        folder: Workdir,
+        checkpoints: Checkpoints,
+        preemption: PreemptionSignal,
+        started: float,
+        waited: float,
     ):
-        self._run, self._folder, self._checkpoints, self._notice = run, folder, checkpoints, notice
+        self._run, self._folder, self._checkpoints, self._preemption = run, folder, checkpoints, preemption
         self._started, self.waited = started, waited
         self._readers: dict[tuple[str, Phase | None], Reader] = {}
         self._unread: list[tuple[int, dict[str, jax.Array]]] = []
@@ -79,7 +85,7 @@ class Loop:
                     if step == start + 1:
                         self._checkpoints.wait()  # what does not move is stored beside this step: did the disk take it?
                     report(step, self._log(board) if step % run.experiment.log_every == 0 or step == last else "")
-                    stops = self._all(bool(self._notice.reason()))
+                    stops = self._all(bool(self._preemption.reason()))
                     self._after(board, step, state, stops)
                     if stops:
                         return state
@@ -102,7 +108,9 @@ class Loop:
             every = run.experiment.eval_every
             passes = run.resolved.steps / every if every and name == "validation" else 1.0
             found = (
-                feature_cache.computed(run, state, split, (start,), halt=self._notice.raises)[start] if start else None
+                feature_cache.computed(run, state, split, (start,), halt=self._preemption.raise_if_set)[start]
+                if start
+                else None
             )
             self._readers[key] = found or run.inputs.reader(split, passes)
         return predictions_of(run, state, split, name, read=self._readers[key], start=start)
@@ -115,7 +123,7 @@ class Loop:
         self._checkpoints.wait()  # computing features may take longer than a step
         try:
             found = feature_cache.computed(
-                run, state, split, feature_cache.stops(run, phase), training=True, halt=self._notice.raises
+                run, state, split, feature_cache.stops(run, phase), training=True, halt=self._preemption.raise_if_set
             )[run.start(phase)]
         except Stopped:
             if step and not self._saves_at(step):

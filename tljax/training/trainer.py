@@ -22,7 +22,7 @@ from tljax.core.train_step import State
 from tljax.data import diagnostics
 from tljax.data.dataset import Split
 from tljax.distributed import mesh, processes
-from tljax.distributed.preemption import Notice, Stopped
+from tljax.distributed.preemption import PreemptionSignal, Stopped
 from tljax.errors import InputError
 from tljax.evals.evaluator import facts_of, name_of
 from tljax.evals.predictions import Predictions
@@ -39,14 +39,14 @@ from tljax.tuning import multipliers
 def train(
     experiment: Experiment,
     path: str | os.PathLike,
-    notice: Notice | None = None,
+    preemption: PreemptionSignal | None = None,
     runs: int = 1,
     prepared: Run | None = None,
 ) -> dict[str, Any]:
     """Runs an experiment in a workdir to its end, from where it stands; returns `result.json`.
 
     Args:
-        notice: says when to stop before the end.
+        preemption: says when to stop before the end.
         runs: how many are going to read the same features; with more of them, keeping these pays sooner.
         prepared: the experiment's, by default made here.
 
@@ -74,11 +74,16 @@ def train(
             held = f" ({', '.join(result['held'])} is held back by its sweep)" if "held" in result else ""
             console.console.print(f"{folder.path} is finished: nothing to do{held}")
             return result
-        return train_run(run, folder, notice or Notice(), runs)
+        return train_run(run, folder, preemption or PreemptionSignal(), runs)
 
 
 def train_run(
-    run: Run, folder: Workdir, notice: Notice, runs: int = 1, hold: Sequence[str] = (), peeked: bool = False
+    run: Run,
+    folder: Workdir,
+    preemption: PreemptionSignal,
+    runs: int = 1,
+    hold: Sequence[str] = (),
+    peeked: bool = False,
 ) -> dict[str, Any]:
     """`train`, in a workdir that is this process's own and has been started.
 
@@ -91,13 +96,15 @@ def train_run(
     with folder.checkpoints(run.experiment, writer=processes.is_first()) as checkpoints:
         _print_header(run)
         state, seconds, waited = _begin(run, folder, checkpoints, runs)
-        loop = Loop(run, folder, checkpoints, notice, time.monotonic() - seconds, waited)
-        with notice.held():
+        loop = Loop(run, folder, checkpoints, preemption, time.monotonic() - seconds, waited)
+        with preemption.deferred():
             state = loop.to_the_end(state)
             checkpoints.wait()
-            told = processes.anyone(bool(notice.reason()))
+            told = processes.anyone(bool(preemption.reason()))
     if told:
-        raise Stopped(f"stopped at step {state.step} of {run.resolved.steps} by {notice.reason() or 'another process'}")
+        raise Stopped(
+            f"stopped at step {state.step} of {run.resolved.steps} by {preemption.reason() or 'another process'}"
+        )
     planned, digest = folder.plan, digest_of(run, state)
     if digest != planned["frozen_digest"]:
         raise RuntimeError(f"{folder.path}: frozen leaves changed in training, which tljax must never let happen")
@@ -121,7 +128,7 @@ def train_run(
     return result
 
 
-def conclude(run: Run, folder: Workdir, notice: Notice) -> dict[str, Any]:
+def conclude(run: Run, folder: Workdir, preemption: PreemptionSignal) -> dict[str, Any]:
     """Evaluates the splits that a finished run has held back, in a workdir that is this process's own.
 
     `result.json` then says what it would if nothing had been held back.
@@ -130,7 +137,7 @@ def conclude(run: Run, folder: Workdir, notice: Notice) -> dict[str, Any]:
     run.cached = folder.plan["cached"]
     with folder.checkpoints(run.experiment) as checkpoints:
         state = checkpoints.restore(before["steps"], run.abstract_state(before["steps"]))
-        loop = Loop(run, folder, checkpoints, notice, began - before["wall_seconds"], before["input_seconds"])
+        loop = Loop(run, folder, checkpoints, preemption, began - before["wall_seconds"], before["input_seconds"])
         found = {name: _evaluated(run, folder, checkpoints, loop, state, name) for name in before["held"]}
     splits = before["splits"] | found
     result = before | {"splits": {name: splits[name] for name in run.inputs.splits if name in splits}}
@@ -217,7 +224,7 @@ def _check_best(run: Run) -> None:
         labels = np.arange(2) % classes if problem == "single_label" else np.eye(2, classes)
         if problem == "regression" and "validation" in splits:
             labels = splits["validation"].labels
-        metrics = metrics_metrics.summarise(problem, np.zeros((len(labels), classes)), labels, full=False)
+        metrics = metrics_metrics.summarize(problem, np.zeros((len(labels), classes)), labels, full=False)
         known = [name for name, value in metrics.items() if isinstance(value, float)]
         if best not in known:
             raise InputError(no_such("checkpoint.best", best, known))

@@ -144,14 +144,14 @@ def bias_only(layout: Layout) -> dict[str, float]:
 
 
 def norm_only(layout: Layout) -> dict[str, float]:
-    """Scale and shift of the normalisation layers train, and the head (as for BatchNorm in 2003.00152).
+    """Scale and shift of the normalization layers train, and the head (as for BatchNorm in 2003.00152).
 
     Raises:
         InputError: the network has none.
     """
     found = layout.by_path(lambda path: path.split("/")[-2].startswith("norm"))
     if all(not value for path, value in found.items() if layout.group_of[path] != HEAD):
-        raise InputError("norm_only: this network has no normalisation layers; bias_only trains its biases")
+        raise InputError("norm_only: this network has no normalization layers; bias_only trains its biases")
     return found
 
 

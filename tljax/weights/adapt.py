@@ -11,7 +11,7 @@ from jaxtyping import Float
 from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
 
-_EXTRA = {1: "grey", 3: "", 4: "a"}  # what an image file has beside the order of its colours
+_EXTRA = {1: "grey", 3: "", 4: "a"}  # what an image file has beside the order of its colors
 
 
 class _Resampling(NamedTuple):
@@ -68,7 +68,7 @@ def adapt_channels(kernel: Float[np.ndarray, "rows columns inputs outputs"], cha
     For 1 it is the sum over the three, which on a grey image gives what the three give on three equal channels; for
     more, the three over and over in their own order (a `bgr` network's fourth is like its blue), times 3 / channels.
 
-    BiT standardises its kernels when it runs, and with them the factor: there a sum gives what the three would give
+    BiT standardizes its kernels when it runs, and with them the factor: there a sum gives what the three would give
     only up to a factor for each filter, which training has to find again.
 
     Raises:
@@ -138,14 +138,14 @@ def _matrix(n: int, m: int, rule: _Resampling) -> Float[np.ndarray, "m n"]:
     """The [m, n] matrix that interpolates n samples at m places.
 
     With antialias, as in PIL and PyTorch, the kernel is stretched by n / m when shrinking, and weights that fall
-    outside are dropped and the rest renormalised; without, edge samples repeat.
+    outside are dropped and the rest renormalized; without, edge samples repeat.
     """
     half_pixel = (np.arange(m) + 0.5) * n / (m + rule.offset) - 0.5
-    centre = np.linspace(0, n - 1, m) if rule.align_corners else half_pixel
+    center = np.linspace(0, n - 1, m) if rule.align_corners else half_pixel
     stretch = max(n / m, 1.0) if rule.antialias else 1.0
     reach = int(np.ceil(2 * stretch)) + 1
-    positions = np.floor(centre)[:, None] + np.arange(-reach, reach + 1)
-    weights = _kernel(np.abs(positions - centre[:, None]) / stretch, rule.cubic)
+    positions = np.floor(center)[:, None] + np.arange(-reach, reach + 1)
+    weights = _kernel(np.abs(positions - center[:, None]) / stretch, rule.cubic)
     if rule.antialias:
         weights = np.where((positions >= 0) & (positions < n), weights, 0.0)
         weights /= weights.sum(1, keepdims=True)

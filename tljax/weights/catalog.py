@@ -52,7 +52,7 @@ _MEAN_AND_STD = {
 def _row(cells: dict[str, str]) -> Pretrained:
     preprocessing = Preprocessing()
     if cells["size"]:  # a text encoder has none
-        mean, std = _MEAN_AND_STD[cells["normalise"]]
+        mean, std = _MEAN_AND_STD[cells["normalize"]]
         images = mean, std, cells["channels"], cells["interpolation"]
         preprocessing = Preprocessing(int(cells["size"]), float(cells["crop"]), *images)
     places = cells["uri"], cells["sha256"], cells["backbone"], cells["names"]

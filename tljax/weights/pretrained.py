@@ -281,7 +281,7 @@ def provenance(
 ) -> dict[str, Any]:
     """What becomes of the pretrained arrays: how many are `kept`; the names of the others, by what is done to them.
 
-    These are `resampled` (for another grid of patches), `adapted` (to another number of channels), `initialised` and
+    These are `resampled` (for another grid of patches), `adapted` (to another number of channels), `initialized` and
     `ignored`.
 
     Args:
@@ -289,7 +289,7 @@ def provenance(
         own: its backbone's `shapes`, where they are known.
     """
     if not experiment.backbone.weights:
-        return {"kept": 0, "resampled": [], "adapted": [], "initialised": list(new), "ignored": []}
+        return {"kept": 0, "resampled": [], "adapted": [], "initialized": list(new), "ignored": []}
     heads = ("kernel", "bias")[: 1 + experiment.head.bias]
     channels = experiment.task.channels or row.preprocessing.inputs
     own = (own or shapes(module, channels)).keys() - optional(module)
@@ -302,7 +302,7 @@ def provenance(
         "kept": len(own) - len(resampled) - len(adapted) + (len(heads) if pretrained else 0),
         "resampled": resampled,
         "adapted": adapted,
-        "initialised": list(new),
+        "initialized": list(new),
         "ignored": [*facts["ignored"], *([] if pretrained else facts["head"]), *pooler],
     }
 

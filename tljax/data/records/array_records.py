@@ -111,10 +111,10 @@ def _examine(source: Source, split: str, ordered: Sequence[Item], features: Any,
     inputs = dict(zip(named, content if source.pairs else [content], strict=True))
     frames = frames_of(content) if picture else 1
     note = {"split": split, "id": item.id, "note": f"the first of {frames} pictures is taken"} if frames > 1 else None
-    return Examined(row, _serialised(features, {"id": item.id, "label": row["label"], **inputs}), note=note)
+    return Examined(row, _serialized(features, {"id": item.id, "label": row["label"], **inputs}), note=note)
 
 
-def _serialised(features: Any, example: Mapping[str, Any]) -> bytes:
+def _serialized(features: Any, example: Mapping[str, Any]) -> bytes:
     """As `features.serialize_example` does, but for the order of the fields, which there is another in each process."""
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 

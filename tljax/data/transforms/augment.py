@@ -1,7 +1,7 @@
 """Random changes of a training picture at its final size; each is a function of the picture and its generator.
 
-Colours change as in torchvision on PIL images, value by value. Of four channels the last is alpha: what only concerns
-colours leaves it alone. What moves in from outside is 0 in every channel: black, and transparent.
+Colors change as in torchvision on PIL images, value by value. Of four channels the last is alpha: what only concerns
+colors leaves it alone. What moves in from outside is 0 in every channel: black, and transparent.
 """
 
 import math
@@ -61,7 +61,7 @@ def trivial_augment(picture: Picture, rng: Random) -> Picture:
     return to_array(_drawn(to_image(picture), _WIDE, None, rng))
 
 
-def colour_jitter(picture: Picture, rng: Random) -> Picture:
+def color_jitter(picture: Picture, rng: Random) -> Picture:
     """Brightness, contrast and saturation, each times 0.6 to 1.4, in random order (timm's default; hue is kept)."""
     image = to_image(picture)
     factors = rng.uniform(-0.4, 0.4, 3)
@@ -73,7 +73,7 @@ def colour_jitter(picture: Picture, rng: Random) -> Picture:
 def random_erasing(picture: Picture, rng: Random) -> Picture:
     """A black rectangle, half of the time (1708.04896): of 2% to 33% of the area, 0.3 to 3.3 times as high as wide.
 
-    Drawn as in torchvision. There it is set to 0 after normalisation, which is the mean colour; here it is black, as
+    Drawn as in torchvision. There it is set to 0 after normalization, which is the mean color; here it is black, as
     is what moves in with other augmentations.
     """
     height, width, channels = picture.shape
@@ -97,7 +97,7 @@ AUGMENTATIONS: dict[str, Callable[[Picture, Random], Picture]] = {
     "shift": shift,
     "rand_augment": rand_augment,
     "trivial_augment": trivial_augment,
-    "colour_jitter": colour_jitter,
+    "color_jitter": color_jitter,
     "random_erasing": random_erasing,
 }
 
@@ -107,7 +107,7 @@ def _moved(image: Image.Image, *matrix: float) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
-def _colours(change: Callable[[Image.Image, float], Image.Image]) -> Callable[[Image.Image, float], Image.Image]:
+def _colors(change: Callable[[Image.Image, float], Image.Image]) -> Callable[[Image.Image, float], Image.Image]:
     def changed(image: Image.Image, magnitude: float) -> Image.Image:
         if image.mode != "RGBA":
             return change(image, magnitude)
@@ -119,7 +119,7 @@ def _colours(change: Callable[[Image.Image, float], Image.Image]) -> Callable[[I
 
 
 # Each of an image and a magnitude, as `torchvision.transforms.autoaugment` defines it. A shear keeps the upper left
-# corner in its place, not the centre: torchvision follows the code of AutoAugment's authors.
+# corner in its place, not the center: torchvision follows the code of AutoAugment's authors.
 OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "identity": lambda image, m: image,
     "shear_x": lambda image, m: _moved(image, 1, m, 0, 0, 1, 0),
@@ -127,14 +127,14 @@ OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "translate_x": lambda image, m: _moved(image, 1, 0, -int(m), 0, 1, 0),
     "translate_y": lambda image, m: _moved(image, 1, 0, 0, 0, 1, -int(m)),
     "rotate": lambda image, m: image.rotate(m),
-    "brightness": _colours(lambda image, m: ImageEnhance.Brightness(image).enhance(1 + m)),
-    "saturation": _colours(lambda image, m: ImageEnhance.Color(image).enhance(1 + m)),
-    "contrast": _colours(lambda image, m: ImageEnhance.Contrast(image).enhance(1 + m)),
-    "sharpness": _colours(lambda image, m: ImageEnhance.Sharpness(image).enhance(1 + m)),
-    "posterize": _colours(lambda image, m: ImageOps.posterize(image, int(m))),
-    "solarize": _colours(ImageOps.solarize),
-    "autocontrast": _colours(lambda image, m: ImageOps.autocontrast(image)),
-    "equalize": _colours(lambda image, m: ImageOps.equalize(image)),
+    "brightness": _colors(lambda image, m: ImageEnhance.Brightness(image).enhance(1 + m)),
+    "saturation": _colors(lambda image, m: ImageEnhance.Color(image).enhance(1 + m)),
+    "contrast": _colors(lambda image, m: ImageEnhance.Contrast(image).enhance(1 + m)),
+    "sharpness": _colors(lambda image, m: ImageEnhance.Sharpness(image).enhance(1 + m)),
+    "posterize": _colors(lambda image, m: ImageOps.posterize(image, int(m))),
+    "solarize": _colors(ImageOps.solarize),
+    "autocontrast": _colors(lambda image, m: ImageOps.autocontrast(image)),
+    "equalize": _colors(lambda image, m: ImageOps.equalize(image)),
 }
 
 # Operation -> its 31 magnitudes, and whether half of the draws take the negative one.

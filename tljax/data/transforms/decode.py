@@ -66,7 +66,7 @@ class Encoded:
     """An encoded image of which the header is read: `size` is its width and height when upright.
 
     JPEGs are decoded by simplejpeg: with the same library as in PIL (libjpeg-turbo) and to the same values, without
-    PIL's copies. Whatever it has a doubt about is left to PIL, and so is JPEG of four colours.
+    PIL's copies. Whatever it has a doubt about is left to PIL, and so is JPEG of four colors.
 
     Args:
         data: the file's content.
@@ -111,14 +111,14 @@ class Encoded:
         return to_array(_converted(image if self._turn is None else image.transpose(self._turn), mode))
 
     def _jpeg_pixels(self, mode: str, factor: int) -> np.ndarray:
-        colours = "GRAY" if mode == self._image.mode == "L" else "RGB"  # PIL makes grey from RGB, not from YCbCr
+        colors = "GRAY" if mode == self._image.mode == "L" else "RGB"  # PIL makes grey from RGB, not from YCbCr
         width, height = (-(-side // factor) for side in self._image.size)
         try:
-            return simplejpeg.decode_jpeg(self._data, colours, min_height=height, min_width=width)
+            return simplejpeg.decode_jpeg(self._data, colors, min_height=height, min_width=width)
         except ValueError as error:  # damaged, or of a kind that it cannot read: PIL raises, or knows better
             if self._strict and any(fault in str(error) for fault in _BROKEN_SCANS):
                 raise
-            return to_array(self._image.convert("L" if colours == "GRAY" else "RGB").reduce(factor))
+            return to_array(self._image.convert("L" if colors == "GRAY" else "RGB").reduce(factor))
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
@@ -134,5 +134,5 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     elif image.mode == "F":
         raise ValueError("grey levels as fractions, and nothing says which is white; save them with 8 or 16 bits")
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours, without PIL's warning
+        image = image.convert("RGBA")  # the same colors, without PIL's warning
     return image.convert(mode)

@@ -1,4 +1,4 @@
-"""From an encoded image to a square uint8 picture on the host, and to normalised float32 on the device."""
+"""From an encoded image to a square uint8 picture on the host, and to normalized float32 on the device."""
 
 import importlib.util
 import math
@@ -17,7 +17,7 @@ from tljax.data.transforms.decode import Encoded, named
 from tljax.errors import InputError
 
 DECODERS = ("exact", "fast")
-CROPS = ("centre", "random", "inception")
+CROPS = ("center", "random", "inception")
 
 _MODES = {"rgb": "RGB", "bgr": "RGB", "grey": "L", "rgba": "RGBA", "bgra": "RGBA"}  # PIL's
 _FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
@@ -35,8 +35,8 @@ def check(task: TaskConfig) -> None:
     """
     if task.crop == "random" and not task.resize:
         raise InputError("task.crop=random needs task.resize: the shorter side that the square is cut from, as 256")
-    if task.crop == "centre" and task.resize:
-        raise InputError("task.crop=centre does not heed task.resize, but resizes as in evaluation; set it to 0")
+    if task.crop == "center" and task.resize:
+        raise InputError("task.crop=center does not heed task.resize, but resizes as in evaluation; set it to 0")
     if task.decode == "fast" and importlib.util.find_spec("cykooz_resizer") is None:
         raise InputError("task.decode=fast needs cykooz-resizer, which is not installed here; use decode=exact")
 
@@ -53,7 +53,7 @@ def check_size(preprocessing: Preprocessing) -> None:
 
 
 def decode(data: bytes, name: str, channels: str = "rgb") -> Image.Image:
-    """An upright picture with the channels that a `Preprocessing` names; their order is left to `normalise`.
+    """An upright picture with the channels that a `Preprocessing` names; their order is left to `normalize`.
 
     The content decides what format it is, whatever the file is called. As in PIL, and so in timm and torchvision,
     alpha that is not wanted is dropped and not blended, grey is ITU-R 601-2 luma, and of an animation the first frame
@@ -74,7 +74,7 @@ def cacheable(*, decode: str, resize: int, crop: str) -> bool:
 
 def source_size(height: int, width: int, preprocessing: Preprocessing, *, resize: int, crop: str) -> tuple[int, int]:
     """The height and width that `source_view` gives an upright picture of this height and width."""
-    if crop == "centre":
+    if crop == "center":
         return preprocessing.size, preprocessing.size
     width, height = _resized((width, height), resize, squash=False) if resize else (width, height)
     return height, width
@@ -85,7 +85,7 @@ def source_view(
 ) -> UInt8[np.ndarray, "height width channels"]:
     """What is the same in every epoch of a training picture: decoded, and resized where `crop` or `resize` say so.
 
-    With `crop` centre it is `evaluation_view`. With `decode` fast, a JPEG that is resized is decoded at 1/2, 1/4 or 1/8
+    With `crop` center it is `evaluation_view`. With `decode` fast, a JPEG that is resized is decoded at 1/2, 1/4 or 1/8
     of its size where that is no smaller than what is wanted of it, and resized from there: it is blurred twice, and a
     photograph is up to 4 grey levels from the exact one on average. Resizing itself then has PIL's filters with
     coarser weights: 0.2 grey levels.
@@ -95,16 +95,16 @@ def source_view(
     """
     with named(name):
         encoded, mode = Encoded(data), _MODES[preprocessing.channels]
-        centre, fast = crop == "centre", decode == "fast"
-        if not centre and not resize:
+        center, fast = crop == "center", decode == "fast"
+        if not center and not resize:
             return encoded.pixels(mode)
-        target = _evaluated(encoded.size, preprocessing) if centre else _resized(encoded.size, resize, squash=False)
+        target = _evaluated(encoded.size, preprocessing) if center else _resized(encoded.size, resize, squash=False)
         scale = max(wanted / side for wanted, side in zip(target, encoded.size, strict=True))
         factor = encoded.factor(scale) if fast else 1
         box = (0, 0, *(side / factor for side in encoded.size))
         pixels = encoded.pixels(mode, factor)
     picture = _resize(pixels, target, preprocessing, fast, box)
-    if centre:
+    if center:
         left, top, right, bottom = _window(target, preprocessing.size)
         picture = picture[top:bottom, left:right]
     return picture
@@ -172,10 +172,10 @@ def training_view_of(
 
 
 def evaluation_view(image: Image.Image, preprocessing: Preprocessing) -> UInt8[np.ndarray, "size size channels"]:
-    """Resizes the shorter side, or both to `squash`, to `preprocessing.edge`; takes the centre size × size pixels.
+    """Resizes the shorter side, or both to `squash`, to `preprocessing.edge`; takes the center size × size pixels.
 
     Fractions of a pixel are dropped or rounded as in torchvision, which timm uses. (Where half a pixel is left on
-    either side of the centre, transformers drops it, and so may see the picture from one pixel beside.)
+    either side of the center, transformers drops it, and so may see the picture from one pixel beside.)
     """
     target = _evaluated(image.size, preprocessing)
     image = image.resize(target, _FILTERS[preprocessing.interpolation])
@@ -186,7 +186,7 @@ def inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[in
     """Top, left, height and width of a random part of a picture (1409.4842), as torchvision draws it.
 
     It has 8% to 100% of the area and is 3/4 to 4/3 times as wide as high; after 10 draws that do not fit, the largest
-    part in the centre that is.
+    part in the center that is.
     """
     for _ in range(10):
         area = width * height * rng.uniform(0.08, 1.0)
@@ -198,7 +198,7 @@ def inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[in
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def normalise(
+def normalize(
     image: Num[Array, "batch height width channels"], preprocessing: Preprocessing
 ) -> Float[Array, "batch height width channels"]:
     """What the network takes, computed on the device: a quarter of the bytes travel."""
@@ -209,7 +209,7 @@ def normalise(
 
 
 def _evaluated(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
-    """Returns width and height to which evaluation resizes, before it cuts out the centre."""
+    """Returns width and height to which evaluation resizes, before it cuts out the center."""
     if preprocessing.resize != "none":
         return _resized(size, preprocessing.edge, preprocessing.resize == "squash")
     if size != (preprocessing.size,) * 2:
@@ -228,7 +228,7 @@ def _resized(size: tuple[int, int], edge: int, squash: bool) -> tuple[int, int]:
 
 
 def _window(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the square in the centre."""
+    """Left, top, right and bottom of the square in the center."""
     left, top = (round((whole - side) / 2) for whole in size)
     return left, top, left + side, top + side
 
@@ -243,7 +243,7 @@ def _resize(
     """To a width and height, antialiased; of `box` alone (left, top, right, bottom), which may end within a pixel.
 
     The fast way is fast_image_resize: PIL's algorithm with 16-bit weights and SIMD. It gives the same bits with any
-    instruction set. Alpha, which weighs the colours, is left to PIL, and so are boxes: with some, 6.1.0 reads outside
+    instruction set. Alpha, which weighs the colors, is left to PIL, and so are boxes: with some, 6.1.0 reads outside
     of its memory.
     """
     height, width, channels = pixels.shape

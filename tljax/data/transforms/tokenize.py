@@ -127,7 +127,7 @@ class Tokenizer:
         return tokenizer.token_to_id(_padding(tokenizer, _file(self.path)))
 
 
-def tokenised(split: Split, tokenizer: Tokenizer, length: int) -> array_cache.Store:
+def tokenized(split: Split, tokenizer: Tokenizer, length: int) -> array_cache.Store:
     """What `Tokenizer.encode` gives of each text of a split, made once.
 
     Its facts are `truncated`, how many texts were cut, and `lost`, the tokens that they lost together.

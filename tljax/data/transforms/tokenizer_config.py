@@ -121,10 +121,10 @@ def _limit(keys: Keys, key: str) -> int | None:
 
 
 def overrides(tokenizer: tokenizers.Tokenizer, settings: Settings, file: Path) -> dict[str, bool]:
-    """Returns how to normalise otherwise than a `tokenizer.json` says, by the config beside it, as transformers does.
+    """Returns how to normalize otherwise than a `tokenizer.json` says, by the config beside it, as transformers does.
 
     Raises:
-        InputError: it normalises, or cuts, in a way in which that cannot be said.
+        InputError: it normalizes, or cuts, in a way in which that cannot be said.
     """
     said = {"lowercase": settings.lower_case, "strip_accents": settings.strip_accents}
     said |= {"handle_chinese_chars": settings.chinese}
@@ -145,7 +145,7 @@ def _contradiction(file: Path, key: str, value: bool) -> InputError:
 
 
 def normalize(tokenizer: tokenizers.Tokenizer, settings: Settings, file: Path) -> None:
-    """Makes a `tokenizer.json` normalise as the config beside it says.
+    """Makes a `tokenizer.json` normalize as the config beside it says.
 
     Raises:
         InputError: as `overrides`.

@@ -186,7 +186,7 @@ def max_pool(
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _max_pool(x, padding):
-    """On a CPU, XLA does not vectorise its window reduction, and its gradient looks for each maximum again."""
+    """On a CPU, XLA does not vectorize its window reduction, and its gradient looks for each maximum again."""
     return _max_and_place(x, padding)[0]
 
 
@@ -235,7 +235,7 @@ def batch_norm(
     bias: Float[Array, " channels"],
     eps: float,
 ) -> tuple[Float[Array, "*batch channels"], Float[Array, " channels"], Float[Array, " channels"]]:
-    """Batch normalisation (1502.03167) by the statistics of `x`: also its mean and variance, in float32.
+    """Batch normalization (1502.03167) by the statistics of `x`: also its mean and variance, in float32.
 
     The gradient is the textbook's, two sums and one pass, where XLA's of the written-out formula takes several.
     Nothing may be differentiated through the mean and variance that are returned.
@@ -256,10 +256,10 @@ def _batch_norm_forward(x, scale, bias, eps):
 def _batch_norm_backward(eps, kept, cotangents):
     x, mean, inverse, scale = kept
     axes, dy = tuple(range(x.ndim - 1)), cotangents[0].astype(jnp.float32)
-    centred = x.astype(jnp.float32) - mean
-    dbias, dscale = jnp.sum(dy, axes), jnp.sum(dy * centred, axes) * inverse
+    centered = x.astype(jnp.float32) - mean
+    dbias, dscale = jnp.sum(dy, axes), jnp.sum(dy * centered, axes) * inverse
     count = x.size // x.shape[-1]
-    dx = (scale * inverse) * (dy - dbias / count - centred * (inverse * dscale / count))
+    dx = (scale * inverse) * (dy - dbias / count - centered * (inverse * dscale / count))
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 

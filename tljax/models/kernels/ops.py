@@ -100,7 +100,7 @@ def linear(
 def layer_norm(
     x: Float[Array, "*batch width"], scale: Float[Array, " width"], bias: Float[Array, " width"], eps: float
 ) -> Float[Array, "*batch width"]:
-    """Layer normalisation (1607.06450) over the last axis; statistics are float32 whatever `x` is.
+    """Layer normalization (1607.06450) over the last axis; statistics are float32 whatever `x` is.
 
     Its own rule keeps `x` and two numbers of each row, where JAX's keeps their product with `scale`, spread over `x`.
     """
@@ -118,11 +118,11 @@ def _layer_norm_forward(x, scale, bias, eps):
 def _layer_norm_backward(eps, kept, dy):
     x, mean, inverse, scale = kept
     rows, dy = tuple(range(x.ndim - 1)), dy.astype(jnp.float32)
-    normalised = (x.astype(jnp.float32) - mean) * inverse
+    normalized = (x.astype(jnp.float32) - mean) * inverse
     scaled = dy * scale
-    along = jnp.mean(scaled * normalised, -1, keepdims=True)
-    dx = inverse * (scaled - jnp.mean(scaled, -1, keepdims=True) - normalised * along)
-    found = dx.astype(x.dtype), jnp.sum(dy * normalised, rows), jnp.sum(dy, rows)
+    along = jnp.mean(scaled * normalized, -1, keepdims=True)
+    dx = inverse * (scaled - jnp.mean(scaled, -1, keepdims=True) - normalized * along)
+    found = dx.astype(x.dtype), jnp.sum(dy * normalized, rows), jnp.sum(dy, rows)
     return found[0], *(one.astype(scale.dtype) for one in found[1:])
 
 

@@ -17,7 +17,7 @@ _ACTIVATIONS = {"cls_tanh": jnp.tanh, "cls_relu": jax.nn.relu}
 
 
 class _Stem(nn.Module):
-    """The sum of word, position and token type embeddings, normalised."""
+    """The sum of word, position and token type embeddings, normalized."""
 
     width: int
     vocabulary: int

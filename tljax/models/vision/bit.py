@@ -1,4 +1,4 @@
-"""BiT (1912.11370): pre-activation ResNets (1603.05027) with GroupNorm and weight-standardised convolutions."""
+"""BiT (1912.11370): pre-activation ResNets (1603.05027) with GroupNorm and weight-standardized convolutions."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -17,7 +17,7 @@ from tljax.models.vision.resnet import blocks, check_stem
 _Norm = partial(nn.GroupNorm, 32, epsilon=1e-5, use_fast_variance=False)
 
 
-def standardise(kernel: Float[Array, "rows columns inputs outputs"], eps: float) -> Float[Array, "..."]:
+def standardize(kernel: Float[Array, "rows columns inputs outputs"], eps: float) -> Float[Array, "..."]:
     """Each output's kernel at mean 0 and variance 1 (1903.10520), by the population variance; taken in float32."""
     exact = kernel.astype(jnp.float32)
     exact = exact - jnp.mean(exact, axis=(0, 1, 2))
@@ -35,7 +35,7 @@ class _StdConv(nn.Module):
         pad = (self.size // 2, self.size // 2)
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        return conv_cpu.conv(x, standardise(kernel, self.eps), self.stride, (pad, pad))
+        return conv_cpu.conv(x, standardize(kernel, self.eps), self.stride, (pad, pad))
 
 
 class _Stem(nn.Module):

@@ -15,9 +15,9 @@ from tljax.models.kernels import conv_cpu
 
 # How a group's BatchNorms (1502.03167) work; evaluation is `frozen` everywhere.
 BATCH_NORM_MODES: dict[str, str] = {
-    "frozen": "normalise with the stored statistics and keep them",
-    "update_stats": "normalise with the batch's statistics and move the stored ones a tenth of the way to them",
-    "batch": "normalise with the batch's statistics and keep the stored ones",
+    "frozen": "normalize with the stored statistics and keep them",
+    "update_stats": "normalize with the batch's statistics and move the stored ones a tenth of the way to them",
+    "batch": "normalize with the batch's statistics and keep the stored ones",
 }
 
 _EPS = 1e-5
@@ -56,7 +56,7 @@ class Conv(nn.Module):
 
 
 class _BatchNorm(nn.Module):
-    """Batch normalisation; `mode` is a row of `BATCH_NORM_MODES`. Statistics are float32 whatever `x` is."""
+    """Batch normalization; `mode` is a row of `BATCH_NORM_MODES`. Statistics are float32 whatever `x` is."""
 
     scale_init: Callable
 
@@ -78,7 +78,7 @@ class _BatchNorm(nn.Module):
 
 
 class _ConvNorm(nn.Module):
-    """A convolution and what normalises it: a BatchNorm, or only the bias that one was folded into."""
+    """A convolution and what normalizes it: a BatchNorm, or only the bias that one was folded into."""
 
     features: int
     size: int = 1
@@ -236,13 +236,13 @@ class ResNet(nn.Module):
         """Runs `groups[start:stop]`.
 
         Args:
-            x: normalised images [batch, height, width, channels], or what `groups[:start]` gave.
+            x: normalized images [batch, height, width, channels], or what `groups[:start]` gave.
             start: the first group to run.
             stop: the group to stop before; the whole network by default.
             pool: whether the end is pooled.
             batch_norm: group -> its mode, one of `BATCH_NORM_MODES`; groups that it does not name are `frozen`. Other
                 modes need `mutable=["batch_stats"]`. PyTorch's train mode is `update_stats`, except that it records
-                the unbiased variance; this is, as Flax's, the one that normalises.
+                the unbiased variance; this is, as Flax's, the one that normalizes.
             remat: whether a backward pass keeps only what groups give, and computes their inside again.
 
         Returns:

@@ -95,7 +95,7 @@ class ViT(nn.Module):
         distilled: whether DeiT's distillation token follows the class token.
         registers: tokens after those that carry nothing in and out (2309.16588).
         positions: what has a position embedding: `all` tokens but registers, or `patches` only (DeiT III).
-        pool: `class` token; `mean` of the patches, normalised only after pooling (timm's `fc_norm`); `distilled`, the
+        pool: `class` token; `mean` of the patches, normalized only after pooling (timm's `fc_norm`); `distilled`, the
             mean of class and distillation token; `class_mean`, the class token joined by the mean of the patches.
         layer_scale: initial LayerScale (2103.17239), or None for a network without.
         gelu: `erf`, or `tanh` as in Google's own code.
@@ -171,7 +171,7 @@ class ViT(nn.Module):
 
         Returns:
             Features [batch, feature_dim] at the end; else the tokens [batch, prefix + patches, width] after
-            `groups[stop - 1]`. Without `pool` the tokens at the end too, normalised where the network does that
+            `groups[stop - 1]`. Without `pool` the tokens at the end too, normalized where the network does that
             before it pools.
         """
         del batch_norm

@@ -16,11 +16,11 @@ from pathlib import Path
 from tljax import console, streams
 from tljax.checkpoints.workdir import Workdir
 from tljax.config import flag_types
-from tljax.distributed.preemption import SAVED, Notice
+from tljax.distributed.preemption import SAVED, PreemptionSignal
 from tljax.errors import InputError
 from tljax.profiling.device_memory import host_bytes
 from tljax.sweeps.launchers import slurm
-from tljax.sweeps.trial import Point, units
+from tljax.sweeps.trial import Trial, units
 
 _LOOK = 0.1  # seconds between two looks at the processes
 _SAFE = 0.9  # of the memory that is free
@@ -40,15 +40,15 @@ class Job:
 
     name: str
     command: tuple[str, ...]
-    points: tuple[Point, ...]
+    points: tuple[Trial, ...]
 
 
-# Runs all jobs to their end, whatever becomes of each. Raises `Stopped` when the notice says to stop, after the jobs
+# Runs all jobs to their end, whatever becomes of each. Raises `Stopped` when the signal says to stop, after the jobs
 # have been told and, where they run beside, have ended.
-Launcher = Callable[[Sequence[Job], Notice], None]
+Launcher = Callable[[Sequence[Job], PreemptionSignal], None]
 
 
-def jobs(wanted: Sequence[Point], command: Sequence[str], test: bool) -> list[Job]:
+def jobs(wanted: Sequence[Trial], command: Sequence[str], test: bool) -> list[Job]:
     """The points, by `units`, as jobs of a command that is told which points; with `test`, to test them, too."""
     found = []
     for unit in units(wanted):
@@ -74,14 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--while-stdin", action="store_true", help=argparse.SUPPRESS)
 
 
-def printed(jobs: Sequence[Job], notice: Notice) -> None:
+def printed(jobs: Sequence[Job], preemption: PreemptionSignal) -> None:
     """A `Launcher` that prints a command of a shell for each job, for whatever else there is to run them."""
     with streams.results() as stdout:
         for job in jobs:
             print(f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(job.command)}", file=stdout)
 
 
-def beside(jobs: Sequence[Job], notice: Notice, count: int, logs: Path) -> None:
+def beside(jobs: Sequence[Job], preemption: PreemptionSignal, count: int, logs: Path) -> None:
     """A `Launcher` of processes on this machine, with equal shares of its cores and GPUs.
 
     Each ends when this process does, however that ends: its stdin is a pipe from here.
@@ -96,7 +96,7 @@ def beside(jobs: Sequence[Job], notice: Notice, count: int, logs: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     try:
         while waiting or running:
-            notice.raises()
+            preemption.raise_if_set()
             for share, (job, process) in list(running.items()):
                 if job.name not in peaks and (peak := _peak(job)):
                     peaks[job.name] = peak

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tljax import console
-from tljax.distributed.preemption import SAVED, Notice
+from tljax.distributed.preemption import SAVED, PreemptionSignal
 from tljax.errors import InputError
 
 Job = Any  # a `launchers.Job`; that module imports this one
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help=told)
 
 
-def launcher(options: argparse.Namespace) -> Callable[[Sequence[Job], Notice], None]:
+def launcher(options: argparse.Namespace) -> Callable[[Sequence[Job], PreemptionSignal], None]:
     """Runs jobs on a cluster, at most `--jobs` at a time, from the folder that the sweep is called in.
 
     A job that is preempted, requeued, or near its time limit saves, and waits in the queue again. What `--root` has in
@@ -93,7 +93,9 @@ class Command:
         os.execv(self.command[0], self.command)
 
 
-def _run(jobs: Sequence[Job], notice: Notice, *, folder: Path, at_a_time: int, given: Mapping[str, Any]) -> None:
+def _run(
+    jobs: Sequence[Job], preemption: PreemptionSignal, *, folder: Path, at_a_time: int, given: Mapping[str, Any]
+) -> None:
     """Submits what is not in the queue, and waits until no job is."""
     names = {point.folder.name for job in jobs for point in job.points}
     queued = _of(names, folder, queue())
@@ -101,7 +103,7 @@ def _run(jobs: Sequence[Job], notice: Notice, *, folder: Path, at_a_time: int, g
     new = [one for one in map(_command, jobs) if held.isdisjoint(one.points)]
     if queued:
         console.console.print(f"{len(queued)} jobs are in Slurm's queue already")
-    _wait(queued | _submit(new, folder, at_a_time, given, queued), jobs, folder, notice)
+    _wait(queued | _submit(new, folder, at_a_time, given, queued), jobs, folder, preemption)
 
 
 def _command(job: Job) -> Command:
@@ -192,11 +194,11 @@ def _submit(
     return dict(zip(ids, commands, strict=True))
 
 
-def _wait(mine: Mapping[str, Command], jobs: Sequence[Job], folder: Path, notice: Notice) -> None:
+def _wait(mine: Mapping[str, Command], jobs: Sequence[Job], folder: Path, preemption: PreemptionSignal) -> None:
     """Until none of them is in the queue; says what changes there."""
     states, said = dict.fromkeys(mine, "PENDING"), ""
     while states:
-        notice.raises()
+        preemption.raise_if_set()
         counts = sorted(collections.Counter(states.values()).items())
         now = ", ".join(f"{count} {state.lower()}" for state, count in counts)
         if now != said:

@@ -109,7 +109,7 @@ def _side(keys: Keys, key: str, default: Any, to_square: bool) -> tuple[int, boo
 
 
 def _statistics(keys: Keys, defaults: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and std as the file gives them, or 0 and 1 where it does not normalise."""
+    """Returns mean and std as the file gives them, or 0 and 1 where it does not normalize."""
     names = ("image_mean", "image_std")
     mean, std = keys.statistics(*names, [defaults[name] for name in names], one_for_all=True)
     if keys.flag("do_normalize", True):

@@ -36,7 +36,7 @@ def _bert(model: Bert) -> Table:
 
 
 def _roberta(model: Bert) -> Table:
-    """`Roberta*`. Its own pooler is always left out: pretraining has no use for it, so it is as it was initialised."""
+    """`Roberta*`. Its own pooler is always left out: pretraining has no use for it, so it is as it was initialized."""
     rules, unused = _ending(model, "cls_tanh", "classifier.dense", "classifier.out_proj")
     return Table(
         (*_encoder(model, "roberta"), *rules),
