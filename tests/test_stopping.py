@@ -22,8 +22,7 @@ from tests.test_end_to_end import _leaves
 from tljax.checkpoints.workdir import Workdir
 from tljax.cli.evaluate import evaluate
 from tljax.core.run import Run
-from tljax.distributed import preemption
-from tljax.distributed.preemption import SAVED, PreemptionSignal, Stopped
+from tljax.distributed.preemption import SAVED, SIGNALS, PreemptionSignal, Stopped
 from tljax.evals import predictions
 from tljax.models.registry import BACKBONES
 from tljax.training.trainer import train
@@ -53,7 +52,7 @@ def test_a_signal_is_noted_within_a_loop_and_stops_at_once_without():
         assert preemption.reason() == ""
         signal.raise_signal(signal.SIGTERM)
         assert preemption.reason() == "SIGTERM"
-    for number in preemption.SIGNALS:
+    for number in SIGNALS:
         with PreemptionSignal().listening() as preemption, pytest.raises(Stopped, match=number.name):
             signal.raise_signal(number)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -11,7 +11,6 @@ from ml_collections.config_dict import ConfigDict, placeholder
 from tljax.config.ranges import coerce, shown
 from tljax.errors import InputError
 
-
 RENAMED = {"regularise": "regularize"}
 _RENAMED_VALUES = {"centre": "center", "colour_jitter": "color_jitter"}
 
