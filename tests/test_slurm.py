@@ -110,7 +110,7 @@ def test_a_job_that_is_requeued_twice_ends_with_the_bits_of_one_that_was_not(tmp
 
 
 def test_a_job_whose_time_is_over_requeues_itself(tmp_path, submit):
-    # Slurm looks every half a minute, and gives preemption 10 to 40 s after the start: that may be before the first step.
+    # Slurm looks every half a minute, and gives notice 10 to 40 s after the start: that may be before the first step.
     job = submit(16000, "--time=1", "--signal=USR1@20")
     job.wait_for(lambda: job.state == "COMPLETED", 900)
     assert job.log.count("by SIGUSR1: the same command goes on") >= job.log.count("resuming") > 0
