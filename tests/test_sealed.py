@@ -96,7 +96,7 @@ VIT = ViT(width=48, depth=3, heads=3, patch_size=8, grid=(4, 4))
 
 
 def arrays_and_facts(folder: Path) -> list[np.ndarray]:
-    facts, tree = arrays.load_facts(folder), flatten_dict(arrays.load_tree(folder), sep="/")
+    facts, tree = arrays.load_metadata(folder), flatten_dict(arrays.load_tree(folder), sep="/")
     return [*tree.values(), np.array(list(tree)), np.array(str(facts))]
 
 

@@ -34,11 +34,12 @@ class Events:
         self.flush()
 
     def scalar(self, name: str, value: float, step: int) -> None:
+        """Writes the `value` of the curve `name` at `step`."""
         if self._writer:
             self._write(step, summary=self._board.summary.scalar(name, value))
 
     def flush(self) -> None:
-        """What was said so far can be seen."""
+        """Brings what was written so far to the disk."""
         if self._writer:
             self._try(self._writer.flush)
 
@@ -51,8 +52,8 @@ class Events:
             return write()
         except OSError as error:
             self._writer = None
-            told = f"{self._folder}: no more curves for TensorBoard ({storage.reason(error)})"
-            console.console.print(f"{told}; metrics.jsonl has the numbers")
+            message = f"{self._folder}: no more curves for TensorBoard ({storage.reason(error)})"
+            console.console.print(f"{message}; metrics.jsonl has the numbers")
 
 
 def _tensorboard() -> Any:
