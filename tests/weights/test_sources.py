@@ -26,7 +26,7 @@ from tljax.errors import InputError
 from tljax.io import checksums
 from tljax.io.download import fetch as download_fetch
 from tljax.io.download import hub as hub_files
-from tljax.io.download.fetch import fetch, create_once
+from tljax.io.download.fetch import create_once, fetch
 from tljax.weights import pretrained
 
 CONTENT = b"weights"

@@ -200,9 +200,9 @@ def _alone() -> v1.Context:
 
 
 def _save(folder: Path, tree: Mapping[str, Any]) -> None:
-    """Without a copy of the arrays, which nobody changes, and without compression, which takes another.
+    """Saves arrays without a copy of them, which nobody changes, and without compression, which takes another.
 
-    By Orbax's first interface: where a run has several processes, the second lets none of them save alone.
+    This is Orbax's first interface: where a run has several processes, the second lets none of them save alone.
     """
     me = jax.process_index()
     alone = orbax.options.MultiprocessingOptions(primary_host=me, active_processes={me})
@@ -238,7 +238,7 @@ def _seal(content: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _here(folder: epath.Path, writing: bool = False) -> Iterator[epath.Path]:
-    """The folder itself where it is on a disk; else a copy, which is brought there when all is `writing`-ten."""
+    """Yields the folder itself on a disk; of a bucket a copy, which is brought there at the end when `writing`."""
     if not storage.is_remote(folder):
         folder.mkdir(parents=True, exist_ok=True)
         yield folder

@@ -174,7 +174,7 @@ def _version(details: Mapping[str, Any]) -> str:
 
 
 def _is_conflict(error: BaseException, expected: str) -> bool:
-    """Tells whether a store refused a conditional write because its condition did not hold."""
+    """Returns whether a store refused a conditional write because its condition did not hold."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):

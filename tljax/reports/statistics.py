@@ -64,7 +64,7 @@ def interval(draws: Float[np.ndarray, " draws"]) -> tuple[float, float]:
 
 
 def bootstrap_test(differences: Float[np.ndarray, " seeds"], resampled: Float[np.ndarray, "seeds draws"]) -> Comparison:
-    """A paired bootstrap: runs of one seed are compared on the same examples.
+    """Compares by a paired bootstrap: runs of the same seed are compared on the same examples.
 
     p is twice the smaller part of draws on one side of 0, those at 0 being on both; with the sample itself as one more
     draw, so that it is never 0 (Davison and Hinkley 1997, 4.4).

@@ -144,7 +144,7 @@ def _beside(target: Path) -> Path:
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Lets one process at a time at what is to be made; one that waits says so."""
+    """Lets one process at a time create `target`; others wait for it, and say so."""
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{target}.lock")
     try:
