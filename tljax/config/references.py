@@ -1,45 +1,47 @@
-"""Names of a user's own code: `package.module:name`."""
+"""Objects of a user's own that a config or a flag names as `package.module:name`."""
 
 import difflib
 import importlib
 import pkgutil
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from tljax.errors import InputError, message_of
 
+_REFERENCE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
-def is_reference(name: str) -> bool:
+
+def is_reference(name: Any) -> bool:
     """Returns whether a name has the form `package.module:name`."""
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name) is not None
+    return isinstance(name, str) and _REFERENCE.fullmatch(name) is not None
 
 
 def resolve_reference(name: str, kind: str) -> Any:
-    """Returns what `package.module:name` names.
+    """Returns the object that `package.module:name` names, importing its module.
 
     Args:
         name: the reference.
-        kind: what it is to be, in a word, for errors.
+        kind: the key or flag that has it, for errors.
 
     Raises:
-        InputError: the module cannot be imported, or has no such attribute; the nearest name is given.
+        InputError: there is no such module or attribute (the nearest is named), or the module cannot be imported.
     """
-    module_name, _, path = name.partition(":")
+    module_name, _, attributes = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        value = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        near = difflib.get_close_matches(module_name, [module.name for module in pkgutil.iter_modules()], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"{kind} {name}: no module {error.name}{hint}") from error
-    except Exception as error:
-        raise InputError(
-            f"{kind} {name}: {module_name} cannot be imported ({type(error).__name__}: {message_of(error)})"
-        ) from error
-    target: Any = module
-    for part in path.split("."):
-        if not hasattr(target, part):
-            near = difflib.get_close_matches(part, dir(target), n=1)
-            hint = f": did you mean {near[0]}?" if near else ""
-            raise InputError(f"{kind} {name}: {module_name} has no {part}{hint}")
-        target = getattr(target, part)
-    return target
+        hint = _nearest(error.name or "", (module.name for module in pkgutil.iter_modules()))
+        raise InputError(f"{kind}={name}: no module {error.name}{hint}") from error
+    except Exception as error:  # whatever a user's module does at its import
+        raise InputError(f"{kind}={name}: {type(error).__name__}: {message_of(error)}") from error
+    for attribute in attributes.split("."):
+        if not hasattr(value, attribute):
+            raise InputError(f"{kind}={name}: {module_name} has no {attribute}{_nearest(attribute, dir(value))}")
+        value = getattr(value, attribute)
+    return value
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

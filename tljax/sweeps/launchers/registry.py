@@ -36,7 +36,7 @@ def make_launcher(options: argparse.Namespace) -> Launcher:
         InputError: there is none, or it cannot run here.
     """
     name = options.launcher
-    make = resolve_reference(name, "launcher") if is_reference(name) else LAUNCHERS[name]
+    make = resolve_reference(name, "--launcher") if is_reference(name) else LAUNCHERS[name]
     return make(options)
 
 
