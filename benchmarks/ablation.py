@@ -135,8 +135,11 @@ def _same_best(trials: list[sweeps.Trial], root: Path, strategies: dict[str, lis
         for name, members in strategies.items()
         for number, trial in enumerate(members)
     ]
-    best = [{name: members[0].setting for name, members in selection.select_trials(group).items()} for group in (trials, alone)]
-    return best[0] == best[1]
+    together, apart = (
+        {name: members[0].setting for name, members in selection.select_trials(group).items()}
+        for group in (trials, alone)
+    )
+    return together == apart
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def start(arguments: list[str]) -> None:
         for part, events in PARTS.items():
             parts[part] += seconds if event.rsplit("/", 1)[-1] in events else 0
 
-    def to_the_end(loop, state):
+    def to_the_end(loop, state, trackers):
         run, program = loop._run, loop._run.train_step
 
         def ready(*arguments):
@@ -96,7 +96,7 @@ def start(arguments: list[str]) -> None:
             os._exit(0)
 
         run.train_step = ready  # of which the loop asks when it has its first batch
-        return steps(loop, state)
+        return steps(loop, state, trackers)
 
     original, steps = __main__.importlib.import_module, None
 

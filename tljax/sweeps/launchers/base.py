@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tljax.distributed.preemption import PreemptionSignal
 from tljax.sweeps.trial import Trial, units
@@ -25,6 +25,7 @@ class Job:
     trials: tuple[Trial, ...]
 
 
+@runtime_checkable
 class Launcher(Protocol):
     """Runs jobs, here or on a cluster.
 
