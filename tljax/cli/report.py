@@ -22,20 +22,27 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=flag_types.path,
         metavar="DIR",
-        help="of runs, at any depth below; or a run's workdir",
+        help="a folder with runs at any depth, or a run's workdir",
     )
     text = "required: a folder for report.html, methods.md, .tex, .csv (a row per method) and runs.csv (a row per run)"
     parser.add_argument("--out", required=True, type=flag_types.path, help=text)
     text = "the method that the others are compared with, by its name in the table; the first by default"
     parser.add_argument("--baseline", default="", metavar="NAME", help=text)
-    text = "sections of a config, with commas between, in which the settings of one method differ (default: optim)"
+    text = "comma-separated sections of the config in which the settings of a method differ (default: optim)"
     parser.add_argument("--tuned", default=",".join(selection.TUNED), metavar="SECTIONS", help=text)
-    parser.add_argument("--metric", default="", help="of result.json; by default the one that the problem is judged by")
-    parser.add_argument("--split", default="test", choices=("test", "validation"), help="that methods are compared on")
-    text = "of a difference: paired bootstrap, paired t-test over seeds, or McNemar's (of single seeds)"
+    parser.add_argument(
+        "--metric", default="", help="a metric of result.json (default: the headline metric of the problem)"
+    )
+    parser.add_argument(
+        "--split",
+        default="test",
+        choices=("test", "validation"),
+        help="the split on which methods are compared (default: test)",
+    )
+    text = "of a difference: paired bootstrap (default), paired t-test over seeds, or McNemar's test (single seeds)"
     parser.add_argument("--test", default="bootstrap", choices=TESTS, help=text)
     parser.add_argument(
-        "--resamples", type=_RESAMPLES, default=10_000, metavar="N", help="of a bootstrap (default: 10000)"
+        "--resamples", type=_RESAMPLES, default=10_000, metavar="N", help="bootstrap resamples (default: 10000)"
     )
     text = f"also write the figures as files: {', '.join(KINDS)}; repeatable"
     parser.add_argument("--figures", action="append", default=[], choices=KINDS, metavar="KIND", help=text)

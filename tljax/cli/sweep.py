@@ -46,22 +46,23 @@ def _parser() -> argparse.ArgumentParser:
     text = "required: the folder or bucket of the runs' workdirs"
     parser.add_argument("--root", type=flag_types.path, required=True, help=text)
     text = (
-        "all (default) of every setting, then choose; chosen: the first of each, choose, then the chosen one's others"
+        "all (default): every seed of every setting, then choose; chosen: the first seed of each setting, choose, then "
+        "the other seeds of the chosen settings"
     )
     parser.add_argument("--seeds", choices=("all", "chosen"), default="all", help=text)
-    text = "sections of a config, with commas between, in which the settings of one method differ (default: optim)"
+    text = "comma-separated sections of the config in which the settings of a method differ (default: optim)"
     parser.add_argument("--tuned", default=",".join(selection.TUNED), metavar="SECTIONS", help=text)
-    text = "test every run, not only those that validation chooses; their results and the report say so"
+    text = "test every trial, not only those that validation chooses; results and report say so"
     parser.add_argument("--peek-test", action="store_true", help=text)
-    text = "try again what has failed; what was stopped or killed goes on in any case"
+    text = "run failed trials again; those that were stopped or killed go on in any case"
     parser.add_argument("--retry-failed", action="store_true", help=text)
-    text = "print how far each run is, and do nothing"
+    text = "print the status of each trial, and run nothing"
     parser.add_argument("--status", action="store_true", help=text)
-    text = "stop with all saved before so many seconds are over, with exit status 75; the same command goes on"
+    text = "save and stop before S seconds have passed, with exit status 75; the same command resumes"
     parser.add_argument("--max-seconds", type=flag_types.seconds, default=0, metavar="S", help=text)
-    text = "with commas between: train these alone, test held back, and choose nothing (what a launched process does)"
+    text = "comma-separated names: train only these trials, test none, choose nothing (what a launched process does)"
     parser.add_argument("--trials", "--points", default="", metavar="NAMES", help=text)
-    parser.add_argument("--conclude", action="store_true", help="of --trials: test them, too")
+    parser.add_argument("--conclude", action="store_true", help="with --trials: test them, too")
     registry.add_arguments(parser)
     return parser
 

@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--workdir", required=True, type=flag_types.path, help="required: a new folder or bucket, or one to resume"
     )
-    text = "stop with all saved before so many seconds are over, with exit status 75; the same command goes on"
+    text = "save and stop before S seconds have passed, with exit status 75; the same command resumes"
     parser.add_argument("--max-seconds", type=flag_types.seconds, default=0, metavar="S", help=text)
     processes.add_arguments(parser)
     experiment, options = parse_experiment(parser, arguments)
