@@ -106,8 +106,8 @@ def ours(case: Case) -> np.ndarray:
     variables = jax.tree.map(jnp.asarray, unflatten_dict(dict(case.arrays), sep="/"))
     head = variables.pop("head", None)
     bare = isinstance(case.module, Bert) and head is None
-    found = jax.jit(lambda v, x: case.module.apply(v, x, pool=not bare))(variables, case.x)
-    return np.asarray(found if head is None else found @ head["kernel"] + head["bias"])
+    output = jax.jit(lambda v, x: case.module.apply(v, x, pool=not bare))(variables, case.x)
+    return np.asarray(output if head is None else output @ head["kernel"] + head["bias"])
 
 
 def images(case: Case) -> torch.Tensor:
@@ -124,8 +124,8 @@ def by_transformers(folder: Path, case: Case) -> np.ndarray:
     if isinstance(case.module, Bert):
         load = transformers.AutoModelForSequenceClassification if head else transformers.AutoModel
         model = load.from_pretrained(folder).eval()
-        found = model(**{name: torch.from_numpy(np.asarray(value)).long() for name, value in case.x.items()})
-        return (found.logits if head else found.last_hidden_state).numpy()
+        output = model(**{name: torch.from_numpy(np.asarray(value)).long() for name, value in case.x.items()})
+        return (output.logits if head else output.last_hidden_state).numpy()
     transformers.AutoImageProcessor.from_pretrained(folder)
     model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
     return model(images(case)).logits.numpy()
@@ -174,7 +174,7 @@ def difference(case: Case, library: str, folder: Path) -> tuple[str, str, str, s
     row = Pretrained("", "", case.row, "", expects, "unknown", architecture=attributes(case.module))
     (folder / "ours").mkdir(parents=True)
     pretrained.write(folder / "ours", row, case.arrays)
-    wanted = ours(case)
+    expected = ours(case)
     try:
         convert(BackboneConfig(weights=str(folder / "ours")), folder / library, to=library)
         with torch.inference_mode():
@@ -182,8 +182,8 @@ def difference(case: Case, library: str, folder: Path) -> tuple[str, str, str, s
     except Exception as error:  # whatever the library says of what it was given
         return case.name, library, " ".join(str(error).split())[:200], "", "NO"
     tolerance = TOLERANCES.get(type(case.module).__name__, TOLERANCE)
-    moved = float(abs(theirs - wanted).max()) if theirs.shape == wanted.shape else np.inf
-    return case.name, library, f"{moved:.1e}", f"{wanted.std():.2f}", "yes" if moved <= tolerance else "NO"
+    moved = float(abs(theirs - expected).max()) if theirs.shape == expected.shape else np.inf
+    return case.name, library, f"{moved:.1e}", f"{expected.std():.2f}", "yes" if moved <= tolerance else "NO"
 
 
 def pth(folder: Path, legacy: bool) -> str:
@@ -196,12 +196,12 @@ def pth(folder: Path, legacy: bool) -> str:
     state |= {"count": torch.tensor(7), "parameter": torch.nn.Parameter(base), "empty": torch.empty(0, 3)}
     path = folder / "weights.pth"
     torch.save({"state_dict": state, "epoch": 3}, path, _use_new_zipfile_serialization=not legacy)
-    found = files.read(path)
-    same = set(found) == set(state)
+    arrays = files.read(path)
+    same = set(arrays) == set(state)
     for name, tensor in state.items():
         plain = tensor.detach().contiguous()
         bits = plain.view(torch.int16).numpy() if plain.dtype == torch.bfloat16 else plain.numpy()
-        same &= found[name].shape == tuple(tensor.shape) and found[name].tobytes() == bits.tobytes()
+        same &= arrays[name].shape == tuple(tensor.shape) and arrays[name].tobytes() == bits.tobytes()
     return "yes" if same else "NO"
 
 

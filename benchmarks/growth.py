@@ -48,8 +48,8 @@ def step(
     batch = jax.tree.map(lambda leaf: jax.device_put(np.ones(leaf.shape, leaf.dtype), leaf.sharding), _batch(run))
     for _ in range(rounds + 1):
         began = clock()
-        state, found = program(state, batch)
-        jax.block_until_ready((state, found))
+        state, metrics = program(state, batch)
+        jax.block_until_ready((state, metrics))
         times.append(clock() - began)
     return statistics.median(times[1:]), program.program.cost_analysis()["flops"]
 

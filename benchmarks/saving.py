@@ -42,7 +42,7 @@ CASES = {
 
 
 @dataclass
-class Found:
+class Measured:
     """Of one case.
 
     Attributes:
@@ -69,7 +69,7 @@ def make_run(pictures: Path, backbone: str, strategy: str, size: int, batch_size
     return prepare(Experiment.from_config(values))
 
 
-def measure(run: Run, folder: Path, every: int, rounds: int) -> Found:
+def measure(run: Run, folder: Path, every: int, rounds: int) -> Measured:
     """Trains in turns with a save and without; a first stretch, which compiles, does not count."""
     (phase,) = run.phases
     stream, state = run.train_input(), run.init_state()
@@ -100,25 +100,25 @@ def measure(run: Run, folder: Path, every: int, rounds: int) -> Found:
     shares = saving / np.where(without, without, 1) - 1
     base = sum(_size(path) for path in (folder / "checkpoints").glob("base-*"))
     trained = _bytes(state.params) - _bytes(run.frozen_leaves(state)) + _bytes(state.opt_state)
-    found = {"step": _size(folder / "checkpoints" / str(step)), "base": base, "trained": trained}
-    found["state"] = _bytes(state)
+    measured = {"step": _size(folder / "checkpoints" / str(step)), "base": base, "trained": trained}
+    measured["state"] = _bytes(state)
     seconds = float(np.median(without[:, 0])) / every
-    return Found(seconds, list(shares[:, 0]), list(shares[:, 1]), float(np.median(saving[:, 2])), found)
+    return Measured(seconds, list(shares[:, 0]), list(shares[:, 1]), float(np.median(saving[:, 2])), measured)
 
 
 def _clocks() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def row(name: str, found: Found) -> str:
+def row(name: str, measured: Measured) -> str:
     """A line of the table."""
-    sizes = {key: size / 1e6 for key, size in found.bytes_of.items()}
+    sizes = {key: size / 1e6 for key, size in measured.bytes_of.items()}
     cells = (
         f"`{name}`",
-        f"{found.seconds:.2f}",
-        _spread(found.shares),
-        _spread(found.processor_shares),
-        f"{found.held:.3f}",
+        f"{measured.seconds:.2f}",
+        _spread(measured.shares),
+        _spread(measured.processor_shares),
+        f"{measured.held:.3f}",
         f"{sizes['step']:.2f}",
         f"{sizes['trained']:.2f}",
         f"{sizes['base']:.1f}",
@@ -163,8 +163,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         pictures = _pictures(Path(temporary))
         for name in options.cases.split(","):
-            found = measure(make_run(pictures, *CASES[name]), Path(temporary) / name, options.every, options.rounds)
-            print(row(name, found), flush=True)
+            measured = measure(make_run(pictures, *CASES[name]), Path(temporary) / name, options.every, options.rounds)
+            print(row(name, measured), flush=True)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def _steps(options: argparse.Namespace) -> None:
     batch = mesh.put_batch(share, run.mesh)
     for _ in range(options.steps + 2):
         began = time.perf_counter()
-        state, found = step(state, batch)
-        jax.block_until_ready((state, found))
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - began)
     if processes.is_first():
         print(json.dumps(statistics.median(times[2:])))
@@ -70,10 +70,10 @@ def measure(options: argparse.Namespace, cores: list[int], together: bool) -> fl
         flags = [address, f"--num-processes={len(cores)}", f"--process-id={number}"] if together else []
         run = [*command, f"--core={core}", *flags]
         started.append(subprocess.Popen(run, cwd=ROOT, stdout=subprocess.PIPE, text=True))
-    told = [process.communicate()[0] for process in started]
+    outputs = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
         raise SystemExit("a process failed")
-    lines = (line for text in told for line in text.splitlines())
+    lines = (line for text in outputs for line in text.splitlines())
     return max(json.loads(line) for line in lines if not line.startswith("[Gloo]"))  # which greets its peers there
 
 
@@ -97,13 +97,13 @@ def main() -> None:
     print(f"| round | one, s | two apart, s | one run of two, s | efficiency apart | of one run |\n|{'---|' * 6}")
     for number in range(options.rounds):
         alone = measure(options, cores[:1], together=False)
-        two, one = measure(options, cores, together=False), measure(options, cores, together=True)
+        two, times = measure(options, cores, together=False), measure(options, cores, together=True)
         apart.append(alone / two)
-        joined.append(alone / one)
+        joined.append(alone / times)
         print(
-            f"| {number + 1} | {alone:.3f} | {two:.3f} | {one:.3f} | {apart[-1]:.3f} | {joined[-1]:.3f} |", flush=True
+            f"| {number + 1} | {alone:.3f} | {two:.3f} | {times:.3f} | {apart[-1]:.3f} | {joined[-1]:.3f} |", flush=True
         )
-    ends = [f"{statistics.median(one):.3f} ({min(one):.3f} to {max(one):.3f})" for one in (apart, joined)]
+    ends = [f"{statistics.median(times):.3f} ({min(times):.3f} to {max(times):.3f})" for times in (apart, joined)]
     print(f"| median | | | | {' | '.join(ends)} |")
 
 

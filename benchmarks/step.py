@@ -80,8 +80,8 @@ def tljax_step(model: str, strategy: str, options: argparse.Namespace) -> Callab
     def step(times: int) -> None:
         nonlocal state
         for _ in range(times):
-            state, found = program(state, batch)
-        jax.block_until_ready((state, found))
+            state, metrics = program(state, batch)
+        jax.block_until_ready((state, metrics))
 
     return step
 

@@ -369,11 +369,11 @@ def test_a_tree_and_its_facts(tmp_path):
     facts = {"pretrained": {"x": 1}, "ignored": [], "head": []}
     arrays.save_tree(tmp_path / "t", tree, facts)
     found = arrays.load_tree(tmp_path / "t")
-    assert arrays.load_facts(tmp_path / "t") == facts
+    assert arrays.load_metadata(tmp_path / "t") == facts
     np.testing.assert_array_equal(found["a"]["b"], tree["a"]["b"])
     assert isinstance(found["c"], np.ndarray)
     with pytest.raises(InputError, match="not a folder made by `tljax convert`"):
-        arrays.load_facts(tmp_path)
+        arrays.load_metadata(tmp_path)
 
 
 def test_a_linear_probes_checkpoints_are_as_small_as_what_trains(tmp_path, shapes):

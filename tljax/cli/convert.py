@@ -22,7 +22,7 @@ from tljax.core.run import Run
 from tljax.errors import InputError
 from tljax.io import arrays as io_arrays
 from tljax.io import buckets, storage
-from tljax.io.download.fetch import fetch, made_once
+from tljax.io.download.fetch import create_once, fetch
 from tljax.io.download.hub import TOKENIZER_FILES
 from tljax.models.registry import BACKBONES, Backbone, attributes, build
 from tljax.models.text.bert import Bert
@@ -75,7 +75,7 @@ def _new_folder(place: epath.Path) -> Iterator[Path]:
             storage.copy(epath.Path(name), place, last=("config.json", "tljax.json"))
         return
     try:
-        with made_once(Path(place)) as making:
+        with create_once(Path(place)) as making:
             yield making
     finally:
         Path(f"{place}.lock").unlink(missing_ok=True)
@@ -93,7 +93,7 @@ def _from_weights(config: BackboneConfig) -> tuple[Pretrained, dict[str, np.ndar
     row = pretrained.resolve(config)
     path = fetch(row.uri, row.sha256)
     if (path / "tljax.json").is_file():
-        return row, flatten_dict(io_arrays.load_tree(path), sep="/"), io_arrays.load_facts(path)["ignored"]
+        return row, flatten_dict(io_arrays.load_tree(path), sep="/"), io_arrays.load_metadata(path)["ignored"]
     return row, *pretrained.read(row, path)  # not by way of the cache, which would be a second copy
 
 

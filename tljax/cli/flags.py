@@ -1,8 +1,10 @@
 """`--config=FILE[:arg] --config.key=value …` on the command line, read by ml_collections."""
 
 import argparse
+import contextlib
 import functools
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +84,34 @@ def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     else:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    file = next((argument for argument in arguments if argument.startswith("--config=")), "").partition("=")[2]
     try:
-        values(argv)
-        return values["config"].value
-    except Exception as error:
-        root = error
-        while root.__context__:
-            root = root.__context__
-        # What a config itself objected to stands alone; absl has wrapped it in a traceback.
-        if isinstance(root, InputError):
-            raise InputError(str(root)) from error
-        file = next((argument for argument in arguments if argument.startswith("--config=")), "").partition("=")[2]
-        if fault := fault_in(file.partition(":")[0], root):
-            raise fault from error
-        if not isinstance(error, flags.Error):
-            raise
+        with config_faults(file.partition(":")[0]):
+            values(argv)
+            return values["config"].value
+    except flags.Error as error:
         raise InputError(printable(str(error))) from error
 
 
-def fault_in(file: str, error: BaseException) -> InputError | None:
-    """Returns what to say of an exception that came out of a config file: its line there; None of any other."""
+@contextlib.contextmanager
+def config_faults(file: str) -> Iterator[None]:
+    """Turns an exception that comes out of a config file into an InputError that names its line there."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        root = error  # absl wraps what a config raised
+        while root.__context__:
+            root = root.__context__
+        if isinstance(root, InputError):
+            raise InputError(str(root)) from error
+        if fault := _fault_in(file, root):
+            raise fault from error
+        raise
+
+
+def _fault_in(file: str, error: BaseException) -> InputError | None:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == Path(file).absolute()]
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).absolute() == Path(file).absolute():

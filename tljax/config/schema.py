@@ -319,8 +319,19 @@ class MeshConfig:
     frozen: choices.FrozenLayout = "replicated"
 
 
+@dataclass(frozen=True)
+class LogConfig:
+    """Where a run's metrics are shown, beside its own `metrics.jsonl`.
+
+    Attributes:
+        trackers: `tensorboard`, or a class of the user's own as `package.module:name` (`training/trackers.py`).
+    """
+
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+
 # Sections that change no number beyond rounding: names of runs leave them out, and a run goes on with others.
-RESULT_NEUTRAL_SECTIONS = ("input", "checkpoint", "mesh")
+RESULT_NEUTRAL_SECTIONS = ("input", "checkpoint", "mesh", "log")
 
 
 @dataclass(frozen=True)
@@ -352,6 +363,7 @@ class Experiment:
     input: InputConfig = field(default_factory=InputConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     regularize: RegularizeConfig = field(default_factory=RegularizeConfig)
@@ -375,7 +387,7 @@ class Experiment:
         """The experiment without the numbers that a compiled step is given, and without what changes no number.
 
         Those are `seed`, `optim.learning_rate`, `optim.weight_decay` and a `regularize.label_smoothing` above 0; and
-        `input`, `checkpoint`, `log_every`, `eval_every` and `task.eval_batch_size`.
+        `input`, `checkpoint`, `log`, `log_every`, `eval_every` and `task.eval_batch_size`.
         """
         smoothing = 0.5 if self.regularize.label_smoothing else 0.0
         return dataclasses.replace(
@@ -385,6 +397,7 @@ class Experiment:
             log_every=1,
             input=InputConfig(),
             checkpoint=CheckpointConfig(),
+            log=LogConfig(),
             task=dataclasses.replace(self.task, eval_batch_size=1),
             optim=dataclasses.replace(self.optim, learning_rate=1.0, weight_decay=0.0),
             regularize=dataclasses.replace(self.regularize, label_smoothing=smoothing),

@@ -12,7 +12,7 @@ from tljax import console
 from tljax.data import decoded_cache
 from tljax.errors import InputError
 from tljax.io import checksums
-from tljax.io.download.fetch import made_once
+from tljax.io.download.fetch import create_once
 
 
 class Store(Sequence[np.ndarray]):
@@ -62,7 +62,7 @@ def stored(
     Raises:
         InputError: the disk is full.
     """
-    with made_once(folder, wrong=_wrong) as making:
+    with create_once(folder, wrong=_wrong) as making:
         if making:
             try:
                 _write(making, arrays, facts)

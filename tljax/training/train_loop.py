@@ -1,6 +1,5 @@
 """The steps of a run in one process, and what happens between them: logs, validations, saves, phases."""
 
-import contextlib
 import functools
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import jax
 from tljax import console
 from tljax.checkpoints.checkpointer import Checkpoints
 from tljax.checkpoints.workdir import Workdir
+from tljax.config.serialization import to_dict
 from tljax.core.run import Run
 from tljax.core.train_step import State
 from tljax.data.loader import TrainInput, length_of
@@ -20,9 +20,9 @@ from tljax.distributed import mesh, processes
 from tljax.distributed.preemption import PreemptionSignal, Stopped
 from tljax.errors import InputError
 from tljax.evals.predictions import Predictions, predictions_of
-from tljax.io.tensorboard import Events
 from tljax.problems.base import JUDGED
 from tljax.training import feature_cache
+from tljax.training.trackers import Trackers
 from tljax.tuning.phases import Phase
 
 _SMALL = 1 << 20  # bytes of a batch that is taken from memory in less time than a thread needs to hand it over
@@ -62,13 +62,11 @@ class Loop:
     def _times(self) -> dict[str, float]:
         return {"seconds": self.seconds, "input_seconds": round(self.waited, 3)}
 
-    def to_the_end(self, state: State) -> State:
+    def to_the_end(self, state: State, trackers: Trackers) -> State:
         """The State after the last step, or after the one at which it was told to stop; saved either way."""
         run, start, last = self._run, int(state.step), self._run.resolved.steps
-        with (
-            Events(self._folder.path, start) if processes.is_first() else contextlib.nullcontext() as board,
-            console.progress("train", start, last) as report,
-        ):
+        trackers.start(to_dict(run.experiment), start)
+        with console.progress("train", start, last) as report:
             for phase in run.phases:
                 begins = int(state.step)
                 if begins >= phase.stop:
@@ -84,18 +82,18 @@ class Loop:
                     self._unread.append((step, metrics))
                     if step == start + 1:
                         self._checkpoints.wait()  # what does not move is stored beside this step: did the disk take it?
-                    report(step, self._log(board) if step % run.experiment.log_every == 0 or step == last else "")
+                    report(step, self._log(trackers) if step % run.experiment.log_every == 0 or step == last else "")
                     stops = self._all(bool(self._preemption.reason()))
-                    self._after(board, step, state, stops)
+                    self._after(trackers, step, state, stops)
                     if stops:
                         return state
         return state
 
-    def _after(self, board: Events | None, step: int, state: State, stops: bool) -> None:
+    def _after(self, trackers: Trackers, step: int, state: State, stops: bool) -> None:
         """What is due after a step: a validation, a save."""
         every, last = self._run.experiment.eval_every, step == self._run.resolved.steps
         if last or (every and step % every == 0):
-            self._validate(board, step, state)
+            self._validate(trackers, step, state)
         if stops or last or self._saves_at(step):
             self._save(step, state)
 
@@ -145,9 +143,9 @@ class Loop:
                 return
             yield batch
 
-    def _log(self, board: Events | None) -> str:
+    def _log(self, trackers: Trackers) -> str:
         step, values = self._read()
-        self._write(board, step, "train", values)
+        self._write(trackers, step, "train", values)
         trained = JUDGED[self._run.experiment.task.problem].trained
         shown = ("loss", trained, "grad_norm", *(("skipped_steps",) if values["skipped_steps"] else ()))
         return console.plain({name: values[name] for name in shown} | {"input_seconds": self.waited})
@@ -177,11 +175,11 @@ class Loop:
             f" optim.on_nonfinite=skip (last checkpoint: {f'step {kept[-1]}' if kept else 'none'})"
         )
 
-    def _validate(self, board: Events | None, step: int, state: State) -> None:
+    def _validate(self, trackers: Trackers, step: int, state: State) -> None:
         if "validation" in self._run.inputs.splits:
             self.validated = self.predictions("validation", state)
             self._found = step, self.validated.metrics(full=False)
-            self._write(board, step, "validation", self._found[1])
+            self._write(trackers, step, "validation", self._found[1])
 
     def _save(self, step: int, state: State) -> None:
         if self._unread:  # a step that is not finite must not be saved
@@ -191,14 +189,11 @@ class Loop:
         at, metrics = self._found
         self._checkpoints.save(state, self._run.unmoved(step), metrics if at == step else None)
 
-    def _write(self, board: Events | None, step: int, split: str, values: dict[str, Any]) -> None:
+    def _write(self, trackers: Trackers, step: int, split: str, values: dict[str, Any]) -> None:
         if not processes.is_first():
             return
         self._folder.append({"step": step, "split": split, **self._times, **values})
-        for name, value in values.items():
-            if isinstance(value, float):
-                board.scalar(f"{split}/{name}", value, step)
-        board.flush()
+        trackers.log(step, split, values)
 
 
 def _phase_line(phase: Phase) -> str:

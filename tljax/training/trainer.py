@@ -32,6 +32,7 @@ from tljax.problems.base import JUDGED
 from tljax.profiling import memory
 from tljax.profiling.summary import assumptions, plan, show
 from tljax.training import feature_cache
+from tljax.training.trackers import Trackers
 from tljax.training.train_loop import Loop
 from tljax.tuning import multipliers
 
@@ -93,15 +94,17 @@ def train_run(
     """
     held = [name for name in hold if name in run.inputs.splits]
     _check_best(run)
+    trackers = Trackers(run.experiment.log.trackers, folder.path, active=processes.is_first())
     with folder.checkpoints(run.experiment, writer=processes.is_first()) as checkpoints:
         _print_header(run)
         state, seconds, waited = _begin(run, folder, checkpoints, runs)
         loop = Loop(run, folder, checkpoints, preemption, time.monotonic() - seconds, waited)
         with preemption.deferred():
-            state = loop.to_the_end(state)
+            state = loop.to_the_end(state, trackers)
             checkpoints.wait()
             told = processes.anyone(bool(preemption.reason()))
     if told:
+        trackers.finish(None)
         raise Stopped(
             f"stopped at step {state.step} of {run.resolved.steps} by {preemption.reason() or 'another process'}"
         )
@@ -124,6 +127,7 @@ def train_run(
     }
     result |= ({"held": held} if held else {}) | ({"peeked": True} if peeked else {})
     processes.on_first(lambda: folder.finish(result))
+    trackers.finish(result)
     _print_result(run, result, folder)
     return result
 

@@ -22,7 +22,7 @@ from tljax.errors import InputError
 from tljax.io import arrays as io_arrays
 from tljax.io import buckets, checksums
 from tljax.io.download import hub
-from tljax.io.download.fetch import cache_dir, fetch, local_copy, made_once, sha256_of
+from tljax.io.download.fetch import cache_dir, create_once, fetch, local_copy, sha256_of
 from tljax.models.registry import BACKBONES, Backbone, attributes
 from tljax.models.registry import build as build_backbone
 from tljax.models.text.bert import Bert
@@ -182,7 +182,7 @@ def _described(config: BackboneConfig) -> Pretrained | None:
         hint = f"did you mean {', '.join(near)}?" if near else "the names are in tljax/weights/catalog.csv"
         raise InputError(f"no backbone.weights {weights!r}, neither a path nor a name in the catalogue: {hint}")
     if (folder / "tljax.json").is_file():
-        facts = io_arrays.load_facts(folder)
+        facts = io_arrays.load_metadata(folder)
         where = f"{folder / 'tljax.json'}: pretrained"
         row = build(Pretrained, {**facts["pretrained"], "uri": weights, "sha256": ""}, where)
         return row if row.origins else dataclasses.replace(row, origins=dict.fromkeys((*PICTURE, "pool"), "tljax.json"))
@@ -293,7 +293,7 @@ def provenance(
     heads = ("kernel", "bias")[: 1 + experiment.head.bias]
     channels = experiment.task.channels or row.preprocessing.inputs
     own = (own or shapes(module, channels)).keys() - optional(module)
-    facts = io_arrays.load_facts(converted(row))
+    facts = io_arrays.load_metadata(converted(row))
     resampled = [POS_EMBED] if isinstance(module, ViT) and module.grid != module_of(row).grid else []
     adapted = [FIRST_KERNEL[type(module)]] if channels != row.preprocessing.inputs else []
     pretrained = experiment.head.init == "pretrained"
@@ -321,7 +321,7 @@ def converted(row: Pretrained) -> Path:
         found = row.sha256 or sha256_of(path)
         key = hashlib.sha256(f"{found} {row.source} {in_file(row)} {_tables(row)}".encode()).hexdigest()
         target = cache_dir() / "backbones" / f"{row.backbone}-{key[:16]}"
-        with made_once(target, wrong=checksums.wrong_folder) as making:
+        with create_once(target, wrong=checksums.wrong_folder) as making:
             if making:
                 write(making, row, *read(row, path))
         return target

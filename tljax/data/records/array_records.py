@@ -19,7 +19,7 @@ from tljax.data.transforms import image
 from tljax.data.transforms.decode import frames_of
 from tljax.errors import InputError, message_of
 from tljax.io import checksums
-from tljax.io.download.fetch import made_once
+from tljax.io.download.fetch import create_once
 
 
 def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
@@ -33,7 +33,7 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
             disk is full.
     """
     _check(source, name)
-    with made_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
+    with create_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
         if not making:
             return
         features = _features(source)

@@ -29,7 +29,7 @@ from tljax.data.sources.tfds_features import Features, choose
 from tljax.data.transforms.decode import size_of
 from tljax.errors import InputError
 from tljax.io import checksums
-from tljax.io.download.fetch import cache_dir, locked, made_once
+from tljax.io.download.fetch import cache_dir, create_once, locked
 
 # Of an index; another one is made anew. Before the second there were no checksums.
 _LAYOUT = {"single_label": 2, "multi_label": 2, "regression": 3}
@@ -56,7 +56,7 @@ def load(spec: str, config: TaskConfig) -> Task:
     key = [_LAYOUT[config.problem], _stamps(builder), features.kind, [*features.inputs], config.label, config.problem]
     key += [config.on_error, config.classes]
     folder = cache_dir() / "datasets" / f"tfds-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
-    with made_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
+    with create_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
         if making:
             with kept_if_of_use(making):
                 _index(making, folder, stored, features, config, name)
