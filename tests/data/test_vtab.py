@@ -97,14 +97,14 @@ def test_a_task_that_tfds_prepared_is_cut():
 def test_a_config_of_the_protocol():
     chosen = {"train": "vtab:train800", "validation": "vtab:val200", "test": "vtab:test"}
     norb = prepared("tfds:smallnorb:2.0.0", train=24_300, test=24_300)
-    found = splits.resolve(norb, TaskConfig(**chosen))  # its validation is of TFDS's test split, by definition
+    found = splits.make_splits(norb, TaskConfig(**chosen))  # its validation is of TFDS's test split, by definition
     assert [(name, split.rows[0][0], len(split)) for name, split in found.items()] == [
         ("train", "train", 800),
         ("validation", "test", 200),
         ("test", "test", 12_150),
     ]
     with pytest.raises(InputError, match="share 200 examples"):
-        splits.resolve(prepared("tfds:dtd"), TaskConfig(**chosen | {"train": "vtab:train800val200"}))
+        splits.make_splits(prepared("tfds:dtd"), TaskConfig(**chosen | {"train": "vtab:train800val200"}))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def examine(experiment: Experiment, sheet: Path | None = None) -> dict[str, Any]
     """
     task = _every_example(experiment.task)
     if sheet is None:
-        return diagnostics.examine(task, splits.resolve(task, experiment.task), experiment.task.image_size)
+        return diagnostics.examine(task, splits.make_splits(task, experiment.task), experiment.task.image_size)
     if task.kind == "text":
         raise InputError(f"--sheet draws images, and {experiment.task.dataset} holds texts")
     inputs = Inputs(experiment, *resolve(experiment, task))

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 from tljax import console
 from tljax.data.dataset import Split, Task, values_of
+from tljax.data.input_spec import INPUTS
 from tljax.streams import in_one_line
 
 _SHOWN = 20  # classes in a table
@@ -66,14 +67,14 @@ def _labels(split: Split) -> dict[str, Any]:
 
 def _inputs(split: Split, size: int) -> dict[str, Any]:
     """Sizes of pictures in pixels, or lengths of texts in bytes of UTF-8 (characters, where all are ASCII)."""
-    if split.task.kind == "text":
-        return {"bytes": _spread(values_of(split.column("bytes")))}
-    height, width = split.sizes.T
-    found: dict[str, Any] = {"height": _spread(height), "width": _spread(width)}
-    found["sizes"] = len(np.unique(height.astype(np.int64) << 32 | width))
-    if size:
-        found["smaller"] = int((np.minimum(height, width) < size).sum())
-    return found
+    columns = INPUTS[split.task.kind].size_columns
+    summary: dict[str, Any] = {name: _spread(values_of(split.column(name))) for name in columns}
+    if "height" in columns:
+        height, width = split.sizes.T
+        summary["sizes"] = len(np.unique(height.astype(np.int64) << 32 | width))
+        if size:
+            summary["smaller"] = int((np.minimum(height, width) < size).sum())
+    return summary
 
 
 def _spread(values: np.ndarray) -> dict[str, int | float]:

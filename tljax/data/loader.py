@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tljax.data.dataset import Split
-from tljax.data.keyed_random import words
+from tljax.data.keyed_random import philox
 from tljax.data.readers import Reader
 
 # input: what a `Reader` gives; label [batch] int32, or [batch, classes] float32; mask and weight [batch] float32
@@ -25,7 +25,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
     It sorts raw Philox words, which NumPy keeps stable across versions, unlike its own `permutation`.
     """
-    return _permutation(words(seed, epoch, 0), count)
+    return _permutation(philox(seed, epoch, 0), count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ class TrainInput:
 
     def _draw_balanced(self, place: int) -> tuple[int, int]:
         turn, place = divmod(place, len(self._members))
-        number = _permutation(words(self.seed, turn, _TURNS), len(self._members))[place]
+        number = _permutation(philox(self.seed, turn, _TURNS), len(self._members))[place]
         members = self._members[number]
         epoch, place = divmod(turn, len(members))
         return epoch, int(members[_class_order(self.seed, epoch, int(number), len(members))[place]])
@@ -143,7 +143,7 @@ def ahead(make: Callable[[int], HostBatch], places: Sequence[int], workers: int)
 
 @lru_cache(maxsize=4096)
 def _class_order(seed: int, epoch: int, number: int, count: int) -> np.ndarray:
-    return _permutation(words(seed, epoch, _CLASSES + number), count)
+    return _permutation(philox(seed, epoch, _CLASSES + number), count)
 
 
 def _permutation(words: np.random.Philox, count: int) -> np.ndarray:

@@ -33,7 +33,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class ImageReader:
     """Reads uint8 [n, size, size, channels].
 
     Attributes:
@@ -79,7 +79,7 @@ class Pictures:
             ]
         return np.stack(views)
 
-    def keep(self, budget: float, workers: int) -> "Pictures":
+    def keep(self, budget: float, workers: int) -> "ImageReader":
         """The same reader with each image decoded once, if that takes at most `budget` bytes of disk or is there."""
         cut = self._cut()
         if not image.cacheable(**cut):
@@ -114,6 +114,33 @@ class Pictures:
             pixels += rows * columns * count
         return pixels * self.preprocessing.inputs
 
+    @property
+    def recipe(self) -> tuple:
+        """Returns all that decides what is read, beside the split's examples."""
+        return (self.preprocessing, *self._cut().values(), *self._chance)
+
+    @property
+    def _chance(self) -> tuple:
+        if not (self.training and self.config.varies):
+            return ()
+        return self.config.augment, self.seed, self.config.views
+
+    def length(self, places: Sequence[int]) -> int:
+        """Returns the tokens that a batch of examples is padded to: 0 of images."""
+        del places
+        return 0
+
+    def with_features(self, rows: Sequence[np.ndarray], places: Sequence[int], among: Sequence[int] = ()) -> np.ndarray:
+        """Returns one batch of activations of some examples, as a backbone's later groups take it.
+
+        Args:
+            rows: the activations of each.
+            places: of the examples in the split.
+            among: as in `Reader`.
+        """
+        del places, among
+        return np.stack(rows)
+
     def _train(self, source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return image.training_view(
             source,
@@ -131,7 +158,7 @@ class Pictures:
 
 
 @dataclass(frozen=True, eq=False)
-class Texts:
+class TextReader:
     """Reads `input_ids`, `attention_mask` and `token_type_ids`, each int32 [n, length].
 
     Attributes:
@@ -150,9 +177,36 @@ class Texts:
         self, places: Sequence[int], epochs: Sequence[int] | None = None, among: Sequence[int] = ()
     ) -> dict[str, np.ndarray]:
         del epochs
-        longest = max(self.tokens[place].shape[1] for place in among or places)
-        return self.tokenizer.pad([self.tokens[place] for place in places], self.padded(longest))
+        return self.tokenizer.pad([self.tokens[place] for place in places], self.length(among or places))
+
+    @property
+    def recipe(self) -> tuple:
+        """Returns all that decides what is read, beside the split's examples."""
+        return self.tokenizer.sha256, self.tokenizer.cut(self.longest)
+
+    def length(self, places: Sequence[int]) -> int:
+        """Returns the tokens that a batch of examples is padded to."""
+        return self.padded(max(self.tokens[place].shape[1] for place in places))
+
+    def with_features(self, rows: Sequence[np.ndarray], places: Sequence[int], among: Sequence[int] = ()) -> Any:
+        """Returns one batch of activations of some examples, as a backbone's later groups take it.
+
+        Args:
+            rows: the activations of each: pooled, or [tokens, width].
+            places: of the examples in the split.
+            among: as in `Reader`.
+        """
+        if rows[0].ndim == 1:
+            return np.stack(rows)
+        mask = self(places, among=among)["attention_mask"]
+        hidden = np.zeros((*mask.shape, rows[0].shape[-1]), rows[0].dtype)
+        for padded, row in zip(hidden, rows, strict=True):
+            padded[: len(row)] = row[: len(padded)]
+        return {"hidden": hidden, "attention_mask": mask}
 
     def padded(self, tokens: int) -> int:
         """The length of a batch whose longest text has that many tokens."""
         return min(-(-tokens // self.multiple) * self.multiple, self.tokenizer.cut(self.longest))
+
+
+ExampleReader = ImageReader | TextReader

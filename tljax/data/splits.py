@@ -102,7 +102,7 @@ def _ranks(split: Split, strata: np.ndarray, seed: int) -> np.ndarray:
     return ranks
 
 
-def resolve(task: Task, config: TaskConfig) -> dict[str, Split]:
+def make_splits(task: Task, config: TaskConfig) -> dict[str, Split]:
     """The splits that a config names, of `train`, `validation` and `test`, with no example in two of them.
 
     Raises:

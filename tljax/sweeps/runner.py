@@ -214,7 +214,7 @@ def _parted(fresh: Sequence[Trial], among: Sequence[Trial]) -> tuple[list[Trial]
 
 
 def _start(run: Run, folder: Workdir) -> None:
-    folder.start(run.experiment, run.resolved, run.inputs.tokenizer if run.network.reads == "text" else None)
+    folder.start(run.experiment, run.resolved, run.inputs.tokenizer)
 
 
 def _tried(point: Trial, carry_out: Callable[[], None]) -> None:

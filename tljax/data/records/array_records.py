@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from tljax.data.dataset import Item, Label, Source, Task
+from tljax.data.input_spec import INPUTS
 from tljax.data.records.record_index import finish, index_row, kept_if_of_use, open_task, progress
 from tljax.data.records.record_parts import Examined, Part, clear, index_schema, write_parts
 from tljax.data.records.record_reader import Stored
-from tljax.data.transforms import image
-from tljax.data.transforms.decode import frames_of
 from tljax.errors import InputError, message_of
 from tljax.io import checksums
 from tljax.io.download.fetch import made_once
@@ -62,7 +61,8 @@ def open_prepared(name: str, folder: Path) -> Task:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # of a parser, on a damaged file
         raise InputError(f"{folder}: damaged ({message_of(error)}); {mend}") from error
-    kept = {one: one for one in ("image", "text", "text_pair") if one in builder.info.features}
+    fields = [name for spec in INPUTS.values() for name in spec.fields(pairs=True)]
+    kept = {name: name for name in fields if name in builder.info.features}
     again = "run it again, and it is prepared again"
 
     def records(split: str, _: Any) -> Stored:
@@ -97,20 +97,18 @@ def _in_order(split: str, items: Sequence[Item], name: str) -> list[Item]:
 
 def _examine(source: Source, split: str, ordered: Sequence[Item], features: Any, on_error: str, place: int) -> Examined:
     """Reads, decodes and checks the example at a place."""
-    item = ordered[place]
+    item, spec = ordered[place], INPUTS[source.kind]
     try:
         content = _read(item)
-        picture = image.decode(content, item.id) if source.kind == "image" else None
-        size = picture.size if picture else (0, 0)
+        size = spec.check_content(content, item.id)
         row = index_row(item.id, _checked_label(source, item), content, size)
     except InputError as error:
         if on_error != "skip":
             raise
         return Examined(skipped={"split": split, "id": item.id, "reason": str(error)})
-    named = [source.kind] if not source.pairs else ["text", "text_pair"]
-    inputs = dict(zip(named, content if source.pairs else [content], strict=True))
-    frames = frames_of(content) if picture else 1
-    note = {"split": split, "id": item.id, "note": f"the first of {frames} pictures is taken"} if frames > 1 else None
+    inputs = dict(zip(spec.fields(source.pairs), content if source.pairs else [content], strict=True))
+    about = spec.note(content)
+    note = {"split": split, "id": item.id, "note": about} if about else None
     return Examined(row, _serialized(features, {"id": item.id, "label": row["label"], **inputs}), note=note)
 
 
@@ -161,10 +159,7 @@ def _features(source: Source) -> Any:
             encoding=features.Encoding.BYTES,  # TFDS would round others to float32
         ),
     }
-    if source.kind == "image":
-        inputs = {"image": features.Image(shape=(None, None, 3))}
-    else:
-        inputs = {name: features.Text() for name in ("text", "text_pair")[: 1 + source.pairs]}
+    inputs = INPUTS[source.kind].tfds_features(source.pairs)
     return features.FeaturesDict({**inputs, "label": labels[source.problem](), "id": features.Text()})
 
 

@@ -17,10 +17,15 @@ from tljax.data.sources.folder import SPLITS, unusable
 from tljax.errors import InputError
 from tljax.io import checksums
 
-# What columns are called where `config.task` does not say.
-IMAGES = ("image", "file", "path", "file_name", "img")
-TEXTS = ("text", "sentence")
-PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"))
+# What columns are called where `config.task` does not say, by what they hold.
+USUAL = {
+    "images": (("image",), ("file",), ("path",), ("file_name",), ("img",)),
+    "texts": (("text",), ("sentence",)),
+    "pairs of texts": (
+        *(("sentence1", "sentence2"), ("premise", "hypothesis")),
+        *(("question", "sentence"), ("question1", "question2")),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -77,16 +82,15 @@ def choose(names: Sequence[str], config: TaskConfig, name: str) -> Columns:
     """
     inputs = (config.image,) if config.image else config.text
     if not inputs:
-        pairs = [pair for pair in PAIRS if set(pair) <= set(names)]
-        texts = pairs or [(one,) for one in TEXTS if one in names]
-        found = [(one,) for one in IMAGES if one in names] + texts
-        if len(found) != 1:
-            what = f"could be read from {' or '.join('+'.join(one) for one in found)}" if found else "are in no column"
+        images, texts, pairs = ([group for group in groups if set(group) <= set(names)] for groups in USUAL.values())
+        usual = images + (pairs or texts)
+        if len(usual) != 1:
+            what = f"could be read from {' or '.join(map('+'.join, usual))}" if usual else "are in no column"
             raise InputError(f"{name}: inputs {what}: set task.image or task.text; it has {', '.join(names)}")
-        (inputs,) = found
+        (inputs,) = usual
     if len(inputs) > 2:
         raise InputError(f"{name}: task.text={inputs}: an example has one text or two")
-    kind = "image" if config.image or (not config.text and inputs[0] in IMAGES) else "text"
+    kind = "image" if config.image or (not config.text and inputs in USUAL["images"]) else "text"
     split = config.split or ("split" if "split" in names else "")
     columns = Columns(kind, inputs, config.label or ("label",), split, "id" if "id" in names else "")
     for one in columns.all:

@@ -19,6 +19,7 @@ from PIL import Image
 from tljax import console
 from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Label, Source, Task, values_of
+from tljax.data.input_spec import INPUTS
 from tljax.data.labels import Labels, infer, is_missing
 from tljax.data.records.record_index import finish, index_row, kept_if_of_use, open_task, progress
 from tljax.data.records.record_parts import Examined, Part, clear, index_schema, write_parts
@@ -26,7 +27,6 @@ from tljax.data.records.record_reader import Stored
 from tljax.data.sources import vtab
 from tljax.data.sources.columns import say
 from tljax.data.sources.tfds_features import Features, choose
-from tljax.data.transforms.decode import size_of
 from tljax.errors import InputError
 from tljax.io import checksums
 from tljax.io.download.fetch import cache_dir, locked, made_once
@@ -225,10 +225,8 @@ def _examine(stored: Stored, features: Features, labels: Labels, on_error: str, 
         (example,) = stored.__getitems__([place])
         id = example.get(features.id, id)
         content = [example[name] for name in features.inputs]
-        size = size_of(content[0]) if features.kind == "image" else (0, 0)
+        size = INPUTS[features.kind].check_header(content)
         label = _label(features, labels, example)
-        if features.kind == "text" and not all(text.strip() for text in content):
-            raise InputError("the text is empty")
         row = index_row(id, label, content[0] if len(content) == 1 else tuple(content), size)
         return Examined({**row, "row": place})
     except InputError as error:

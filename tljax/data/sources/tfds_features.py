@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tljax.config.schema import TaskConfig
+from tljax.data.input_spec import INPUTS
 from tljax.data.sources import vtab
 from tljax.errors import InputError
 
@@ -85,16 +86,16 @@ def choose(info: Any, config: TaskConfig, name: str) -> Features:
     for one in (*inputs, *labels):
         if one not in info.features:
             raise InputError(f"{name}: no feature {one!r}; it has {known}")
-    is_image = isinstance(info.features[inputs[0]], kinds.Image)
-    if len(inputs) > 2 or not all(
-        isinstance(info.features[one], kinds.Image if is_image else kinds.Text) for one in inputs
-    ):
+    kind, feature = (
+        ("image", kinds.Image) if isinstance(info.features[inputs[0]], kinds.Image) else ("text", kinds.Text)
+    )
+    if len(inputs) > 2 or not all(isinstance(info.features[name], feature) for name in inputs):
         raise InputError(f"{name}: {', '.join(inputs)}: an example is one image, one text or two")
     id = next((one for one in IDS if one in info.features and isinstance(info.features[one], kinds.Text)), "")
-    named = dict(zip(inputs, ("image",) if is_image else ("text", "text_pair"), strict=False))
+    named = dict(zip(inputs, INPUTS[kind].fields(pairs=True), strict=False))
     classes = tuple(getattr(_inner(info.features[labels[0]]), "names", None) or ()) if len(labels) == 1 else ()
     classes = derived.classes if derived else classes
-    return Features("image" if is_image else "text", named, labels, id, classes, derived)
+    return Features(kind, named, labels, id, classes, derived)
 
 
 def _inner(feature: Any) -> Any:
