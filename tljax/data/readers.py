@@ -15,6 +15,7 @@ from tljax.data.dataset import Split
 from tljax.data.keyed_random import generators
 from tljax.data.preprocessing import Preprocessing
 from tljax.data.transforms import image
+from tljax.data.transforms.augment import version_of
 from tljax.data.transforms.tokenize import Tokenizer
 
 
@@ -123,7 +124,7 @@ class ImageReader:
     def _chance(self) -> tuple:
         if not (self.training and self.config.varies):
             return ()
-        return self.config.augment, self.seed, self.config.views
+        return tuple(map(version_of, self.config.augment)), self.seed, self.config.views
 
     def length(self, places: Sequence[int]) -> int:
         """Returns the tokens that a batch of examples is padded to: 0 of images."""

@@ -17,9 +17,9 @@ from tljax.data.transforms import image
 from tljax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
-_TABLE = ("classes", "separator", "quote")
+_TABLE, _COLUMNS = ("classes", "separator", "quote"), ("image", "text", "label", "split")
 # What says which examples there are.
-_DATA = tuple(f"task.{name}" for name in ("dataset", "image", "text", "label", "split", "on_error", *_TABLE))
+_DATA = tuple(f"task.{name}" for name in ("dataset", "dataset_args", *_COLUMNS, "on_error", *_TABLE))
 _OF_INPUTS = ("task.image_size", "task.flip_test", "task.max_tokens", "task.token_multiple")
 # What changes speed and memory only.
 _SPEED = ("task.eval_batch_size", "task.token_multiple", "input.workers", "input.cache_gb")
@@ -54,6 +54,8 @@ def changed(
     check(overrides)
     spec = resolved.input_spec
     values = to_dict(experiment)
+    if "task.dataset" in overrides:  # whose arguments, if it has any, are those that are named here
+        values["task"]["dataset_args"] = {}
     told = {}
     for key, value in overrides.items():
         if key in _OF_INPUTS and key.removeprefix("task.") not in spec.config_keys:

@@ -4,12 +4,19 @@ Colors change as in torchvision on PIL images, value by value. Of four channels 
 colors leaves it alone. What moves in from outside is 0 in every channel: black, and transparent.
 """
 
+import functools
+import hashlib
+import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
+
+from tljax.config.references import resolve_reference
+from tljax.errors import InputError
 
 Picture = UInt8[np.ndarray, "height width channels"]
 Random = np.random.Generator
@@ -100,6 +107,39 @@ AUGMENTATIONS: dict[str, Callable[[Picture, Random], Picture]] = {
     "color_jitter": color_jitter,
     "random_erasing": random_erasing,
 }
+
+
+@functools.cache
+def augmentation(name: str) -> Callable[[Picture, Random], Picture]:
+    """Returns an augmentation by its name, or by `package.module:name`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name in AUGMENTATIONS:
+        return AUGMENTATIONS[name]
+    function = resolve_reference(name, "task.augment")
+
+    def checked(picture: Picture, rng: Random) -> Picture:
+        changed = function(picture, rng)
+        if not (isinstance(changed, np.ndarray) and changed.dtype == np.uint8 and changed.shape == picture.shape):
+            kind = (
+                f"{changed.dtype} {list(changed.shape)}" if isinstance(changed, np.ndarray) else type(changed).__name__
+            )
+            raise InputError(
+                f"task.augment {name!r} returned {kind}: return uint8 {list(picture.shape)}, as it is given"
+            )
+        return changed
+
+    return checked
+
+
+def version_of(name: str) -> str:
+    """Returns the name of an augmentation, with a hash of its source file where it is the user's own."""
+    if name in AUGMENTATIONS:
+        return name
+    source = inspect.getsourcefile(resolve_reference(name, "task.augment"))
+    return f"{name} {hashlib.sha256(Path(source).read_bytes()).hexdigest()}"
 
 
 def _moved(image: Image.Image, *matrix: float) -> Image.Image:

@@ -12,7 +12,7 @@ from PIL import Image
 from tljax.config.ranges import INT32
 from tljax.config.schema import TaskConfig
 from tljax.data.preprocessing import INTERPOLATIONS, Preprocessing
-from tljax.data.transforms.augment import AUGMENTATIONS, to_array, to_image
+from tljax.data.transforms.augment import augmentation, to_array, to_image
 from tljax.data.transforms.decode import Encoded, named
 from tljax.errors import InputError
 
@@ -28,10 +28,11 @@ _MOST_PIXELS = 2**27  # of a picture made larger: a strip of 1 × 60,000 would f
 
 
 def check(task: TaskConfig) -> None:
-    """Whether decoder, crop and resizing go together.
+    """Checks that decoder, crop and resizing go together, and that augmentations are there.
 
     Raises:
-        InputError: a crop without the resizing that it needs, or with one that it does not heed.
+        InputError: an augmentation of the user's own cannot be imported; or a crop is without the resizing that it
+            needs, or with one that it does not heed.
     """
     if task.crop == "random" and not task.resize:
         raise InputError("task.crop=random needs task.resize: the shorter side that the square is cut from, as 256")
@@ -39,6 +40,8 @@ def check(task: TaskConfig) -> None:
         raise InputError("task.crop=center does not heed task.resize, but resizes as in evaluation; set it to 0")
     if task.decode == "fast" and importlib.util.find_spec("cykooz_resizer") is None:
         raise InputError("task.decode=fast needs cykooz-resizer, which is not installed here; use decode=exact")
+    for name in task.augment:
+        augmentation(name)
 
 
 def check_size(preprocessing: Preprocessing) -> None:
@@ -262,5 +265,5 @@ def _resize(
 
 def _augmented(picture: np.ndarray, augment: Sequence[str], rng: np.random.Generator) -> np.ndarray:
     for name in augment:
-        picture = AUGMENTATIONS[name](picture, rng)
+        picture = augmentation(name)(picture, rng)
     return picture
