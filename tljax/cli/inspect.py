@@ -41,9 +41,9 @@ def examine(experiment: Experiment, sheet: Path | None = None) -> dict[str, Any]
     if task.kind == "text":
         raise InputError(f"--sheet draws images, and {experiment.task.dataset} holds texts")
     inputs = Inputs(experiment, *resolve(experiment, task))
-    found = diagnostics.examine(task, inputs.splits, inputs.resolved.preprocessing.size)
+    report = diagnostics.examine(task, inputs.splits, inputs.resolved.preprocessing.size)
     diagnostics.contact_sheet(pictures(inputs), sheet, f"{task.name}, as the network sees it in training")
-    return found | {"contact_sheet": str(sheet)}
+    return report | {"contact_sheet": str(sheet)}
 
 
 def _every_example(config: TaskConfig) -> Task:
@@ -69,9 +69,7 @@ def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
     else:
         has = labels > 0 if labels.ndim == 2 else labels[:, None] == np.arange(len(classes))
         places = {name: np.flatnonzero(has[:, number])[:each] for number, name in enumerate(classes)}
-    return {
-        name: list(read(found.tolist(), [0] * len(found))) for name, found in list(places.items())[:most] if len(found)
-    }
+    return {name: list(read(rows.tolist(), [0] * len(rows))) for name, rows in list(places.items())[:most] if len(rows)}
 
 
 def main(arguments: list[str]) -> None:
@@ -92,23 +90,23 @@ def main(arguments: list[str]) -> None:
 
 def _inspect(experiment: Experiment, options: argparse.Namespace) -> None:
     if options.data or options.sheet:
-        found = examine(experiment, options.sheet)
-        print(strict_json.dumps(found)) if options.json else diagnostics.show(found)
+        report = examine(experiment, options.sheet)
+        print(strict_json.dumps(report)) if options.json else diagnostics.show(report)
         return
     run = prepare(experiment)
-    run.cached, told = feature_cache.choice(run)
-    found = plan(run) | {"memory": memory.predict(run)}
+    run.cached, reason = feature_cache.choice(run)
+    report = plan(run) | {"memory": memory.predict(run)}
     if options.lr_find:
         from tljax.training.lr_finder import lr_find
 
-        found["lr_find"] = lr_find(run, options.lr_find)
+        report["lr_find"] = lr_find(run, options.lr_find)
     if options.json:
-        print(strict_json.dumps(found))
+        print(strict_json.dumps(report))
         return
-    show(found)
-    if told:
-        console.console.print(told)
-    memory.show(found["memory"])
+    show(report)
+    if reason:
+        console.console.print(reason)
+    memory.show(report["memory"])
     if options.lr_find:
-        rate = f"{found['lr_find']['suggestion']:.2g}"
+        rate = f"{report['lr_find']['suggestion']:.2g}"
         console.console.print(f"the loss falls fastest at a learning rate of {rate}: {options.lr_find}")

@@ -205,27 +205,27 @@ class Split(Sequence[dict[str, Any]]):
         return self.__getitems__([place])[0]
 
     def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = [{}] * len(places)
+        examples: list[dict[str, Any]] = [{}] * len(places)
         bases, starts = self._located
-        wanted = np.asarray(places, np.int64)
+        chosen = np.asarray(places, np.int64)
         for number, (name, rows) in enumerate(self.rows):
-            mine = np.flatnonzero(bases[wanted] == number)
-            if not len(mine):
+            here = np.flatnonzero(bases[chosen] == number)
+            if not len(here):
                 continue
-            inputs = self.task.bases[name].records.__getitems__(rows[wanted[mine] - starts[number]].tolist())
-            for i, one in zip(mine.tolist(), inputs, strict=True):
-                place = int(wanted[i])
-                found[i] = {**one, "label": self.labels[place], "id": self.ids[place], "place": place}
-        return found
+            inputs = self.task.bases[name].records.__getitems__(rows[chosen[here] - starts[number]].tolist())
+            for i, fields in zip(here.tolist(), inputs, strict=True):
+                place = int(chosen[i])
+                examples[i] = {**fields, "label": self.labels[place], "id": self.ids[place], "place": place}
+        return examples
 
     def take(self, places: np.ndarray, name: str) -> "Split":
         """Some of these examples: in the order of `places` among those of one split, splits in the order they have."""
         bases, starts = self._located
         parts = []
         for number, (base, rows) in enumerate(self.rows):
-            mine = places[bases[places] == number]
-            if len(mine):
-                parts.append((base, rows[mine - starts[number]]))
+            here = places[bases[places] == number]
+            if len(here):
+                parts.append((base, rows[here - starts[number]]))
         return Split(self.task, name, tuple(parts))
 
     @cached_property
@@ -286,7 +286,7 @@ def labels_of(column: pa.ChunkedArray, problem: str, classes: int) -> np.ndarray
     rows = column.to_pylist()
     if problem == "regression":
         return np.array(rows, np.float64).reshape(len(rows), classes)
-    found = np.zeros((len(rows), classes), np.float32)
+    flags = np.zeros((len(rows), classes), np.float32)
     for i, numbers in enumerate(rows):
-        found[i, numbers] = 1
-    return found
+        flags[i, numbers] = 1
+    return flags

@@ -40,16 +40,16 @@ def make_room(folder: Path, needed: float, budget: float) -> bool:
 
     Where that needs room, what was not used for the longest time goes first, and nothing that a process holds.
     """
-    found = [one for kind in KINDS for one in (cache_dir() / kind).glob("*") if one.is_dir() and one != folder]
-    sizes = {one: size(one) for one in found}
+    folders = [path for kind in KINDS for path in (cache_dir() / kind).glob("*") if path.is_dir() and path != folder]
+    sizes = {path: size(path) for path in folders}
     cache_dir().mkdir(parents=True, exist_ok=True)
     over = needed + size(folder) + sum(sizes.values()) - budget
     short = needed / 0.9 - shutil.disk_usage(cache_dir()).free
-    for one in sorted(found, key=_last_used):
+    for path in sorted(folders, key=_last_used):
         if max(over, short) <= 0:
             break
-        if _evict(one):
-            over, short = over - sizes[one], short - sizes[one]
+        if _evict(path):
+            over, short = over - sizes[path], short - sizes[path]
     return max(over, short) <= 0
 
 

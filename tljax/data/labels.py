@@ -45,7 +45,7 @@ class Labels:
     classes: tuple[str, ...]
     form: str = "names"
 
-    def of(self, values: Sequence[Any]) -> Label:
+    def encode(self, values: Sequence[Any]) -> Label:
         """Returns the label.
 
         Raises:
@@ -92,7 +92,7 @@ class Labels:
 
     def describe(self, columns: Sequence[str], where: str, values: Sequence[Any]) -> str:
         """Returns a line that says how the columns are read, with one example that has a label."""
-        label = self.of(values)
+        label = self.encode(values)
         if self.problem == "regression":
             classes, names = "", ", ".join(map(str, label))
         else:
@@ -354,7 +354,7 @@ def _number(value: Any, column: str) -> float:
 
 
 def _flag(value: Any, column: str) -> bool:
-    found = _FLAGS.get(str(value).strip().lower())
-    if found is None:
+    flag = _FLAGS.get(str(value).strip().lower())
+    if flag is None:
         raise InputError(f"{column} is {value!r}, neither 0 nor 1")
-    return found
+    return flag

@@ -75,11 +75,11 @@ class TrainInput:
         """This process's share of the batch of step `step`."""
         rows = self.indices(step)
         share = len(rows) // self.part[1]
-        mine = rows[self.part[0] * share : (self.part[0] + 1) * share]
-        places = [index for _, index in mine]
-        made = self.read(places, [epoch for epoch, _ in mine], among=[index for _, index in rows])
-        ones = np.ones(len(mine), np.float32)
-        return {"input": made, "label": self.labels[places], "mask": ones, "weight": self.weights[places]}
+        local_rows = rows[self.part[0] * share : (self.part[0] + 1) * share]
+        places = [index for _, index in local_rows]
+        examples = self.read(places, [epoch for epoch, _ in local_rows], among=[index for _, index in rows])
+        ones = np.ones(len(local_rows), np.float32)
+        return {"input": examples, "label": self.labels[places], "mask": ones, "weight": self.weights[places]}
 
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
         """The batches of steps start … stop - 1, made ahead."""
@@ -114,17 +114,17 @@ def evaluation_batches(
     def batch(start: int) -> HostBatch:
         every = range(start, min(start + batch_size, len(split)))
         # A process whose share lies past the end reads one row all the same: the others compute with it.
-        mine = every[part[0] * share : (part[0] + 1) * share] or every[:1]
-        return {"input": padded(read(list(mine), among=list(every)), share)}
+        local_rows = every[part[0] * share : (part[0] + 1) * share] or every[:1]
+        return {"input": padded(read(list(local_rows), among=list(every)), share)}
 
     return ahead(batch, range(0, len(split), batch_size), workers)
 
 
-def padded(found: Any, size: int) -> Any:
+def padded(batch: Any, size: int) -> Any:
     """Each array with its first row again, up to `size` rows."""
-    if isinstance(found, dict):
-        return {name: padded(one, size) for name, one in found.items()}
-    return np.concatenate([found, np.repeat(found[:1], size - len(found), axis=0)])
+    if isinstance(batch, dict):
+        return {name: padded(array, size) for name, array in batch.items()}
+    return np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])
 
 
 def length_of(batch: HostBatch) -> int:

@@ -50,7 +50,7 @@ class ImageReader:
     preprocessing: Preprocessing
     config: TaskConfig
     training: bool
-    decoded: array_cache.Store | None = None
+    decoded: array_cache.ArrayCache | None = None
     seed: int = 0
 
     def __call__(
@@ -70,13 +70,15 @@ class ImageReader:
             return np.stack(list(views))
         examples = self.split.__getitems__(places)
         if rngs is None:
-            views = [image.source_view(one["image"], one["id"], self.preprocessing, **cut) for one in examples]
+            views = [
+                image.source_view(example["image"], example["id"], self.preprocessing, **cut) for example in examples
+            ]
         else:
             views = [
                 image.training_view_of(
-                    one["image"], one["id"], self.preprocessing, **cut, augment=self.config.augment, rng=rng
+                    example["image"], example["id"], self.preprocessing, **cut, augment=self.config.augment, rng=rng
                 )
-                for one, rng in zip(examples, rngs, strict=True)
+                for example, rng in zip(examples, rngs, strict=True)
             ]
         return np.stack(views)
 
@@ -96,12 +98,12 @@ class ImageReader:
         def views() -> Iterator[np.ndarray]:
             options = grain.ReadOptions(num_threads=max(workers, 1), prefetch_buffer_size=16)
             with console.progress(f"decoding {self.split.name}, once", 0, len(self.split), "images") as report:
-                found = grain.MapDataset.source(range(len(self.split))).map(view).to_iter_dataset(options)
-                for number, one in enumerate(found, 1):
-                    yield one
+                pictures = grain.MapDataset.source(range(len(self.split))).map(view).to_iter_dataset(options)
+                for number, example in enumerate(pictures, 1):
+                    yield example
                     report(number)
 
-        return replace(self, decoded=array_cache.stored(folder, views(), {}, view))
+        return replace(self, decoded=array_cache.get_or_create(folder, views(), {}, view))
 
     @functools.cached_property
     def _bytes(self) -> int:

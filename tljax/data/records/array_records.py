@@ -15,7 +15,7 @@ from tljax.data.dataset import Item, Label, Source, Task
 from tljax.data.input_spec import INPUTS
 from tljax.data.records.record_index import finish, index_row, kept_if_of_use, open_task, progress
 from tljax.data.records.record_parts import Examined, Part, clear, index_schema, write_parts
-from tljax.data.records.record_reader import Stored
+from tljax.data.records.record_reader import RecordReader
 from tljax.errors import InputError, message_of
 from tljax.io import checksums
 from tljax.io.download.fetch import made_once
@@ -65,17 +65,19 @@ def open_prepared(name: str, folder: Path) -> Task:
     kept = {name: name for name in fields if name in builder.info.features}
     again = "run it again, and it is prepared again"
 
-    def records(split: str, _: Any) -> Stored:
-        return Stored(builder, split, kept, again, seal=folder / checksums.NAME)
+    def records(split: str, _: Any) -> RecordReader:
+        return RecordReader(builder, split, kept, again, seal=folder / checksums.NAME)
 
     return open_task(name, folder, records, mend)
 
 
 def _check(source: Source, name: str) -> None:
     counts = collections.Counter(source.classes)
-    for one in source.classes:
-        if not one.strip() or len(one.splitlines()) != 1 or counts[one] > 1:
-            raise InputError(f"{name}: class name {one!r} is empty, has a line break, or is there twice; rename it")
+    for class_name in source.classes:
+        if not class_name.strip() or len(class_name.splitlines()) != 1 or counts[class_name] > 1:
+            raise InputError(
+                f"{name}: class name {class_name!r} is empty, has a line break, or is there twice; rename it"
+            )
     for split, items in source.splits.items():
         if not re.fullmatch(r"\w+", split):
             raise InputError(f"{name}: split {split!r}: its name may have letters, digits and _ only; rename it")
@@ -89,9 +91,9 @@ def _in_order(split: str, items: Sequence[Item], name: str) -> list[Item]:
 
     hasher = Hasher(split)
     ordered = sorted(items, key=lambda item: (hasher.hash_key(item.id), item.id))
-    for one, other in itertools.pairwise(ordered):
-        if one.id == other.id:
-            raise InputError(f"{name}: two examples of {split} have the id {one.id!r}; ids must be unique")
+    for item, next_item in itertools.pairwise(ordered):
+        if item.id == next_item.id:
+            raise InputError(f"{name}: two examples of {split} have the id {item.id!r}; ids must be unique")
     return ordered
 
 
@@ -140,10 +142,10 @@ def _checked_label(source: Source, item: Item) -> Label:
         if len(values) != many or not all(map(math.isfinite, values)):
             raise InputError(f"{item.id}: label {label!r} is not {many} finite number(s); mend or remove it")
         return tuple(values)
-    found = (label,) if source.problem == "single_label" else tuple(sorted(set(label)))
-    if not all(0 <= one < many for one in found):
+    numbers = (label,) if source.problem == "single_label" else tuple(sorted(set(label)))
+    if not all(0 <= number < many for number in numbers):
         raise InputError(f"{item.id}: label {label!r} is none of the classes 0 to {many - 1}; mend or remove it")
-    return int(found[0]) if source.problem == "single_label" else found
+    return int(numbers[0]) if source.problem == "single_label" else numbers
 
 
 def _features(source: Source) -> Any:
@@ -170,8 +172,8 @@ def _write_for_tfds(folder: Path, features: Any, parts: Mapping[str, Sequence[Pa
 
     template = tfds.core.ShardedFileTemplate(folder, dataset_name="tljax", filetype_suffix="array_record")
     splits = []
-    for split, found in parts.items():
-        shards = [part for part in found if part.size]
+    for split, split_parts in parts.items():
+        shards = [part for part in split_parts if part.size]
         of_split = template.replace(split=split)
         for number, part in enumerate(shards):
             part.records.rename(of_split.sharded_filepath(shard_index=number, num_shards=len(shards)))

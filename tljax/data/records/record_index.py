@@ -26,12 +26,12 @@ def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping
     Raises:
         InputError: nothing is left of a split.
     """
-    indices = {split: pa.concat_tables([part.index for part in found]) for split, found in parts.items()}
-    skipped = [one for found in parts.values() for part in found for one in part.skipped]
+    indices = {split: pa.concat_tables([part.index for part in split_parts]) for split, split_parts in parts.items()}
+    skipped = [example for split_parts in parts.values() for part in split_parts for example in part.skipped]
     notes = [note for split in parts.values() for part in split for note in part.notes]
     for split, index in indices.items():
         if not len(index):
-            first = next(one["reason"] for one in skipped if one["split"] == split)
+            first = next(example["reason"] for example in skipped if example["split"] == split)
             raise InputError(f"{name}: no example of {split} can be used; the first: {first}")
         pq.write_table(index.replace_schema_metadata(), making / f"index-{split}.parquet")
     facts = {
@@ -46,7 +46,7 @@ def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping
     }
     (making / "task.json").write_text(json.dumps(facts, indent=1))
     if skipped:
-        first = ", ".join(one["id"] for one in skipped[:3]) + (" …" if len(skipped) > 3 else "")
+        first = ", ".join(example["id"] for example in skipped[:3]) + (" …" if len(skipped) > 3 else "")
         total = len(skipped) + sum(map(len, indices.values()))
         line = f"{name}: {len(skipped)} of {total} examples are left out: {first} ({folder}/task.json)"
         console.console.print(line)
@@ -73,8 +73,8 @@ def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Record
         raise InputError(f"{folder}: damaged ({message_of(error)}); {mend}") from error
     for split, base in bases.items():
         if len(base.index) != len(base.records):
-            rows, found = len(base.index), len(base.records)
-            raise InputError(f"{folder}: damaged ({split} has {found} records, and {rows} in its index); {mend}")
+            rows, count = len(base.index), len(base.records)
+            raise InputError(f"{folder}: damaged ({split} has {count} records, and {rows} in its index); {mend}")
     classes, skipped = tuple(facts["classes"]), tuple(facts["skipped"])
     notes = tuple(facts["notes"])
     return Task(

@@ -101,9 +101,9 @@ def write_parts(
     done(place)
     with ThreadPoolExecutor(_THREADS) as pool:
         pending, size = [], 0
-        for one in _examined(pool, examine, place, total):
-            pending.append(one)
-            size += len(one.record)
+        for example in _examined(pool, examine, place, total):
+            pending.append(example)
+            size += len(example.record)
             if len(pending) == MAX_EXAMPLES or size >= MAX_BYTES or place + len(pending) == total:
                 needed = (sum(part.size for part in parts) + size) * total // (place + len(pending))
                 parts.append(_write(folder, split, len(parts), place, pending, schema, needed))
@@ -152,24 +152,24 @@ def _write(
 ) -> Part:
     """A part, each file under a temporary name until it is whole; the index last, for it says that the part is."""
     records, index = _paths(folder, split, number)
-    size = sum(len(one.record) for one in examined)
+    size = sum(len(example.record) for example in examined)
     free = shutil.disk_usage(folder).free
     if free < size * 1.1 + 2**20:
         raise _disk_full(folder, free, max(size, needed))
     temporary = folder / "unfinished"
     try:
         if size:
-            _write_records(temporary, [one.record for one in examined if one.row])
+            _write_records(temporary, [example.record for example in examined if example.row])
             temporary.rename(records)
         facts = {
             "start": start,
             "stop": start + len(examined),
-            "skipped": [one.skipped for one in examined if one.skipped],
+            "skipped": [example.skipped for example in examined if example.skipped],
             "notes": [example.note for example in examined if example.note],
             "size": size,
             "file_size": records.stat().st_size if size else 0,
         }
-        table = pa.Table.from_pylist([one.row for one in examined if one.row], schema)
+        table = pa.Table.from_pylist([example.row for example in examined if example.row], schema)
         pq.write_table(table.replace_schema_metadata({"tljax": json.dumps(facts)}), temporary)
         checksums.seal(_seal_of(index), {index.name: temporary})
         temporary.rename(index)

@@ -9,7 +9,7 @@ import numpy as np
 from tljax.errors import InputError, message_of
 
 
-class Stored:
+class RecordReader:
     """`Records` over one split of a TFDS builder: only some features are parsed, and no image is decoded.
 
     Args:

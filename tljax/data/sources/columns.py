@@ -93,11 +93,11 @@ def choose(names: Sequence[str], config: TaskConfig, name: str) -> Columns:
     kind = "image" if config.image or (not config.text and inputs in USUAL["images"]) else "text"
     split = config.split or ("split" if "split" in names else "")
     columns = Columns(kind, inputs, config.label or ("label",), split, "id" if "id" in names else "")
-    for one in columns.all:
-        if one not in names:
-            near = difflib.get_close_matches(one, names, n=1)
+    for column in columns.all:
+        if column not in names:
+            near = difflib.get_close_matches(column, names, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"{name}: no column {one!r}; {hint}it has {', '.join(names)}")
+            raise InputError(f"{name}: no column {column!r}; {hint}it has {', '.join(names)}")
     if len(columns.labels) > 1 and config.problem == "single_label":
         raise InputError(f"{name}: task.label={columns.labels}: task.problem=single_label takes one column")
     return columns
@@ -124,9 +124,9 @@ def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key
                     raise InputError(table.faults.get(row) or str(id))
                 if table.where[row] in blank:
                     raise InputError("the text is empty")
-                read, found = _input(table, columns, row)
-                item = Item(id, labels.of(values), read)
-                stats.append(found)
+                read, stamp = _input(table, columns, row)
+                item = Item(id, labels.encode(values), read)
+                stats.append(stamp)
             except InputError as error:
                 where = table.where[row]
                 item = unusable(f"{where}", f"{where}: {error}; mend or remove it", config.on_error)
@@ -165,7 +165,7 @@ def say(name: str, labels: Labels, columns: Sequence[str], rows: Iterable[tuple[
     """Prints how labels are read, with the first example that has one, and which classes differ in case alone."""
     for where, values in rows:
         try:
-            has_label = labels.of(values) != ()
+            has_label = labels.encode(values) != ()
         except InputError:  # named when the example is read
             continue
         if has_label:
@@ -207,14 +207,14 @@ def _splits(table: Table, columns: Columns) -> list[str]:
     """Of each row. One that cannot be used anyway and names none goes with the first."""
     if not columns.split:
         return [table.split] * len(table.where)
-    names = [str(one or "").strip() for one in table.columns[columns.split]]
-    for row, one in enumerate(names):
-        if one.lower() not in SPLITS and row not in table.faults:
+    names = [str(split or "").strip() for split in table.columns[columns.split]]
+    for row, split in enumerate(names):
+        if split.lower() not in SPLITS and row not in table.faults:
             known = ", ".join(SPLITS)
-            raise InputError(f"{table.where[row]}: split {one!r} is none of {known}; mend it, or set task.split")
-    found = [SPLITS.get(one.lower(), "") for one in names]
-    fallback = next(filter(None, found), "train")
-    return [one or fallback for one in found]
+            raise InputError(f"{table.where[row]}: split {split!r} is none of {known}; mend it, or set task.split")
+    splits = [SPLITS.get(split.lower(), "") for split in names]
+    fallback = next(filter(None, splits), "train")
+    return [split or fallback for split in splits]
 
 
 def _ids(table: Table, columns: Columns, splits: Sequence[str]) -> list[str | InputError]:
@@ -252,10 +252,10 @@ def _input(table: Table, columns: Columns, row: int) -> tuple[Callable[[], Any],
         return functools.partial(_embedded, values, row, table), (0, 0)
     path = _path(values[row], table.folder)
     try:
-        found = path.stat()
+        status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in it
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path}: is no file")
     return path.read_bytes, checksums.stamp(path)
 
@@ -268,13 +268,13 @@ def _path(value: Any, folder: Path) -> Path:
 
 def _embedded(values: Sequence[Any], row: int, table: Table) -> bytes:
     """An image that is in the table, or whose path is."""
-    found = values[row]
-    if isinstance(found, dict):
-        found = found.get("bytes") or found.get("path")
-    if isinstance(found, bytes):
-        return found
+    value = values[row]
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
     try:
-        return _path(found, table.folder).read_bytes()
+        return _path(value, table.folder).read_bytes()
     except InputError as error:
         raise InputError(f"{table.where[row]}: {error}; mend or remove it") from error
 

@@ -133,10 +133,10 @@ def slices(dataset: str, part: str) -> Slices:
 
 def rows(name: str, part: str) -> dict[str, np.ndarray]:
     """The list of a task: split -> rows of it, int64, ascending. `name` is a key of `TASKS`, `part` is of `PARTS`."""
-    found: dict[str, list[np.ndarray]] = {}
+    parts: dict[str, list[np.ndarray]] = {}
     for split, start, stop in slices(TASKS[name].dataset, part):
-        found.setdefault(split, []).append(np.arange(start, stop))
-    return {split: np.concatenate(parts) for split, parts in found.items()}
+        parts.setdefault(split, []).append(np.arange(start, stop))
+    return {split: np.concatenate(arrays) for split, arrays in parts.items()}
 
 
 def find(task: Task, part: str) -> Slices:
@@ -150,14 +150,14 @@ def find(task: Task, part: str) -> Slices:
     dataset, version = _named(task.name)
     if dataset is None:
         raise InputError(f"{task.name} is no data set of VTAB; tfds: and one of: {', '.join(ROWS)}")
-    wanted = ROWS[dataset]
-    asked = f"vtab:{part} is defined for {dataset} {' or '.join(f'{major}.*.*' for major in wanted.versions)}"
-    if version and version.split(".")[0] not in wanted.versions:
+    row = ROWS[dataset]
+    asked = f"vtab:{part} is defined for {dataset} {' or '.join(f'{major}.*.*' for major in row.versions)}"
+    if version and version.split(".")[0] not in row.versions:
         raise InputError(f"{asked}, not {version} ({task.name}): prepare that version with TFDS")
-    sizes = {split: len(task.bases[split].index) if split in task.bases else 0 for split in wanted.sizes}
-    if sizes != wanted.sizes:
+    sizes = {split: len(task.bases[split].index) if split in task.bases else 0 for split in row.sizes}
+    if sizes != row.sizes:
         skipped = f" ({len(task.skipped)} were skipped)" if task.skipped else ""
-        raise InputError(f"{asked} with {dict(wanted.sizes)} examples, {task.name} has {sizes}{skipped}")
+        raise InputError(f"{asked} with {dict(row.sizes)} examples, {task.name} has {sizes}{skipped}")
     return slices(dataset, part)
 
 

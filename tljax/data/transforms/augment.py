@@ -151,9 +151,9 @@ def _colors(change: Callable[[Image.Image, float], Image.Image]) -> Callable[[Im
     def changed(image: Image.Image, magnitude: float) -> Image.Image:
         if image.mode != "RGBA":
             return change(image, magnitude)
-        found = change(image.convert("RGB"), magnitude)
-        found.putalpha(image.getchannel("A"))
-        return found
+        recolored = change(image.convert("RGB"), magnitude)
+        recolored.putalpha(image.getchannel("A"))
+        return recolored
 
     return changed
 

@@ -102,10 +102,10 @@ class Encoded:
         Its sides are divided by what `factor` gave, and rounded up; the last pixel may be filled in part.
         """
         if self._jpeg:
-            found = self._jpeg_pixels(mode, factor)
-            if self._turn is None and found.shape[-1] == len(mode):
-                return found
-            image = to_image(found)
+            pixels = self._jpeg_pixels(mode, factor)
+            if self._turn is None and pixels.shape[-1] == len(mode):
+                return pixels
+            image = to_image(pixels)
         else:
             image = self._image
         return to_array(_converted(image if self._turn is None else image.transpose(self._turn), mode))

@@ -102,7 +102,7 @@ def source_view(
         if not center and not resize:
             return encoded.pixels(mode)
         target = _evaluated(encoded.size, preprocessing) if center else _resized(encoded.size, resize, squash=False)
-        scale = max(wanted / side for wanted, side in zip(target, encoded.size, strict=True))
+        scale = max(length / side for length, side in zip(target, encoded.size, strict=True))
         factor = encoded.factor(scale) if fast else 1
         box = (0, 0, *(side / factor for side in encoded.size))
         pixels = encoded.pixels(mode, factor)
@@ -257,10 +257,10 @@ def _resize(
 
     kind = getattr(cykooz_resizer.PixelType, _FAST_PIXELS[channels])
     picture = cykooz_resizer.ImageData(width, height, kind, pixels.tobytes())
-    found = cykooz_resizer.ImageData(*size, kind)
+    resized = cykooz_resizer.ImageData(*size, kind)
     algorithm = cykooz_resizer.ResizeAlg.convolution(getattr(cykooz_resizer.FilterType, kernel))
-    cykooz_resizer.Resizer().resize(picture, found, cykooz_resizer.ResizeOptions(algorithm))
-    return np.frombuffer(found.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
+    cykooz_resizer.Resizer().resize(picture, resized, cykooz_resizer.ResizeOptions(algorithm))
+    return np.frombuffer(resized.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
 
 
 def _augmented(picture: np.ndarray, augment: Sequence[str], rng: np.random.Generator) -> np.ndarray:

@@ -127,7 +127,7 @@ class Tokenizer:
         return tokenizer.token_to_id(_padding(tokenizer, _file(self.path)))
 
 
-def tokenized(split: Split, tokenizer: Tokenizer, length: int) -> array_cache.Store:
+def tokenized(split: Split, tokenizer: Tokenizer, length: int) -> array_cache.ArrayCache:
     """What `Tokenizer.encode` gives of each text of a split, made once.
 
     Its facts are `truncated`, how many texts were cut, and `lost`, the tokens that they lost together.
@@ -137,15 +137,15 @@ def tokenized(split: Split, tokenizer: Tokenizer, length: int) -> array_cache.St
     def rows() -> Iterator[np.ndarray]:
         for start in range(0, len(split), _CHUNK):
             examples = split.__getitems__(range(start, min(start + _CHUNK, len(split))))
-            found, lost = tokenizer.encode([text_of(example) for example in examples], length)
+            encoded, lost = tokenizer.encode([text_of(example) for example in examples], length)
             facts["truncated"] += sum(n > 0 for n in lost)
             facts["lost"] += sum(lost)
-            yield from found
+            yield from encoded
 
     def again(place: int) -> np.ndarray:
         return tokenizer.encode([text_of(split[place])], length)[0][0]
 
-    return array_cache.stored(
+    return array_cache.get_or_create(
         decoded_cache.name("tokens", split.key, tokenizer.sha256, tokenizer.cut(length)), rows(), facts, again
     )
 
@@ -200,10 +200,10 @@ def _encode_batch(tokenizer: Any, texts: Sequence[Any], path: Path) -> list[toke
 
 
 def _file(path: Path) -> Path:
-    found = next((path / name for name in FILES if (path / name).is_file()), path)
-    if not found.is_file():
+    file = next((path / name for name in FILES if (path / name).is_file()), path)
+    if not file.is_file():
         raise InputError(f"{path}: no tokenizer there; it wants {' or '.join(FILES)}")
-    return found
+    return file
 
 
 def _wordpiece(
