@@ -27,9 +27,10 @@ _SHEET = (12, 8)  # classes, pictures of each
 
 
 def examine(experiment: Experiment, sheet: Path | None = None) -> dict[str, Any]:
-    """The state of an experiment's data (`health.examine`), whatever is to be trained on them.
+    """Examines an experiment's data (`diagnostics.examine`), whatever is to be trained on them.
 
     Args:
+        experiment: whose data.
         sheet: a PNG to draw training images in, as the network sees them.
 
     Raises:
@@ -60,7 +61,7 @@ def _every_example(config: TaskConfig) -> Task:
 
 
 def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
-    """Class name -> training images of it, cut and augmented as in the first epoch; of values, all are together."""
+    """Returns training images by class name, cut and augmented as in the first epoch; of values, all together."""
     train, classes = inputs.splits["train"], inputs.resolved.classes
     labels, read = train.labels, inputs.reader(train, training=True)
     most, each = _SHEET
@@ -73,6 +74,7 @@ def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
 
 
 def main(arguments: list[str]) -> None:
+    """Runs `tljax inspect` with its arguments."""
     parser = flag_types.Parser("python -m tljax inspect", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every leaf that trains")
     parser.add_argument(

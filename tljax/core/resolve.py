@@ -112,7 +112,7 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
 
 
 def warnings(experiment: Experiment, resolved: Resolved) -> list[str]:
-    """Returns what a run can be told to do, but is seldom meant: a line for each."""
+    """Returns a line for each thing that a run can be asked to do, but is seldom meant."""
     lines, size, rates = [], experiment.task.batch_size, [experiment.optim.learning_rate]
     if experiment.tuning.strategy == "phases":
         rates = [phase.get("learning_rate", rates[0]) for phase in experiment.tuning.phases]
@@ -169,7 +169,7 @@ def check_length(row: Pretrained, max_tokens: int) -> None:
 
 
 def _class_weights(config: TaskConfig, train: Split) -> tuple[float, ...]:
-    """n / (classes × n of the class), as scikit-learn balances; a class without examples weighs nothing.
+    """Computes n / (classes × n of the class), as scikit-learn balances; a class without examples weighs nothing.
 
     Raises:
         InputError: the config's are 0 for all classes that are trained on.

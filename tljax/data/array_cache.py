@@ -16,7 +16,7 @@ from tljax.io.download.fetch import made_once
 
 
 class ArrayCache(Sequence[np.ndarray]):
-    """One array per example, all of one dtype; reading one copies nothing.
+    """Arrays of one dtype, one for each example; reading one copies nothing.
 
     Each block of the file is checked when it is first read; an array in a damaged one is made again.
 
@@ -54,9 +54,12 @@ class ArrayCache(Sequence[np.ndarray]):
 def get_or_create(
     folder: Path, arrays: Iterable[np.ndarray], facts: dict[str, Any], again: Callable[[int], np.ndarray]
 ) -> ArrayCache:
-    """Returns the store in `folder`; if it is not there, `arrays` are written to it, whole or not at all.
+    """Returns the arrays in `folder`; if they are not there, writes them, whole or not at all.
 
     Args:
+        folder: of the cache.
+        arrays: in order, all of one dtype.
+        facts: what is to be known of them; read after the last array.
         again: as in `ArrayCache`.
 
     Raises:

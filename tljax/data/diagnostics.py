@@ -18,9 +18,10 @@ _PAIRS = 5  # examples of a finding
 
 
 def examine(task: Task, splits: Mapping[str, Split], size: int = 0) -> dict[str, Any]:
-    """A report that JSON can hold.
+    """Examines what a task's index tells; the report can be held by JSON.
 
     Args:
+        task: the data set.
         splits: as a run uses them, by name.
         size: pixels along each side of what the network takes; 0 leaves out how many pictures are smaller.
 
@@ -46,7 +47,7 @@ def examine(task: Task, splits: Mapping[str, Split], size: int = 0) -> dict[str,
 
 
 def _labels(split: Split) -> dict[str, Any]:
-    """Examples of each class, or the range of each target."""
+    """Counts the examples of each class, or the range of each target."""
     task, labels = split.task, split.labels
     report: dict[str, Any] = {"slicing": split.name, "examples": len(split)}
     if task.problem == "regression":
@@ -66,7 +67,7 @@ def _labels(split: Split) -> dict[str, Any]:
 
 
 def _inputs(split: Split, size: int) -> dict[str, Any]:
-    """Sizes of pictures in pixels, or lengths of texts in bytes of UTF-8 (characters, where all are ASCII)."""
+    """Summarizes sizes of pictures in pixels, or lengths of texts in bytes of UTF-8."""
     columns = INPUTS[split.task.kind].size_columns
     summary: dict[str, Any] = {name: _spread(values_of(split.column(name))) for name in columns}
     if "height" in columns:
@@ -82,7 +83,7 @@ def _spread(values: np.ndarray) -> dict[str, int | float]:
 
 
 def _repeated(splits: Mapping[str, Split]) -> list[list[tuple[str, str, Any]]]:
-    """(split, id, label) of the examples with equal content, a list for each content that there is more than once."""
+    """Lists (split, id, label) of the examples with equal content, for each content that occurs more than once."""
     if not splits:
         return []
     content = pa.concat_arrays([chunk for split in splits.values() for chunk in split.column("sha256").chunks])
@@ -98,7 +99,7 @@ def _repeated(splits: Mapping[str, Split]) -> list[list[tuple[str, str, Any]]]:
 
 
 def _copies(repeated: Sequence[Sequence[tuple[str, str, Any]]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Per pair of splits, or split by itself, that share content.
+    """Reports each pair of splits, or split by itself, that share content.
 
     `count` is of examples in the second split whose content is in the first, or of a split that are another's copy;
     `pairs` are the ids of the first five.
@@ -119,7 +120,7 @@ def _copies(repeated: Sequence[Sequence[tuple[str, str, Any]]], names: Sequence[
 
 
 def _conflicts(repeated: Sequence[Sequence[tuple[str, str, Any]]], task: Task) -> dict[str, Any]:
-    """`count` of contents that have two labels: one of them must be wrong; `pairs` of [split, id, label] are five."""
+    """Counts contents that have two labels, one of which must be wrong; `pairs` are five of [split, id, label]."""
     pairs = []
     for group in repeated:
         other = next((example for example in group if example[2] != group[0][2]), None)
@@ -209,12 +210,12 @@ def _summary(split: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _range(spread: Mapping[str, float]) -> str:
-    """Lowest, median, highest."""
+    """Shows the lowest, the median and the highest value."""
     return f"{spread['min']:.6g} … {spread['median']:.6g} … {spread['max']:.6g}"
 
 
 def _show_classes(splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Every class, or the most and the least frequent of the first split."""
+    """Prints the count of every class, or of the most and the least frequent of the first split."""
     counts = next(iter(splits.values()))["classes"]
     by_count = sorted(counts, key=lambda name: -counts[name])
     rows = [[name, *(f"{split['classes'][name]:,}" for split in splits.values())] for name in by_count]

@@ -76,7 +76,7 @@ class ImageInput:
 
     @property
     def values(self) -> int:
-        """How many numbers an example has."""
+        """The count of numbers in an example."""
         return self.preprocessing.size**2 * self.preprocessing.inputs
 
     def describe(self) -> str:
@@ -136,12 +136,22 @@ class ImageInput:
         return image.source_view(content, name, self.preprocessing, decode="exact", resize=0, crop="center")
 
     def batch(self, examples: Sequence[np.ndarray], config: TaskConfig, tokenizer: Tokenizer | None) -> np.ndarray:
-        """Returns one input of what `prepare` gave of several images; `config` and `tokenizer` are of texts."""
+        """Returns one input of several images.
+
+        Args:
+            examples: what `prepare` gave of each.
+            config: of texts.
+            tokenizer: of texts.
+        """
         del config, tokenizer
         return np.stack(examples)
 
     def measured(self, train: Split, config: TaskConfig, load_tokenizer: Callable[[], Tokenizer]) -> Mapping[str, Any]:
-        """Returns the fields of `Resolved` that a training split decides: none. The arguments are of texts."""
+        """Returns the fields of `Resolved` that a training split decides: none.
+
+        Args:
+            train, config, load_tokenizer: of texts.
+        """
         del train, config, load_tokenizer
         return {}
 
@@ -234,7 +244,7 @@ class TextInput:
 
     @property
     def values(self) -> int:
-        """How many numbers an example has."""
+        """The count of numbers in an example."""
         return self.length
 
     def describe(self) -> str:
@@ -294,7 +304,13 @@ class TextInput:
         return content
 
     def batch(self, examples: Sequence[Any], config: TaskConfig, tokenizer: Tokenizer | None) -> dict[str, np.ndarray]:
-        """Returns one input of several texts, as `config` says how to cut and pad them."""
+        """Returns one input of several texts.
+
+        Args:
+            examples: texts, or pairs of them.
+            config: how many tokens a text may have, and how batches are padded.
+            tokenizer: that the weights were trained with.
+        """
         tokens, _ = tokenizer.encode(examples, config.max_tokens)
         return TextReader(tokens, tokenizer, config.token_multiple, config.max_tokens)(range(len(tokens)))
 

@@ -21,9 +21,14 @@ _CLASSES, _TURNS = 1 << 63, 1 << 62  # counters that no example's place reaches
 
 @lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """A permutation of range(count), keyed by (seed, epoch).
+    """Returns a permutation of range(count), keyed by (seed, epoch).
 
     It sorts raw Philox words, which NumPy keeps stable across versions, unlike its own `permutation`.
+
+    Args:
+        seed: of the run.
+        epoch: which pass over the data.
+        count: of examples.
     """
     return _permutation(philox(seed, epoch, 0), count)
 
@@ -57,12 +62,12 @@ class TrainInput:
     class_weights: tuple[float, ...] = ()
 
     def indices(self, step: int) -> list[tuple[int, int]]:
-        """(epoch, example) of each row of the batch that step `step` (from 0) trains on, over all processes."""
+        """Returns (epoch, example) of each row of step `step`'s batch (from 0), over all processes."""
         draw = self._draw if self.balanced is None else self._draw_balanced
         return [draw(step * self.batch_size + row) for row in range(self.batch_size)]
 
     def order(self, steps: int) -> Int[np.ndarray, "steps batch 2"]:
-        """What `indices` says of steps 0 to `steps` - 1, in one array; a thousand times faster where not balanced."""
+        """Returns `indices` of steps 0 to `steps` - 1 in one array; a thousand times faster where not balanced."""
         if self.balanced is not None:
             return np.array([self.indices(step) for step in range(steps)], np.int32)
         count = len(self.labels)
@@ -72,7 +77,7 @@ class TrainInput:
         return rows.reshape(steps, self.batch_size, 2).astype(np.int32)
 
     def batch(self, step: int) -> HostBatch:
-        """This process's share of the batch of step `step`."""
+        """Returns this process's share of the batch of step `step`."""
         rows = self.indices(step)
         share = len(rows) // self.part[1]
         local_rows = rows[self.part[0] * share : (self.part[0] + 1) * share]
@@ -82,7 +87,7 @@ class TrainInput:
         return {"input": examples, "label": self.labels[places], "mask": ones, "weight": self.weights[places]}
 
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
-        """The batches of steps start … stop - 1, made ahead."""
+        """Returns the batches of steps start … stop - 1, made ahead."""
         return ahead(self.batch, range(start, stop), self.workers)
 
     def _draw(self, place: int) -> tuple[int, int]:
@@ -105,9 +110,16 @@ class TrainInput:
 def evaluation_batches(
     split: Split, read: Reader, batch_size: int, workers: int = 2, part: tuple[int, int] = (0, 1)
 ) -> Iterator[HostBatch]:
-    """The `input` of every example once, in stored order: of each batch this process's `part`.
+    """Yields the `input` of every example once, in stored order.
 
     The last batch, or what a process has of it, is padded; what is said of rows past the split's end is to be dropped.
+
+    Args:
+        split: whose examples.
+        read: reads them.
+        batch_size: over all processes.
+        workers: threads that work ahead; 0 for none.
+        part: (number of this process, of how many): which share of each batch is read here.
     """
     share = batch_size // part[1]
 
@@ -121,19 +133,25 @@ def evaluation_batches(
 
 
 def padded(batch: Any, size: int) -> Any:
-    """Each array with its first row again, up to `size` rows."""
+    """Repeats each array's first row at its end, up to `size` rows."""
     if isinstance(batch, dict):
         return {name: padded(array, size) for name, array in batch.items()}
     return np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])
 
 
 def length_of(batch: HostBatch) -> int:
-    """The tokens that each text of a batch is padded to; 0 of images. Each length is a program of its own."""
+    """Returns the tokens that each text of a batch is padded to, 0 of images; each length is a program of its own."""
     return batch["input"]["attention_mask"].shape[1] if isinstance(batch["input"], dict) else 0
 
 
 def ahead(make: Callable[[int], HostBatch], places: Sequence[int], workers: int) -> Iterator[HostBatch]:
-    """`make(place)` of each, in order, made by `workers` threads while the one before is used."""
+    """Returns `make(place)` of each place, in order, made by threads while the one before is used.
+
+    Args:
+        make: makes a batch.
+        places: in order.
+        workers: how many threads; 0 to make each when it is asked for.
+    """
     if not workers:
         return map(make, places)
     dataset = grain.MapDataset.source(places).map(make)

@@ -24,9 +24,10 @@ class Reader(Protocol):
     """Reads examples of one split."""
 
     def __call__(self, places: Sequence[int], epochs: Sequence[int] | None = None, among: Sequence[int] = ()) -> Any:
-        """The examples at `places` as one input.
+        """Reads the examples at `places` as one input.
 
         Args:
+            places: in the split.
             epochs: in which each is seen, for training; None for evaluation.
             among: the places of the whole batch, where `places` are one process's share of it.
         """
@@ -83,7 +84,12 @@ class ImageReader:
         return np.stack(views)
 
     def keep(self, budget: float, workers: int) -> "ImageReader":
-        """The same reader with each image decoded once, if that takes at most `budget` bytes of disk or is there."""
+        """Returns the same reader with each image decoded once, if disk allows or that is done.
+
+        Args:
+            budget: bytes of disk that all such caches may take.
+            workers: threads that decode.
+        """
         cut = self._cut()
         if not image.cacheable(**cut):
             return self
@@ -107,7 +113,7 @@ class ImageReader:
 
     @functools.cached_property
     def _bytes(self) -> int:
-        """What `keep` takes."""
+        """The bytes that `keep` takes."""
         cut = self._cut()
         size = functools.partial(image.source_size, resize=cut["resize"], crop=cut["crop"])
         pixels = 0
@@ -208,7 +214,7 @@ class TextReader:
         return {"hidden": hidden, "attention_mask": mask}
 
     def padded(self, tokens: int) -> int:
-        """The length of a batch whose longest text has that many tokens."""
+        """Returns the length of a batch whose longest text has that many tokens."""
         return min(-(-tokens // self.multiple) * self.multiple, self.tokenizer.cut(self.longest))
 
 

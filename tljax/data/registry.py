@@ -32,7 +32,7 @@ _CSV = ("separator", "quote")
 
 
 def load(config: TaskConfig) -> Task:
-    """The task of `config.task`, prepared in the cache if it is not there yet.
+    """Returns the task of `config.task`, prepared in the cache if it is not there yet.
 
     Raises:
         InputError: no such data set, its files are damaged or incomplete (the file is named, or the row), or a key

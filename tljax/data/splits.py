@@ -13,7 +13,7 @@ from tljax.errors import InputError
 
 
 def cut(task: Task, slicing: str) -> Split:
-    """Examples in TFDS's slicing notation (`train[:80%]`, `train[10:20]+test[:5]`), or `vtab:` and a part of VTAB-1k.
+    """Selects examples in TFDS's notation (`train[:80%]`, `train[10:20]+test[:5]`), or `vtab:` and a part of VTAB-1k.
 
     Percentages round to the nearest example, as TFDS does.
 
@@ -29,7 +29,7 @@ def cut(task: Task, slicing: str) -> Split:
 
 
 def _slices(task: Task, slicing: str) -> list[tuple[str, int, int]]:
-    """(split, from, to) of each slice."""
+    """Returns (split, from, to) of each slice."""
     sizes = {name: len(base.index) for name, base in task.bases.items()}
     if slicing in sizes:  # importing TFDS takes half a second
         parts = [(slicing, 0, sizes[slicing])]
@@ -53,10 +53,15 @@ def _slices(task: Task, slicing: str) -> list[tuple[str, int, int]]:
 
 
 def shots(split: Split, k: int, seed: int) -> Split:
-    """`k` examples of each class, in the order of `split`.
+    """Selects `k` examples of each class, in the order of `split`.
 
     They are those with the smallest hashes of (seed, split, id): a smaller `k` gives a subset of a larger one, whatever
     is added to the data set only ever displaces others of its class, and no random generator's version matters.
+
+    Args:
+        split: that they are of.
+        k: how many.
+        seed: which.
 
     Raises:
         InputError: the task is not `single_label`, or a class has fewer than `k`.
@@ -76,7 +81,12 @@ def shots(split: Split, k: int, seed: int) -> Split:
 
 
 def fraction(split: Split, part: float, seed: int) -> Split:
-    """That part of each class, rounded, at least one; for other problems of all examples. Chosen as `shots` does.
+    """Selects a part of each class, rounded, at least one; for other problems of all examples. Chosen as `shots` does.
+
+    Args:
+        split: that they are of.
+        part: above 0, at most 1.
+        seed: which.
 
     Raises:
         InputError: the part is not above 0 and at most 1.
@@ -90,7 +100,7 @@ def fraction(split: Split, part: float, seed: int) -> Split:
 
 
 def _ranks(split: Split, strata: np.ndarray, seed: int) -> np.ndarray:
-    """The place of each example among those of its stratum, from 0, by the hash of what it is called."""
+    """Returns the place of each example among those of its stratum, from 0, by the hash of what it is called."""
     names = np.repeat([base for base, _ in split.rows], [len(rows) for _, rows in split.rows])
     digests = (
         hashlib.sha256(f"{seed}\0{base}\0{id}".encode()).digest()[:8]
@@ -104,7 +114,7 @@ def _ranks(split: Split, strata: np.ndarray, seed: int) -> np.ndarray:
 
 
 def make_splits(task: Task, config: TaskConfig) -> dict[str, Split]:
-    """The splits that a config names, of `train`, `validation` and `test`, with no example in two of them.
+    """Returns the splits that a config names, of `train`, `validation` and `test`, with no example in two of them.
 
     Raises:
         InputError: a split cannot be had; two share examples (before `shots` and `fraction`, so that no seed hides it);

@@ -27,6 +27,12 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
     A split is in TFDS's order, by a hash of its ids. One process makes it and others wait; it goes on where one that
     was killed stopped, and ends with the same bytes.
 
+    Args:
+        source: the data set.
+        name: what errors call it.
+        folder: in the cache.
+        on_error: `stop` at an example that cannot be used, or `skip` it.
+
     Raises:
         InputError: an example cannot be used (with `on_error=stop`), or none of a split; two have the same id; the
             disk is full.
@@ -49,7 +55,7 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
 
 
 def open_prepared(name: str, folder: Path) -> Task:
-    """The task in a folder that `prepare` made.
+    """Returns the task in a folder that `prepare` made.
 
     Raises:
         InputError: files are missing or damaged.
@@ -86,7 +92,7 @@ def _check(source: Source, name: str) -> None:
 
 
 def _in_order(split: str, items: Sequence[Item], name: str) -> list[Item]:
-    """As TFDS shuffles them: by a hash of the ids, with the split's name for salt."""
+    """Sorts items as TFDS shuffles them: by a hash of the ids, with the split's name for salt."""
     from tensorflow_datasets.core.hashing import Hasher
 
     hasher = Hasher(split)
@@ -115,7 +121,7 @@ def _examine(source: Source, split: str, ordered: Sequence[Item], features: Any,
 
 
 def _serialized(features: Any, example: Mapping[str, Any]) -> bytes:
-    """As `features.serialize_example` does, but for the order of the fields, which there is another in each process."""
+    """Serializes as `features.serialize_example` does, with the fields in an order that no process changes."""
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     encoded = features.encode_example(example)

@@ -23,6 +23,13 @@ _MOST_STRETCHED = 256
 def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping[str, Sequence[Part]]) -> None:
     """Writes each split's index and `task.json` into `making`, which becomes `folder`, and says what was skipped.
 
+    Args:
+        making: the folder while it is made.
+        folder: where it will be.
+        name: of the data set.
+        source: its kind, problem and classes.
+        parts: of each split.
+
     Raises:
         InputError: nothing is left of a split.
     """
@@ -57,7 +64,13 @@ def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping
 
 
 def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Records], mend: str) -> Task:
-    """The task that `finish` described in `folder`; `records` gives those of a split, told its index.
+    """Returns the task that `finish` described in `folder`.
+
+    Args:
+        name: of the data set.
+        folder: that `finish` filled.
+        records: gives the records of a split, by its name and index.
+        mend: what a person can do where it is damaged.
 
     Raises:
         InputError: files are missing, damaged, or of other data.
@@ -83,7 +96,13 @@ def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Record
 
 
 def index_row(id: str, label: Label, content: bytes | str | tuple[str, str], size: tuple[int, int]) -> dict[str, Any]:
-    """A row of `Base.index`; `size` is (width, height), as Pillow has it.
+    """Returns a row of `Base.index`.
+
+    Args:
+        id: of the example.
+        label: as in `Item`.
+        content: the encoded image, the text, or the two texts.
+        size: (width, height), as Pillow has it.
 
     Raises:
         InputError: a text is none, or no valid Unicode; a picture is a strip that cannot be resized.

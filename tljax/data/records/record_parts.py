@@ -26,12 +26,12 @@ Row = dict[str, Any]
 
 
 class DiskFull(InputError):
-    """What is finished is of use to whoever tries again, which it is not after other errors: the data will change."""
+    """A full disk: what is finished is of use to whoever tries again, which it is not after other errors."""
 
 
 @dataclass(frozen=True)
 class Examined:
-    """One example that was looked at.
+    """One example that was examined.
 
     Attributes:
         row: of the index; None where the example is left out.
@@ -68,7 +68,7 @@ class Part:
 
 
 def index_schema(problem: str) -> pa.Schema:
-    """Of `Base.index`."""
+    """Returns the schema of `Base.index`."""
     columns = {"id": pa.string(), "label": _LABEL_TYPES[problem], "height": pa.int32(), "width": pa.int32()}
     return pa.schema({**columns, "bytes": pa.int64(), "sha256": pa.string()})
 
@@ -81,11 +81,14 @@ def write_parts(
     examine: Callable[[int], Examined],
     done: Callable[[int], None],
 ) -> list[Part]:
-    """All parts of a split in `folder`: those that are there, and the others made.
+    """Returns all parts of a split in `folder`, and makes those that are not there.
 
     Where a part ends depends only on what is in it, so parts have the same bytes whoever was killed in between.
 
     Args:
+        folder: of the data set while it is made.
+        split: its name.
+        schema: of the index.
         total: examples of the split.
         examine: what becomes of the example at a place in the order; called from several threads.
         done: told how many places are finished.
@@ -121,7 +124,7 @@ def clear(folder: Path) -> None:
 def _examined(
     pool: ThreadPoolExecutor, examine: Callable[[int], Examined], start: int, total: int
 ) -> Iterator[Examined]:
-    """In order; a window at a time, so that only so many wait in memory."""
+    """Yields examples in order; a window at a time, so that only so many wait in memory."""
     for first in range(start, total, _WINDOW):
         yield from pool.map(examine, range(first, min(first + _WINDOW, total)))
 
@@ -150,7 +153,7 @@ def _paths(folder: Path, split: str, number: int) -> tuple[Path, Path]:
 def _write(
     folder: Path, split: str, number: int, start: int, examined: list[Examined], schema: pa.Schema, needed: int
 ) -> Part:
-    """A part, each file under a temporary name until it is whole; the index last, for it says that the part is."""
+    """Writes a part, each file under a temporary name until it is whole; the index, which says that it is, last."""
     records, index = _paths(folder, split, number)
     size = sum(len(example.record) for example in examined)
     free = shutil.disk_usage(folder).free

@@ -30,7 +30,7 @@ USUAL = {
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are what.
+    """The columns of a table by what they hold.
 
     Attributes:
         kind: `image` or `text`.
@@ -47,6 +47,7 @@ class Columns:
 
     @property
     def all(self) -> tuple[str, ...]:
+        """All columns that are read."""
         return tuple(dict.fromkeys(name for name in (*self.inputs, *self.labels, self.split, self.id) if name))
 
 
@@ -75,7 +76,12 @@ class Table:
 
 
 def choose(names: Sequence[str], config: TaskConfig, name: str) -> Columns:
-    """The columns that `config` names, or else those with the usual names.
+    """Chooses the columns that `config` names, or else those with the usual names.
+
+    Args:
+        names: of all columns.
+        config: may say which.
+        name: what errors call the table.
 
     Raises:
         InputError: one is not there, or several could be meant.
@@ -104,7 +110,13 @@ def choose(names: Sequence[str], config: TaskConfig, name: str) -> Columns:
 
 
 def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key: str) -> Source:
-    """All rows as items. The key is of the tables' content, to which those of the images' files are added.
+    """Returns all rows as items.
+
+    Args:
+        tables: with the same columns.
+        columns: what they hold.
+        config: how labels and damaged rows are treated.
+        key: of the tables' content, to which that of the images' files is added.
 
     Raises:
         InputError: two rows have one id, a split has no known name, or with `on_error=stop` a row cannot be used.
@@ -162,7 +174,14 @@ def _place(table: Table, row: int) -> str:
 
 
 def say(name: str, labels: Labels, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[Any]]]) -> None:
-    """Prints how labels are read, with the first example that has one, and which classes differ in case alone."""
+    """Prints how labels are read, with the first example that has one, and which classes differ in case alone.
+
+    Args:
+        name: of the data set.
+        labels: how they are read.
+        columns: their names.
+        rows: where each example is, and its values.
+    """
     for where, values in rows:
         try:
             has_label = labels.encode(values) != ()
@@ -204,7 +223,7 @@ def _labels(table: Table, columns: Columns) -> Iterator[tuple[Any, ...]]:
 
 
 def _splits(table: Table, columns: Columns) -> list[str]:
-    """Of each row. One that cannot be used anyway and names none goes with the first."""
+    """Returns the split of each row; a row that cannot be used anyway and names none goes with the first."""
     if not columns.split:
         return [table.split] * len(table.where)
     names = [str(split or "").strip() for split in table.columns[columns.split]]
@@ -218,7 +237,7 @@ def _splits(table: Table, columns: Columns) -> list[str]:
 
 
 def _ids(table: Table, columns: Columns, splits: Sequence[str]) -> list[str | InputError]:
-    """The column `id`, or the row's number, of the image's file followed by its path.
+    """Returns the column `id`, or the row's number, of the image's file followed by its path.
 
     Unlike a row's number alone, eight digits sort as numbers do, and stay what they are when rows are added.
     """
@@ -267,7 +286,7 @@ def _path(value: Any, folder: Path) -> Path:
 
 
 def _embedded(values: Sequence[Any], row: int, table: Table) -> bytes:
-    """An image that is in the table, or whose path is."""
+    """Reads an image that is in the table, or whose path is."""
     value = values[row]
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -285,6 +304,11 @@ def _same(value: Any) -> Any:
 
 def read_input(table: Table, columns: Columns, row: int) -> bytes | str | tuple[str, str]:
     """Reads the encoded image, the text or the two texts of a row.
+
+    Args:
+        table: the rows.
+        columns: what they hold.
+        row: its number.
 
     Raises:
         InputError: there is none.

@@ -16,7 +16,7 @@ from tljax.errors import InputError, message_of
 
 
 def hf(path: str, config: TaskConfig) -> Source:
-    """`hf:PATH` of a folder that `save_to_disk` or another program wrote, or `hf:NAME` or `hf:ORG/NAME[/CONFIG]`.
+    """Reads `hf:PATH` of a folder that `save_to_disk` or another program wrote, or `hf:NAME` or `hf:ORG/NAME[/CONFIG]`.
 
     A name may end in `@REVISION`. Splits keep their names. A split whose labels were withheld is left out, and said.
 
@@ -51,7 +51,7 @@ def hf(path: str, config: TaskConfig) -> Source:
 
 
 def _load(path: str, name: str) -> Mapping[str, Any]:
-    """Split -> `datasets.Dataset`."""
+    """Returns the `datasets.Dataset` of each split."""
     try:
         import datasets
     except ImportError as error:
@@ -79,7 +79,7 @@ def _load(path: str, name: str) -> Mapping[str, Any]:
 
 
 def _by_type(features: Mapping[str, Any], config: TaskConfig, name: str) -> Mapping[str, Any]:
-    """The image and the label where there is one of that type, and `config` does not say."""
+    """Chooses the image and the label by type where there is one, and `config` does not say."""
     import datasets
 
     keys: dict[str, Any] = {}
@@ -97,12 +97,12 @@ def _by_type(features: Mapping[str, Any], config: TaskConfig, name: str) -> Mapp
 
 
 def _classes(features: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
-    """Of one label; several are flags, or values."""
+    """Returns the names of one label's classes; several label columns are flags, or values."""
     if len(columns.labels) > 1:
         return ()
     return tuple(getattr(_inner(features[columns.labels[0]]), "names", None) or ())
 
 
 def _inner(feature: Any) -> Any:
-    """What a list is of."""
+    """Returns what a list is of."""
     return getattr(feature, "feature", feature)

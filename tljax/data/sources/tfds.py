@@ -37,7 +37,7 @@ _DESCRIPTION = "tfds.json"  # the seal of a set's `dataset_info.json`, and the l
 
 
 def load(spec: str, config: TaskConfig) -> Task:
-    """`tfds:NAME[/CONFIG][:VERSION]` in `TFDS_DATA_DIR`, or `tfds:PATH` of a folder with a `dataset_info.json`.
+    """Opens `tfds:NAME[/CONFIG][:VERSION]` in `TFDS_DATA_DIR`, or `tfds:PATH` of a folder with a `dataset_info.json`.
 
     Records keep TFDS's order. A set that is not prepared yet is prepared, where TFDS can without TensorFlow.
     `task.label` may be `vtab:NAME`, which VTAB derives. A split whose labels were withheld is left out, and said.
@@ -73,7 +73,7 @@ def load(spec: str, config: TaskConfig) -> Task:
 
 
 class _Brightened(RecordReader):
-    """dSprites' pixels are 0 and 1, which VTAB multiplies by 255."""
+    """Records of dSprites, whose pixels are 0 and 1, and which VTAB multiplies by 255."""
 
     def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         return [example | {"image": self._brightened(example["image"])} for example in super().__getitems__(rows)]
@@ -85,7 +85,7 @@ class _Brightened(RecordReader):
 
 
 def _builder(spec: str, name: str) -> Any:
-    """A builder whose files are there, as array_record."""
+    """Returns a builder whose files are there, as array_record."""
     import tensorflow_datasets as tfds
 
     path = Path(spec).expanduser()
@@ -143,7 +143,7 @@ def _line(error: Exception) -> str:
 
 
 def _splits(builder: Any, features: Features) -> list[str]:
-    """Those with examples, and of VTAB's labels those that have the feature."""
+    """Lists the splits with examples, and of VTAB's labels those that have the feature."""
     splits = [split for split, info in builder.info.splits.items() if info.num_examples]
     if features.derived:
         sizes = vtab.ROWS[features.derived.dataset].sizes
@@ -187,7 +187,7 @@ def _index(
 
 
 def _is_withheld(stored: RecordReader, features: Features) -> bool:
-    """Whether no example of a split has a label; a few examples tell where some have."""
+    """Tells whether no example of a split has a label; a few examples tell where some have."""
     for rows in (range(min(16, len(stored))), range(len(stored))):
         try:
             if not all(is_missing(features.values(stored.__getitems__([row])[0])) for row in rows):
@@ -237,7 +237,7 @@ def _examine(stored: RecordReader, features: Features, labels: Labels, on_error:
 
 
 def _with_unique_ids(parts: Sequence[Part]) -> list[Part]:
-    """As they are, or with record numbers where two are equal: some sets have names of files without their folders."""
+    """Puts record numbers before ids where two are equal: some sets have names of files without their folders."""
     columns = [(part.index.column("row").to_pylist(), part.index.column("id").to_pylist()) for part in parts]
     if len({id for _, ids in columns for id in ids}) == sum(len(ids) for _, ids in columns):
         return list(parts)

@@ -16,7 +16,7 @@ IDS = ("id", "file_name")
 
 @dataclass(frozen=True)
 class Features:
-    """Which features of a set are what.
+    """The features of a set by what they hold.
 
     Attributes:
         kind: `image` or `text`.
@@ -36,11 +36,11 @@ class Features:
 
     @property
     def all(self) -> dict[str, str]:
-        """What an index is made from."""
+        """All features that an index is made from, by name."""
         return {feature: feature for feature in (*self.inputs, *self.labels, self.id) if feature}
 
     def values(self, example: Mapping[str, Any]) -> list[Any]:
-        """Of the labels, one by one."""
+        """Returns the values of the labels."""
         values = [example[name] for name in self.labels]
         if self.derived:
             return [self.derived.derive(values[0])]
@@ -48,7 +48,12 @@ class Features:
 
 
 def choose(info: Any, config: TaskConfig, name: str) -> Features:
-    """The features that `config` names, or else the one there is of each kind; `info` is a `tfds.core.DatasetInfo`.
+    """Chooses the features that `config` names, or else the one there is of each kind.
+
+    Args:
+        info: a `tfds.core.DatasetInfo`.
+        config: may say which.
+        name: what errors call the data set.
 
     Raises:
         InputError: one is not there, or several could be meant.
@@ -104,5 +109,5 @@ def choose(info: Any, config: TaskConfig, name: str) -> Features:
 
 
 def _inner(feature: Any) -> Any:
-    """What a sequence is of."""
+    """Returns what a sequence is of."""
     return getattr(feature, "feature", feature)

@@ -23,18 +23,18 @@ Random = np.random.Generator
 
 
 def to_image(picture: Picture) -> Image.Image:
-    """Of mode L, RGB or RGBA."""
+    """Returns a picture as an image of mode L, RGB or RGBA."""
     return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
 
 
 def to_array(image: Image.Image) -> Picture:
-    """Of mode L, RGB or RGBA; read-only."""
+    """Returns an image of mode L, RGB or RGBA as a read-only picture."""
     pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def flip(picture: Picture, rng: Random) -> Picture:
-    """Left-right, half of the time."""
+    """Mirrors left and right, half of the time."""
     if rng.random() >= 0.5:
         return picture
     flipped = np.empty_like(picture)
@@ -44,19 +44,19 @@ def flip(picture: Picture, rng: Random) -> Picture:
 
 
 def flip_vertical(picture: Picture, rng: Random) -> Picture:
-    """Upside down, half of the time."""
+    """Turns upside down, half of the time."""
     return picture[::-1] if rng.random() < 0.5 else picture
 
 
 def shift(picture: Picture, rng: Random) -> Picture:
-    """Moved by whole pixels, up to a tenth of each side."""
+    """Moves by whole pixels, up to a tenth of each side."""
     height, width = picture.shape[:2]
     dx, dy = (int(rng.integers(-(side // 10), side // 10 + 1)) for side in (width, height))
     return to_array(_moved(to_image(picture), 1, 0, dx, 0, 1, dy))
 
 
 def rand_augment(picture: Picture, rng: Random) -> Picture:
-    """RandAugment (1909.13719) with torchvision's defaults: two operations, magnitude 9 of 0 to 30."""
+    """Applies RandAugment (1909.13719) with torchvision's defaults: two operations, magnitude 9 of 0 to 30."""
     image = to_image(picture)
     for _ in range(2):
         image = _drawn(image, _narrow(picture.shape[0], picture.shape[1]), 9, rng)
@@ -64,12 +64,12 @@ def rand_augment(picture: Picture, rng: Random) -> Picture:
 
 
 def trivial_augment(picture: Picture, rng: Random) -> Picture:
-    """TrivialAugment (2103.10158) in its wide space, as torchvision has it: one operation of any magnitude."""
+    """Applies TrivialAugment (2103.10158) in its wide space, as torchvision has it: one operation of any magnitude."""
     return to_array(_drawn(to_image(picture), _WIDE, None, rng))
 
 
 def color_jitter(picture: Picture, rng: Random) -> Picture:
-    """Brightness, contrast and saturation, each times 0.6 to 1.4, in random order (timm's default; hue is kept)."""
+    """Scales brightness, contrast and saturation by 0.6 to 1.4 each, in random order (timm's default; hue is kept)."""
     image = to_image(picture)
     factors = rng.uniform(-0.4, 0.4, 3)
     for i in rng.permutation(3):
@@ -78,7 +78,7 @@ def color_jitter(picture: Picture, rng: Random) -> Picture:
 
 
 def random_erasing(picture: Picture, rng: Random) -> Picture:
-    """A black rectangle, half of the time (1708.04896): of 2% to 33% of the area, 0.3 to 3.3 times as high as wide.
+    """Blackens a rectangle, half of the time (1708.04896): 2% to 33% of the area, 0.3 to 3.3 times as high as wide.
 
     Drawn as in torchvision. There it is set to 0 after normalization, which is the mean color; here it is black, as
     is what moves in with other augmentations.
@@ -143,7 +143,7 @@ def version_of(name: str) -> str:
 
 
 def _moved(image: Image.Image, *matrix: float) -> Image.Image:
-    """The pixel at (x, y) is the nearest to (a x + b y + c, d x + e y + f) of the image."""
+    """Takes the pixel at (x, y) from (a x + b y + c, d x + e y + f) of the image, or the nearest to that."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
@@ -206,7 +206,7 @@ _WIDE = _space(0.99, 32, 32, 135, 0.99, 6)
 
 
 def _drawn(image: Image.Image, space: Space, bin: int | None, rng: Random) -> Image.Image:
-    """One operation of a space, each as likely; `bin` is its magnitude's place, None for any."""
+    """Applies one operation of a space, each as likely; `bin` is its magnitude's place, None for any."""
     name = list(space)[rng.integers(len(space))]
     magnitudes, signed = space[name]
     magnitude = float(magnitudes[rng.integers(len(magnitudes)) if bin is None else bin])
