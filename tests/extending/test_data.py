@@ -89,14 +89,17 @@ def test_a_run_resumes_on_the_same_data_and_on_no_other(tmp_path, monkeypatch):
     [
         (
             {"dataset": "tests.extending.my_dat:drawings"},
-            "no module tests.extending.my_dat on the path .did you mean my_data",
+            "no module tests.extending.my_dat .did you mean my_data",
         ),
-        ({"dataset": "tests.extending.my_data:drawing"}, "has no function drawing .did you mean drawings"),
-        ({"dataset_args": {"count": 3, "sise": 8}}, "no task.dataset_args.sise .did you mean size"),
+        (
+            {"dataset": "tests.extending.my_data:drawing"},
+            "my_data has no drawing .did you mean drawings",
+        ),
+        ({"dataset_args": {"count": 3, "sise": 8}}, "takes no task.dataset_args.sise .did you mean size"),
         ({"dataset_args": {}}, "task.dataset_args.count is required by tests.extending.my_data:drawings"),
         ({"classes": ("a",)}, "has no columns, so task.classes names none"),
         ({"dataset": "mnist_5k"}, "task.dataset_args are of a function, and mnist_5k is none"),
-        ({"dataset": "tests.extending.my_data:darken", "dataset_args": {}}, "darken"),
+        ({"dataset": "tests.extending.my_data:darken", "dataset_args": {}}, "write ., before the first"),
     ],
 )
 def test_errors_are_one_line_that_names_the_thing(values, message):

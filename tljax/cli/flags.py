@@ -69,7 +69,8 @@ def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tu
     for argument in rest:
         if not argument.startswith("--config."):
             raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
-        keys.append(argument.removeprefix("--config.").split("=")[0])
+        key = argument.removeprefix("--config.").split("=")[0]
+        keys.append(next((section for section in FREE_SECTIONS if key.startswith(f"{section}.")), key))
         _check_key(default(), keys[-1])
     config = _read(rest, default()).to_dict()
     return {key: functools.reduce(lambda tree, part: tree[part], key.split("."), config) for key in keys}, options

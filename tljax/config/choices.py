@@ -1,8 +1,19 @@
 """Names that a config's keys may have, as annotations; a test holds them and the tables of rows together."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from tljax.config.ranges import Interval, NotNegative, OneOf, OneOfOrReference, RegexStr
+from tljax.config.ranges import Interval, NotNegative, OneOf, RegexStr
+from tljax.config.references import is_reference
+
+
+class OneOfOrReference(OneOf):
+    """A registered name, or `package.module:name` of a user's own."""
+
+    def check(self, path: str, value: Any) -> None:
+        """Raises InputError for another name."""
+        if not is_reference(value):
+            super().check(path, value)
+
 
 _STRATEGIES = (
     *("linear_probe", "last_k", "first_k", "surgical", "full", "layer_decay", "discriminative", "bias_only"),

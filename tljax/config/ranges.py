@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from tljax.config.references import is_reference
 from tljax.errors import InputError
 
 INT32 = 2**31 - 1
@@ -56,16 +55,6 @@ class OneOf:
         """Raises InputError for another value."""
         if value not in self.values:
             raise InputError(no_such(path, value, self.values))
-
-
-@dataclass(frozen=True, init=False)
-class OneOfOrReference(OneOf):
-    """One of a few names, or `package.module:name` of something of the user's own."""
-
-    def check(self, path: str, value: Any) -> None:
-        """Raises InputError for another value."""
-        if not (isinstance(value, str) and is_reference(value)):
-            super().check(path, value)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ def changed(
     values = to_dict(experiment)
     if "task.dataset" in overrides:  # whose arguments, if it has any, are those that are named here
         values["task"]["dataset_args"] = {}
+    values["task"].setdefault("dataset_args", {})
     told = {}
     for key, value in overrides.items():
         if key in _OF_INPUTS and key.removeprefix("task.") not in spec.config_keys:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -25,19 +26,22 @@ PROTOCOL = "{'classes': names, 'splits': {name: examples}}"
 def reference(config: TaskConfig) -> Source:
     """Reads the examples that the function `task.dataset` returns for `task.dataset_args`.
 
-    The function returns `{"classes": names, "splits": {name: examples}}`. `examples` is a sequence of dicts, with
-    `image` (a path, a PIL image, or uint8 [height, width] or [height, width, channels]) or `text` (and `text_pair`),
-    `label`, and if it likes `id`, which is unique in its split; a row's number by default. The label of a class is its
-    name or its number among `classes`; of several classes a list of them; of a regression, whose `classes` are names
-    of values, a number or a list. All examples are looked at whenever a run starts: changed ones are prepared again.
+    Its arguments are keyword-only. It returns `{"classes": names, "splits": {name: examples}}`. `examples` is a
+    sequence of dicts, with `image` (a path, a PIL image, or uint8 [height, width] or [height, width, channels]) or
+    `text` (and `text_pair`), `label`, and if it likes `id`, which is unique in its split; by default its number. The
+    label of a class is its name or its number among `classes`; of several classes a list of them; of a regression,
+    whose `classes` are names of values, a number or a list. All examples are read whenever a run starts: if one has
+    changed, the data set is prepared again.
 
     Raises:
         InputError: there is no such function, it does not take these arguments, or it returns something else; or with
             `on_error=stop` an example cannot be used.
     """
-    name, arguments = config.dataset, dict(config.dataset_args)
+    name = config.dataset
     function = resolve_reference(name, "task.dataset")
-    check_arguments(function, arguments, "task.dataset_args")
+    if any(item.kind is item.POSITIONAL_OR_KEYWORD for item in inspect.signature(function).parameters.values()):
+        raise InputError(f"task.dataset={name}: arguments of such a function are by keyword: write *, before the first")
+    arguments = check_arguments(function, dict(config.dataset_args), "task.dataset_args")
     data = function(**arguments)
     if not (isinstance(data, Mapping) and {"classes", "splits"} <= set(data) and isinstance(data["splits"], Mapping)):
         raise InputError(f"{name} returned {data!r:.60}: a data set is {PROTOCOL}")

@@ -5,17 +5,14 @@ colors leaves it alone. What moves in from outside is 0 in every channel: black,
 """
 
 import functools
-import hashlib
-import inspect
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 
-from tljax.config.references import resolve_reference
+from tljax.config.references import resolve_reference, source_hash
 from tljax.errors import InputError
 
 Picture = UInt8[np.ndarray, "height width channels"]
@@ -138,8 +135,7 @@ def version_of(name: str) -> str:
     """Returns the name of an augmentation, with a hash of its source file where it is the user's own."""
     if name in AUGMENTATIONS:
         return name
-    source = inspect.getsourcefile(resolve_reference(name, "task.augment"))
-    return f"{name} {hashlib.sha256(Path(source).read_bytes()).hexdigest()}"
+    return f"{name} {source_hash(resolve_reference(name, 'task.augment'))}"
 
 
 def _moved(image: Image.Image, *matrix: float) -> Image.Image:
