@@ -29,7 +29,7 @@ def _loss(monkeypatch, *, smoothing: float = 0.0, parts: int = 1, is_mixed: bool
     if is_mixed:
         share = np.array(CASE["share"], np.float32)
         batch |= {"other": other, "other_weight": weights[other], "share": share}
-    monkeypatch.setattr(mixup, "mixed", lambda batch, *_: batch)
+    monkeypatch.setattr(mixup, "apply_mixup_cutmix", lambda batch, *_: batch)
     params, one, zero = {"head": {"shift": jnp.zeros(3)}}, {"head": {"shift": 1.0}}, jnp.zeros((), jnp.int32)
 
     def forward(params, batch_stats, x, key):
@@ -78,7 +78,7 @@ def test_a_run_weighs_what_it_mixes(shapes):
     run = tiny_run(f"folder:{shapes}", **values)
     batch, state = run.train_input().batch(0), run.init_state()
     key = jax.random.fold_in(jax.random.key(np.uint32(0)), 0)
-    mixed = jax.jit(lambda batch: mixup.mixed(batch, jax.random.fold_in(key, mixup.KEY), 0.4, 0.0))(batch)
+    mixed = jax.jit(lambda batch: mixup.apply_mixup_cutmix(batch, jax.random.fold_in(key, mixup.KEY), 0.4, 0.0))(batch)
     logits = jax.jit(lambda params, x: run.network.forward({"params": params}, x)[0])(state.params, mixed["input"])
     losses, weights = -log_softmax(np.asarray(logits, np.float64), axis=1), np.array([1.0, 4.0])
     share, own, other = np.asarray(mixed["share"]), batch["label"], batch["label"][::-1]

@@ -110,7 +110,7 @@ def _computed(run: Run, stops: list[int], name: str = "train", **values) -> dict
 
 def _made() -> dict[Path, int]:
     """Every part that is there, and when it was written."""
-    parts = (path for path in (cache_dir() / "features").rglob("0*") if path.suffix == "")
+    parts = (path for path in (cache_dir() / "features").rglob("0*") if path.suffix == "" and path.is_file())
     return {path: path.stat().st_mtime_ns for path in parts}
 
 

@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax.config.schema import Experiment
 from tljax.core.classifier import HEAD_INITS, Classifier
+from tljax.data.input_spec import InputSpec
 from tljax.data.preprocessing import Preprocessing
-from tljax.data.transforms import image
 from tljax.errors import InputError
 from tljax.models.vision.vit import ViT
 from tljax.peft.config import Addition, MlpHead, is_added
@@ -28,7 +28,7 @@ class Network:
     """A classifier, and where its parameters come from; nothing large is allocated before `start`.
 
     Attributes:
-        reads: `image` or `text`.
+        input_spec: what it reads.
         backbone: its module, for the task's image size.
         additions: what the run's strategies add.
         abstract: shapes and dtypes of its variables.
@@ -45,13 +45,14 @@ class Network:
         preprocessing: Preprocessing,
         classes: tuple[str, ...],
         additions: tuple[Addition, ...],
+        input_spec: InputSpec,
     ):
         _check(experiment, additions)
         self._experiment, self._row, self._preprocessing, self._classes = experiment, row, preprocessing, classes
         self.additions = additions
         module = weights_pretrained.module_of(row)
-        self.reads = weights_pretrained.reads(row)
-        self.backbone = module if self.reads == "text" else module.for_image_size(preprocessing.size)
+        self.input_spec = input_spec
+        self.backbone = self.input_spec.fit(module)
         head, noise = experiment.head, experiment.regularize
         # A pretrained head is filled in by `start`.
         init = head.init if head.init in HEAD_INITS else "zeros"
@@ -173,17 +174,10 @@ class Network:
 
     def _entering(self, x: Any) -> Any:
         """What the stem takes of a batch."""
-        return image.normalize(x, self._preprocessing).astype(self._dtype) if self.reads == "image" else x
+        return self.input_spec.to_network(x, self._dtype)
 
     def _init(self, key: jax.Array) -> Variables:
-        return self._model.init(key, self._example())
-
-    def _example(self) -> Any:
-        if self.reads == "text":
-            tokens = jnp.ones((1, 2), jnp.int32)
-            return {"input_ids": tokens, "attention_mask": tokens, "token_type_ids": 0 * tokens}
-        size = self._preprocessing.size
-        return jnp.zeros((1, size, size, self._preprocessing.inputs))
+        return self._model.init(key, self.input_spec.example())
 
     def _of_new(self, made: Variables) -> dict[str, jax.Array]:
         params = flatten_dict(made["params"], sep="/")

@@ -78,7 +78,12 @@ class Run:
         self.inputs = Inputs(experiment, resolved, splits, tokenizer)
         self.mesh = mesh.make_mesh(fsdp=experiment.mesh.fsdp)
         self.network = Network(
-            experiment, resolved.pretrained, resolved.preprocessing, resolved.classes, additions(experiment.tuning)
+            experiment,
+            resolved.pretrained,
+            resolved.preprocessing,
+            resolved.classes,
+            additions(experiment.tuning),
+            resolved.input_spec,
         )
         self.layout = self.network.layout
         length = Length(resolved.steps, resolved.train_examples / experiment.task.batch_size, self.layout)
@@ -91,7 +96,7 @@ class Run:
         """
         other = copy.copy(self)
         other.experiment = experiment
-        other.network, other.inputs = self.network.of(experiment), self.inputs.of(experiment)
+        other.network, other.inputs = self.network.of(experiment), self.inputs.with_experiment(experiment)
         length = Length(self.resolved.steps, self.resolved.train_examples / experiment.task.batch_size, self.layout)
         other.phases = tuple(
             dataclasses.replace(mine, peak=own.peak)
@@ -206,9 +211,7 @@ class Run:
                 counted in 32 bits. Only training asks: evaluation pads.
         """
         parts, size = self.experiment.optim.accumulate, self.experiment.task.batch_size
-        expected = self.resolved.preprocessing
-        values = self.resolved.length or expected.size * expected.size * expected.inputs
-        most = INT32 // values * self.mesh.size * parts
+        most = INT32 // self.resolved.input_spec.values * self.mesh.size * parts
         if size > most:
             raise InputError(
                 f"task.batch_size={size} is too large: {most} have {INT32} values on each device; use fewer, or more"
@@ -384,12 +387,7 @@ class Run:
         def place(shape, dtype):
             return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=mesh.split(self.mesh))
 
-        if self.network.reads == "text":
-            tokens = place((self._tokens(length),), np.int32)
-            x = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), tokens)
-        else:
-            size = self.resolved.preprocessing.size
-            x = place((size, size, self.resolved.preprocessing.inputs), np.uint8)
+        x = jax.tree.map(lambda leaf: place(leaf.shape, leaf.dtype), self.resolved.input_spec.abstract(length))
         if start:
             (x,) = self.trace_prefix(start, length).out_info
             x = jax.tree.map(lambda leaf: place(leaf.shape[1:], leaf.dtype), x)

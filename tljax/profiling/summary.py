@@ -61,38 +61,11 @@ def plan(run: Run) -> dict[str, Any]:
 def expected(run: Run) -> dict[str, dict[str, str]]:
     """Returns how evaluation prepares inputs and pools features: part -> its `value`, and where that is `from`."""
     origins, module = dict(run.resolved.pretrained.origins), run.network.backbone
-    values = (_of_texts if run.network.reads == "text" else _of_images)(run, origins)
+    task, own = run.experiment.task, run.resolved.pretrained.preprocessing
+    values = run.network.input_spec.expected(task, own, run.inputs.tokenizer, origins)
     normalized = ", then divided by its norm" if getattr(module, "normalize", False) else ""
     values["pool"] = f"{module.pool}{normalized}"
     return {part: {"value": value, "from": origins.get(part, "")} for part, value in values.items()}
-
-
-def _of_texts(run: Run, origins: dict[str, str]) -> dict[str, str]:
-    words, asked = run.inputs.tokenizer, run.experiment.task.max_tokens
-    limited = words.cut(asked) < asked
-    origins["tokens"] = words.settings.limited_by if limited else "task.max_tokens"
-    return {"tokens": f"at most {words.cut(asked)}"}
-
-
-def _of_images(run: Run, origins: dict[str, str]) -> dict[str, str]:
-    images, task = run.resolved.preprocessing, run.experiment.task
-    if task.image_size:
-        origins["size"] = "task.image_size"
-    if task.channels and task.channels != run.resolved.pretrained.preprocessing.inputs:
-        origins |= {part: f"{origins.get(part, '')}, for task.channels" for part in ("mean", "std")}
-    origins["channels"], edge = origins.get("mean", ""), images.edge
-    ways = {"crop": f"shorter side to {edge}", "squash": f"to {edge} × {edge}", "none": "none: others are refused"}
-    most = 255 * images.rescale
-    return {
-        "size": f"{images.size} × {images.size}",
-        "resize": ways[images.resize],
-        "crop": f"center {images.size} × {images.size}" + (f" of {edge}" if images.size < edge else ""),
-        "interpolation": images.interpolation,
-        "rescaling": f"grey levels × {images.rescale:.6g}: 0 … {most:.4g}",
-        "channels": images.channels,
-        "mean": ", ".join(f"{value:.4g}" for value in images.rescaled(images.mean)),
-        "std": ", ".join(f"{value:.4g}" for value in images.rescaled(images.std)),
-    }
 
 
 def assumptions(run: Run) -> str:

@@ -221,7 +221,7 @@ def _split_by_program(
 
 
 def _start(run: Run, folder: Workdir) -> None:
-    folder.start(run.experiment, run.resolved, run.inputs.tokenizer if run.network.reads == "text" else None)
+    folder.start(run.experiment, run.resolved, run.inputs.tokenizer)
 
 
 def _try(trial: Trial, run: Callable[[], None]) -> None:

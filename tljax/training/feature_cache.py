@@ -27,7 +27,7 @@ from tljax.core.train_step import State
 from tljax.data import decoded_cache
 from tljax.data.dataset import Split
 from tljax.data.loader import ahead, length_of, padded
-from tljax.data.readers import Reader, Texts
+from tljax.data.readers import ExampleReader
 from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
 from tljax.io import checksums, compilation_cache
@@ -50,26 +50,20 @@ class Features:
     Attributes:
         parts: memory maps [rows, …] in order: the first view of every example, then the second, …
         examples, views: how many.
-        texts: how a batch of tokens is padded; None of images, and of pooled features.
+        read: the reader of the examples themselves, which knows how a batch of their activations is padded.
         used: holds the folder, so that it is not evicted.
     """
 
     parts: Sequence[np.ndarray]
     examples: int
     views: int
-    texts: Texts | None
+    read: ExampleReader
     used: IO[bytes]
 
     def __call__(self, places: Sequence[int], epochs: Sequence[int] | None = None, among: Sequence[int] = ()) -> Any:
         views = [epoch % self.views for epoch in epochs] if epochs is not None else [0] * len(places)
-        found = [self._row(place + self.examples * view) for place, view in zip(places, views, strict=True)]
-        if self.texts is None:
-            return np.stack(found)
-        mask = self.texts(places, among=among)["attention_mask"]
-        hidden = np.zeros((*mask.shape, found[0].shape[-1]), found[0].dtype)
-        for one, row in zip(hidden, found, strict=True):
-            one[: len(row)] = row[: len(one)]
-        return {"hidden": hidden, "attention_mask": mask}
+        rows = [self._row(place + self.examples * view) for place, view in zip(places, views, strict=True)]
+        return self.read.with_features(rows, places, among)
 
     def _row(self, row: int) -> np.ndarray:
         part, place = divmod(row, len(self.parts[0]))
@@ -85,7 +79,7 @@ class _Source:
     """What a prefix is computed of: a split's examples in `views`, in rows as `Features` has them."""
 
     split: Split
-    read: Reader
+    read: ExampleReader
     views: int
     varies: bool
     recipe: tuple
@@ -100,9 +94,7 @@ class _Source:
 
     def tokens(self, rows: range) -> int:
         """That the longest of some texts is padded to; 0 of images."""
-        if not isinstance(self.read, Texts):
-            return 0
-        return self.read.padded(max(self.read.tokens[row].shape[1] for row in range(rows.start, rows.stop)))
+        return self.read.length(range(rows.start, rows.stop))
 
 
 def computed(
@@ -188,7 +180,7 @@ def choice(run: Run, runs: int = 1) -> tuple[bool, str]:
 
 def _varies(run: Run) -> bool:
     """Whether chance cuts or augments the training examples."""
-    return run.network.reads == "image" and run.experiment.task.varies
+    return run.network.input_spec.varies(run.experiment.task)
 
 
 def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
@@ -233,12 +225,7 @@ def _source(run: Run, split: Split, training: bool) -> _Source:
     varies = training and _varies(run)
     views = config.views if varies else 1
     read = inputs.reader(split, views, training)
-    if run.network.reads == "text":
-        recipe = (inputs.tokenizer.sha256, inputs.tokenizer.cut(config.max_tokens))
-    else:
-        cut = (config.decode, config.resize, config.crop) if training else ("exact", 0, "center")
-        recipe = (run.resolved.preprocessing, *cut, *((config.augment, run.experiment.seed, views) if varies else ()))
-    return _Source(split, read, views, varies, recipe)
+    return _Source(split, read, views, varies, read.recipe)
 
 
 def _folder(run: Run, variables: Variables, source: _Source, stop: int) -> Path:
@@ -381,9 +368,8 @@ def _write(files: Sequence[IO[bytes]], found: Sequence[jax.Array], rows: int, to
 
 def _opened(run: Run, source: _Source, stop: int, folder: Path, used: IO[bytes]) -> Features:
     row, parts = _row(run, stop), []
-    texts = source.read if isinstance(source.read, Texts) and row.ndim == 3 else None
     for number, rows in enumerate(_parts(source)):
         count = len(range(rows.start, rows.stop))
         values = np.asarray(np.memmap(_part(folder, number), row.dtype, "r"))  # whose rows are quick to take
-        parts.append(values.reshape(count, *((-1, row.shape[2]) if texts else row.shape[1:])))
-    return Features(parts, len(source.split), source.views, texts, used)
+        parts.append(values.reshape(count, *((-1, row.shape[2]) if row.ndim == 3 else row.shape[1:])))
+    return Features(parts, len(source.split), source.views, source.read, used)

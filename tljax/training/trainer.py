@@ -67,7 +67,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if not processes.on_first(lambda: bool(folder.result)):
             processes.on_first(lambda: stack.enter_context(folder.locked()))
-        tokenizer = run.inputs.tokenizer if run.network.reads == "text" else None
+        tokenizer = run.inputs.tokenizer
         processes.on_first(lambda: folder.start(experiment, run.resolved, tokenizer))
         result = processes.on_first(lambda: folder.result)
         if result:
@@ -257,7 +257,7 @@ def _print_header(run: Run) -> None:
     strategy = ", ".join([config.tuning.strategy, *(f"{k}={v}" for k, v in config.tuning.arguments.items())])
     console.console.print(
         f"{resolved.pretrained.backbone} ({weights}) on {config.task.dataset}: {strategy};"
-        f" {resolved.steps} steps of {config.task.batch_size} {_unit(run)}"
+        f" {resolved.steps} steps of {config.task.batch_size} {run.network.input_spec.describe()}"
         f", on {run.mesh.size} {jax.default_backend()} device(s)"
     )
     assumed = assumptions(run)
@@ -274,12 +274,6 @@ def _longest(run: Run) -> str:
     """Returns the most tokens that a text may have, after what says so."""
     words, most = run.inputs.tokenizer, run.experiment.task.max_tokens
     return f"task.max_tokens={most}" if words.cut(most) == most else f"{words.settings.limited_by}={words.cut(most)}"
-
-
-def _unit(run: Run) -> str:
-    if run.network.reads == "text":
-        return f"texts of up to {run.resolved.length} tokens"
-    return f"images at {run.resolved.preprocessing.size} px"
 
 
 def _print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
