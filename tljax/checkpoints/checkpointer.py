@@ -15,7 +15,7 @@ from flax import serialization
 
 from tljax import console
 from tljax.config.schema import CheckpointConfig
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.distributed import mesh
 from tljax.errors import InputError
 from tljax.io import arrays, storage
@@ -28,9 +28,9 @@ _BASE = "base-"
 
 
 class Checkpoints:
-    """`STEP/` holds the leaves of a State that have moved since the start, `base-DIGEST/`, for all steps, the others.
+    """The checkpoints of a run: in `STEP/` the leaves that have changed since the start, in `base-DIGEST/` all others.
 
-    Saving is asynchronous; of a State as it is at the call, of a base as it has to stay until it is waited for.
+    Saving is asynchronous; of a train state as it is at the call, of a base as it has to stay until it is waited for.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Checkpoints:
         """Starts storing leaves that do not move, unless they are there; all steps saved from now on refer to them.
 
         Args:
-            leaves: some of a State, as `named` names them.
+            leaves: some of a train state, as `flatten_state` names them.
 
         Raises:
             InputError: the steps that there are have another base. `wait` says whether the disk takes this one.
@@ -93,7 +93,9 @@ class Checkpoints:
         self.wait()
         return not self._base or not arrays.wrong(self._base_folder(self._base))
 
-    def save(self, state: State, unmoved: Collection[str] = (), validation: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self, state: TrainState, unmoved: Collection[str] = (), validation: Mapping[str, Any] | None = None
+    ) -> None:
         """Starts saving `state` under its step, when the save before it is done.
 
         With several processes, all have to call it, as each may have a part of an array; one writes.
@@ -107,7 +109,7 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        leaves = mesh.gathered({name: leaf for name, leaf in named(state).items() if name not in unmoved})
+        leaves = mesh.gathered({name: leaf for name, leaf in flatten_state(state).items() if name not in unmoved})
         if not self._writer or step in self.steps:
             return
         for leaf in leaves.values():
@@ -159,8 +161,8 @@ class Checkpoints:
         """A hash of all that the checkpoint holds."""
         return hashlib.sha256(storage.read(self._folder / str(step) / MANIFEST)).hexdigest()
 
-    def restore(self, step: int, abstract: State) -> State:
-        """The State saved at `step`, laid out as `abstract` (shapes, dtypes and shardings) says.
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The train state saved at `step`, laid out as `abstract` (shapes, dtypes and shardings) says.
 
         Raises:
             Damaged: its files are not the ones that were written.
@@ -174,7 +176,7 @@ class Checkpoints:
             leaves = stored | leaves
             if not self._writer:  # who evaluates restores one step after another
                 self._base_leaves = stored
-        wanted = named(abstract)
+        wanted = flatten_state(abstract)
         _check_fit(_shapes(leaves), _shapes(wanted), str(folder))
         placed = {name: mesh.place(leaves[name], leaf.sharding) for name, leaf in wanted.items()}
         tree = serialization.to_state_dict(abstract)
@@ -297,8 +299,8 @@ class Checkpoints:
         return qualities
 
 
-def named(state: State) -> dict[str, Any]:
-    """The leaves of a State by name: `params/backbone/…`, `opt_state/…`, …"""
+def flatten_state(state: TrainState) -> dict[str, Any]:
+    """The leaves of a train state by name: `params/backbone/…`, `opt_state/…`, …"""
     leaves = jax.tree_util.tree_leaves_with_path(serialization.to_state_dict(state), is_leaf=_is_leaf)
     return {_name(path): leaf for path, leaf in leaves}
 

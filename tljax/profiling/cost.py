@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from tljax.core.run import Run
 from tljax.models.kernels import ops
 from tljax.profiling import flops
-from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning.masks import partition
+from tljax.tuning.multipliers import Tree
 from tljax.tuning.phases import Phase
 
 Block = dict[str, Any]
@@ -42,12 +43,13 @@ def cost(run: Run) -> Block:
     with ThreadPoolExecutor() as pool:
         traced, compiled = [], []
         for phase in run.phases:
-            traced.append(run.trace_train_step(phase))
-            compiled.append(pool.submit(run.train_step, phase, lowered=traced[-1].lower()))
+            traced.append(run.programs.trace_train_step(phase, start=run.start(phase)))
+            lowered = traced[-1].lower()
+            compiled.append(pool.submit(run.programs.train_step, phase, start=run.start(phase), lowered=lowered))
         last = run.phases[-1]
         start = run.evaluation_start(last)
-        evaluated = run.trace_eval_step(rows, start=start)
-        evaluating = pool.submit(run.eval_step, rows, start=start, lowered=evaluated.lower())
+        evaluated = run.programs.trace_eval_step(rows, start=start)
+        evaluating = pool.submit(run.programs.eval_step, rows, start=start, lowered=evaluated.lower())
         counted = [flops.count(one.jaxpr) for one in traced]
         full = counted[-1] if _trains_everything(last) else _of_everything(run, last)
         programs, evaluation = [one.result().program for one in compiled], evaluating.result()
@@ -72,7 +74,7 @@ def cost(run: Run) -> Block:
 
     bytes_ = ("optimizer_state_bytes", "step_temp_bytes", "step_peak_bytes")
     return {
-        **_parameters(run, run.multipliers),
+        **_parameters(run, run.masks.multipliers),
         **common,
         **{key: mean(key) for key in ("step_flops", "step_share_of_full")},
         **{key: max(block[key] for block in blocks) for key in bytes_},
@@ -82,7 +84,7 @@ def cost(run: Run) -> Block:
 
 def of_prefix(run: Run, stop: int) -> float:
     """FLOPs of the first `stop` groups for one example."""
-    return flops.count(run.trace_prefix(stop).jaxpr) / run.mesh.size if stop else 0.0
+    return flops.count(run.programs.trace_prefix(stop).jaxpr) / run.mesh.size if stop else 0.0
 
 
 def evaluation_rows(run: Run) -> int:
@@ -100,7 +102,7 @@ def _of_phase(run: Run, phase: Phase, program: jax.stages.Compiled, counted: flo
     parts = run.experiment.optim.accumulate
     return {
         **_parameters(run, phase.multipliers),
-        "optimizer_state_bytes": optimizer_state_bytes(run.abstract(phase).opt_state),
+        "optimizer_state_bytes": optimizer_state_bytes(run.programs.abstract_state(phase).opt_state),
         "step_flops": _flops(program) * run.mesh.size * parts if _counts() else counted,
         "step_temp_bytes": _memory(program).temp_size_in_bytes,
         "step_peak_bytes": peak_bytes(program),
@@ -130,13 +132,13 @@ def _of_everything(run: Run, phase: Phase) -> float:
     ones, zeros = (jax.tree.map(lambda _, n=n: n, phase.multipliers) for n in (1.0, 0))
     everything = dataclasses.replace(phase, multipliers=ones, since=zeros, frozen=frozenset())
     # Only Muon's update has products; what others compute for each leaf takes as long to trace as the network.
-    trace = run.trace_train_step if run.experiment.optim.name == "muon" else run.trace_gradients
-    return flops.count(trace(everything).jaxpr)
+    trace = run.programs.trace_train_step if run.experiment.optim.name == "muon" else run.programs.trace_gradients
+    return flops.count(trace(everything, start=run.start(phase)).jaxpr)
 
 
-def _parameters(run: Run, multipliers: tuning_multipliers.Tree) -> Block:
+def _parameters(run: Run, multipliers: Tree) -> Block:
     sizes = jax.tree.map(lambda leaf: leaf.size, run.abstract_state().params)
-    trainable = sum(jax.tree.leaves(tuning_multipliers.select(sizes, multipliers)))
+    trainable = sum(jax.tree.leaves(partition(sizes, multipliers)[0]))
     return {"trainable_params": trainable, "frozen_params": sum(jax.tree.leaves(sizes)) - trainable}
 
 

@@ -13,7 +13,8 @@ from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
 from tljax.profiling.cost import evaluation_rows, peak_bytes
 from tljax.profiling.device_memory import device_bytes
-from tljax.tuning import multipliers
+from tljax.tuning.masks import partition
+from tljax.tuning.multipliers import Tree
 from tljax.tuning.phases import Phase
 
 # Of what a device has or has free: beyond it a run is warned, and an estimate, which may be 10% off, is no way out.
@@ -90,15 +91,18 @@ def _sentence(found: dict[str, Any]) -> str:
 
 
 def _training(run: Run, phase: Phase) -> Need:
-    fixed = distributed_mesh.shares(run.abstract(phase)) + distributed_mesh.shares(_trained(run, phase))
-    return Need(fixed, max(peak_bytes(run.train_step(phase).program) - fixed, 0))
+    fixed = distributed_mesh.shares(run.programs.abstract_state(phase)) + distributed_mesh.shares(_trained(run, phase))
+    return Need(fixed, max(peak_bytes(run.programs.train_step(phase, start=run.start(phase)).program) - fixed, 0))
 
 
 def _evaluation(run: Run) -> Need:
     """With the whole State beside it, of the phase in which that is the largest."""
-    state, largest = run.abstract_state(), max(distributed_mesh.shares(run.abstract(phase)) for phase in run.phases)
+    state, largest = (
+        run.abstract_state(),
+        max(distributed_mesh.shares(run.programs.abstract_state(phase)) for phase in run.phases),
+    )
     variables = distributed_mesh.shares((state.params, state.batch_stats))
-    program = run.eval_step(evaluation_rows(run), start=run.evaluation_start(run.phases[-1]))
+    program = run.programs.eval_step(evaluation_rows(run), start=run.evaluation_start(run.phases[-1]))
     return Need(largest, max(peak_bytes(program) - variables, 0))
 
 
@@ -126,7 +130,7 @@ def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str,
         found["compute_dtype=bfloat16"] = _peak_with(run, phase, compute_dtype="bfloat16")
     if experiment.tuning.strategy != "linear_probe":
         # Nothing is kept for a backward pass: what evaluation needs, for as many rows.
-        state, one = run.abstract(phase), _evaluation(run).growing / evaluation_rows(run)
+        state, one = run.programs.abstract_state(phase), _evaluation(run).growing / evaluation_rows(run)
         found["tuning.strategy=linear_probe"] = distributed_mesh.shares((state.params, state.batch_stats)) + round(
             one * rows
         )
@@ -153,11 +157,12 @@ def _peak_with(run: Run, phase: Phase, **changes: Any) -> int:
     experiment: Experiment = dataclasses.replace(run.experiment, **changes)
     other = Run(experiment, run.resolved, run.inputs.splits)
     other.cached = run.cached
-    return peak_bytes(other.train_step(other.phase_at(phase.start)).program)
+    same_phase = other.phase_at(phase.start)
+    return peak_bytes(other.programs.train_step(same_phase, start=other.start(same_phase)).program)
 
 
-def _trained(run: Run, phase: Phase) -> multipliers.Tree:
-    return multipliers.select(run.abstract(phase).params, phase.multipliers)
+def _trained(run: Run, phase: Phase) -> Tree:
+    return partition(run.programs.abstract_state(phase).params, phase.multipliers)[0]
 
 
 def _gb(count: int) -> str:

@@ -54,7 +54,7 @@ def plan(run: Run) -> dict[str, Any]:
         "weights_become": provenance(
             run.experiment, run.resolved.pretrained, run.network.backbone, run.network.new, run.network.shapes
         ),
-        "cost": run.once(("cost", run.cached), lambda: cost(run)),
+        "cost": run.programs.get_or_compile(("cost", run.cached), lambda: cost(run)),
     }
 
 
@@ -102,7 +102,7 @@ def assumptions(run: Run) -> str:
 
 
 def _groups(run: Run, phase: Phase) -> list[dict[str, Any]]:
-    state = run.abstract(phase)
+    state = run.programs.abstract_state(phase)
     multipliers = flatten_dict(phase.multipliers, sep="/")
     sizes = flatten_dict(jax.tree.map(lambda leaf: leaf.size, state.params), sep="/")
     state_bytes = _state_bytes(state.opt_state)

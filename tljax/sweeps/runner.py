@@ -12,7 +12,7 @@ from tljax import console
 from tljax.checkpoints.workdir import Workdir
 from tljax.config.schema import Experiment
 from tljax.core.run import Run, prepare
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.distributed.preemption import PreemptionSignal
 from tljax.errors import InputError
 from tljax.evals import linear_probe
@@ -122,7 +122,7 @@ class _Pass:
         def carry_out(point: Trial) -> None:
             if not first:
                 first.append(prepared.pop(point.experiment, None) or prepare(point.experiment))
-            self._carried_out(first[0].of(point.experiment), point)
+            self._carried_out(first[0].with_experiment(point.experiment), point)
 
         for point in alike:
             with contextlib.ExitStack() as stack:
@@ -172,7 +172,7 @@ class _Pass:
     def _carried_out_alone(self, point: Trial) -> None:
         self._carried_out(prepare(point.experiment), point)
 
-    def _fitted(self, run: Run, state: State, mates: Sequence[Trial]) -> list[linear_probe.Head]:
+    def _fitted(self, run: Run, state: TrainState, mates: Sequence[Trial]) -> list[linear_probe.Head]:
         console.console.print(f"{len(mates)} linear probes side by side")
         split, (start,) = run.inputs.splits["train"], feature_cache.stops(run, run.phases[0])
         found = feature_cache.computed(run, state, split, [start], training=True, halt=self.preemption.raise_if_set)[
@@ -182,18 +182,24 @@ class _Pass:
         return linear_probe.fit(experiments, found.array(), run.train_input(found), len(run.resolved.classes))
 
     def _finish(
-        self, run: Run, state: State, planned: dict[str, Any], point: Trial, head: linear_probe.Head, seconds: float
+        self,
+        run: Run,
+        state: TrainState,
+        planned: dict[str, Any],
+        point: Trial,
+        head: linear_probe.Head,
+        seconds: float,
     ) -> None:
         """Leaves a head as `train` leaves a run at its last step, and has `train` find out how good it is."""
         if head.failed:
             raise InputError("the loss was not finite at some step: lower optim.learning_rate, or set optim.clip_norm")
-        mine, state = run.of(point.experiment), head.in_state(state)
+        mine, state = run.with_experiment(point.experiment), head.in_state(state)
         folder, step = Workdir(point.folder), int(state.step)
         _start(mine, folder)
         folder.save_plan(planned | {"frozen_digest": digest_of(mine, state)})
         with folder.checkpoints(point.experiment, writer=True) as checkpoints:
             checkpoints.keep_base(base_of(mine, state))
-            checkpoints.save(state, mine.unmoved(step))
+            checkpoints.save(state, mine.masks.frozen_names(step))
             checkpoints.wait()
         if not folder.metrics:  # which a process that was killed here has left
             folder.append({"step": step, "split": "train", "seconds": seconds, "input_seconds": 0.0})

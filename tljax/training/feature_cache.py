@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict
 from tljax import console
 from tljax.core.model import Variables
 from tljax.core.run import Run
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.data import decoded_cache
 from tljax.data.dataset import Split
 from tljax.data.loader import ahead, length_of, padded
@@ -107,7 +107,7 @@ class _Source:
 
 def computed(
     run: Run,
-    state: State,
+    state: TrainState,
     split: Split,
     stops: Sequence[int],
     training: bool = False,
@@ -172,7 +172,7 @@ def choice(run: Run, runs: int = 1) -> tuple[bool, str]:
         InputError: no such `cache`, or it is `on` and nothing stays the same.
     """
     experiment = run.experiment
-    prefixes = {phase: run.prefix(phase) for phase in run.phases if run.prefix(phase)}
+    prefixes = {phase: run.masks.frozen_prefix(phase) for phase in run.phases if run.masks.frozen_prefix(phase)}
     reason = "" if prefixes else "the strategy trains from the first group on, or moves BatchNorm statistics there"
     if _varies(run) and not experiment.task.views:
         reason = reason or "every epoch crops and augments anew; task.views=V keeps to V views of each image"
@@ -220,7 +220,7 @@ def bytes_of(run: Run, rows: int, stop: int) -> int:
 
 def _row(run: Run, stop: int) -> Any:
     """Shape and dtype of what is kept of one example."""
-    return _kept(run.abstract_batch(1, start=stop)["input"])
+    return _kept(run.programs.abstract_batch(1, start=stop)["input"])
 
 
 def _kept(found: Any) -> Any:
@@ -318,7 +318,9 @@ def prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...]) 
 
     The variables are those of these groups. Compiled for the devices of this process alone; `length` is of texts.
     """
-    return run.once(("prefix", batch_size, length, stops), lambda: _prefix_step(run, batch_size, length, stops))
+    return run.programs.get_or_compile(
+        ("prefix", batch_size, length, stops), lambda: _prefix_step(run, batch_size, length, stops)
+    )
 
 
 def _prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...]) -> jax.stages.Compiled:
@@ -329,7 +331,7 @@ def _prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...])
     )
     abstract = run.of_groups(run.network.abstract, max(stops))
     abstract = jax.tree.map(functools.partial(distributed_mesh.placed, sharding=replicated), abstract)
-    x = run.abstract_batch(batch_size, length)["input"]
+    x = run.programs.abstract_batch(batch_size, length)["input"]
     lowered = jitted.lower(abstract, jax.tree.map(functools.partial(distributed_mesh.placed, sharding=split), x))
     if options := _options():
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another jaxlib may not know them

@@ -37,7 +37,7 @@ def lr_find(run: Run, picture: Path, lowest: float = 1e-7, highest: float = 10.0
     rates, losses, mean = [], [], 0.0
     with console.progress("learning rates", 0, steps) as report:
         for i, batch in enumerate(stream.batches(0, steps)):
-            program = run.train_step(rising, length_of(batch))
+            program = run.programs.train_step(rising, length_of(batch))
             state, found = program(state, mesh.put_batch(batch, run.mesh))
             mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(found["loss"])
             smooth = mean / (1 - _SMOOTHING ** (i + 1))
