@@ -125,10 +125,10 @@ def train_step(state: TrainState, batch: Batch, spec: StepSpec) -> tuple[TrainSt
     average = if_finite(_next_average(state, trainable, batch_stats, spec), state.average)
     params = combine(trainable, state.params)
     skipped = state.skipped + jnp.where(is_finite, 0, 1)
-    next_state = TrainState(state.step + 1, params, opt_state, batch_stats, average, state.anchor, skipped)
     trained = base.JUDGED[spec.problem].trained
     metrics = {"loss": loss, trained: scores / jnp.sum(batch["mask"]), "grad_norm": grad_norm}
-    return next_state, metrics | {"learning_rate": learning_rate, "skipped_steps": skipped}
+    metrics |= {"learning_rate": learning_rate, "skipped_steps": skipped}
+    return TrainState(state.step + 1, params, opt_state, batch_stats, average, state.anchor, skipped), metrics
 
 
 def gradients(state: TrainState, batch: Batch, spec: StepSpec) -> Gradients:
