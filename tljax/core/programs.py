@@ -42,7 +42,11 @@ class CompiledPrograms:
         self._cache: dict[Hashable, Any] = {} if cache is None else cache
 
     def shared_with(self, inputs: Inputs, network: Network, masks: Masks) -> "CompiledPrograms":
-        """Returns these programs for a run with other parts that differ in numbers only."""
+        """Returns these programs for a run with other parts that differ in numbers only.
+
+        Args:
+            inputs, network, masks: the other run's.
+        """
         return CompiledPrograms(inputs, network, self._mesh, masks, self._cache)
 
     def get_or_compile(self, key: Hashable, compile_fn: Callable[[], Any]) -> Any:

@@ -58,7 +58,12 @@ class Resolved:
 
 
 def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -> tuple[Resolved, dict[str, Split]]:
-    """Looks at the catalogue and the data set; of weights, reads only a text's `tokenizer`, if that is not given.
+    """Resolves what a config leaves open, by the catalogue and the data set; of weights, only a tokenizer is read.
+
+    Args:
+        experiment: the config.
+        task: its data set.
+        tokenizer: of a text's network; by default what lies beside the weights.
 
     Returns:
         What was left open, and the splits of the task that the config names (`splits.resolve`).
@@ -83,7 +88,7 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
     weights, steps = _class_weights(config, train), experiment.total_steps(len(train))
     if steps > INT32:
         raise InputError(f"config.epochs={experiment.epochs:g} are {steps} steps: at most {INT32} are counted")
-    found = Resolved(
+    resolved = Resolved(
         row,
         preprocessing,
         task.classes,
@@ -95,12 +100,12 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
         _targets(train) if config.problem == "regression" else (),
     )
     if task.kind == "image":
-        return found, cut
+        return resolved, cut
     words = Tokenizer(tokenizer or weights_pretrained.tokenizer(row, config.tokenizer))
     tokens = tokenized(train, words, config.max_tokens)
     longest = Texts(tokens, words, config.token_multiple, config.max_tokens).padded(int(tokens.shapes[:, 1].max()))
     truncated = tokens.facts["truncated"], tokens.facts["lost"]
-    return dataclasses.replace(found, tokenizer=words.sha256, length=longest, truncated=truncated), cut
+    return dataclasses.replace(resolved, tokenizer=words.sha256, length=longest, truncated=truncated), cut
 
 
 def warnings(experiment: Experiment, resolved: Resolved) -> list[str]:
@@ -162,7 +167,7 @@ def check_length(row: Pretrained, max_tokens: int) -> None:
 
 
 def _class_weights(config: TaskConfig, train: Split) -> tuple[float, ...]:
-    """n / (classes × n of the class), as scikit-learn balances; a class without examples weighs nothing.
+    """Returns a weight for each class, n / (classes × n of the class), as scikit-learn balances; 0 without examples.
 
     Raises:
         InputError: the config's are 0 for all classes that are trained on.

@@ -53,7 +53,7 @@ class PreemptionSignal:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only notes signals, for the block: the loop inside asks for `reason` between its steps."""
+        """Defers signals, for the block: the loop inside asks for `reason` between its steps."""
         self._deferred = True
         try:
             yield

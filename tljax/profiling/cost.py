@@ -21,7 +21,7 @@ _ANALYSED: weakref.WeakKeyDictionary[jax.stages.Compiled, Any] = weakref.WeakKey
 
 
 def cost(run: Run) -> Block:
-    """The cost block of `result.json` and `inspect`.
+    """Returns the cost block of `result.json` and `inspect`.
 
     Returns:
         `trainable_params`, `frozen_params`: numbers of parameters that train in some phase, and in none.
@@ -50,9 +50,9 @@ def cost(run: Run) -> Block:
         start = run.evaluation_start(last)
         evaluated = run.programs.trace_eval_step(rows, start=start)
         evaluating = pool.submit(run.programs.eval_step, rows, start=start, lowered=evaluated.lower())
-        counted = [flops.count(one.jaxpr) for one in traced]
+        counted = [flops.count(step.jaxpr) for step in traced]
         full = counted[-1] if _trains_everything(last) else _of_everything(run, last)
-        programs, evaluation = [one.result().program for one in compiled], evaluating.result()
+        programs, evaluation = [future.result().program for future in compiled], evaluating.result()
     if start or not _counts():
         forward = flops.count(evaluated.jaxpr) + of_prefix(run, start) * rows
     else:
@@ -83,12 +83,12 @@ def cost(run: Run) -> Block:
 
 
 def of_prefix(run: Run, stop: int) -> float:
-    """FLOPs of the first `stop` groups for one example."""
+    """Returns the FLOPs of the first `stop` groups for one example."""
     return flops.count(run.programs.trace_prefix(stop).jaxpr) / run.mesh.size if stop else 0.0
 
 
 def evaluation_rows(run: Run) -> int:
-    """Examples at a time in evaluation, over all devices; of a run that evaluates nothing, those of training."""
+    """Returns how many examples are evaluated at a time, over all devices; the batch size where nothing is evaluated."""
     config = run.experiment.task
     held_out = [name for name in ("validation", "test") if getattr(config, name)]
     if not held_out:
@@ -110,14 +110,14 @@ def _of_phase(run: Run, phase: Phase, program: jax.stages.Compiled, counted: flo
 
 
 def peak_bytes(program: jax.stages.Compiled) -> int:
-    """On each device: arguments, what is needed beside them, and results that do not take the place of arguments."""
-    found = _memory(program)
-    results = found.output_size_in_bytes - found.alias_size_in_bytes
-    return found.argument_size_in_bytes + found.temp_size_in_bytes + results
+    """Returns a program's bytes on each device: arguments, temporaries, and results that replace no argument."""
+    memory = _memory(program)
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
 
 
 def _memory(program: jax.stages.Compiled) -> Any:
-    """XLA's analysis, once: it takes a twentieth of a second of a ViT's step, and a start asks thrice."""
+    """Returns XLA's analysis, kept: it takes a twentieth of a second of a ViT's step, and a start asks thrice."""
     if program not in _ANALYSED:
         _ANALYSED[program] = program.memory_analysis()
     return _ANALYSED[program]
@@ -128,7 +128,7 @@ def _trains_everything(phase: Phase) -> bool:
 
 
 def _of_everything(run: Run, phase: Phase) -> float:
-    """FLOPs of a step of the same phase with nothing frozen, for comparison."""
+    """Returns the FLOPs of a step of the same phase with nothing frozen, for comparison."""
     ones, zeros = (jax.tree.map(lambda _, n=n: n, phase.multipliers) for n in (1.0, 0))
     everything = dataclasses.replace(phase, multipliers=ones, since=zeros, frozen=frozenset())
     # Only Muon's update has products; what others compute for each leaf takes as long to trace as the network.
@@ -143,16 +143,16 @@ def _parameters(run: Run, multipliers: Tree) -> Block:
 
 
 def optimizer_state_bytes(opt_state) -> int:
-    """Bytes of an optimizer state's floating-point arrays (its counters are integers)."""
+    """Returns the bytes of an optimizer state's floating-point arrays (its counters are integers)."""
     leaves = jax.tree.leaves(opt_state)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def _counts() -> bool:
-    """Whether XLA counts all that its programs compute."""
+    """Returns whether XLA counts all that its programs compute."""
     return ops.platform() != "gpu"
 
 
 def _flops(program: jax.stages.Compiled) -> float:
-    """Of one device's share of the batch."""
+    """Returns the FLOPs of one device's share of the batch."""
     return float(program.cost_analysis()["flops"])

@@ -83,7 +83,13 @@ class MetricsWriter:
         self._folder, self._board, self._clock = folder, board, clock
 
     def write(self, step: int, split: str, metrics: dict[str, Any]) -> None:
-        """Writes the metrics of a split after a step."""
+        """Writes metrics.
+
+        Args:
+            step: the number of steps taken.
+            split: of which the metrics are.
+            metrics: by name.
+        """
         if not processes.is_lead():
             return
         self._folder.append({"step": step, "split": split, **self._clock.times(), **metrics})
@@ -190,12 +196,18 @@ class Saver:
         return bool(every) and step % every == 0
 
     def after_step(self, step: int, state: TrainState, stops: bool = False) -> None:
-        """Saves where it is due, or where the run `stops`."""
+        """Saves where it is due.
+
+        Args:
+            step: the number of steps taken.
+            state: after them.
+            stops: whether the run ends here.
+        """
         if stops or step == self._run.resolved.steps or self.is_due(step):
             self.save(step, state)
 
     def save(self, step: int, state: TrainState) -> None:
-        """Saves the state after `step`, and the metrics up to there.
+        """Saves the train state after `step`, and the metrics up to there.
 
         Raises:
             InputError: a step was not finite: it must not be saved; or the disk takes no more.

@@ -38,12 +38,12 @@ def lr_find(run: Run, picture: Path, lowest: float = 1e-7, highest: float = 10.0
     with console.progress("learning rates", 0, steps) as report:
         for i, batch in enumerate(stream.batches(0, steps)):
             program = run.programs.train_step(rising, length_of(batch))
-            state, found = program(state, mesh.put_batch(batch, run.mesh))
-            mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(found["loss"])
+            state, metrics = program(state, mesh.put_batch(batch, run.mesh))
+            mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(metrics["loss"])
             smooth = mean / (1 - _SMOOTHING ** (i + 1))
             if not np.isfinite(smooth) or smooth > 4 * min([smooth, *losses]):
                 break
-            rates.append(float(found["learning_rate"]))
+            rates.append(float(metrics["learning_rate"]))
             losses.append(smooth)
             report(i + 1)
     if len(rates) < 2:
