@@ -88,7 +88,7 @@ def of_prefix(run: Run, stop: int) -> float:
 
 
 def evaluation_rows(run: Run) -> int:
-    """Returns how many examples are evaluated at a time, over all devices; the batch size where nothing is evaluated."""
+    """Returns how many examples are evaluated at a time, over all devices; the batch size where none are."""
     config = run.experiment.task
     held_out = [name for name in ("validation", "test") if getattr(config, name)]
     if not held_out:

@@ -1,4 +1,4 @@
-"""The learning rate range test (Smith 2015, 1506.01186): the loss while the rate rises, on a State thrown away."""
+"""The learning rate range test (Smith 2015, 1506.01186): the loss while the rate rises, on a state thrown away."""
 
 import dataclasses
 from pathlib import Path
