@@ -166,7 +166,7 @@ class Workdir:
 
     @property
     def error(self) -> dict[str, Any] | None:
-        """Returns why the run has failed: `error`, in a line, and `when`; None if it has not, or has ended well since."""
+        """Returns why the run has failed: `error`, in a line, and `when`; None if it has not, or ended well since."""
         mend = "remove it, and the run is tried again"
         return storage.read_json(self._error, mend, error=str) if self._error.exists() else None
 

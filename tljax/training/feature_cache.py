@@ -133,10 +133,8 @@ def computed(
     # Held from here on, so that no other process takes it for unused.
     used = {stop: decoded_cache.using(folder) for stop, folder in folders.items()}
     for stop, folder in folders.items():
-        needed = bytes_of(run, source.rows, stop)
-        if not decoded_cache.make_room(
-            folder, needed - decoded_cache.size(folder), run.experiment.input.cache_gb * 1e9
-        ):
+        needed, limit = _disk_bytes(run, source.rows, stop), run.experiment.input.cache_gb * 1e9
+        if not decoded_cache.make_room(folder, needed - decoded_cache.size(folder), limit):
             raise InputError(
                 f"the features of {split.name} take {needed / 1e9:.2f} GB of disk, and there is no room for them:"
                 f" raise input.cache_gb, free some disk, name another TLJAX_CACHE, or set cache=off"
@@ -201,8 +199,8 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     again = sum(each[stop] * steps[phase] for phase, stop in prefixes.items())
     once = sum(each.values()) * views * len(splits["train"])
     rows = sum(views * len(split) if name == "train" else len(split) for name, split in splits.items())
-    size = sum(bytes_of(run, rows, stop) for stop in each)
-    read = sum(bytes_of(run, steps[phase], stop) for phase, stop in prefixes.items())
+    size = sum(_disk_bytes(run, rows, stop) for stop in each)
+    read = sum(_disk_bytes(run, steps[phase], stop) for phase, stop in prefixes.items())
     rate = _RATE_OF_CPU if jax.default_backend() == "cpu" else _RATE * run.mesh.size
     room = size < run.experiment.input.cache_gb * 1e9
     groups = " and ".join(str(stop) for stop in sorted(each))
@@ -214,14 +212,8 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     return pays, estimate + ("" if pays else ", which does not pay" if room else ", more than input.cache_gb")
 
 
-def bytes_of(run: Run, rows: int, stop: int) -> int:
-    """Returns the bytes of features on disk; of texts at most, as if all were as long as the longest.
-
-    Args:
-        run: of which.
-        rows: how many examples and views.
-        stop: the prefix.
-    """
+def _disk_bytes(run: Run, rows: int, stop: int) -> int:
+    """Returns the bytes of so many rows on disk; of texts at most, as if all were as long as the longest."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_row(run, stop))) * rows
 
 
@@ -274,10 +266,8 @@ def _complete(
                         missing = _missing(missing, number)  # another process may just have made them
                         for folder in missing.values():
                             if (part := _part(folder, number)).exists():
-                                damaged = (
-                                    f"{part} was damaged ({checksums.wrong(decoded_cache.seal_of(part))}): made again"
-                                )
-                                console.console.print(damaged)
+                                wrong = checksums.wrong(decoded_cache.seal_of(part))
+                                console.console.print(f"{part} was damaged ({wrong}): made again")
                         if missing:
                             _make_part(run, compute, source, rows, missing, number, halt)
                 report(rows.stop)
