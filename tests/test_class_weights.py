@@ -11,7 +11,8 @@ from scipy.special import log_softmax
 
 from tests.conftest import tiny_run
 from tljax.config.schema import OptimConfig, RegularizeConfig
-from tljax.core.train_step import Rules, State, gradients
+from tljax.core.state import TrainState
+from tljax.core.train_step import StepSpec, gradients
 from tljax.data import mixup
 from tljax.tuning import optimizers
 
@@ -37,11 +38,11 @@ def _loss(monkeypatch, *, smoothing: float = 0.0, parts: int = 1, is_mixed: bool
 
     config = OptimConfig(accumulate=parts)
     tx = optimizers.optimizer(config, one)
-    rules = Rules(
+    rules = StepSpec(
         *(forward, tx, lambda step: 0.1, one, config, RegularizeConfig(), smoothing, one, 0, 0),
         class_weights=jnp.array(weights),
     )
-    state = State(zero, params, tx.init(params), {}, {}, {}, zero)
+    state = TrainState(zero, params, tx.init(params), {}, {}, {}, zero)
     loss, _, _, grads, _, finite = jax.jit(lambda batch: gradients(state, batch, rules))(batch)
     assert bool(finite) and np.isfinite(grads["head"]["shift"]).all()
     return float(loss)
@@ -85,5 +86,5 @@ def test_a_run_weighs_what_it_mixes(shapes):
     rows = np.arange(len(own))
     total = share * weights[own] * losses[rows, own] + (1 - share) * weights[other] * losses[rows, other]
     expected = total.sum() / (share * weights[own] + (1 - share) * weights[other]).sum()
-    _, metrics = run.train_step(run.phases[0])(state, batch)
+    _, metrics = run.programs.train_step(run.phases[0])(state, batch)
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)

@@ -101,8 +101,8 @@ def _from_run(folder: Workdir, step: str) -> tuple[Pretrained, dict[str, np.ndar
     experiment, resolved = folder.load()
     run = Run(experiment, resolved)
     with folder.checkpoints(experiment) as checkpoints:
-        number = checkpoints.resolve(step)
-        params, batch_stats = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
+        number = checkpoints.find_step(step)
+        params, batch_stats = run.evaluation_variables(checkpoints.restore(number, run.abstract_state(number)))
     for one in run.network.additions:
         if not isinstance(one, Lora):
             raise InputError(f"{folder.path}: a plain network has no place for {one}; only LoRA can be merged into it")

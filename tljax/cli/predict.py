@@ -62,8 +62,8 @@ def _answers_of(
     experiment, resolved = folder.load()
     run = Run(experiment, resolved, tokenizer=folder.tokenizer)
     with folder.checkpoints(experiment) as checkpoints:
-        number = checkpoints.resolve(step)
-        variables = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
+        number = checkpoints.find_step(step)
+        variables = run.evaluation_variables(checkpoints.restore(number, run.abstract_state(number)))
     items = itertools.chain.from_iterable(source.items() for source in inputs)
     return _predict(run, variables, items, batch_size or experiment.task.eval_batch_size)
 
@@ -86,7 +86,7 @@ def _launch(run: Run, variables: tuple[Any, Any], values: Sequence[Any], size: i
     if not values:
         return np.empty((0, len(run.resolved.classes)))
     batch = padded(run.network.input_spec.batch(values, run.experiment.task, run.inputs.tokenizer), size)
-    return run.eval_step(size, length_of({"input": batch}))(*variables, mesh.put_batch(batch, run.mesh))
+    return run.programs.eval_step(size, length_of({"input": batch}))(*variables, mesh.put_batch(batch, run.mesh))
 
 
 def _answers(run: Run, chunk: Sequence[tuple[Item, Any]], logits: jax.Array | np.ndarray) -> Iterator[tuple[Item, Any]]:

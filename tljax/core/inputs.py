@@ -5,7 +5,9 @@ import functools
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
+from tljax.config.ranges import INT32
 from tljax.config.schema import Experiment
 from tljax.core.resolve import Resolved
 from tljax.data import registry
@@ -14,6 +16,7 @@ from tljax.data.loader import TrainInput
 from tljax.data.readers import ExampleReader, Reader
 from tljax.data.splits import make_splits
 from tljax.data.transforms.tokenize import Tokenizer
+from tljax.distributed.mesh import check_batch
 from tljax.errors import InputError
 from tljax.weights import pretrained
 
@@ -78,6 +81,22 @@ class Inputs:
         other = copy.copy(self)
         other.experiment = experiment
         return other
+
+    def batch_size(self, mesh: Mesh) -> int:
+        """Returns the training examples of a step.
+
+        Raises:
+            InputError: the devices cannot share them evenly, or would have more values of them at a time than are
+                counted in 32 bits. Only training asks: evaluation pads.
+        """
+        parts, size = self.experiment.optim.accumulate, self.experiment.task.batch_size
+        largest = INT32 // self.resolved.input_spec.values * mesh.size * parts
+        if size > largest:
+            raise InputError(
+                f"task.batch_size={size} is too large: {largest} have {INT32} values on each device; use fewer, or"
+                " more optim.accumulate"
+            )
+        return check_batch(size, mesh, "task.batch_size", parts)
 
     def reader(self, split: Split, passes: float = 1.0, training: bool = False) -> ExampleReader:
         """Returns what reads examples of a split.

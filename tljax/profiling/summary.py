@@ -15,7 +15,7 @@ from tljax.weights.pretrained import provenance
 
 
 def plan(run: Run) -> dict[str, Any]:
-    """What `inspect` prints and `plan.json` holds; the compiled programs are made for it, and kept by the run.
+    """Returns what `inspect` prints and `plan.json` holds; the compiled programs are made for it, and kept by the run.
 
     Returns:
         `backbone`, `weights`, `licence`, `preprocessing`, `classes`, `steps`, `weights_become`
@@ -54,7 +54,7 @@ def plan(run: Run) -> dict[str, Any]:
         "weights_become": provenance(
             run.experiment, run.resolved.pretrained, run.network.backbone, run.network.new, run.network.shapes
         ),
-        "cost": run.once(("cost", run.cached), lambda: cost(run)),
+        "cost": run.programs.get_or_compile(("cost", run.cached), lambda: cost(run)),
     }
 
 
@@ -75,13 +75,13 @@ def assumptions(run: Run) -> str:
 
 
 def _groups(run: Run, phase: Phase) -> list[dict[str, Any]]:
-    state = run.abstract(phase)
+    state = run.programs.abstract_state(phase)
     multipliers = flatten_dict(phase.multipliers, sep="/")
     sizes = flatten_dict(jax.tree.map(lambda leaf: leaf.size, state.params), sep="/")
     state_bytes = _state_bytes(state.opt_state)
     rows = []
     for group in run.layout.groups:
-        paths = [path for path, found in run.layout.group_of.items() if found == group]
+        paths = [path for path, name in run.layout.group_of.items() if name == group]
         trainable = [path for path in paths if multipliers[path]]
         rows.append(
             {
@@ -98,29 +98,29 @@ def _groups(run: Run, phase: Phase) -> list[dict[str, Any]]:
 
 
 def _state_bytes(opt_state: Any) -> dict[str, int]:
-    """Parameter path -> bytes of the moments that an optimizer keeps for it."""
-    found: dict[str, int] = {}
+    """Returns by parameter path the bytes of the moments that an optimizer keeps for it."""
+    sizes: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
         keys = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
         start = next((i for i, key in enumerate(keys) if key in ("backbone", "head")), None)
         if start is not None and jnp.issubdtype(leaf.dtype, jnp.floating):
             name = "/".join(keys[start:])
-            found[name] = found.get(name, 0) + leaf.size * leaf.dtype.itemsize
-    return found
+            sizes[name] = sizes.get(name, 0) + leaf.size * leaf.dtype.itemsize
+    return sizes
 
 
-def show(found: dict[str, Any]) -> None:
+def show(plan: dict[str, Any]) -> None:
     """Prints a plan as tables."""
-    title = f"{found['backbone']}, {found['strategy']['name']}"
-    if len(found["phases"]) == 1:
+    title = f"{plan['backbone']}, {plan['strategy']['name']}"
+    if len(plan["phases"]) == 1:
         columns = ("group", "rate ×", "parameters", "trained", "state, MB", "leaves that train")
-        console.table(title, columns, [_row(row) for row in found["groups"]])
+        console.table(title, columns, [_row(row) for row in plan["groups"]])
     else:
-        _show_phases(title, found["phases"])
-    rows = [(part, row["value"], row["from"]) for part, row in found["input"].items()]
+        _show_phases(title, plan["phases"])
+    rows = [(part, row["value"], row["from"]) for part, row in plan["input"].items()]
     console.table("input, as evaluation prepares it", ("", "value", "from"), rows)
-    console.weights(found["weights_become"])
-    block = {name: value for name, value in found["cost"].items() if name != "phases"}
+    console.weights(plan["weights_become"])
+    block = {name: value for name, value in plan["cost"].items() if name != "phases"}
     rows = [(name, f"{value:,.0f}" if value > 1 else f"{value:.3f}") for name, value in block.items()]
     console.table("cost of a step", ("", "value"), rows)
 
@@ -155,8 +155,8 @@ def _rates(row: dict[str, Any]) -> str:
 
 
 def _leaves(row: dict[str, Any]) -> str:
-    """How many of a group's leaves train; where it is only some, the first names."""
+    """Returns how many of a group's leaves train; where not all do, the first names."""
     names = [path.split(f"{row['group']}/", 1)[1] for path in row["trainable_leaves"]]
     count = f"{len(names)} of {row['leaves']}"
-    some = ", ".join(names[:2]) + (" …" if len(names) > 2 else "")
-    return f"{count}: {some}" if 0 < len(names) < row["leaves"] else count
+    first = ", ".join(names[:2]) + (" …" if len(names) > 2 else "")
+    return f"{count}: {first}" if 0 < len(names) < row["leaves"] else count

@@ -9,9 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax.errors import InputError
@@ -116,16 +114,6 @@ def frozen_groups(layout: Layout, multipliers: Tree) -> frozenset[str]:
     """Groups in which nothing trains."""
     moving = {layout.group_of[path] for path, value in flatten_dict(multipliers, sep="/").items() if value}
     return frozenset(layout.groups) - moving
-
-
-def select(params: Tree, multipliers: Tree) -> Tree:
-    """`params` with `optax.MaskedNode`, which has no leaves, in place of each frozen leaf."""
-    return jax.tree.map(lambda m, leaf: leaf if m else optax.MaskedNode(), multipliers, params)
-
-
-def merge(trainable: Tree, params: Tree, multipliers: Tree) -> Tree:
-    """The inverse of `select`: frozen leaves come from `params`, untouched."""
-    return jax.tree.map(lambda m, new, old: new if m else old, multipliers, trainable, params)
 
 
 def digest(leaves: Mapping[str, Any]) -> str:
