@@ -90,7 +90,7 @@ def random(name: str, row: str, module: Backbone, size: int) -> Case:
 
 def with_inputs(case: Case, channels: int) -> Case:
     """The case, adapted to another number of channels."""
-    first = pretrained.FIRST_KERNEL[type(case.module)]
+    first = case.module.input_kernel
     arrays = {**case.arrays, first: adapt_channels(case.arrays[first], channels)}
     x = np.concatenate([case.x, case.x], -1)[..., :channels]
     return replace(case, name=f"{case.name}, {channels} channel(s)", arrays=arrays, x=x, channels=channels)

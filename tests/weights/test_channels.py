@@ -35,7 +35,7 @@ NETWORKS = {
 @pytest.mark.parametrize("case", NETWORKS)
 def test_on_a_grey_image_one_channel_gives_what_three_equal_ones_give(case):
     module, arrays = NETWORKS[case][0], NETWORKS[case][1]()
-    first = pretrained.FIRST_KERNEL[type(module)]
+    first = module.input_kernel
     grey = jnp.asarray(golden(case)[1]["image"])[..., :1]
     whole, one = (
         unflatten_dict({path: jnp.asarray(array) for path, array in found.items()}, sep="/")
@@ -48,7 +48,7 @@ def test_on_a_grey_image_one_channel_gives_what_three_equal_ones_give(case):
 
 def test_a_standardised_sum_is_the_sum_of_the_standardised_up_to_a_factor_for_each_filter():
     source = bits.converted(bits.weights_of("timm_resnetv2_bit"), bits.TIMM, "timm")
-    kernel = source[pretrained.FIRST_KERNEL[type(bits.TIMM)]]
+    kernel = source[bits.TIMM.input_kernel]
     found = standardize(jnp.asarray(adapt_channels(kernel, 1)), 1e-10)
     summed = standardize(jnp.asarray(kernel), 1e-10).sum(2, keepdims=True)
     factors = found.std((0, 1, 2)) / summed.std((0, 1, 2))

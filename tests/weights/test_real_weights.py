@@ -42,7 +42,7 @@ def _reference(path, output: str, image: np.ndarray) -> np.ndarray:
 )
 def test_features_are_onnxruntimes(weights, output):
     row = pretrained.resolve(BackboneConfig(weights=weights))
-    module = pretrained.module_of(row).for_image_size(row.preprocessing.size)
+    module = pretrained.module_of(row).resized(row.preprocessing.size)
     variables = jax.tree.map(jnp.asarray, pretrained.restore(row, module))
     image = np.asarray(normalize(jnp.asarray(_pictures(row.preprocessing)), row.preprocessing))
     features = module.apply(variables, jnp.asarray(image))
@@ -63,7 +63,7 @@ def test_a_name_and_its_uri_mean_the_same_and_bring_their_preprocessing():
 
 def test_only_the_position_embedding_depends_on_the_image_size():
     row = pretrained.resolve(BackboneConfig(weights="vit_small_patch14.dinov2"))
-    small, native = (pretrained.restore(row, pretrained.module_of(row).for_image_size(size)) for size in (112, 518))
+    small, native = (pretrained.restore(row, pretrained.module_of(row).resized(size)) for size in (112, 518))
     small, native = (flatten_dict(tree, sep="/") for tree in (small, native))
     assert small["params/stem/pos_embed"].shape == (1, 65, 384)
     np.testing.assert_array_equal(small["params/stem/pos_embed"][0, 0], native["params/stem/pos_embed"][0, 0])
@@ -81,7 +81,7 @@ def test_only_the_position_embedding_depends_on_the_image_size():
 def test_what_becomes_of_every_array_is_told(weights, init, resampled, initialized, ignored):
     config = Experiment(steps=1, backbone=BackboneConfig(weights=weights), head=HeadConfig(init))
     row = pretrained.resolve(config.backbone)
-    module = pretrained.module_of(row).for_image_size(224)
+    module = pretrained.module_of(row).resized(224)
     found = pretrained.provenance(config, row, module, initialized)
     assert found["resampled"] == resampled
     assert found["initialized"] == initialized

@@ -15,7 +15,6 @@ from tljax.data.readers import Texts
 from tljax.data.transforms import image
 from tljax.data.transforms.tokenize import Tokenizer, tokenized
 from tljax.errors import InputError
-from tljax.models.text.bert import longest
 from tljax.weights import pretrained as weights_pretrained
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
@@ -153,9 +152,8 @@ def _check(experiment: Experiment, task: Task, reads: str) -> None:
 
 def check_length(row: Pretrained, max_tokens: int) -> None:
     """Raises InputError for texts that may have more tokens than a row's network has positions."""
-    module = weights_pretrained.module_of(row)
-    most = longest(module.positions, module.pad_id)
-    if max_tokens > most:
+    most = weights_pretrained.module_of(row).input_spec.max_tokens
+    if most is not None and max_tokens > most:
         raise InputError(
             f"task.max_tokens={max_tokens} is more than the {most} positions of {row.backbone}: shorten it"
         )

@@ -91,7 +91,7 @@ class Run:
         """
         other = copy.copy(self)
         other.experiment = experiment
-        other.network, other.inputs = self.network.of(experiment), self.inputs.of(experiment)
+        other.network, other.inputs = self.network.with_experiment(experiment), self.inputs.of(experiment)
         length = Length(self.resolved.steps, self.resolved.train_examples / experiment.task.batch_size, self.layout)
         other.phases = tuple(
             dataclasses.replace(mine, peak=own.peak)

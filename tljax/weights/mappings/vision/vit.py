@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,13 @@ def tables(model: ViT) -> dict[str, Table]:
         "dinov2": _dinov2(model),
         "torchvision": _torchvision(model),
     }
+
+
+def attributes_in(model: ViT, names: Iterable[str]) -> dict[str, Any]:
+    """Returns how a network pools, by the name of its last norm alone: `fc_norm` stands after a mean."""
+    table = _timm(model)
+    ends = {table.canonical(name) for name in names} & {"norm.weight", "fc_norm.weight"}
+    return {"pool": "mean"} if ends == {"fc_norm.weight"} else {}
 
 
 def _patches(source: str) -> Iterator[Rule]:
