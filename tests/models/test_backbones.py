@@ -53,7 +53,7 @@ def test_every_backbone_publishes_its_groups_and_tables_that_fill_it(name):
     shapes = pretrained.shapes(module)
     assert {path.split("/")[1] for path in shapes if path.startswith("params/")} == set(module.groups)
     required = shapes.keys() - pretrained.optional(module)
-    assert any(required <= {rule.target for rule in table.rules} for table in mappings.tables(module).values())
+    assert any(required <= {rule.target for rule in table.mappings} for table in mappings.tables(module).values())
 
 
 def test_batch_norms_move_their_statistics_in_groups_that_update_them_only():

@@ -67,7 +67,7 @@ def weights(tmp_path):
 
 @pytest.mark.parametrize(("channels", "adapted"), [(0, []), (1, ["params/stem/kernel"]), (4, ["params/stem/kernel"])])
 def test_restored_for_the_tasks_channels_and_said_so(weights, channels, adapted):
-    row = pretrained.resolve(BackboneConfig(weights=weights))
+    row = pretrained.resolve_weights(BackboneConfig(weights=weights))
     restored = flatten_dict(pretrained.restore(row, VIT, channels or 3), sep="/")
     assert restored["params/stem/kernel"].shape == (8, 8, channels or 3, 48)
     experiment = Experiment(steps=1, backbone=BackboneConfig(weights=weights), task=TaskConfig(channels=channels))
@@ -79,7 +79,7 @@ def test_restored_for_the_tasks_channels_and_said_so(weights, channels, adapted)
 @pytest.mark.parametrize("to", ["timm", "hf"])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_an_export_says_how_many_channels_it_takes(weights, tmp_path, channels, to):
-    row = pretrained.resolve(BackboneConfig(weights=weights))
+    row = pretrained.resolve_weights(BackboneConfig(weights=weights))
     arrays = flatten_dict(pretrained.restore(row, VIT, channels), sep="/")
     images = with_channels(row.preprocessing, channels)
     other = Pretrained(**{**vars(row), "preprocessing": images})
@@ -92,7 +92,7 @@ def test_an_export_says_how_many_channels_it_takes(weights, tmp_path, channels, 
         assert config["pretrained_cfg"]["first_conv"] is None
     else:
         assert config["num_channels"] == channels
-    again = pretrained.resolve(BackboneConfig(weights=str(tmp_path / to)))
+    again = pretrained.resolve_weights(BackboneConfig(weights=str(tmp_path / to)))
     assert again.preprocessing.channels == images.channels
     np.testing.assert_allclose(again.preprocessing.mean, images.mean)
     found = flatten_dict(pretrained.restore(again, pretrained.module_of(again), channels), sep="/")

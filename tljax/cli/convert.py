@@ -89,7 +89,7 @@ def _run_at(weights: str) -> Workdir | None:
 
 
 def _from_weights(config: BackboneConfig) -> tuple[Pretrained, dict[str, np.ndarray], Sequence[str]]:
-    row = pretrained.resolve(config)
+    row = pretrained.resolve_weights(config)
     path = fetch(row.uri, row.sha256)
     if (path / "tljax.json").is_file():
         return row, flatten_dict(io_arrays.load_tree(path), sep="/"), io_arrays.load_facts(path)["ignored"]

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tljax.models.kernels import ops
 from tljax.models.base import Backbone
+from tljax.models.kernels import ops
 from tljax.peft.config import AdapterConfig, MlpHead
 from tljax.peft.interceptors import apply_adapters, drop
 
@@ -95,7 +95,7 @@ class Classifier(nn.Module):
     def features(
         self, x: Float[Array, "batch height width channels"] | Mapping[str, Array], stops: Sequence[int]
     ) -> list:
-        """Returns what the backbone's first groups give in evaluation, after as many as each of the rising `stops` says.
+        """Returns what the backbone gives in evaluation after as many groups as each of the rising `stops` says.
 
         Each is what `__call__` takes at that `start`; after all groups, the pooled features [batch, feature_dim].
         """

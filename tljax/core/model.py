@@ -105,7 +105,7 @@ class Network:
         return weights_pretrained.restore(self._row, self.backbone, self._preprocessing.inputs, self.shapes)
 
     def start(self) -> Variables:
-        """Returns the variables at step 0: pretrained, and new what the weights lack; or all new where the config has none.
+        """Returns the variables at step 0: pretrained, and new what the weights lack, which without weights is all.
 
         Raises:
             InputError: the weights cannot be had or do not fit, or have no head for these classes.

@@ -66,7 +66,7 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
         InputError: anything in the config names a thing that does not exist, or does not fit another.
     """
     config = experiment.task
-    row = weights_pretrained.resolve(experiment.backbone)
+    row = weights_pretrained.resolve_weights(experiment.backbone)
     preprocessing = row.preprocessing
     if config.image_size:
         preprocessing = dataclasses.replace(preprocessing, size=config.image_size)

@@ -11,8 +11,8 @@
         def setup(self):
             self.stem, self.block_0 = nn.Conv(self.width, (3, 3)), nn.Conv(self.width, (3, 3))
 
-`--config.backbone.name=my_networks:SmallConvNet` trains it. That much is needed; all else has a default, or is asked for
-by a feature that names it when it is missing.
+`--config.backbone.name=my_networks:SmallConvNet` trains it. That much is needed; all else has a default, or is named by
+the feature that asks for it when it is missing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -176,7 +176,7 @@ class Backbone(nn.Module):
 
     @property
     def residual_branches(self) -> str:
-        """A regex of the modules (paths below the backbone) that end a residual branch: adapters, dropout, drop_path."""
+        """A regex of the modules that end a residual branch, where adapters, dropout and drop_path act."""
         self._lacks("residual_branches", r"a regex of modules that end a residual branch, as r'block_\d+/mlp'")
 
     @property
@@ -227,12 +227,12 @@ class Backbone(nn.Module):
 
     @property
     def position_grids(self) -> Mapping[str, tuple[int, int]]:
-        """Path of each table of position embeddings -> its grid (down, across), for another of which it is resampled."""
+        """Path of each table of position embeddings -> its grid (down, across), resampled for another image size."""
         return {}
 
     @property
     def input_kernel(self) -> str:
-        """Path of the kernel [down, across, channels, out] that reads the image, adapted to other channels; or empty."""
+        """Path of the kernel [down, across, channels, out] that reads the image, for other channels; or empty."""
         return ""
 
     def trained_by(self, library: str) -> Mapping[str, Any]:

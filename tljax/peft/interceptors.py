@@ -1,9 +1,9 @@
 """LoRA, adapters, prompts and noise in a backbone's forward pass.
 
-The backbones know nothing of it. `apply_adapters` intercepts the calls of their modules (`flax.linen.intercept_methods`, as
-gemma's `peft` does), and what is new becomes parameters of the module that it acts on: `backbone/block_0/attention/
-qkv/lora_a`. So a pretrained parameter's path is the same with adapters and without. Regexes are of whole module
-paths below `backbone/`.
+The backbones know nothing of it. `apply_adapters` intercepts the calls of their modules
+(`flax.linen.intercept_methods`, as gemma's `peft` does), and what is new becomes parameters of the module that it acts
+on: `backbone/block_0/attention/qkv/lora_a`. So a pretrained parameter's path is the same with adapters and without.
+Regexes are of whole module paths below `backbone/`.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax.errors import InputError
 from tljax.models import remat
-from tljax.models.kernels import ops
 from tljax.models.base import Backbone
+from tljax.models.kernels import ops
 from tljax.models.layers import Dense
 from tljax.models.vision.resnet import Conv
 from tljax.peft.config import ADAPTERS, Adapter, AdapterConfig, Lora, MlpHead, Prompt

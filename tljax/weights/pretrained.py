@@ -40,8 +40,8 @@ _TORCH = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".index.json")
 _CONVERTING = threading.Lock()  # a thread may be at it when another asks
 
 
-def resolve(config: BackboneConfig) -> Pretrained:
-    """The row of the catalogue that a config means, or one that the weights' own folder describes.
+def resolve_weights(config: BackboneConfig) -> Pretrained:
+    """Returns the row of the catalogue that a config means, or one that the weights' own folder describes.
 
     Raises:
         InputError: the name or the weights are unknown, or a name is needed and not given.
@@ -150,7 +150,7 @@ def _known(weights: str) -> Pretrained | None:
 
 
 def _described(config: BackboneConfig) -> Pretrained | None:
-    """What a folder that `convert` made, or a repository as timm and transformers lay it out, says of itself."""
+    """Returns what a folder of `convert`, or a repository as timm and transformers lay it out, says of itself."""
     weights = config.weights
     if weights.startswith("hf://"):
         # Only a whole repository is described; a file in one may be anything.
@@ -184,7 +184,7 @@ def _read_folder(folder: Path, config: BackboneConfig) -> Pretrained | None:
 
 @functools.lru_cache(maxsize=4)  # of one network it is asked several times
 def shapes(module: Backbone, channels: int = 3) -> Mapping[str, Shape]:
-    """Path (`params/…`, `batch_stats/…`) -> shape of every array in a backbone, and `head/…` for any classes.
+    """Returns path (`params/…`, `batch_stats/…`) -> shape of every array in a backbone, and `head/…` for any classes.
 
     Args:
         module: the backbone.
@@ -254,12 +254,15 @@ def provenance(
     new: Sequence[str],
     own: Mapping[str, Shape] | None = None,
 ) -> dict[str, Any]:
-    """What becomes of the pretrained arrays: how many are `kept`; the names of the others, by what is done to them.
+    """Returns what becomes of the pretrained arrays: how many are `kept`, the others' names by what is done to them.
 
     These are `resampled` (for another grid of patches), `adapted` (to another number of channels), `initialized` and
     `ignored`.
 
     Args:
+        experiment: says whether there are weights, and what of the head.
+        row: the checkpoint.
+        module: the network, at the size of its images.
         new: what the network has besides, by name.
         own: its backbone's `shapes`, where they are known.
     """
@@ -284,7 +287,7 @@ def provenance(
 
 
 def converted(row: Pretrained) -> Path:
-    """The folder with the row's arrays under our names; converted now if it is not in the cache.
+    """Returns the folder with the row's arrays under our names; converted now if it is not in the cache.
 
     The key is the file's content and the table of rules, so that a change in either is converted anew; and so is what
     was damaged since.
@@ -304,7 +307,7 @@ def converted(row: Pretrained) -> Path:
 
 
 def _file_in(folder: Path) -> Path:
-    """The weights in a folder that is laid out as a repository on the hub."""
+    """Returns the weights in a folder that is laid out as a repository on the hub."""
     for name in hub.WEIGHTS:
         if (folder / name).is_file():
             return folder / name
@@ -312,7 +315,7 @@ def _file_in(folder: Path) -> Path:
 
 
 def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """The arrays of a file, or of a folder as the hub has it, under our flat paths; and what else it has, by name."""
+    """Reads a file, or a folder as the hub has it: arrays under our flat paths, and names of what else it has."""
     path = _file_in(path) if path.is_dir() else path
     source, module, tables = files.read(path), in_file(row), _tables(row)
     name = row.source or max(tables, key=lambda name: _explained(source, tables[name]))
@@ -333,7 +336,14 @@ def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str,
 
 
 def write(folder: Path, row: Pretrained, arrays: Mapping[str, np.ndarray], ignored: Sequence[str] = ()) -> None:
-    """Orbax arrays, and `tljax.json` saying what they are."""
+    """Writes arrays for Orbax, and `tljax.json` that says what they are.
+
+    Args:
+        folder: an empty one.
+        row: what they are.
+        arrays: by our flat paths.
+        ignored: names of what their source has besides.
+    """
     heads = sorted(path for path in arrays if path.startswith("head"))
     facts = {"pretrained": to_dict(row), "ignored": list(ignored), "head": heads}
     io_arrays.save_tree(folder, unflatten_dict(dict(arrays), sep="/"), facts)

@@ -213,9 +213,9 @@ def _max_pool_backward(padding, kept, dy):
 
     def tap(row, column):
         """The gradient as it goes to this pixel of each window, on a map of one more window each way."""
-        mine = jnp.where(place == 3 * row + column, dy, 0)
+        dtap = jnp.where(place == 3 * row + column, dy, 0)
         down, right = row // 2, column // 2  # the last pixel of a window is the next one's first
-        return jnp.pad(mine, ((0, 0), (down, 1 - down), (right, 1 - right), (0, 0)))
+        return jnp.pad(dtap, ((0, 0), (down, 1 - down), (right, 1 - right), (0, 0)))
 
     def phase(row, column):
         return sum(tap(r, c) for r in range(row, 3, 2) for c in range(column, 3, 2))

@@ -122,8 +122,8 @@ def _layer_norm_backward(eps, kept, dy):
     scaled = dy * scale
     along = jnp.mean(scaled * normalized, -1, keepdims=True)
     dx = inverse * (scaled - jnp.mean(scaled, -1, keepdims=True) - normalized * along)
-    found = dx.astype(x.dtype), jnp.sum(dy * normalized, rows), jnp.sum(dy, rows)
-    return found[0], *(one.astype(scale.dtype) for one in found[1:])
+    dscale, dbias = jnp.sum(dy * normalized, rows), jnp.sum(dy, rows)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
@@ -156,8 +156,8 @@ def _cudnn_attention(q, k, v, mask):
     queries, keys = q.shape[1], k.shape[1]
     if mask is not None:
         # Of padding through and through: the kernel's own weights would sum to more than 1 in the gradient.
-        some = jnp.any(mask, axis=1, keepdims=True)
-        q, mask = jnp.where(some[..., None, None], q, 0), mask | ~some
+        has_tokens = jnp.any(mask, axis=1, keepdims=True)
+        q, mask = jnp.where(has_tokens[..., None, None], q, 0), mask | ~has_tokens
     elif keys % 2:
         mask = jnp.ones((1, keys), bool)
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))

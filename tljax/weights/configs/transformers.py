@@ -28,7 +28,7 @@ class _Family(NamedTuple):
         source: whose names its files use.
         attributes: config -> attributes.
         reads: `image` or `text`.
-        pos_embed: the rule of `surgery.RESAMPLINGS` by which it resamples positions.
+        pos_embed: the rule of `adapt.RESAMPLINGS` by which it resamples positions.
     """
 
     backbone: str
