@@ -107,7 +107,7 @@ class Classifier(nn.Module):
         return outputs
 
 
-class _Features(nn.Module):
+class _Features(Backbone):
     """A stand-in for a backbone, whose input is features."""
 
     @nn.compact

@@ -61,6 +61,9 @@ class Network:
         # Traced once, for the shapes and for `start`. The key is an argument: all seeds have the same program.
         whole = jax.jit(self._init)
         self.abstract = whole.eval_shape(jax.random.key(0))
+        if strays := self.abstract["params"].get("backbone", {}).keys() - set(self.backbone.groups):
+            name = type(self.backbone).__name__
+            raise InputError(f"{name} has parameters in {', '.join(sorted(strays))}, which its `groups` do not name")
         self.layout = Layout.of(self.abstract["params"], self.backbone.groups, self.backbone.pooled_norm)
         # Compiled, so that of all that `_init` makes only what is new is ever computed.
         self._init_new = jax.jit(lambda key: self._select_new(whole(key))) if experiment.backbone.weights else whole

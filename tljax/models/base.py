@@ -102,7 +102,7 @@ class Backbone(nn.Module):
     # Forward pass.
 
     def layers(self) -> Sequence[Callable[..., Any]]:
-        """Returns the module of each group, in order; by default the attributes of `setup` that bear their names."""
+        """Returns the module of each group, in order; by default the attributes of `setup` with their names."""
         for group in self.groups:
             if not hasattr(self, group):
                 self._lacks(group, "a layer that `setup` makes for this of its groups")
@@ -163,7 +163,9 @@ class Backbone(nn.Module):
             gave.
         """
         names = self.groups[start:stop]
-        pools = pool and bool(names) and names[-1] == self.groups[-1]
+        if not names:
+            return x
+        pools = pool and names[-1] == self.groups[-1]
         x = self.run_groups(x, start, stop, pools=pools, batch_norm=batch_norm, remat=remat)
         return self.pooled(x) if pools else x
 

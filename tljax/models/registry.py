@@ -113,7 +113,7 @@ def _imported(name: str) -> Backbone:
         raise InputError(f"backbone.name={name} is no backbone: give a subclass of tljax.models.base.Backbone")
     try:
         module = reference() if is_class else reference
-        hash(module)
+        hash((module, module.groups, module.feature_dim))  # which have no default
     except TypeError as error:
         raise InputError(f"backbone.name={name}: {error}; give attributes hashable defaults") from error
     return module
