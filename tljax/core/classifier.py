@@ -36,7 +36,7 @@ class _TwoLayers(nn.Module):
 
 
 class Classifier(nn.Module):
-    """`head(backbone(x))`.
+    """A backbone and a head on its features, `head(backbone(x))`.
 
     Attributes:
         backbone: a network that ends in pooled features.

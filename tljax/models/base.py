@@ -30,7 +30,7 @@ from tljax.models import remat as remat_groups
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a backbone takes.
+    """The inputs that a backbone takes.
 
     Attributes:
         kind: `image` ([batch, size, size, channels], normalized), `text` (a dict of `input_ids`, `attention_mask` and
@@ -88,7 +88,7 @@ class Backbone(nn.Module):
 
     @property
     def input_spec(self) -> InputSpec:
-        """What it takes; by default color images of any size."""
+        """The inputs that it takes; by default color images of any size."""
         return InputSpec("image")
 
     def resized(self, image_size: int) -> "Backbone":
@@ -203,14 +203,14 @@ class Backbone(nn.Module):
 
     @property
     def prompt_init(self) -> Callable[[jax.Array, tuple[int, ...]], jax.Array]:
-        """How prompts start: normal with a standard deviation of 0.02 unless the family's paper says otherwise."""
+        """The initializer of prompts, normal with a standard deviation of 0.02 unless a paper says otherwise."""
         return nn.initializers.normal(0.02)
 
     # What pretrained weights need.
 
     @property
     def weight_mappings(self) -> Mapping[str, Any]:
-        """Whose names -> the `tljax.weights.mapping.Table` that converts a file of weights with them."""
+        """A `tljax.weights.mapping.Table` for each library whose names a file of weights may have."""
         self._lacks("weight_mappings", "tables that convert backbone.weights to its parameters")
 
     @property

@@ -29,7 +29,7 @@ class TransformerBackbone(Backbone):
 
 
 class Dense(nn.Module):
-    """`x @ kernel + bias` over the last axis.
+    """A dense layer, `x @ kernel + bias` over the last axis.
 
     Attributes:
         features: outputs.

@@ -19,7 +19,7 @@ Shape = tuple[int | None, ...]  # None where any length will do
 
 @dataclass(frozen=True)
 class ParamMapping:
-    """Where one source array goes.
+    """The place of a source array among ours.
 
     Attributes:
         source: its name in the file.
@@ -90,12 +90,14 @@ class Table:
         mappings: one for each array that the model takes from it.
         ignored: expressions of whole names that are left out on purpose.
         aliases: (expression, replacement), applied in order to each name before it is looked up, for the spellings
-            under which the same checkpoint is found.
+            that the same checkpoint may have.
+        class_row: whether its position embeddings have a row for the class token where the network's have none.
     """
 
     mappings: tuple[ParamMapping, ...]
     ignored: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    class_row: bool = False
 
     @cached_property
     def by_source(self) -> dict[str, ParamMapping]:
@@ -131,7 +133,7 @@ _MAX_WRAPPERS = 8
 
 
 class Conversion(NamedTuple):
-    """What became of a checkpoint: flat `path -> array`, and the source names left out."""
+    """A converted checkpoint: flat `path -> array`, and the source names left out."""
 
     arrays: dict[str, np.ndarray]
     ignored: tuple[str, ...]

@@ -320,14 +320,15 @@ def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str,
     source, module, tables = files.read(path), in_file(row), _tables(row)
     name = row.source or max(tables, key=lambda name: _explained(source, tables[name]))
     expected = dict(shapes(module, row.preprocessing.inputs))
-    class_row = name == "dinov2" and module.positions == "patches"
-    if class_row:
-        expected["params/stem/pos_embed"] = (1, 1 + module.grid[0] * module.grid[1], module.width)
+    table = tables[name]
+    for path in module.position_grids if table.class_row else ():
+        rows = expected[path][1] + 1
+        expected[path] = (1, rows, *expected[path][2:])
     try:
-        arrays, ignored = convert(source, tables[name], expected, optional(module))
+        arrays, ignored = convert(source, table, expected, optional(module))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    if class_row:
+    if table.class_row:
         vit.fold_class_row(arrays)
     if {"head/kernel", "head/bias"} <= arrays.keys() and arrays["head/kernel"].shape[1:] != arrays["head/bias"].shape:
         classes = arrays["head/kernel"].shape[1], len(arrays["head/bias"])

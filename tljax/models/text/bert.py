@@ -154,7 +154,7 @@ class Bert(TransformerBackbone):
         batch_norm: Mapping[str, str] = {},
         remat: bool = False,
     ) -> dict[str, Array] | Float[Array, "batch length width"]:
-        """Returns what `groups[start:stop]` make of a text; see `Backbone.run_groups`. There is no BatchNorm.
+        """Returns what `groups[start:stop]` make of a text; there is no BatchNorm.
 
         Args:
             x: `input_ids`, `attention_mask` (1 at tokens, 0 at padding) and, where there are any, `token_type_ids`

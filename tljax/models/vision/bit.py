@@ -134,7 +134,11 @@ class BiT(Backbone):
         batch_norm: Mapping[str, str] = {},
         remat: bool = False,
     ) -> Float[Array, "batch height width channels"]:
-        """Returns the feature map after `groups[stop - 1]`; see `Backbone.run_groups`. There is no BatchNorm."""
+        """Returns the feature map after `groups[stop - 1]`; there is no BatchNorm.
+
+        Args:
+            x, start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
+        """
         for layer in [self.stem, *self.block][start:stop]:
             x = remat_groups.run(layer, x, remat=remat)
         return nn.relu(self.norm(x)) if "norm" in self.groups[start:stop] else x

@@ -230,7 +230,10 @@ class ResNet(Backbone):
         batch_norm: Mapping[str, str] = {},
         remat: bool = False,
     ) -> Float[Array, "batch height width channels"]:
-        """Returns the feature map after `groups[stop - 1]`; see `Backbone.run_groups`.
+        """Returns the feature map after `groups[stop - 1]`.
+
+        Args:
+            x, start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
 
         Raises:
             InputError: there is no such mode of BatchNorm.

@@ -187,6 +187,9 @@ class ViT(TransformerBackbone):
         """Returns the tokens [batch, prefix + patches, width] after `groups[stop - 1]`; see `Backbone.run_groups`.
 
         At the end they are normalized where the network does that before it pools. There is no BatchNorm.
+
+        Args:
+            x, start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
         """
         names = self.groups[start:stop]
         for name, layer in list(zip(self.groups, [self.stem, *self.block], strict=False))[start:stop]:

@@ -21,12 +21,12 @@ _LEGACY = ((r"(LayerNorm|layer_norm)\.gamma$", r"\1.weight"), (r"(LayerNorm|laye
 
 
 def tables(model: Bert) -> dict[str, Table]:
-    """Whose names -> the table that converts them."""
+    """Returns the table for each library whose names a checkpoint may have."""
     return {"bert": _bert(model), "roberta": _roberta(model), "distilbert": _distilbert(model)}
 
 
 def _bert(model: Bert) -> Table:
-    """`Bert*`, with the pooler that pretraining and the classifier share."""
+    """Returns the table of `Bert*`, with the pooler that pretraining and the classifier share."""
     mappings, unused = _ending(model, "cls_tanh", "bert.pooler.dense", "classifier")
     return Table(
         (*_encoder(model, "bert"), *mappings),
@@ -36,7 +36,7 @@ def _bert(model: Bert) -> Table:
 
 
 def _roberta(model: Bert) -> Table:
-    """`Roberta*`. Its own pooler is always left out: pretraining has no use for it, so it is as it was initialized."""
+    """Returns the table of `Roberta*`, without its own pooler, which pretraining left as it was initialized."""
     mappings, unused = _ending(model, "cls_tanh", "classifier.dense", "classifier.out_proj")
     return Table(
         (*_encoder(model, "roberta"), *mappings),
@@ -52,7 +52,7 @@ def _roberta(model: Bert) -> Table:
 
 
 def _distilbert(model: Bert) -> Table:
-    """`DistilBert*`."""
+    """Returns the table of `DistilBert*`."""
     mappings, unused = _ending(model, "cls_relu", "pre_classifier", "classifier")
     mappings += _embeddings(model, "distilbert")
     for i in range(model.depth):
@@ -72,7 +72,7 @@ def _distilbert(model: Bert) -> Table:
 
 
 def _prefixed(prefix: str, layers: str) -> tuple[str, str]:
-    """The alias for a file that was saved from the bare model."""
+    """Returns the alias for a file that was saved from the bare model."""
     return rf"^(?=(embeddings|{layers}|pooler)\.)", f"{prefix}."
 
 
@@ -100,7 +100,7 @@ def _attention(model: Bert, sources: list[str], target: str) -> Iterator[ParamMa
 
 
 def _encoder(model: Bert, prefix: str) -> Iterator[ParamMapping]:
-    """Embeddings and blocks as BERT and RoBERTa call them."""
+    """Yields embeddings and blocks as BERT and RoBERTa call them."""
     yield from _embeddings(model, prefix)
     for i in range(model.depth):
         source, target = f"{prefix}.encoder.layer.{i}", f"params/block_{i}"

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def tables(model: BiT) -> dict[str, Table]:
-    """Whose names -> the table that converts them."""
+    """Returns the table for each library whose names a checkpoint may have."""
     return {"timm": _timm(model), "google": _google(model)}
 
 
 def _timm(model: BiT) -> Table:
-    """timm's `resnetv2_*_bit`: `stages.0.blocks.0.conv1.weight`. Its head is a 1x1 convolution."""
+    """Returns the table of timm's `resnetv2_*_bit` (`stages.0.blocks.0.conv1.weight`), whose head is a convolution."""
     mappings = [
         ParamMapping("stem.conv.weight", "params/stem/conv/kernel", CONV),
         *torch_norm("norm", "params/norm"),
@@ -35,7 +35,7 @@ def _timm(model: BiT) -> Table:
 
 
 def _google(model: BiT) -> Table:
-    """google-research/big_transfer's `.npz`, already HWIO: `resnet/block1/unit01/a/standardized_conv2d/kernel`."""
+    """Returns the table of google-research/big_transfer's `.npz` (`resnet/block1/unit01/a/…`), already HWIO."""
 
     def norm(source: str, target: str) -> list[ParamMapping]:
         return [

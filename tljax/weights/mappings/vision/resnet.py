@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def tables(model: ResNet) -> dict[str, Table]:
-    """Whose names -> the table that converts them."""
+    """Returns the table for each library whose names a checkpoint may have."""
     return {"timm": _timm(model), "hf": _hf(model), "open_nsfw": _open_nsfw(model)}
 
 
 def _convs(model: ResNet) -> range:
-    """The numbers of a block's convolutions."""
+    """Returns the numbers of a block's convolutions."""
     return range(1, 3 if model.kind == "basic" else 4)
 
 
 def _conv_norm(conv: str, norm: str, target: str) -> Iterator[ParamMapping]:
-    """A convolution and its BatchNorm, under torch's words for their arrays."""
+    """Yields a convolution and its BatchNorm, under torch's words for their arrays."""
     yield ParamMapping(f"{conv}.weight", f"params/{target}/conv/kernel", CONV)
     yield ParamMapping(f"{norm}.weight", f"params/{target}/norm/scale")
     yield ParamMapping(f"{norm}.bias", f"params/{target}/norm/bias")
@@ -32,7 +32,7 @@ def _conv_norm(conv: str, norm: str, target: str) -> Iterator[ParamMapping]:
 
 
 def _timm(model: ResNet) -> Table:
-    """timm and torchvision: `layer1.0.conv1.weight`."""
+    """Returns the table of timm and torchvision: `layer1.0.conv1.weight`."""
     mappings = [*torch_linear("fc", "head")]
     if model.stem == "deep":
         # timm numbers what stands in a Sequential: 2 and 5 are its ReLUs.
@@ -52,7 +52,7 @@ def _timm(model: ResNet) -> Table:
 
 
 def _hf(model: ResNet) -> Table:
-    """transformers' ResNet; v1 and v1.5 have the same names. A file saved from a bare model lacks the prefix."""
+    """Returns the table of transformers' ResNet, v1 and v1.5; a file saved from a bare model lacks the prefix."""
 
     def layer(name: str, target: str) -> Iterator[ParamMapping]:
         return _conv_norm(f"{name}.convolution", f"{name}.normalization", target)
@@ -67,7 +67,7 @@ def _hf(model: ResNet) -> Table:
 
 
 def _open_nsfw(model: ResNet) -> Table:
-    """Yahoo's open_nsfw as exported to ONNX: Caffe names, BatchNorm folded into the convolutions.
+    """Returns the table of Yahoo's open_nsfw as exported to ONNX: Caffe names, BatchNorm folded into the convolutions.
 
     `weights.files` names an array by the node that reads it where the exporter made its name up.
     """

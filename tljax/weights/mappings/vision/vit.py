@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def tables(model: ViT) -> dict[str, Table]:
-    """Whose names -> the table that converts them."""
+    """Returns the table for each library whose names a checkpoint may have."""
     return {
         "timm": _timm(model),
         "hf": _hf(model),
@@ -38,7 +38,7 @@ def _patches(source: str) -> Iterator[ParamMapping]:
 
 
 def _thirds(width: int) -> list[tuple[str, tuple[int, int]]]:
-    """query, key and value as parts of our joint projection."""
+    """Returns query, key and value as parts of our joint projection."""
     return [(name, (i * width, (i + 1) * width)) for i, name in enumerate(("query", "key", "value"))]
 
 
@@ -79,7 +79,8 @@ def _dinov2(model: ViT) -> Table:
     There the class token has a row of the position embeddings with registers too: see `fold_class_row`.
     """
     aliases = ((r"^register_tokens$", "reg_token"), (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."))
-    return Table(_timm(model).mappings, (r"mask_token", r"(dino|ibot)_head\..*"), aliases)
+    ignored = (r"mask_token", r"(dino|ibot)_head\..*")
+    return Table(_timm(model).mappings, ignored, aliases, class_row=model.positions == "patches")
 
 
 def fold_class_row(arrays: dict[str, np.ndarray]) -> None:
@@ -114,7 +115,7 @@ def _torchvision(model: ViT) -> Table:
 
 
 def _hf(model: ViT) -> Table:
-    """transformers' ViT and Dinov2 (with registers or not), as their files on the hub spell it.
+    """Returns the table of transformers' ViT and Dinov2 (with registers or not), as their files on the hub spell it.
 
     The two differ in a few words; LayerScale tells them apart. transformers 5 renamed modules in memory, and a file
     saved from a bare model lacks the prefix: aliases bring both back to the published spelling.
@@ -160,7 +161,7 @@ def _hf(model: ViT) -> Table:
 
 
 def _hf_onnx(model: ViT) -> Table:
-    """transformers' Dinov2Model inside a larger network, exported to ONNX with its position embedding split in two.
+    """Returns the table of transformers' Dinov2Model in a larger network, in ONNX with its positions split in two.
 
     Linear kernels come as `MatMul` initializers, [in, out] already, which `weights.files` names by their node.
     """
@@ -194,7 +195,7 @@ def _hf_onnx(model: ViT) -> Table:
 
 
 def _google(model: ViT) -> Table:
-    """google-research/vision_transformer's `.npz`, which keeps attention's heads on an axis of their own."""
+    """Returns the table of google-research/vision_transformer's `.npz`, where attention's heads have their own axis."""
     width, heads = model.width, model.heads
     split = (heads, width // heads)
     names = {"embedding": "params/stem", "head": "head", "Transformer/encoder_norm": "params/norm"}
