@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from tests.conftest import tiny_run
 from tljax.checkpoints.workdir import Workdir
 from tljax.errors import InputError
-from tljax.models.base import Backbone
+from tljax.models.base import Backbone, InputSpec
 from tljax.models.registry import BACKBONES, build, user_source
 from tljax.training.trainer import train
 from tljax.weights import pretrained
@@ -40,6 +40,14 @@ class Stray(NoLayer):
 
     def pooled(self, x):
         return self.extra(super().pooled(x))
+
+
+class OfOneSize(NoLayer):
+    input_spec = InputSpec("image", size=(8, 8))
+
+
+class OfFeatures(NoLayer):
+    input_spec = InputSpec("features", width=3)
 
 
 class Unhashable(NoLayer):
@@ -84,6 +92,8 @@ def test_its_own_mapping_loads_its_own_names(shapes, tmp_path):
         ("tests.extending.test_backbone:NoFeatureDim", {}, "NoFeatureDim has no feature_dim"),
         ("tests.extending.test_backbone:NoLayer", {}, "NoLayer has no stem (a layer that `setup` makes"),
         ("tests.extending.test_backbone:Stray", {}, "Stray has parameters in extra, which its `groups` do not name"),
+        ("tests.extending.test_backbone:OfOneSize", {}, "OfOneSize takes images of 8 x 8 pixels and has no `resized`"),
+        ("tests.extending.test_backbone:OfFeatures", {}, "OfFeatures reads features, and folder:"),
         ("tests.extending.test_backbone:Unhashable", {}, "unhashable type: 'dict'; give attributes hashable"),
         (NAME, {"tuning__strategy": "lora"}, "SmallConvNet has no adapter_targets"),
         (NAME, {"tuning__strategy": "prompt"}, "prompts are tokens of a transformer, and a SmallConvNet has none"),

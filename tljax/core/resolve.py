@@ -120,7 +120,7 @@ def _check(experiment: Experiment, task: Task, reads: str) -> None:
     config = experiment.task
     if reads != task.kind:
         name = experiment.backbone.name or experiment.backbone.weights
-        held = {"image": "images", "text": "texts"}
+        held = {"image": "images", "text": "texts", "features": "features"}
         raise InputError(f"{name} reads {held[reads]}, and {config.dataset} holds {held[task.kind]}")
     if task.problem == "single_label" and len(task.classes) < 2:
         has = ", ".join(task.classes) or "none"

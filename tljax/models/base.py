@@ -92,11 +92,15 @@ class Backbone(nn.Module):
         return InputSpec("image")
 
     def resized(self, image_size: int) -> "Backbone":
-        """Returns the network for square images of another size; by default itself.
+        """Returns the network for square images of another size; by default itself, if it takes them.
 
         Raises:
             InputError: it takes no such images.
         """
+        size = self.input_spec.size
+        if size not in (None, (image_size, image_size)):
+            takes = f"{type(self).__name__} takes images of {size[0]} x {size[1]} pixels and has no `resized`"
+            raise InputError(f"{takes} for {image_size}: set task.image_size={size[0]}")
         return self
 
     # Forward pass.
@@ -198,7 +202,10 @@ class Backbone(nn.Module):
 
     @property
     def prompt_width(self) -> int:
-        """The width of the tokens between its blocks, among which prompts go; 0 for a network without tokens."""
+        """The width of the tokens between its blocks, among which prompts go; 0 for a network without tokens.
+
+        They are [batch, tokens, width], or a dict of that as `hidden` and of `attention_mask`; prompts follow the first.
+        """
         return 0
 
     @property
