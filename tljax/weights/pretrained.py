@@ -274,7 +274,7 @@ def provenance(
     facts = io_arrays.load_facts(converted(row))
     stored = module_of(row).position_grids
     resampled = [path for path, grid in module.position_grids.items() if grid != stored[path]]
-    adapted = [module.input_kernel] if channels != row.preprocessing.inputs else []
+    adapted = [module.input_kernel] if module.input_kernel and channels != row.preprocessing.inputs else []
     pretrained = experiment.head.init == "pretrained"
     pooler = _left_out(row, [path for path in shapes(in_file(row), channels) if path.startswith(POOLER)])
     return {
