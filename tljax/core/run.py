@@ -96,7 +96,7 @@ class Run:
         """
         run = copy.copy(self)
         run.experiment = experiment
-        run.network, run.inputs = self.network.of(experiment), self.inputs.with_experiment(experiment)
+        run.network, run.inputs = self.network.with_experiment(experiment), self.inputs.with_experiment(experiment)
         run.phases = tuple(
             dataclasses.replace(phase, peak=other.peak)
             for phase, other in zip(self.phases, self._phases(experiment), strict=True)

@@ -100,7 +100,7 @@ class ImageInput:
 
     def fit(self, backbone: Any) -> Any:
         """Returns the backbone for inputs of this size."""
-        return backbone.for_image_size(self.preprocessing.size)
+        return backbone.resized(self.preprocessing.size)
 
     def to_network(self, x: Any, dtype: jnp.dtype) -> jax.Array:
         """Returns what the stem takes of a batch: normalized images."""
@@ -357,4 +357,6 @@ def input_spec(kind: str, preprocessing: Preprocessing, length: int = 0) -> Inpu
         preprocessing: of images, what the weights expect.
         length: of texts, the tokens that the longest is padded to.
     """
+    if kind not in INPUTS:
+        raise InputError(f"the network reads {kind}, and data sets hold {' or '.join(INPUTS)}s")
     return ImageInput(preprocessing) if kind == ImageInput.kind else TextInput(length)

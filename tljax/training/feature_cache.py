@@ -31,6 +31,7 @@ from tljax.data.readers import ExampleReader
 from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
 from tljax.io import checksums, compilation_cache
+from tljax.models.registry import user_source
 from tljax.profiling.cost import of_prefix
 from tljax.tuning import multipliers
 from tljax.tuning.phases import Phase
@@ -229,7 +230,8 @@ def _source(run: Run, split: Split, training: bool) -> _Source:
 
 def _folder(run: Run, variables: Variables, source: _Source, stop: int) -> Path:
     versions = _FORMAT, jax.__version__
-    network = run.network.backbone, run.network.additions, run.experiment.compute_dtype, jax.default_backend()
+    network = run.network.backbone, run.network.adapters, run.experiment.compute_dtype, jax.default_backend()
+    network += user_source(run.network.backbone)
     prefix = multipliers.digest(flatten_dict(run.of_groups(variables, stop), sep="/"))
     return decoded_cache.name("features", *versions, *network, prefix, stop, source.split.key, *source.recipe)
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax.errors import InputError
-from tljax.peft.config import ADDITIONS, Addition
+from tljax.peft.config import ADAPTERS, AdapterConfig
 from tljax.tuning.strategies import STRATEGIES, Layout, compiled, first_match
 
 Tree = Any  # a nested dict of arrays (or of what stands for them)
@@ -33,7 +33,7 @@ def arguments_of(strategy: str) -> dict[str, bool]:
     """
     if strategy not in STRATEGIES:
         raise InputError(f"no tuning.strategy {strategy!r}; there are: {', '.join(STRATEGIES)}")
-    adds = [field.name for field in dataclasses.fields(ADDITIONS[strategy])] if strategy in ADDITIONS else []
+    adds = [field.name for field in dataclasses.fields(ADAPTERS[strategy])] if strategy in ADAPTERS else []
     return takes(STRATEGIES[strategy]) | dict.fromkeys(adds, False)
 
 
@@ -47,16 +47,16 @@ def check_arguments(strategy: str, arguments: Mapping[str, Any], wanted: Mapping
             raise InputError(f"{strategy} needs --config.tuning.{name}=…")
 
 
-def addition(strategy: str, arguments: Mapping[str, Any]) -> Addition | None:
+def addition(strategy: str, arguments: Mapping[str, Any]) -> AdapterConfig | None:
     """What a strategy adds to the network, if it does.
 
     Raises:
         InputError: an argument is unknown, or out of range.
     """
     check_arguments(strategy, arguments, arguments_of(strategy))
-    if strategy not in ADDITIONS:
+    if strategy not in ADAPTERS:
         return None
-    return ADDITIONS[strategy](**arguments)
+    return ADAPTERS[strategy](**arguments)
 
 
 def multipliers(
