@@ -291,7 +291,7 @@ def test_processes_that_want_one_set_make_it_once(shapes, tmp_path):
 
 def test_a_full_disk_keeps_what_is_finished(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(record_parts, "MAX_EXAMPLES", 10)
-    monkeypatch.setattr(array_records.images, "decode", counted := _Counted(image.decode))
+    monkeypatch.setattr(image, "decode", counted := _Counted(image.decode))
     usage, asked = shutil.disk_usage, []
 
     def full(path):
