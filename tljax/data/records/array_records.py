@@ -148,10 +148,12 @@ def _checked_label(source: Source, item: Item) -> Label:
         if len(values) != many or not all(map(math.isfinite, values)):
             raise InputError(f"{item.id}: label {label!r} is not {many} finite number(s); mend or remove it")
         return tuple(values)
-    numbers = (label,) if source.problem == "single_label" else tuple(sorted(set(label)))
-    if not all(0 <= number < many for number in numbers):
+    is_several = isinstance(label, tuple | list)
+    numbers = tuple(label) if is_several else (label,)
+    fits = (isinstance(number, int | np.integer) and 0 <= number < many for number in numbers)
+    if is_several == (source.problem == "single_label") or not all(fits):
         raise InputError(f"{item.id}: label {label!r} is none of the classes 0 to {many - 1}; mend or remove it")
-    return int(numbers[0]) if source.problem == "single_label" else numbers
+    return tuple(sorted(set(numbers))) if is_several else int(numbers[0])
 
 
 def _features(source: Source) -> Any:
