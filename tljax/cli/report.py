@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline", default="", metavar="NAME", help=told)
     told = "sections of a config, with commas between, in which the settings of one method differ (default: optim)"
     parser.add_argument("--tuned", default=",".join(selection.TUNED), metavar="SECTIONS", help=told)
-    parser.add_argument("--metric", default="", help="of result.json; by default the one that the problem is judged by")
+    parser.add_argument("--metric", default="", help="of result.json; by default the problem's headline")
     parser.add_argument("--split", default="test", choices=("test", "validation"), help="that methods are compared on")
     told = "of a difference: paired bootstrap, paired t-test over seeds, or McNemar's (of single seeds)"
     parser.add_argument("--test", default="bootstrap", choices=TESTS, help=told)

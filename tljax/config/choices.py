@@ -1,8 +1,19 @@
 """Names that a config's keys may have, as annotations; a test holds them and the tables of rows together."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from tljax.config.ranges import Interval, NotNegative, OneOf, RegexStr
+from tljax.config.references import is_reference
+
+
+class OneOfOrReference(OneOf):
+    """A registered name, or `package.module:name` of a user's own."""
+
+    def check(self, path: str, value: Any) -> None:
+        """Raises InputError for another name."""
+        if not is_reference(value):
+            super().check(path, value)
+
 
 _STRATEGIES = (
     *("linear_probe", "last_k", "first_k", "surgical", "full", "layer_decay", "discriminative", "bias_only"),
@@ -23,7 +34,7 @@ Augmentation = Annotated[
 ]
 Crop = Annotated[str, OneOf("center", "random", "inception")]
 Decoder = Annotated[str, OneOf("exact", "fast")]
-Problem = Annotated[str, OneOf("single_label", "multi_label", "regression")]
+Problem = Annotated[str, OneOfOrReference("single_label", "multi_label", "regression")]
 Balance = Annotated[str, OneOf("", "loss", "sampling")]
 HeadInit = Annotated[str, OneOf("zeros", "truncated_normal", "pretrained")]
 BatchNormMode = Annotated[str, OneOf("frozen", "update_stats", "batch")]

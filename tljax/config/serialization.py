@@ -12,6 +12,7 @@ from tljax.config.ranges import coerce, shown
 from tljax.errors import InputError
 
 RENAMED = {"regularise": "regularize"}
+_LEFT_OUT_IF_EMPTY = ("loss", "loss_args", "metrics")  # which earlier versions had not: names of runs stay
 _RENAMED_VALUES = {"centre": "center", "colour_jitter": "color_jitter"}
 
 
@@ -26,7 +27,7 @@ def with_present_names(config: Any) -> Any:
 
 def to_dict(value: Any) -> dict[str, Any]:
     """A frozen config as plain nested dicts, as `config.json` holds it."""
-    return dataclasses.asdict(value)
+    return {key: item for key, item in dataclasses.asdict(value).items() if item or key not in _LEFT_OUT_IF_EMPTY}
 
 
 def unknown_key(key: str, path: str, known: Iterable[str]) -> InputError:

@@ -16,6 +16,7 @@ from tljax.data.transforms import image
 from tljax.errors import InputError
 from tljax.models.vision.vit import ViT
 from tljax.peft.config import Addition, MlpHead, is_added
+from tljax.problems.registry import problem_of
 from tljax.tuning.strategies import HEAD, Layout
 from tljax.weights import pretrained as weights_pretrained
 from tljax.weights.adapt import class_subset, resample_pos_embed
@@ -56,7 +57,8 @@ class Network:
         # A pretrained head is filled in by `start`.
         init = head.init if head.init in HEAD_INITS else "zeros"
         rates = noise.dropout, noise.drop_path
-        self._model = Classifier(self.backbone, len(classes), init, head.bias, additions, *rates)
+        outputs = problem_of(experiment.task.problem).num_outputs(len(classes))
+        self._model = Classifier(self.backbone, outputs, init, head.bias, additions, *rates)
         self._read: dict[str, Any] | None = None
         # Traced once, for the shapes and for `start`. The key is an argument: all seeds have the same program.
         whole = jax.jit(self._init)

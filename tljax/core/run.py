@@ -38,6 +38,7 @@ from tljax.data.readers import Reader
 from tljax.distributed import mesh, processes
 from tljax.errors import InputError
 from tljax.io import compilation_cache
+from tljax.problems.registry import problem_for
 from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning import optimizers
 from tljax.tuning.phases import Length, Phase, additions, phases
@@ -45,6 +46,7 @@ from tljax.tuning.phases import Length, Phase, additions, phases
 
 def prepare(experiment: Experiment, tokenizer: Path | None = None) -> "Run":
     """A run that is about to begin, or with the `tokenizer` in its workdir to go on; see `resolve`."""
+    problem_for(experiment)  # whose faults are said before data are prepared
     task = registry.load(experiment.task)
     run = Run(experiment, *resolve(experiment, task, tokenizer), tokenizer)
     for warning in warnings(experiment, run.resolved):
@@ -57,6 +59,7 @@ class Run:
 
     Attributes:
         experiment, resolved: what it was made from.
+        problem: what kind of label its examples have, with the config's own loss and metrics.
         network: the classifier.
         layout: the parameters' names and groups.
         phases: what trains when; one for most runs.
@@ -73,6 +76,7 @@ class Run:
         tokenizer: Path | None = None,
     ):
         self.experiment, self.resolved = experiment, resolved
+        self.problem = problem_for(experiment)
         self._made: dict[Hashable, Any] = {}
         self.cached = False
         self.inputs = Inputs(experiment, resolved, splits, tokenizer)
@@ -368,7 +372,7 @@ class Run:
             pull=self.network.by_origin(experiment.regularize.l2_sp, experiment.regularize.l2_sp_new),
             average_from=round(experiment.optim.average_start * self.resolved.steps),
             seed=numbers["seed"],
-            problem=experiment.task.problem,
+            problem=self.problem,
             class_weights=self._class_weights(),
         )
 
@@ -393,6 +397,5 @@ class Run:
         if start:
             (x,) = self.trace_prefix(start, length).out_info
             x = jax.tree.map(lambda leaf: place(leaf.shape[1:], leaf.dtype), x)
-        single = self.experiment.task.problem == "single_label"
-        label = place((), np.int32) if single else place((len(self.resolved.classes),), np.float32)
+        label = place(*self.problem.label_spec(len(self.resolved.classes)))
         return {"input": x, "label": label, "mask": place((), np.float32), "weight": place((), np.float32)}

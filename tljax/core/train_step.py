@@ -13,7 +13,9 @@ from jaxtyping import Array, Float
 
 from tljax.config.schema import OptimConfig, RegularizeConfig
 from tljax.data import mixup
-from tljax.problems import base
+from tljax.problems.base import Problem
+from tljax.problems.losses import masked_sum
+from tljax.problems.registry import PROBLEMS
 from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning import optimizers
 
@@ -94,7 +96,7 @@ class Rules:
         pull: L2-SP's weight of each leaf.
         average_from: the step at which `swa` starts.
         seed: of dropout, stochastic depth and the mixing of images; an integer.
-        problem: a row of `metrics.JUDGED`.
+        problem: whose losses and scores are taken.
         class_weights: of each class, [classes], where a label's loss may be of several of them, as those of smoothed
             and of mixed labels; else None: a batch has the weight of each example.
     """
@@ -109,7 +111,7 @@ class Rules:
     pull: Any
     average_from: int
     seed: Any
-    problem: str = "single_label"
+    problem: Problem = PROBLEMS["single_label"]
     class_weights: Float[Array, " classes"] | None = None
 
 
@@ -119,7 +121,7 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
     Nothing here may read a frozen leaf's gradient: XLA would then compute the whole backward pass again.
 
     Returns:
-        The next state, and `loss`, what `metrics.JUDGED` says of the problem, `grad_norm` (over trainable leaves,
+        The next state, and `loss`, the problem's `train_metric`, `grad_norm` (over trainable leaves,
         before the clip), `learning_rate`, `skipped_steps` (up to now).
     """
     trainable = tuning_multipliers.select(state.params, rules.multipliers)
@@ -132,8 +134,7 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
     average = where_finite(_averaged(state, moved, batch_stats, rules), state.average)
     params = tuning_multipliers.merge(moved, state.params, rules.multipliers)
     skipped = state.skipped + jnp.where(finite, 0, 1)
-    trained = base.JUDGED[rules.problem].trained
-    found = {"loss": loss, trained: scores / jnp.sum(batch["mask"]), "grad_norm": norm}
+    found = {"loss": loss, rules.problem.train_metric: scores / jnp.sum(batch["mask"]), "grad_norm": norm}
     found |= {"learning_rate": rate, "skipped_steps": skipped}
     return State(state.step + 1, params, opt_state, batch_stats, average, state.anchor, skipped), found
 
@@ -164,7 +165,7 @@ def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tupl
     parts = rules.optim.accumulate
     weight = jnp.sum(batch["weight"])
     if rules.class_weights is not None:
-        weight = base.total(mixup.weights(batch), batch["mask"])
+        weight = masked_sum(mixup.weights(batch), batch["mask"])
     weight = jnp.where(weight > 0, weight, 1)  # else of a batch whose classes all weigh nothing
     step_key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
 
@@ -172,9 +173,9 @@ def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tupl
         params = tuning_multipliers.merge(trainable, state.params, rules.multipliers)
         logits, batch_stats = rules.forward(params, batch_stats, part["input"], key)
         losses = mixup.loss(part, partial(_losses, logits, rules))
-        scores = base.total(base.score(rules.problem, logits, part["label"]), part["mask"])
+        scores = rules.problem.counts(logits, part["label"], part["mask"])
         counted = part["weight"] if rules.class_weights is None else part["mask"]
-        return base.total(losses, counted) / weight, (scores, batch_stats)
+        return masked_sum(losses, counted) / weight, (scores, batch_stats)
 
     def of(weights, batch_stats, part, number):
         value = jax.value_and_grad(objective, has_aux=True)
@@ -211,8 +212,8 @@ def _moved(leaf, update, rate, finite):
 def _losses(logits: jax.Array, rules: Rules, labels: jax.Array, weights: jax.Array) -> jax.Array:
     """Returns the loss of each example, weighted already where there are class weights."""
     if rules.class_weights is None:
-        return base.loss(rules.problem, logits, labels, rules.smoothing)
-    return base.weighted_cross_entropy(logits, labels, weights, rules.class_weights, rules.smoothing)
+        return rules.problem.example_losses(logits, labels, rules.smoothing)
+    return rules.problem.weighted_loss(logits, labels, weights, rules.class_weights, rules.smoothing)
 
 
 def _pull(trainable: Any, anchor: Any, rules: Rules) -> tuple[jax.Array, Any]:

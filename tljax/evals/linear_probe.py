@@ -29,6 +29,7 @@ from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
 from tljax.io import compilation_cache
 from tljax.models.kernels import ops
+from tljax.problems.registry import problem_for
 from tljax.tuning import optimizers
 
 Params = dict[str, Float[np.ndarray, "..."]]  # kernel [features, classes], and bias [classes] if there is one
@@ -278,7 +279,7 @@ def _rules(
         pull=_everywhere(like, like.regularize.l2_sp_new),
         average_from=round(config.average_start * steps),
         seed=like.seed,
-        problem=like.task.problem,
+        problem=problem_for(like),
         class_weights=class_weights,
     )
 

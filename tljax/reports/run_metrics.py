@@ -8,17 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tljax.evals import plots
-from tljax.metrics import bootstrap, metrics
+from tljax.metrics import bootstrap
 from tljax.metrics.bootstrap import Statistic
-from tljax.metrics.metrics import Bins
+from tljax.metrics.classification import Bins
 from tljax.reports import checks
 from tljax.reports.runs import Run
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """A run, judged on a split.
+class RunMetrics:
+    """A run's metric on a split, and what figures and tests need of it.
 
     Attributes:
         value: the metric.
@@ -40,31 +39,32 @@ class Judged:
     confused: Int[np.ndarray, "classes classes"] | None
 
 
-def judge(run: Run, split: str, metric: str) -> Judged:
+def judge(run: Run, split: str, metric: str) -> RunMetrics:
     """Reads a run's predictions of a split.
 
     Raises:
         InputError: they are not there, there is no such metric, or the run's result says another value of it.
     """
     found, facts = run.predictions(split)
-    statistic = metrics.statistic(found.problem, found.logits, found.labels, metric)
+    problem = found.problem
+    statistic = problem.statistic(found.logits, found.labels, metric)
     value = float(statistic(np.ones((len(found.ids), 1)))[metric][0])
     checks.check_metric(run, metric, split, value)
     digest = hashlib.sha256(json.dumps(found.ids).encode() + np.ascontiguousarray(found.labels).tobytes())
-    classes = found.problem != "regression"
-    return Judged(
+    hits = problem.hits(found.logits, found.labels)
+    return RunMetrics(
         value,
         metric,
         statistic,
         (facts["data"], digest.hexdigest()),
         len(found.ids),
-        metrics.right(found.logits, found.labels) if classes else None,
-        metrics.calibration(found.logits, found.labels) if classes else None,
-        plots.confused(found.logits, found.labels) if found.problem == "single_label" else None,
+        hits and hits[1],
+        problem.calibration(found.logits, found.labels),
+        problem.confusion(found.logits, found.labels),
     )
 
 
-def resampled(runs: Sequence[Judged], draws: int) -> list[Float[np.ndarray, " draws"]]:
+def resampled(runs: Sequence[RunMetrics], draws: int) -> list[Float[np.ndarray, " draws"]]:
     """The metric of each run in each resample of the examples that they have in common, the same resamples for all."""
     found: list[list[np.ndarray]] = [[] for _ in runs]
     for times in bootstrap.resamples(runs[0].count, draws):

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from tljax.problems.base import Problem
 from tljax.reports.formatting import Scale
-from tljax.reports.run_metrics import Judged
+from tljax.reports.run_metrics import RunMetrics
 from tljax.reports.runs import Run
 from tljax.reports.statistics import Comparison
 from tljax.sweeps import selection
@@ -21,7 +22,7 @@ class Options:
 
     Attributes:
         split: that the methods are compared on.
-        metric: by default the one that the problem is judged by.
+        metric: by default the problem's headline.
         tuned: sections of a config in which the settings of a method differ.
         baseline: the name of the method that the others are compared with; by default the first.
         test: a name in `TESTS`.
@@ -74,7 +75,7 @@ class Method:
     name: str
     settings: Sequence[Setting]
     setting: Setting
-    judged: Sequence[Judged]
+    judged: Sequence[RunMetrics]
     resampled: Float[np.ndarray, "seeds draws"]
     mean: float
     deviation: float
@@ -118,7 +119,7 @@ class Section:
     Attributes:
         title: its name.
         options: as they were asked for, with the metric that was taken.
-        selected_by: the metric of the validation split that chooses settings.
+        problem: whose headline chooses settings, on the validation split.
         count: examples of the split.
         methods: by parameters that train, then by name.
         baseline: one of them; None where there is but one.
@@ -128,7 +129,7 @@ class Section:
 
     title: str
     options: Options
-    selected_by: str
+    problem: Problem
     count: int
     methods: Sequence[Method]
     baseline: Method | None
@@ -136,12 +137,17 @@ class Section:
     peeked: Sequence[Run]
 
     @property
+    def selected_by(self) -> str:
+        """The metric of the validation split that chooses settings."""
+        return self.problem.headline.name
+
+    @property
     def scale(self) -> Scale:
-        return Scale(self.options.metric, self.count)
+        return Scale(self.problem.metric(self.options.metric), self.count)
 
     @property
     def selected_scale(self) -> Scale:
-        return Scale(self.selected_by, self.count)
+        return Scale(self.problem.headline, self.count)
 
     @property
     def best(self) -> Method:

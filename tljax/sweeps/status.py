@@ -10,7 +10,7 @@ from typing import Any
 from tljax import console
 from tljax.checkpoints.workdir import Workdir
 from tljax.errors import InputError
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import problem_of
 from tljax.sweeps import selection
 from tljax.sweeps.launchers import slurm
 from tljax.sweeps.trial import Trial, logs_folder
@@ -26,7 +26,7 @@ class Standing:
         state: a name in `STATES`; what was begun and is not running is to do.
         step, steps: the last that was logged, and those of the whole run; 0 where they are not known.
         seconds: of training, so far.
-        validation: the metric that the problem is judged by; None before the end.
+        validation: the problem's headline; None before the end.
         note: why it failed, or who is at it.
         last: the latest metric that was logged, in words.
         left: seconds that the steps to come take, if they take what those before took; None where it is not known.
@@ -56,7 +56,7 @@ def standing(point: Trial) -> Standing:
 
 
 def _standing(point: Trial) -> Standing:
-    folder, metric = Workdir(point.folder), JUDGED[point.experiment.task.problem].best
+    folder, metric = Workdir(point.folder), problem_of(point.experiment.task.problem).headline.name
     result, error = folder.result, folder.error
     if result:
         validation = result["splits"].get("validation", {}).get(metric)
@@ -94,7 +94,7 @@ def show(found: Sequence[Trial]) -> None:
     """Prints a row per setting, a line for each point that was begun, failed or queues, and how many do what."""
     standings = {point: standing(point) for point in found}
     queued = slurm.waiting([point.name for point in found], logs_folder(found[0].folder.parent))
-    metric = JUDGED[found[0].experiment.task.problem].best
+    metric = problem_of(found[0].experiment.task.problem).headline.name
     settings = selection.by_setting(found).values()
     rows = [_row(of[0].setting, [(point.experiment.seed, standings[point]) for point in of]) for of in settings]
     console.table("sweep", ("setting", "seeds", f"validation {metric}", "s"), rows)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tljax import console
 from tljax.config.schema import Experiment
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import problem_of
 from tljax.sweeps import selection
 from tljax.sweeps.trial import Trial
 
@@ -82,7 +82,7 @@ def sweep(found: Sequence[Trial], protocol: Protocol, carry_out: CarryOut) -> li
 
 def show(found: Sequence[Trial], picked: Collection[Experiment]) -> None:
     """A table: a row per setting, with the mean over its seeds, and a star at those that were chosen."""
-    metric, rows = JUDGED[found[0].experiment.task.problem].best, []
+    metric, rows = problem_of(found[0].experiment.task.problem).headline.name, []
     for setting, members in selection.by_setting(found).items():
         done = [point for point in members if point.result]
         cells = [_mean(done, name, metric) for name in ("validation", "test")]

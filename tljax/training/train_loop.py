@@ -21,7 +21,6 @@ from tljax.distributed.preemption import PreemptionSignal, Stopped
 from tljax.errors import InputError
 from tljax.evals.predictions import Predictions, predictions_of
 from tljax.io.tensorboard import Events
-from tljax.problems.base import JUDGED
 from tljax.training import feature_cache
 from tljax.tuning.phases import Phase
 
@@ -148,8 +147,12 @@ class Loop:
     def _log(self, board: Events | None) -> str:
         step, values = self._read()
         self._write(board, step, "train", values)
-        trained = JUDGED[self._run.experiment.task.problem].trained
-        shown = ("loss", trained, "grad_norm", *(("skipped_steps",) if values["skipped_steps"] else ()))
+        shown = (
+            "loss",
+            self._run.problem.train_metric,
+            "grad_norm",
+            *(("skipped_steps",) if values["skipped_steps"] else ()),
+        )
         return console.plain({name: values[name] for name in shown} | {"input_seconds": self.waited})
 
     def _read(self) -> tuple[int, dict[str, Any]]:
