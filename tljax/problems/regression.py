@@ -86,7 +86,7 @@ class Regression(Problem):
         return jnp.mean(jnp.abs(outputs - labels), axis=-1)
 
     def metrics(self, outputs: Float[np.ndarray, "n values"], labels: Float[np.ndarray, "n values"]) -> dict[str, Any]:
-        """Returns `mae`, `rmse`, `r2` (NaN where a target is constant) and `loss`, `rmse` squared, as means over values."""
+        """Returns `mae`, `rmse`, `r2` (NaN where a target is constant) and `loss` (`rmse` squared), over all values."""
         from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
         labels = labels.astype(np.float64)
