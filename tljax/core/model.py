@@ -32,6 +32,7 @@ class Network:
         reads: `image` or `text`.
         backbone: its module, for the task's image size.
         additions: what the run's strategies add.
+        outputs: of the head.
         abstract: shapes and dtypes of its variables.
         layout: the parameters' names and groups.
 
@@ -57,8 +58,8 @@ class Network:
         # A pretrained head is filled in by `start`.
         init = head.init if head.init in HEAD_INITS else "zeros"
         rates = noise.dropout, noise.drop_path
-        outputs = problem_of(experiment.task.problem).num_outputs(len(classes))
-        self._model = Classifier(self.backbone, outputs, init, head.bias, additions, *rates)
+        self.outputs = problem_of(experiment.task.problem).num_outputs(len(classes))
+        self._model = Classifier(self.backbone, self.outputs, init, head.bias, additions, *rates)
         self._read: dict[str, Any] | None = None
         # Traced once, for the shapes and for `start`. The key is an argument: all seeds have the same program.
         whole = jax.jit(self._init)

@@ -86,7 +86,7 @@ def _predict(
 def _launch(run: Run, variables: tuple[Any, Any], values: Sequence[Any], size: int) -> jax.Array | np.ndarray:
     """Returns the outputs for what was read, before they are computed; rows of padding follow."""
     if not values:
-        return np.empty((0, run.problem.num_outputs(len(run.resolved.classes))))
+        return np.empty((0, run.network.outputs))
     if run.network.reads == "text":
         config = run.experiment.task
         tokens, _ = run.inputs.tokenizer.encode(values, config.max_tokens)

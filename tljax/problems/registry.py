@@ -77,14 +77,14 @@ def check_problem(experiment: Experiment, classes: int) -> None:
     if not problem.one_class and (experiment.task.balance or experiment.task.class_weights):
         raise InputError("task.balance and task.class_weights are of one class per example: of problem=single_label")
     if not problem.has_classes and experiment.head.init == "pretrained":
-        raise InputError("head.init=pretrained takes rows of classes by name, and a regression has none: use zeros")
+        raise InputError(f"head.init=pretrained takes rows of classes by name, and {problem.name} has none: use zeros")
     if regularize.label_smoothing and experiment.loss:
         raise InputError(
             f"regularize.label_smoothing is of the problem's own loss, not of {experiment.loss}: set it to 0"
         )
     if regularize.label_smoothing and not problem.has_classes:
         raise InputError(
-            "regularize.label_smoothing is shared out over classes, and a regression has none: set it to 0"
+            f"regularize.label_smoothing is shared out over classes, and {problem.name} has none: set it to 0"
         )
     if regularize.label_smoothing and not problem.smooths_labels:
         raise InputError(f"regularize.label_smoothing: {problem.name}.loss takes no smoothing: set it to 0")

@@ -179,7 +179,7 @@ class _Pass:
             start
         ]
         experiments = [point.experiment for point in mates]
-        return linear_probe.fit(experiments, found.array(), run.train_input(found), len(run.resolved.classes))
+        return linear_probe.fit(experiments, found.array(), run.train_input(found), run.network.outputs)
 
     def _finish(
         self, run: Run, state: State, planned: dict[str, Any], point: Trial, head: linear_probe.Head, seconds: float

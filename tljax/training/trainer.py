@@ -216,12 +216,12 @@ def base_of(run: Run, state: State) -> dict[str, jax.Array]:
 
 def _check_best(run: Run) -> None:
     """Raises InputError where no metric has the name by which a checkpoint is to be the best, or it is not a number."""
-    best, classes = run.experiment.checkpoint.best, len(run.resolved.classes)
+    best = run.experiment.checkpoint.best
     if best:
         problem, splits = run.problem, run.inputs.splits
         split = splits.get("validation", splits["train"])
         labels = split.labels[: 1000 if problem.has_classes else None]  # of values, one may be constant
-        metrics = problem.summarize(np.zeros((len(labels), problem.num_outputs(classes))), labels, full=False)
+        metrics = problem.summarize(np.zeros((len(labels), run.network.outputs)), labels, full=False)
         known = [name for name, value in metrics.items() if isinstance(value, float)]
         if best not in known:
             raise InputError(no_such("checkpoint.best", best, known))
