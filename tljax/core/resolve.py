@@ -82,8 +82,9 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
         preprocessing = dataclasses.replace(preprocessing, size=config.image_size)
     if config.channels:
         preprocessing = with_channels(preprocessing, config.channels)
-    spec = input_spec(weights_pretrained.reads(row), preprocessing)
-    _check(experiment, task, spec)
+    kind = weights_pretrained.reads(row)
+    _check(experiment, task, kind)
+    spec = input_spec(kind, preprocessing)
     if task.kind == "text":
         check_length(row, config.max_tokens)
     else:
@@ -124,12 +125,13 @@ def warnings(experiment: Experiment, resolved: Resolved) -> list[str]:
     return lines
 
 
-def _check(experiment: Experiment, task: Task, spec: InputSpec) -> None:
+def _check(experiment: Experiment, task: Task, kind: str) -> None:
     """Raises InputError where the network, the data and what is asked of them do not go together."""
     config, held = experiment.task, INPUTS[task.kind].noun()
-    if spec.kind != task.kind:
+    if kind != task.kind:
         name = experiment.backbone.name or experiment.backbone.weights
-        raise InputError(f"{name} reads {spec.noun()}, and {config.dataset} holds {held}")
+        nouns = INPUTS[kind].noun() if kind in INPUTS else kind
+        raise InputError(f"{name} reads {nouns}, and {config.dataset} holds {held}")
     if problem_of(task.problem).one_class and len(task.classes) < 2:
         has = ", ".join(task.classes) or "none"
         raise InputError(f"{config.dataset} has one class, {has}: to train there must be at least two to tell apart")

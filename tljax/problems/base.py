@@ -72,7 +72,7 @@ class Problem(abc.ABC):
         """
 
     @abc.abstractmethod
-    def encode(self, column: Sequence[Any], classes: int) -> Num[np.ndarray, "n ..."]:
+    def encode(self, column: Sequence[Any] | np.ndarray, classes: int) -> Num[np.ndarray, "n ..."]:
         """Returns the stored labels of examples as the array that loss and metrics take."""
 
     @abc.abstractmethod

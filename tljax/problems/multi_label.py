@@ -39,7 +39,7 @@ class MultiLabel(Problem):
             raise InputError(f"label {label!r} is none of the classes 0 to {classes - 1}")
         return places
 
-    def encode(self, column: Sequence[Sequence[int]], classes: int) -> Float[np.ndarray, "n classes"]:
+    def encode(self, column: Sequence[Any] | np.ndarray, classes: int) -> Float[np.ndarray, "n classes"]:
         labels = np.zeros((len(column), classes), np.float32)
         for i, places in enumerate(column):
             labels[i, places] = 1

@@ -41,7 +41,7 @@ class Regression(Problem):
             raise InputError(f"label {label!r} is not {classes} finite number(s)")
         return tuple(values)
 
-    def encode(self, column: Sequence[Sequence[float]], classes: int) -> Float[np.ndarray, "n values"]:
+    def encode(self, column: Sequence[Any] | np.ndarray, classes: int) -> Float[np.ndarray, "n values"]:
         return np.array(column, np.float64).reshape(len(column), classes)
 
     def decode(self, labels: Float[np.ndarray, "n values"]) -> list[np.ndarray]:

@@ -41,11 +41,11 @@ class SingleLabel(Problem):
             raise InputError(f"label {label!r} is none of the classes 0 to {classes - 1}")
         return int(label)
 
-    def encode(self, column: Sequence[int], classes: int) -> Int[np.ndarray, " n"]:
+    def encode(self, column: Sequence[Any] | np.ndarray, classes: int) -> Int[np.ndarray, " n"]:
         return np.asarray(column, np.int32)
 
     def decode(self, labels: Int[np.ndarray, " n"]) -> list[int]:
-        return list(labels)
+        return labels.tolist()
 
     def label_spec(self, classes: int) -> tuple[tuple[int, ...], type]:
         return (), np.int32
