@@ -90,7 +90,9 @@ def main() -> None:
     points = sweeps.points(experiment, overrides, root / "together")
     strategies: dict[str, list[sweeps.Trial]] = {}
     for point in points:
-        strategies.setdefault(point.experiment.tuning.strategy + str(point.experiment.tuning.k or ""), []).append(point)
+        strategies.setdefault(
+            point.experiment.tuning.strategy + str(point.experiment.tuning.arguments.get("k", "")), []
+        ).append(point)
     rows, alone, allowed, differences = [], 0.0, [0.0, 0.0], []
     for name, members in strategies.items():
         seconds, results = [], []

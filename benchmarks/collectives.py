@@ -66,7 +66,7 @@ def told(program: jax.stages.Compiled) -> dict[str, int]:
 
 def trainable_bytes(run: Run) -> int:
     """Of the arrays that train, in all."""
-    leaves = jax.tree.leaves(multipliers.select(run.abstract_state().params, run.multipliers))
+    leaves = jax.tree.leaves(multipliers.partition(run.abstract_state().params, run.multipliers)[0])
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 

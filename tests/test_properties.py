@@ -12,8 +12,8 @@ from hypothesis import strategies as draw
 from tljax.config.schema import OptimConfig, RegularizeConfig
 from tljax.core.train_step import Rules, State, train_step
 from tljax.errors import InputError
-from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning import optimizers, strategies
+from tljax.tuning.multipliers import Tree, multiplier_tree, partition
 from tljax.tuning.strategies import Layout
 
 LEAVES = ("norm1/scale", "norm1/bias", "fc/kernel", "fc/bias", "attention/qkv/kernel", "attention/qkv/lora_a", "prompt")
@@ -52,14 +52,14 @@ def tuned(some):
     arguments = {key: some(value) for key, value in arguments.items()}
     group_rates = (("head", some(draw.sampled_from([0.5, 1.0, 10.0]))),)
     try:
-        return layout, tuning_multipliers.multipliers(name, arguments, layout, group_rates)
+        return layout, multiplier_tree(name, arguments, layout, group_rates)
     except InputError as error:
         if "no normalization layers" in str(error) or "decides no parameter" in str(error):
-            return layout, tuning_multipliers.multipliers("full", {}, layout)
+            return layout, multiplier_tree("full", {}, layout)
         raise
 
 
-def _params(layout: Layout, seed: int) -> tuning_multipliers.Tree:
+def _params(layout: Layout, seed: int) -> Tree:
     rng = np.random.default_rng(seed)
     return unflatten_dict({path: jnp.array(rng.normal(size=(2, 3)), jnp.float32) for path in layout.group_of}, sep="/")
 
@@ -76,7 +76,7 @@ def _trained(params, multipliers, config: OptimConfig, steps: int, rate: float =
     tx = optimizers.optimizer(config, multipliers)
     ones = jax.tree.map(lambda _: 0.0, multipliers)
     rules = Rules(_forward, tx, lambda step: rate, multipliers, config, RegularizeConfig(), 0.0, ones, 0, 0)
-    opt_state = tx.init(tuning_multipliers.select(params, multipliers))
+    opt_state = tx.init(partition(params, multipliers)[0])
     zero = jnp.zeros((), jnp.int32)
     state = State(zero, params, opt_state, {}, {}, {}, zero)
     image = np.random.default_rng(1).normal(size=(4, 1, 2, 1))
@@ -104,7 +104,7 @@ def test_frozen_means_not_differentiated_no_state_and_the_same_bits(case, seed):
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
-    selected = flatten_dict(tuning_multipliers.select(params, multipliers), sep="/")
+    selected = flatten_dict(partition(params, multipliers)[0], sep="/")
     for path, multiplier in by_path.items():
         same = np.asarray(before[path]).tobytes() == np.asarray(after[path]).tobytes()
         kept = sum("/".join(map(str, keys)).endswith(path) for keys in moments)
@@ -124,7 +124,7 @@ def test_a_multiplier_scales_the_step_of_plain_sgd(case, seed):
     updates = {}
     for name, tree in (("whole", ones), ("scaled", multipliers)):
         tx = optimizers.optimizer(plain, tree)
-        masked = tuning_multipliers.select(params, tree)
+        masked = partition(params, tree)[0]
         updates[name] = flatten_dict(tx.update(masked, tx.init(masked), masked)[0], sep="/")
     for path, multiplier in flatten_dict(multipliers, sep="/").items():
         if multiplier:
@@ -136,7 +136,7 @@ def test_a_multiplier_scales_the_step_of_plain_sgd(case, seed):
 @given(layouts(), draw.sampled_from(["blok_.*", "head", "backbone/stem", r"backbone/.*/kernal"]))
 def test_a_pattern_that_decides_nothing_is_an_error(layout, regex):
     with pytest.raises(InputError, match="decides no parameter"):
-        tuning_multipliers.multipliers("pattern", {"patterns": ((regex, 1.0), (".*", 1.0))}, layout)
+        multiplier_tree("pattern", {"patterns": ((regex, 1.0), (".*", 1.0))}, layout)
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,4 +145,4 @@ def test_a_leaf_that_no_pattern_covers_is_an_error(layout, data):
     left_out = data.draw(draw.sampled_from(sorted(layout.group_of)))
     others = tuple((path.replace(".", r"\."), 1.0) for path in layout.group_of if path != left_out)
     with pytest.raises(InputError, match=f"no pattern covers {left_out}"):
-        tuning_multipliers.multipliers("pattern", {"patterns": others}, layout)
+        multiplier_tree("pattern", {"patterns": others}, layout)

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from tests.conftest import GOLDEN
 from tljax.errors import InputError
 from tljax.models.registry import BACKBONES
-from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning.multipliers import combine, digest, frozen_groups, multiplier_tree, partition
 from tljax.tuning.strategies import Layout
 from tljax.weights.pretrained import shapes
 
@@ -33,7 +33,7 @@ VIT, RESNET = _layout("vit_tiny_patch16"), _layout("resnet18")
 
 def _groups(layout: Layout, strategy: str, **arguments) -> dict[str, float]:
     """Group -> multiplier, where all paths of a group have the same."""
-    tree = tuning_multipliers.multipliers(strategy, arguments, layout)
+    tree = multiplier_tree(strategy, arguments, layout)
     found: dict[str, set[float]] = {}
     for path, group in layout.group_of.items():
         value = tree
@@ -116,7 +116,7 @@ def test_first_k_and_surgical_train_what_is_named_and_the_head():
 
 
 def _trained(layout: Layout, strategy: str) -> set[str]:
-    tree = flatten_dict(tuning_multipliers.multipliers(strategy, {}, layout), sep="/")
+    tree = flatten_dict(multiplier_tree(strategy, {}, layout), sep="/")
     return {path.split("/", 2)[2] for path, m in tree.items() if m and path.startswith("backbone/block_1/")}
 
 
@@ -138,29 +138,27 @@ def test_bias_only_and_norm_only():
     assert _trained(VIT, "norm_only") == norms
     assert _trained(RESNET, "norm_only") == {f"conv{n}/norm/{leaf}" for n in (1, 2) for leaf in ("scale", "bias")}
     with pytest.raises(InputError, match="norm_only: this network has no normalization layers"):
-        tuning_multipliers.multipliers("norm_only", {}, _layout("resnet50_half_v1_folded"))
+        multiplier_tree("norm_only", {}, _layout("resnet50_half_v1_folded"))
 
 
 def test_what_was_added_trains_and_nothing_else():
     added = {"backbone/block_0/attention/qkv/lora_a": "block_0", "backbone/block_0/prompt": "block_0"}
     layout = Layout(VIT.groups, {**VIT.group_of, **added})
     for strategy in ("lora", "adapter", "prompt"):
-        tree = flatten_dict(tuning_multipliers.multipliers(strategy, {}, layout), sep="/")
+        tree = flatten_dict(multiplier_tree(strategy, {}, layout), sep="/")
         assert {path for path, m in tree.items() if m} == {*added, "head/kernel", "head/bias"}
 
 
 def test_the_digest_is_of_names_and_bits():
     leaves = {"a": np.zeros(2, np.float32), "b": np.ones(1, np.float32)}
-    found = tuning_multipliers.digest(leaves)
-    assert tuning_multipliers.digest(dict(reversed(leaves.items()))) == found
-    assert tuning_multipliers.digest({**leaves, "a": np.array([0, -0.0], np.float32)}) != found
-    assert tuning_multipliers.digest({"a": leaves["a"], "c": leaves["b"]}) != found
+    found = digest(leaves)
+    assert digest(dict(reversed(leaves.items()))) == found
+    assert digest({**leaves, "a": np.array([0, -0.0], np.float32)}) != found
+    assert digest({"a": leaves["a"], "c": leaves["b"]}) != found
 
 
 def test_pattern_takes_the_first_match():
-    tree = tuning_multipliers.multipliers(
-        "pattern", {"patterns": ((r"head/.*", 2.0), (r".*/bias", 1.0), (r".*", 0.0))}, VIT
-    )
+    tree = multiplier_tree("pattern", {"patterns": ((r"head/.*", 2.0), (r".*/bias", 1.0), (r".*", 0.0))}, VIT)
     assert tree["head"]["bias"] == 2.0
     assert tree["backbone"]["block_3"]["mlp"]["fc1"] == {"bias": 1.0, "kernel": 0.0}
 
@@ -186,17 +184,17 @@ def test_pattern_takes_the_first_match():
 )
 def test_what_cannot_be_used_is_named(strategy, arguments, message):
     with pytest.raises(InputError) as error:
-        tuning_multipliers.multipliers(strategy, arguments, VIT)
+        multiplier_tree(strategy, arguments, VIT)
     assert message in str(error.value)
 
 
 def test_select_and_merge_are_inverse_and_masked_leaves_vanish():
     params = {"a": np.ones(2), "b": {"c": np.zeros(3), "d": np.full(1, 7.0)}}
     multipliers = {"a": 0.0, "b": {"c": 0.5, "d": 0.0}}
-    trainable = tuning_multipliers.select(params, multipliers)
+    trainable = partition(params, multipliers)[0]
     assert [leaf.shape for leaf in jax.tree.leaves(trainable)] == [(3,)]
     assert isinstance(trainable["a"], optax.MaskedNode)
-    merged = tuning_multipliers.merge({"a": None, "b": {"c": np.ones(3), "d": None}}, params, multipliers)
+    merged = combine({"a": None, "b": {"c": np.ones(3), "d": None}}, params)
     assert merged["a"] is params["a"]
     assert merged["b"]["d"] is params["b"]["d"]
     assert merged["b"]["c"].tolist() == [1, 1, 1]
@@ -204,4 +202,4 @@ def test_select_and_merge_are_inverse_and_masked_leaves_vanish():
 
 def test_frozen_groups_have_nothing_that_moves():
     layout = Layout(("stem", "block_0", "head"), {"s": "stem", "b": "block_0", "c": "block_0", "h": "head"})
-    assert tuning_multipliers.frozen_groups(layout, {"s": 0.0, "b": 0.0, "c": 0.1, "h": 1.0}) == {"stem"}
+    assert frozen_groups(layout, {"s": 0.0, "b": 0.0, "c": 0.1, "h": 1.0}) == {"stem"}

@@ -83,14 +83,22 @@ class Workdir:
             InputError: it holds a run of another config or of other data; the differences are shown.
         """
         mine = {"config": to_dict(experiment), "resolved": to_dict(resolved)}
+        references = experiment.references
         if self._config.exists() and self._metrics.exists():
             theirs = self._settings
             differences = _differences({key: theirs[key] for key in mine}, json.loads(strict_json.dumps(mine)))
+            sources = theirs.get("references", {})
+            differences += [
+                f"the source of {name} has changed"
+                for name in references
+                if name in sources and sources[name] != references[name]
+            ]
             if differences:
                 shown = "; ".join(differences)
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
             return
         facts = {"versions": versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
+        facts |= {"references": references} if references else {}
         self.check()
         try:
             for name, file in tokenizer.files.items() if tokenizer else ():
@@ -129,9 +137,13 @@ class Workdir:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """How the run that `load` gives was made: `versions`, `git_commit` and `command`."""
+        """How the run that `load` gives was made: `versions`, `git_commit`, `command`, and `references` if it has any.
+
+        These are the SHA-256 of the source of each object that the config names as `module:name`.
+        """
         settings = self._settings
-        return {key: settings.get(key) for key in ("versions", "git_commit", "command")}
+        references = {"references": settings["references"]} if "references" in settings else {}
+        return {key: settings.get(key) for key in ("versions", "git_commit", "command")} | references
 
     def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
         """The run's checkpoints, of which its config says which are kept and which is best."""

@@ -1,21 +1,32 @@
 """Names that a config's keys may have, as annotations; a test holds them and the tables of rows together."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from tljax.config.ranges import Interval, NotNegative, OneOf, RegexStr
+from tljax.config.references import is_reference
+
+
+class OneOfOrReference(OneOf):
+    """A registered name, or `package.module:name` of a user's own."""
+
+    def check(self, path: str, value: Any) -> None:
+        """Raises InputError for another name."""
+        if not is_reference(value):
+            super().check(path, value)
+
 
 _STRATEGIES = (
     *("linear_probe", "last_k", "first_k", "surgical", "full", "layer_decay", "discriminative", "bias_only"),
     *("norm_only", "pattern", "lora", "adapter", "prompt", "mlp_head"),
 )
-_RECIPES = ("lp_ft", "gradual_unfreezing", "fine_tune")
+_RECIPES = ("lp_ft", "gradual_unfreezing", "fine_tune", "phases")
 _SCHEDULES = ("cosine", "linear", "constant")
 
-Strategy = Annotated[str, OneOf(*_STRATEGIES)]
-StrategyOrRecipe = Annotated[str, OneOf(*_STRATEGIES, *_RECIPES, "phases")]
-Schedule = Annotated[str, OneOf(*_SCHEDULES)]
-PhaseSchedule = Annotated[str, OneOf(*_SCHEDULES, "run")]
-Optimizer = Annotated[str, OneOf("adamw", "sgd", "adafactor", "lamb", "lion", "muon")]
+Strategy = Annotated[str, OneOfOrReference(*_STRATEGIES)]
+StrategyOrRecipe = Annotated[str, OneOfOrReference(*_STRATEGIES, *_RECIPES)]
+Schedule = Annotated[str, OneOfOrReference(*_SCHEDULES)]
+PhaseSchedule = Annotated[str, OneOfOrReference(*_SCHEDULES, "run")]
+Optimizer = Annotated[str, OneOfOrReference("adamw", "sgd", "adafactor", "lamb", "lion", "muon")]
 Average = Annotated[str, OneOf("", "ema", "swa")]
 Augmentation = Annotated[
     str,

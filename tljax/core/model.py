@@ -61,7 +61,7 @@ class Network:
         # Traced once, for the shapes and for `start`. The key is an argument: all seeds have the same program.
         whole = jax.jit(self._init)
         self.abstract = whole.eval_shape(jax.random.key(0))
-        self.layout = Layout.of(self.abstract["params"], self.backbone.groups, self.backbone.pooled_norm)
+        self.layout = Layout.from_params(self.abstract["params"], self.backbone.groups, self.backbone.pooled_norm)
         # Compiled, so that of all that `_init` makes only what is new is ever computed.
         self._made = jax.jit(lambda key: self._of_new(whole(key))) if experiment.backbone.weights else whole
 

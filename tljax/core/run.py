@@ -21,9 +21,9 @@ from tljax.core.resolve import Resolved, resolve, warnings
 from tljax.core.state import Beginning
 from tljax.core.train_step import (
     Forward,
-    Numbers,
     Rules,
     State,
+    TracedHparams,
     TrainStep,
     eval_step,
     gradients,
@@ -38,8 +38,8 @@ from tljax.data.readers import Reader
 from tljax.distributed import mesh, processes
 from tljax.errors import InputError
 from tljax.io import compilation_cache
-from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning import optimizers
+from tljax.tuning.multipliers import Tree, combine, partition
 from tljax.tuning.phases import Length, Phase, additions, phases
 
 
@@ -87,7 +87,7 @@ class Run:
     def of(self, experiment: Experiment) -> "Run":
         """The run of an experiment that trains the same leaves of the same network on the same data.
 
-        The two may differ in what `Experiment.numberless` leaves out. They share their compiled programs.
+        The two may differ in what `Experiment.without_traced_hparams` leaves out. They share their compiled programs.
         """
         other = copy.copy(self)
         other.experiment = experiment
@@ -125,7 +125,7 @@ class Run:
         return 0 if self.experiment.task.flip_test else self.start(phase)
 
     @property
-    def multipliers(self) -> tuning_multipliers.Tree:
+    def multipliers(self) -> Tree:
         """The highest multiplier that each leaf has in any phase; 0 where it never trains."""
         return jax.tree.map(lambda *found: max(found), *(phase.multipliers for phase in self.phases))
 
@@ -193,9 +193,8 @@ class Run:
         if not state.average:
             return state.params, state.batch_stats
         multipliers = self.phase_of(int(state.step)).multipliers
-        return tuning_multipliers.merge(state.average["params"], state.params, multipliers), state.average[
-            "batch_stats"
-        ]
+        trained = partition(state.average["params"], multipliers)[0]
+        return combine(trained, state.params), state.average["batch_stats"]
 
     @property
     def batch_size(self) -> int:
@@ -232,9 +231,9 @@ class Run:
         moving, resting = parted(leaves, rests)
         layouts = mesh.layouts(moving), mesh.layouts(resting)
 
-        def step(moving, resting, batch, numbers):
+        def step(moving, resting, batch, traced_hparams):
             state = form.unflatten(joined(moving, resting, rests))
-            state, found = train_step(state, batch, self._rules(phase, numbers))
+            state, found = train_step(state, batch, self._rules(phase, traced_hparams))
             return parted(jax.tree.leaves(state), rests)[0], found
 
         jitted = jax.jit(
@@ -245,7 +244,7 @@ class Run:
             keep_unused=True,  # with the feature cache the backbone: it takes memory, and is counted
         )
         batch = self.abstract_batch(self.batch_size, length, self.start(phase))
-        return jitted.trace(moving, resting, batch, self._numbers(phase))
+        return jitted.trace(moving, resting, batch, self._traced_hparams(phase))
 
     def _rests(self, phase: Phase) -> tuple[bool, ...]:
         """Of each leaf of a State, whether the steps of a phase leave it as it is."""
@@ -257,11 +256,11 @@ class Run:
     def trace_gradients(self, phase: Phase) -> jax.stages.Traced:
         """What a training step of a phase computes before its optimizer, traced."""
 
-        def found(state, batch, numbers):
-            return gradients(state, batch, self._rules(phase, numbers))
+        def found(state, batch, traced_hparams):
+            return gradients(state, batch, self._rules(phase, traced_hparams))
 
         batch = self.abstract_batch(self.batch_size, 0, self.start(phase))
-        return jax.jit(found).trace(self.abstract(phase), batch, self._numbers(phase))
+        return jax.jit(found).trace(self.abstract(phase), batch, self._traced_hparams(phase))
 
     def train_step(self, phase: Phase, length: int = 0, lowered: jax.stages.Lowered | None = None) -> TrainStep:
         """(State, batch) -> State, metrics; compiled, of the `lowered` where it is there."""
@@ -272,9 +271,9 @@ class Run:
         def make():
             return (lowered or self.trace_train_step(phase, length).lower()).compile(compiler_options=options)
 
-        key, numbers = ("train", self._key(phase), self._tokens(length), self.cached), self._numbers(phase)
-        laid = functools.partial(mesh.place, numbers, mesh.replicated(self.mesh))
-        return self.once((*key, *numbers.values()), lambda: TrainStep(self.once(key, make), laid(), self._rests(phase)))
+        key, hparams = ("train", self._key(phase), self._tokens(length), self.cached), self._traced_hparams(phase)
+        laid = functools.partial(mesh.place, hparams, mesh.replicated(self.mesh))
+        return self.once((*key, *hparams.values()), lambda: TrainStep(self.once(key, make), laid(), self._rests(phase)))
 
     def _key(self, phase: Phase) -> Hashable:
         """What names a phase among the programs that runs `of` several experiments share."""
@@ -346,28 +345,28 @@ class Run:
 
         return forward
 
-    def _numbers(self, phase: Phase) -> Numbers:
+    def _traced_hparams(self, phase: Phase) -> TracedHparams:
         """What a compiled step is given, so that runs which differ in it have one program."""
         config = self.experiment
         found = {"learning_rate": phase.peak, "weight_decay": config.optim.weight_decay}
         if config.regularize.label_smoothing:
             found["label_smoothing"] = config.regularize.label_smoothing
-        numbers = {name: np.float32(value) for name, value in found.items()}
-        return numbers | {"seed": np.uint32(config.seed % 2**32)}
+        traced_hparams = {name: np.float32(value) for name, value in found.items()}
+        return traced_hparams | {"seed": np.uint32(config.seed % 2**32)}
 
-    def _rules(self, phase: Phase, numbers: Numbers) -> Rules:
+    def _rules(self, phase: Phase, traced_hparams: TracedHparams) -> Rules:
         experiment = self.experiment
         return Rules(
             forward=self._forward(phase, self.start(phase)),
-            tx=optimizers.optimizer(experiment.optim, phase.multipliers, phase.since, numbers["weight_decay"]),
-            schedule=lambda step: numbers["learning_rate"] * phase.shape(step),
+            tx=optimizers.optimizer(experiment.optim, phase.multipliers, phase.since, traced_hparams["weight_decay"]),
+            schedule=lambda step: traced_hparams["learning_rate"] * phase.shape(step),
             multipliers=phase.multipliers,
             optim=experiment.optim,
             regularize=experiment.regularize,
-            smoothing=numbers.get("label_smoothing", 0.0),
+            smoothing=traced_hparams.get("label_smoothing", 0.0),
             pull=self.network.by_origin(experiment.regularize.l2_sp, experiment.regularize.l2_sp_new),
             average_from=round(experiment.optim.average_start * self.resolved.steps),
-            seed=numbers["seed"],
+            seed=traced_hparams["seed"],
             problem=experiment.task.problem,
             class_weights=self._class_weights(),
         )

@@ -12,8 +12,8 @@ from tljax.config.schema import Experiment
 from tljax.core.model import Network, Variables
 from tljax.core.train_step import State
 from tljax.distributed import mesh as distributed_mesh
-from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning import optimizers
+from tljax.tuning.multipliers import Tree, partition
 from tljax.tuning.phases import Phase
 
 _NONE = {"batch_stats": {}}  # of a network without BatchNorm
@@ -31,7 +31,7 @@ class Beginning:
     experiment: Experiment
     network: Network
     mesh: Mesh
-    multipliers: tuning_multipliers.Tree
+    multipliers: Tree
 
     def abstract(self, phase: Phase) -> State:
         """Shapes and dtypes of a State, with how each array lies on the mesh: in every phase the same."""
@@ -63,7 +63,7 @@ class Beginning:
     def _beside(self, variables: Variables, phase: Phase) -> dict[str, Any]:
         """What a State has at its beginning beside the variables, with the optimizer of `phase`."""
         params, config, regularize = variables["params"], self.experiment.optim, self.experiment.regularize
-        trainable = tuning_multipliers.select(params, phase.multipliers)
+        trainable = partition(params, phase.multipliers)[0]
         average, anchor = {}, {}
         # Copies: a step gives its State's arrays away, and none may be given twice.
         if config.average:
@@ -71,9 +71,7 @@ class Beginning:
         if regularize.l2_sp or regularize.l2_sp_new:
             # Of all that trains in `phase`, too, which need not be one of the run's.
             ever = jax.tree.map(max, self.multipliers, phase.multipliers)
-            kept, pretrained = (
-                tuning_multipliers.select(tree, ever) for tree in (params, self.network.by_origin(1.0, 0.0))
-            )
+            kept, pretrained = (partition(tree, ever)[0] for tree in (params, self.network.by_origin(1.0, 0.0)))
             anchor = jax.tree.map(lambda leaf, one: leaf * one, kept, pretrained)
         opt_state = optimizers.optimizer(config, phase.multipliers, phase.since).init(trainable)
         zero = jnp.zeros((), jnp.int32)

@@ -14,12 +14,12 @@ from jaxtyping import Array, Float
 from tljax.config.schema import OptimConfig, RegularizeConfig
 from tljax.data import mixup
 from tljax.problems import base
-from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning import optimizers
+from tljax.tuning.multipliers import combine, partition
 
 Batch = dict[str, Any]  # as `data.pipeline.HostBatch`
 Forward = Callable[..., Any]  # (params, batch_stats, input, key) -> logits [batch, classes], batch_stats
-Numbers = dict[str, Any]  # scalars: learning_rate (the peak), weight_decay, seed and, if not 0, label_smoothing
+TracedHparams = dict[str, Any]  # scalars: learning_rate (the peak), weight_decay, seed and, if not 0, label_smoothing
 
 
 @struct.dataclass
@@ -52,19 +52,19 @@ class TrainStep:
     reads them and returns none, so that a frozen leaf cannot change, nor costs a step anything but its use.
 
     Attributes:
-        program: (leaves that move, leaves that rest, batch, numbers) -> leaves that moved, metrics.
-        numbers: this run's.
+        program: (leaves that move, leaves that rest, batch, traced_hparams) -> leaves that moved, metrics.
+        traced_hparams: this run's.
         rests: of each leaf of a State, whether it does.
     """
 
     program: jax.stages.Compiled
-    numbers: Numbers
+    traced_hparams: TracedHparams
     rests: tuple[bool, ...]
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         leaves, form = jax.tree.flatten(state)
         moving, resting = parted(leaves, self.rests)
-        moved, found = self.program(moving, resting, batch, self.numbers)
+        moved, found = self.program(moving, resting, batch, self.traced_hparams)
         return form.unflatten(joined(moved, resting, self.rests)), found
 
 
@@ -122,7 +122,7 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
         The next state, and `loss`, what `metrics.JUDGED` says of the problem, `grad_norm` (over trainable leaves,
         before the clip), `learning_rate`, `skipped_steps` (up to now).
     """
-    trainable = tuning_multipliers.select(state.params, rules.multipliers)
+    trainable = partition(state.params, rules.multipliers)[0]
     loss, scores, batch_stats, grads, norm, finite = gradients(state, batch, rules)
     rate = rules.schedule(state.step)
     updates, opt_state = rules.tx.update(grads, state.opt_state, trainable, finite=finite)
@@ -130,7 +130,7 @@ def train_step(state: State, batch: Batch, rules: Rules) -> tuple[State, dict[st
     where_finite = partial(jax.tree.map, partial(jnp.where, finite))
     batch_stats = where_finite(batch_stats, state.batch_stats)
     average = where_finite(_averaged(state, moved, batch_stats, rules), state.average)
-    params = tuning_multipliers.merge(moved, state.params, rules.multipliers)
+    params = combine(moved, state.params)
     skipped = state.skipped + jnp.where(finite, 0, 1)
     trained = base.JUDGED[rules.problem].trained
     found = {"loss": loss, trained: scores / jnp.sum(batch["mask"]), "grad_norm": norm}
@@ -145,7 +145,7 @@ def gradients(state: State, batch: Batch, rules: Rules) -> tuple[Any, Any, Any, 
         The loss, scores and batch statistics; of the trainable leaves the gradients to go down by, and the norm of
         those at the weights themselves (SAM's are another place's); whether all are finite.
     """
-    trainable = tuning_multipliers.select(state.params, rules.multipliers)
+    trainable = partition(state.params, rules.multipliers)[0]
     key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
     batch = mixup.mixed(batch, jax.random.fold_in(key, mixup.KEY), rules.regularize.mixup, rules.regularize.cutmix)
     loss, scores, batch_stats, grads = _gradients(trainable, state, batch, rules)
@@ -169,7 +169,7 @@ def _gradients(trainable: Any, state: State, batch: Batch, rules: Rules) -> tupl
     step_key = jax.random.fold_in(jax.random.key(rules.seed), state.step)
 
     def objective(trainable, batch_stats, part, key):
-        params = tuning_multipliers.merge(trainable, state.params, rules.multipliers)
+        params = combine(trainable, state.params)
         logits, batch_stats = rules.forward(params, batch_stats, part["input"], key)
         losses = mixup.loss(part, partial(_losses, logits, rules))
         scores = base.total(base.score(rules.problem, logits, part["label"]), part["mask"])
@@ -217,10 +217,8 @@ def _losses(logits: jax.Array, rules: Rules, labels: jax.Array, weights: jax.Arr
 
 def _pull(trainable: Any, anchor: Any, rules: Rules) -> tuple[jax.Array, Any]:
     """L2-SP (1802.01483): half the sum of pull · (w - anchor)², and its gradient."""
-    moved = jax.tree.map(jnp.subtract, trainable, tuning_multipliers.select(anchor, rules.multipliers))
-    grads = jax.tree.map(
-        lambda pull, leaf: pull * leaf, tuning_multipliers.select(rules.pull, rules.multipliers), moved
-    )
+    moved = jax.tree.map(jnp.subtract, trainable, partition(anchor, rules.multipliers)[0])
+    grads = jax.tree.map(lambda pull, leaf: pull * leaf, partition(rules.pull, rules.multipliers)[0], moved)
     return optax.tree.vdot(grads, moved) / 2, grads
 
 

@@ -155,7 +155,7 @@ def setting(experiment: Experiment) -> dict[str, float]:
 
 def _shared(experiment: Experiment) -> Experiment:
     """The experiment with one value for all that `together` lets differ."""
-    found = experiment.numberless()
+    found = experiment.without_traced_hparams()
     return dataclasses.replace(found, regularize=dataclasses.replace(found.regularize, label_smoothing=0.0))
 
 
@@ -266,7 +266,7 @@ def _rules(
 ) -> Rules:
     """As `Run` makes them, but with numbers that are traced."""
     config, multipliers = like.optim, _everywhere(like, 1.0)
-    unit = optimizers.schedule(config.schedule, 1.0, config.warmup_steps, steps)
+    unit = optimizers.schedule(config.schedule, 1.0, config.warmup_steps, steps, config.schedule_args)
     return Rules(
         forward=functools.partial(forward, dtype=jnp.dtype(like.compute_dtype)),
         tx=optimizers.optimizer(config, multipliers, weight_decay=numbers.get("weight_decay")),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from tljax.core.run import Run
 from tljax.models.kernels import ops
 from tljax.profiling import flops
-from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning.multipliers import Tree, partition
 from tljax.tuning.phases import Phase
 
 Block = dict[str, Any]
@@ -134,9 +134,9 @@ def _of_everything(run: Run, phase: Phase) -> float:
     return flops.count(trace(everything).jaxpr)
 
 
-def _parameters(run: Run, multipliers: tuning_multipliers.Tree) -> Block:
+def _parameters(run: Run, multipliers: Tree) -> Block:
     sizes = jax.tree.map(lambda leaf: leaf.size, run.abstract_state().params)
-    trainable = sum(jax.tree.leaves(tuning_multipliers.select(sizes, multipliers)))
+    trainable = sum(jax.tree.leaves(partition(sizes, multipliers)[0]))
     return {"trainable_params": trainable, "frozen_params": sum(jax.tree.leaves(sizes)) - trainable}
 
 

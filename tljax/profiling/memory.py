@@ -157,7 +157,7 @@ def _peak_with(run: Run, phase: Phase, **changes: Any) -> int:
 
 
 def _trained(run: Run, phase: Phase) -> multipliers.Tree:
-    return multipliers.select(run.abstract(phase).params, phase.multipliers)
+    return multipliers.partition(run.abstract(phase).params, phase.multipliers)[0]
 
 
 def _gb(count: int) -> str:

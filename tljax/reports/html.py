@@ -137,7 +137,7 @@ def _group(section: Section, number: int, method: Method | LeftOut, differing: S
                     "run": run,
                     "setting": setting,
                     "scores": [f"{split} {text}" for split, _, text in scores],
-                    "differs": {key: run.values[key] for key in differing},
+                    "differs": {key: run.values.get(key) for key in differing},
                     "peeked": run in section.peeked,
                     "command": " \\\n  ".join([" ".join(run.command[:4]), *run.command[4:]]),
                 }
@@ -147,4 +147,5 @@ def _group(section: Section, number: int, method: Method | LeftOut, differing: S
 
 def _differing(runs: Sequence[Run]) -> list[str]:
     """The keys of which runs have different values."""
-    return [key for key in runs[0].values if len({repr(run.values.get(key)) for run in runs}) > 1]
+    keys = dict.fromkeys(key for run in runs for key in run.values)
+    return [key for key in keys if len({repr(run.values.get(key)) for run in runs}) > 1]

@@ -79,7 +79,7 @@ class Run:
     def command(self) -> list[str]:
         """The words of the command that trains it anew, by itself, in another workdir."""
         plain = flatten_dict(to_dict(Experiment()), sep=".")
-        given = [key for key, value in self.values.items() if value != plain[key] and not key.startswith(_FREE)]
+        given = [key for key, value in self.values.items() if value != plain.get(key) and not key.startswith(_FREE)]
         keys = [shlex.quote(f"--config.{key}={self.values[key]}") for key in given]
         return ["python", "-m", "tljax", "train", "--config=configs/default.py", "--workdir=runs/again", *keys]
 

@@ -87,7 +87,7 @@ class _Pass:
             alone, together = _parted(fresh, self.among) if cached else (fresh, [])
             alike: dict[Experiment, list[Trial]] = {}
             for point in [*alone, *trained]:
-                alike.setdefault(point.experiment.numberless(), []).append(point)
+                alike.setdefault(point.experiment.without_traced_hparams(), []).append(point)
             for members in alike.values():
                 self._one_after_another(members, prepared)
             for wanted, mates in together:

@@ -87,7 +87,7 @@ def points(experiment: Experiment, overrides: Any, root: str | os.PathLike) -> l
         name = hashlib.sha256(json.dumps(_content(made), sort_keys=True).encode()).hexdigest()[:10]
         if name in found:
             raise InputError(f"the sweep has one run twice: {dict(one)} and {dict(found[name].overrides)}")
-        found[name] = Trial(dict(one), made, place / f"{made.tuning.strategy}-{name}")
+        found[name] = Trial(dict(one), made, place / f"{made.tuning.strategy.replace(':', '.')}-{name}")
     if not found:
         raise InputError("the sweep yields no run")
     return list(found.values())
@@ -151,7 +151,7 @@ def units(found: Sequence[Trial]) -> list[list[Trial]]:
     trained: dict[Experiment, list[Trial]] = {}
     for point in found:
         if point.result:
-            trained.setdefault(point.experiment.numberless(), []).append(point)
+            trained.setdefault(point.experiment.without_traced_hparams(), []).append(point)
     return side_by_side([point for point in found if not point.result]) + list(trained.values())
 
 
@@ -171,4 +171,5 @@ def uneven(found: Sequence[Trial]) -> str:
 
 def _content(experiment: Experiment) -> dict[str, Any]:
     """What a run's result depends on."""
-    return {key: value for key, value in to_dict(experiment).items() if key not in RESULT_NEUTRAL_SECTIONS}
+    content = {key: value for key, value in to_dict(experiment).items() if key not in RESULT_NEUTRAL_SECTIONS}
+    return content | ({"references": experiment.references} if experiment.references else {})
