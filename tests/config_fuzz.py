@@ -53,7 +53,8 @@ def keys(section: Any = None, prefix: str = "") -> list[str]:
     for name, value in vars(Experiment() if section is None else section).items():
         names += keys(value, f"{prefix}{name}.") if dataclasses.is_dataclass(value) else [f"{prefix}{name}"]
         names += [f"{prefix}{name}"] if dataclasses.is_dataclass(value) else []
-    return names
+        names += [f"tuning.{argument}" for argument in _STRATEGIES] if name == "tuning" else []
+    return [name for name in names if name not in ("tuning.arguments", "tuning.phases", "")]
 
 
 def odd_values(seed: int, count: int) -> Iterator[tuple[str, Overrides]]:

@@ -23,7 +23,7 @@ def test_an_experiment_survives_json():
     experiment = Experiment.from_config(values)
     again = Experiment.from_config(json.loads(json.dumps(serialization.to_dict(experiment))))
     assert again == experiment
-    assert again.tuning.patterns == ((".*", 1.0),)
+    assert again.tuning.arguments["patterns"] == ((".*", 1.0),)
 
 
 def test_a_config_of_an_earlier_version_is_read_by_its_names_of_then():

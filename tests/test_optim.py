@@ -12,7 +12,7 @@ from tests.conftest import GOLDEN
 from tljax.config.schema import OptimConfig
 from tljax.errors import InputError
 from tljax.tuning import optimizers
-from tljax.tuning.multipliers import partition
+from tljax.tuning.masks import partition
 
 NUMERICS = GOLDEN / "numerics"
 

@@ -16,8 +16,7 @@ from tljax.data.transforms import image
 from tljax.errors import InputError
 from tljax.evals import linear_probe, probe
 from tljax.io import compilation_cache
-from tljax.metrics import metrics
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import PROBLEMS
 
 VIEWS = 3  # that 24 examples have; batches of ten, so that epochs end within a batch
 PROBE = {"tuning__strategy": "linear_probe", "head__init": "truncated_normal", "steps": 12, "task__batch_size": 10}
@@ -48,8 +47,10 @@ def _own_run(run: Run, pictures: np.ndarray, frozen: dict) -> dict[str, np.ndarr
         epoch, place = np.array(stream.indices(step)).T
         ones = np.ones(len(place), np.float32)
         batch = {"input": pictures[epoch % len(pictures), place], "label": stream.labels[place]}
-        state, _ = run.train_step(run.phases[0])(state, batch | {"mask": ones, "weight": stream.weights[place]})
-    return {name: np.asarray(leaf) for name, leaf in run.evaluated(state)[0]["head"].items()}
+        state, _ = run.programs.train_step(run.phases[0])(
+            state, batch | {"mask": ones, "weight": stream.weights[place]}
+        )
+    return {name: np.asarray(leaf) for name, leaf in run.evaluation_variables(state)[0]["head"].items()}
 
 
 CASES = {
@@ -151,7 +152,7 @@ def test_each_core_trains_a_chunk(monkeypatch):
     x, labels = _problem()
     kernels = []
     for cores in (1, 3):
-        monkeypatch.setattr(linear_probe.sharding, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(linear_probe.distributed_mesh, "cores", lambda cores=cores: cores)
         advance.cache_clear()
         kernels.append(np.stack([head.params["kernel"] for head in linear_probe.fit(GRID[:5], x, _stream(labels), 3)]))
     assert sizes == [5, 2, 2, 2]
@@ -205,8 +206,8 @@ def test_the_best_of_validation_is_chosen(problem):
     assert [head.experiment for head in found.best] == experiments[2:4]
     for head in found.heads:
         logits = held.features @ head.params["kernel"] + head.params["bias"]
-        metric = JUDGED[problem].best
-        expected = metrics.summarize(problem, logits, held.labels, full=False)[metric]
+        metric = PROBLEMS[problem].headline.name
+        expected = PROBLEMS[problem].summarize(logits, held.labels, full=False)[metric]
         assert head.validation[metric] == pytest.approx(expected, abs=1e-5)
         assert bool(head.test) == (head in found.best)
     assert found.best[0].test == found.best[0].validation

@@ -10,9 +10,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.conftest import GOLDEN
+from tljax.config.tuning import TuningConfig
 from tljax.errors import InputError
 from tljax.models.registry import BACKBONES
-from tljax.tuning.multipliers import combine, digest, frozen_groups, multiplier_tree, partition
+from tljax.tuning.masks import combine, partition
+from tljax.tuning.multipliers import digest, frozen_groups, multiplier_tree
 from tljax.tuning.strategies import Layout
 from tljax.weights.pretrained import shapes
 
@@ -166,38 +168,44 @@ def test_pattern_takes_the_first_match():
 @pytest.mark.parametrize(
     ("strategy", "arguments", "message"),
     [
-        ("linear_prob", {}, "no tuning.strategy 'linear_prob'; there are: linear_probe, last_k"),
-        ("last_k", {}, "last_k needs --config.tuning.k"),
+        (
+            "linear_prob",
+            {},
+            "'linear_prob' (did you mean linear_probe?); there are: linear_probe, last_k",
+        ),
+        ("last_k", {}, "tuning.k is required by last_k(layout, *, k)"),
         ("last_k", {"k": 14}, "tuning.k must be between 1 and 13, not 14"),
         ("full", {"k": 2}, "full takes no tuning.k; it takes: nothing"),
-        ("first_k", {"k": 0}, "tuning.k must be between 1 and 13, not 0"),
+        ("first_k", {"k": 0}, "tuning.k must be at least 1, not 0"),
         ("surgical", {"groups": ("blok_1",)}, "no group 'blok_1': did you mean block_1"),
-        ("layer_decay", {"decay": 0.5, "norm_with": "x"}, "tuning.norm_with must be last_block or head"),
+        ("layer_decay", {"decay": 0.5, "norm_with": "x"}, "no tuning.norm_with 'x'; there are: last_block, head"),
         ("discriminative", {"factor": 0.5}, "tuning.factor must be at least 1"),
         ("layer_decay", {"decay": 1.5}, "tuning.decay must be above 0 and at most 1"),
         ("pattern", {"patterns": ((r"heed/.*", 1.0), (r".*", 0.0))}, "'heed/.*' decides no parameter"),
         ("pattern", {"patterns": ((r"head/.*", 1.0),)}, "no pattern covers backbone/"),
-        ("pattern", {"patterns": ((r"(", 1.0),)}, "tuning.patterns must be ((regex, multiplier), …)"),
+        ("pattern", {"patterns": ((r"(", 1.0),)}, "tuning.patterns[0][0]: '(' is no regular expression"),
         ("pattern", {"patterns": ((r".*", 0.0),)}, "freezes everything"),
-        ("pattern", {"patterns": ((r".*", -1.0),)}, "a multiplier is below 0"),
+        ("pattern", {"patterns": ((r".*", -1.0),)}, "tuning.patterns[0][1] must be at least 0, not -1.0"),
     ],
 )
 def test_what_cannot_be_used_is_named(strategy, arguments, message):
     with pytest.raises(InputError) as error:
-        multiplier_tree(strategy, arguments, VIT)
+        multiplier_tree(strategy, TuningConfig(strategy, arguments=arguments).arguments, VIT)
     assert message in str(error.value)
 
 
-def test_select_and_merge_are_inverse_and_masked_leaves_vanish():
+def test_partition_and_combine_are_inverse_and_masked_leaves_vanish():
     params = {"a": np.ones(2), "b": {"c": np.zeros(3), "d": np.full(1, 7.0)}}
     multipliers = {"a": 0.0, "b": {"c": 0.5, "d": 0.0}}
-    trainable = partition(params, multipliers)[0]
+    trainable, frozen = partition(params, multipliers)
     assert [leaf.shape for leaf in jax.tree.leaves(trainable)] == [(3,)]
     assert isinstance(trainable["a"], optax.MaskedNode)
-    merged = combine({"a": None, "b": {"c": np.ones(3), "d": None}}, params)
-    assert merged["a"] is params["a"]
-    assert merged["b"]["d"] is params["b"]["d"]
-    assert merged["b"]["c"].tolist() == [1, 1, 1]
+    assert [leaf.shape for leaf in jax.tree.leaves(frozen)] == [(2,), (1,)]
+    for others in (frozen, params):
+        combined = combine(jax.tree.map(np.ones_like, trainable), others)
+        assert combined["a"] is params["a"]
+        assert combined["b"]["d"] is params["b"]["d"]
+        assert combined["b"]["c"].tolist() == [1, 1, 1]
 
 
 def test_frozen_groups_have_nothing_that_moves():

@@ -20,7 +20,7 @@ from tljax.config.references import is_reference, resolve_reference, source_hash
 from tljax.config.schema import Experiment, OptimConfig
 from tljax.config.serialization import to_dict
 from tljax.errors import InputError
-from tljax.sweeps.trial import points
+from tljax.sweeps.trial import make_trials
 from tljax.tuning import optimizers
 from tljax.tuning.multipliers import multiplier_tree
 from tljax.tuning.phases import Length, phases
@@ -78,30 +78,29 @@ def test_a_config_with_references_is_written_and_read(folder, tmp_path):
     assert Experiment.from_config(values) == experiment
     source = source_hash(resolve_reference(STRATEGY, "tuning.strategy"))
     assert experiment.references == {STRATEGY: source, "my_strategies:scaled_sgd": source} and len(source) == 64
-    (first,) = points(experiment, [{"tuning.stride": 2}], tmp_path)
+    (first,) = make_trials(experiment, [{"tuning.stride": 2}], tmp_path)
     assert first.folder.name.startswith("my_strategies.every_nth-")
     (tmp_path / "my_strategies.py").write_text((tmp_path / "my_strategies.py").read_text() + "\n")
-    (changed,) = points(experiment, [{"tuning.stride": 2}], tmp_path)
+    (changed,) = make_trials(experiment, [{"tuning.stride": 2}], tmp_path)
     assert changed.folder != first.folder
 
 
 def test_names_of_runs_are_what_they_were(tmp_path):
-    """By versions whose config had a key for each argument, and no `optim.args`."""
-    overrides = [{"tuning.strategy": "linear_probe"}, {"tuning.strategy": "last_k", "tuning.k": 2}]
-    names = [trial.name for trial in points(Experiment(steps=6), overrides, tmp_path)]
-    assert names == NAMES
-
-
-NAMES = ["linear_probe-", "last_k-"]
+    """Before a strategy's arguments were its signature's, and before there was `optim.args`."""
+    phases = ({"strategy": "layer_decay", "decay": 1, "share": 0.5}, {"strategy": "full"})
+    overrides = [
+        {"tuning.strategy": "linear_probe"},
+        {"tuning.strategy": "last_k", "tuning.k": 2},
+        {"tuning.strategy": "phases", "tuning.phases": phases, "optim.learning_rate": 1},
+    ]
+    names = [trial.name for trial in make_trials(Experiment(steps=6), overrides, tmp_path)]
+    assert names == ["linear_probe-f016e350fc", "last_k-13a49633cc", "phases-1f8a25247b"]
 
 
 def test_phases_take_references(folder):
     _experiment(folder)
-    tuning = {
-        "strategy": "phases",
-        "phases": [{"strategy": STRATEGY, "stride": 4, "share": 0.5, "schedule": "my_strategies:power"}]
-        + [{"strategy": "full"}],
-    }
+    own = {"strategy": STRATEGY, "stride": 4, "share": 0.5, "schedule": "my_strategies:power"}
+    tuning = {"strategy": "phases", "phases": [own, {"strategy": "full"}]}
     experiment = Experiment.from_config({"steps": 10, "tuning": tuning})
     first, _ = phases(experiment.tuning, experiment.optim, Length(10, 5.0, VIT))
     assert first.strategy == STRATEGY and first.arguments == {"stride": 4} and "stem" not in first.frozen
@@ -150,7 +149,7 @@ def test_a_run_trains_by_references(folder, shapes):
     frozen = {path for path, multiplier in flatten_dict(run.multipliers, sep="/").items() if not multiplier}
     assert {path.split("/")[1] for path in frozen} == {"block_0", "block_2"}
     state = run.init_state()
-    after, metrics = run.train_step(run.phases[0])(state, next(iter(run.train_input())).batch)
+    _, metrics = run.train_step(run.phases[0])(state, next(iter(run.train_input())).batch)
     assert float(metrics["learning_rate"]) == pytest.approx(0.1)
     workdir = Workdir(folder / "run")
     with workdir.locked():

@@ -14,7 +14,8 @@ from tljax.errors import InputError
 
 _WRAPPERS = (Annotated, types.UnionType, typing.Union)
 RENAMED = {"regularise": "regularize"}
-_LEFT_OUT_IF_EMPTY = ("args", "schedule_args")  # which earlier versions had not
+# Keys that earlier versions had not: where they are empty, names of runs are what they were.
+_LEFT_OUT_IF_EMPTY = ("loss", "loss_args", "metrics", "dataset_args", "args", "schedule_args")
 _RENAMED_VALUES = {"centre": "center", "colour_jitter": "color_jitter"}
 
 

@@ -191,8 +191,8 @@ class OptimConfig:
     average_decay: ranges.Rate = 0.999
     average_start: ranges.Rate = 0.75
     on_nonfinite: choices.StopOrSkip = "stop"
-    args: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    schedule_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    args: dict[str, Any] = field(default_factory=dict, hash=False)
+    schedule_args: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         object.__setattr__(self, "args", _reference_arguments("optim.name", self.name, self.args))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from tljax.problems.base import Problem
 from tljax.reports.formatting import Scale
-from tljax.reports.run_metrics import Judged
+from tljax.reports.run_metrics import RunMetrics
 from tljax.reports.runs import Run
 from tljax.reports.statistics import Comparison
 from tljax.sweeps import selection
@@ -21,7 +22,7 @@ class Options:
 
     Attributes:
         split: that the methods are compared on.
-        metric: by default the one that the problem is judged by.
+        metric: by default the problem's headline.
         tuned: sections of a config in which the settings of a method differ.
         baseline: the name of the method that the others are compared with; by default the first.
         test: a name in `TESTS`.
@@ -38,7 +39,7 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One of those that were tried of a method.
+    """A setting that was tried of a method.
 
     Attributes:
         words: the values that tell it from the others.
@@ -61,7 +62,7 @@ class Method:
         name: what tells it from the others.
         settings: all that were tried.
         setting: the chosen one.
-        judged: its runs on the split, in their order.
+        run_metrics: of its runs on the split, in their order.
         resampled: the metric of each in each resample of the examples.
         mean, deviation: over seeds.
         low, high: the 95% interval over examples and seeds.
@@ -74,7 +75,7 @@ class Method:
     name: str
     settings: Sequence[Setting]
     setting: Setting
-    judged: Sequence[Judged]
+    run_metrics: Sequence[RunMetrics]
     resampled: Float[np.ndarray, "seeds draws"]
     mean: float
     deviation: float
@@ -86,14 +87,16 @@ class Method:
 
     @property
     def runs(self) -> Sequence[Run]:
+        """The runs of the chosen setting."""
         return self.setting.runs
 
     @property
     def values(self) -> Float[np.ndarray, " seeds"]:
-        return np.array([one.value for one in self.judged])
+        """The metric of each run."""
+        return np.array([run_metrics.value for run_metrics in self.run_metrics])
 
     def cost(self, key: str) -> float:
-        """A number of the cost block, averaged over seeds."""
+        """Returns a number of the cost block, averaged over seeds."""
         return float(np.mean([run.result["cost"][key] for run in self.runs]))
 
     @property
@@ -118,7 +121,7 @@ class Section:
     Attributes:
         title: its name.
         options: as they were asked for, with the metric that was taken.
-        selected_by: the metric of the validation split that chooses settings.
+        problem: whose headline chooses settings, on the validation split.
         count: examples of the split.
         methods: by parameters that train, then by name.
         baseline: one of them; None where there is but one.
@@ -128,7 +131,7 @@ class Section:
 
     title: str
     options: Options
-    selected_by: str
+    problem: Problem
     count: int
     methods: Sequence[Method]
     baseline: Method | None
@@ -136,26 +139,36 @@ class Section:
     peeked: Sequence[Run]
 
     @property
+    def selected_by(self) -> str:
+        """The metric of the validation split that chooses settings."""
+        return self.problem.headline.name
+
+    @property
     def scale(self) -> Scale:
-        return Scale(self.options.metric, self.count)
+        """How the metric is shown."""
+        return Scale(self.problem.metric(self.options.metric), self.count)
 
     @property
     def selected_scale(self) -> Scale:
-        return Scale(self.selected_by, self.count)
+        """How the metric that chooses settings is shown."""
+        return Scale(self.problem.headline, self.count)
 
     @property
     def best(self) -> Method:
+        """The method with the best mean."""
         return next(method for method in self.methods if method.best)
 
     @property
     def everything(self) -> list[Method | LeftOut]:
+        """All methods, those that were left out at the end."""
         return [*self.methods, *self.left_out]
 
     @property
     def runs(self) -> list[Run]:
+        """All runs of all methods."""
         return [run for method in self.everything for setting in method.settings for run in setting.runs]
 
     @property
     def tried(self) -> int:
-        """Settings of all methods."""
+        """The number of settings of all methods."""
         return sum(len(method.settings) for method in self.everything)

@@ -8,15 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax.config.ranges import shown
 from tljax.config.references import is_reference, resolve_reference
 from tljax.errors import InputError
-from tljax.peft.config import ADDITIONS
+from tljax.peft.config import ADAPTERS
 from tljax.tuning.strategies import STRATEGIES, Layout, compile_patterns, first_match
 
 Tree = Any  # a nested dict of arrays (or of what stands for them)
@@ -39,7 +37,7 @@ def multiplier_tree(
         InputError: the strategy does not suit the network or gives no multipliers, or nothing would train.
     """
     function = resolve_reference(strategy, "tuning.strategy") if is_reference(strategy) else STRATEGIES[strategy]
-    by_path = function(layout, **({} if strategy in ADDITIONS else arguments))
+    by_path = function(layout, **({} if strategy in ADAPTERS else arguments))
     if not isinstance(by_path, Mapping):
         raise InputError(f"{strategy} must return a dict of a multiplier for each path, not {shown(by_path)}")
     if missing := sorted(set(layout.group_of) - set(by_path)):
@@ -84,34 +82,6 @@ def frozen_groups(layout: Layout, multipliers: Tree) -> frozenset[str]:
     """Returns the groups in which nothing trains."""
     trained = {layout.group_of[path] for path, value in flatten_dict(multipliers, sep="/").items() if value}
     return frozenset(layout.groups) - trained
-
-
-def partition(tree: Tree, mask: Tree) -> tuple[Tree, Tree]:
-    """Splits a tree into (leaves where `mask` is true, leaves where it is not).
-
-    Args:
-        tree: a nested dict.
-        mask: of its structure, or its prefix; multipliers will do, of which 0 is false.
-
-    Returns:
-        Two trees of that structure, with `optax.MaskedNode`, which has no leaves, in place of what the other has.
-    """
-    chosen = jax.tree.map(lambda m, leaf: leaf if m else optax.MaskedNode(), mask, tree)
-    return chosen, jax.tree.map(lambda m, leaf: optax.MaskedNode() if m else leaf, mask, tree)
-
-
-def combine(first: Tree, second: Tree) -> Tree:
-    """Puts a tree together that `partition` has split: leaves of `first`, and of `second` where it has none.
-
-    Args:
-        first: the leaves that count.
-        second: the others; it may have all, untouched where `first` has none.
-    """
-    return jax.tree.map(lambda leaf, other: other if _is_masked(leaf) else leaf, first, second, is_leaf=_is_masked)
-
-
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
 
 
 def digest(leaves: Mapping[str, Any]) -> str:

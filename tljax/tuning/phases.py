@@ -22,7 +22,7 @@ import optax
 
 from tljax.config.tuning import OptimConfig, PhaseConfig, TuningConfig
 from tljax.errors import InputError
-from tljax.peft.config import ADDITIONS, Addition
+from tljax.peft.config import ADAPTERS, AdapterConfig
 from tljax.tuning import optimizers
 from tljax.tuning.multipliers import Tree, frozen_groups, multiplier_tree
 from tljax.tuning.recipes import RECIPES, Length
@@ -59,7 +59,7 @@ class Phase:
         return self.peak * self.shape(step)
 
 
-def additions(config: TuningConfig) -> tuple[Addition, ...]:
+def additions(config: TuningConfig) -> tuple[AdapterConfig, ...]:
     """Returns what the strategies of all phases add to the network.
 
     Raises:
@@ -67,11 +67,11 @@ def additions(config: TuningConfig) -> tuple[Addition, ...]:
     """
     # Of recipes, but for `phases`, none adds anything.
     specs = config.phases if config.strategy in RECIPES else (PhaseConfig(config.strategy, config.arguments),)
-    parts: list[Addition] = []
+    parts: list[AdapterConfig] = []
     for place, spec in enumerate(specs):
-        if spec.strategy not in ADDITIONS:
+        if spec.strategy not in ADAPTERS:
             continue
-        part = ADDITIONS[spec.strategy](**spec.arguments)
+        part = ADAPTERS[spec.strategy](**spec.arguments)
         if part not in parts:
             if any(type(part) is type(other) for other in parts):
                 raise InputError(f"tuning.phases[{place}]: {part} is not what an earlier phase adds; a network has one")

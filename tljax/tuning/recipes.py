@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from tljax.config import choices, ranges
 from tljax.config.tuning import PhaseConfig
 from tljax.errors import InputError
-from tljax.peft.config import ADDITIONS
+from tljax.peft.config import ADAPTERS
 from tljax.tuning.strategies import STRATEGIES, Layout
 
 
@@ -116,4 +116,4 @@ RECIPES: dict[str, Callable[..., list[PhaseConfig]]] = {
     "phases": phases,
 }
 # What `tuning.strategy` may name -> whose signature has its arguments: of what it adds, where it adds something.
-SIGNATURES: dict[str, Callable[..., Any]] = STRATEGIES | ADDITIONS | RECIPES
+SIGNATURES: dict[str, Callable[..., Any]] = STRATEGIES | ADAPTERS | RECIPES

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from tljax.config import choices, ranges
 from tljax.errors import InputError
-from tljax.peft.config import is_added
+from tljax.peft.config import is_adapter_param
 
 HEAD = "head"
 _ENDS = ("norm", "pooler")  # a final norm and BERT's pooler go with the block under them
@@ -154,7 +154,7 @@ def norm_only(layout: Layout) -> dict[str, float]:
 
 def added(layout: Layout) -> dict[str, float]:
     """Trains what was added to the backbone, and the head; the backbone's own parameters are frozen."""
-    return layout.by_path(is_added)
+    return layout.by_path(is_adapter_param)
 
 
 def pattern(layout: Layout, *, patterns: Annotated[choices.Multipliers, ranges.NotEmpty()]) -> dict[str, float]:
