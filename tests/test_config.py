@@ -14,8 +14,8 @@ def _with(**overrides) -> dict:
 
 
 def test_default_config_becomes_the_default_experiment():
-    found = Experiment.from_config(_with())
-    assert found == Experiment(steps=1)
+    experiment = Experiment.from_config(_with())
+    assert experiment == Experiment(steps=1)
 
 
 def test_an_experiment_survives_json():
@@ -64,10 +64,10 @@ def test_integers_are_taken_for_floats_and_unset_arguments_stay_unset():
 
 def test_experiments_with_phases_are_keys_of_a_dict():
     phases = ({"strategy": "linear_probe", "share": 0.5}, {"strategy": "full"})
-    one, same = (Experiment.from_config(_with(tuning={"strategy": "phases", "phases": phases})) for _ in range(2))
-    assert {one: 1}[same] == 1
+    first, same = (Experiment.from_config(_with(tuning={"strategy": "phases", "phases": phases})) for _ in range(2))
+    assert {first: 1}[same] == 1
     other = Experiment.from_config(_with(tuning={"strategy": "phases", "phases": phases[1:]}))
-    assert {one: 1, other: 2}[other] == 2
+    assert {first: 1, other: 2}[other] == 2
 
 
 def test_length_in_epochs():

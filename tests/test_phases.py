@@ -46,19 +46,19 @@ def test_lp_ft_is_the_head_and_then_everything():
 
 @pytest.mark.parametrize(("direction", "strategy"), [("down", "last_k"), ("up", "first_k")])
 def test_gradual_unfreezing_adds_a_group_at_a_time_under_one_schedule(direction, strategy):
-    found = _phases(140, strategy="gradual_unfreezing", direction=direction)
-    wanted = [("linear_probe", {}), *((strategy, {"k": k}) for k in range(1, 13)), ("full", {})]
-    assert [(phase.strategy, dict(phase.arguments)) for phase in found] == wanted
-    assert [phase.stop for phase in found] == list(range(10, 150, 10))
+    result = _phases(140, strategy="gradual_unfreezing", direction=direction)
+    expected = [("linear_probe", {}), *((strategy, {"k": k}) for k in range(1, 13)), ("full", {})]
+    assert [(phase.strategy, dict(phase.arguments)) for phase in result] == expected
+    assert [phase.stop for phase in result] == list(range(10, 150, 10))
     whole = _phases(140, strategy="full")[0].schedule
-    assert all(float(phase.schedule(phase.start)) == float(whole(phase.start)) for phase in found)
-    frozen = [len(phase.frozen) for phase in found]
+    assert all(float(phase.schedule(phase.start)) == float(whole(phase.start)) for phase in result)
+    frozen = [len(phase.frozen) for phase in result]
     assert frozen == sorted(frozen, reverse=True) and frozen[-1] == 0
 
 
 def test_a_run_that_ends_before_all_groups_have_joined_has_fewer_phases():
-    found = _phases(35, strategy="gradual_unfreezing", every=10)
-    assert [(phase.start, phase.stop) for phase in found] == [(0, 10), (10, 20), (20, 30), (30, 35)]
+    result = _phases(35, strategy="gradual_unfreezing", every=10)
+    assert [(phase.start, phase.stop) for phase in result] == [(0, 10), (10, 20), (20, 30), (30, 35)]
     assert len(_phases(30, strategy="gradual_unfreezing", every=10)) == 3
     ks = [phase.arguments.get("k") for phase in _phases(40, strategy="gradual_unfreezing", by=5)]
     assert ks == [None, 5, 10, None]
@@ -75,7 +75,7 @@ def test_fine_tune_is_fastais_recipe():
 
 
 def test_phases_of_ones_own():
-    found = _phases(
+    result = _phases(
         strategy="phases",
         phases=(
             {"strategy": "linear_probe", "epochs": 2, "learning_rate": 1.0, "schedule": "constant"},
@@ -83,16 +83,16 @@ def test_phases_of_ones_own():
             {"strategy": "layer_decay", "decay": 0.5},
         ),
     )
-    assert [(phase.start, phase.stop) for phase in found] == [(0, 20), (20, 50), (50, 100)]
-    assert float(found[0].schedule(19)) == 1.0
-    assert float(found[1].schedule(25)) == pytest.approx(0.05)
-    assert float(found[2].schedule(50)) == pytest.approx(0.1)
+    assert [(phase.start, phase.stop) for phase in result] == [(0, 20), (20, 50), (50, 100)]
+    assert float(result[0].schedule(19)) == 1.0
+    assert float(result[1].schedule(25)) == pytest.approx(0.05)
+    assert float(result[2].schedule(50)) == pytest.approx(0.1)
 
 
 def test_a_leaf_trains_since_the_phase_it_joined_in_without_a_pause():
     spec = [{"strategy": name, "steps": 10} for name in ("full", "linear_probe", "full")]
-    found = _phases(30, strategy="phases", phases=tuple(spec))
-    since = [(phase.since["head"]["bias"], phase.since["backbone"]["stem"]["kernel"]) for phase in found]
+    result = _phases(30, strategy="phases", phases=tuple(spec))
+    since = [(phase.since["head"]["bias"], phase.since["backbone"]["stem"]["kernel"]) for phase in result]
     assert since == [(0, 0), (0, 1), (0, 2)]
 
 

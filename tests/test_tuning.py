@@ -36,14 +36,14 @@ VIT, RESNET = _layout("vit_tiny_patch16"), _layout("resnet18")
 def _groups(layout: Layout, strategy: str, **arguments) -> dict[str, float]:
     """Group -> multiplier, where all paths of a group have the same."""
     tree = multiplier_tree(strategy, arguments, layout)
-    found: dict[str, set[float]] = {}
+    multipliers: dict[str, set[float]] = {}
     for path, group in layout.group_of.items():
         value = tree
         for part in path.split("/"):
             value = value[part]
-        found.setdefault(group, set()).add(value)
-    assert all(len(values) == 1 for values in found.values())
-    return {group: values.pop() for group, values in found.items()}
+        multipliers.setdefault(group, set()).add(value)
+    assert all(len(values) == 1 for values in multipliers.values())
+    return {group: values.pop() for group, values in multipliers.items()}
 
 
 def test_layout_knows_every_group():
@@ -67,8 +67,8 @@ def _group_in_timm(name: str, module) -> str:
     """The group of ours that a parameter of timm's belongs to."""
     if name.startswith("blocks."):
         return f"block_{name.split('.')[1]}"
-    if found := re.match(r"(?:stages\.|layer)(\d)\.(?:blocks\.)?(\d+)\.", name):
-        stage, i = int(found[1]) - name.startswith("layer"), int(found[2])
+    if numbers := re.match(r"(?:stages\.|layer)(\d)\.(?:blocks\.)?(\d+)\.", name):
+        stage, i = int(numbers[1]) - name.startswith("layer"), int(numbers[2])
         return f"block_{sum(module.depths[:stage]) + i}"
     if name.startswith(("fc.", "head")):
         return "head"
@@ -153,10 +153,10 @@ def test_what_was_added_trains_and_nothing_else():
 
 def test_the_digest_is_of_names_and_bits():
     leaves = {"a": np.zeros(2, np.float32), "b": np.ones(1, np.float32)}
-    found = digest(leaves)
-    assert digest(dict(reversed(leaves.items()))) == found
-    assert digest({**leaves, "a": np.array([0, -0.0], np.float32)}) != found
-    assert digest({"a": leaves["a"], "c": leaves["b"]}) != found
+    expected = digest(leaves)
+    assert digest(dict(reversed(leaves.items()))) == expected
+    assert digest({**leaves, "a": np.array([0, -0.0], np.float32)}) != expected
+    assert digest({"a": leaves["a"], "c": leaves["b"]}) != expected
 
 
 def test_pattern_takes_the_first_match():

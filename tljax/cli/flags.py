@@ -79,7 +79,8 @@ def _declare(section: ConfigDict, argument: str, kind: Any) -> None:
     value, typed = section.get(argument), empty(kind)
     is_whole = type(value) is int and typed.get_type() is float and abs(value) < 2**53
     if value is None or is_whole:
-        section.pop(argument, None)
+        if argument in section:
+            del section[argument]  # and with it its type
         section[argument] = float(value) if is_whole else typed
 
 

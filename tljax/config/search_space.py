@@ -48,7 +48,7 @@ def zipped(values: Mapping[str, Any]) -> list[Overrides]:
 
 def product(*parts: Iterable[Mapping[str, Any]]) -> list[Overrides]:
     """Each of the first with each of the second, and so on; of a key that both have, the later value counts."""
-    return [{key: value for one in row for key, value in one.items()} for row in itertools.product(*parts)]
+    return [{key: value for overrides in row for key, value in overrides.items()} for row in itertools.product(*parts)]
 
 
 def random(count: int, seed: int, distributions: Mapping[str, Any]) -> list[Overrides]:
