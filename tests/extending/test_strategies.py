@@ -19,6 +19,7 @@ from tljax.cli import flags
 from tljax.config.references import is_reference, resolve_reference, source_hash
 from tljax.config.schema import Experiment, OptimConfig
 from tljax.config.serialization import to_dict
+from tljax.distributed import mesh
 from tljax.errors import InputError
 from tljax.sweeps.trial import make_trials
 from tljax.tuning import optimizers
@@ -146,10 +147,10 @@ def test_a_run_trains_by_references(folder, shapes):
         optim__name="my_strategies:scaled_sgd",
         optim__schedule="my_strategies:power",
     )
-    frozen = {path for path, multiplier in flatten_dict(run.multipliers, sep="/").items() if not multiplier}
+    frozen = {path for path, multiplier in flatten_dict(run.masks.multipliers, sep="/").items() if not multiplier}
     assert {path.split("/")[1] for path in frozen} == {"block_0", "block_2"}
     state = run.init_state()
-    _, metrics = run.train_step(run.phases[0])(state, next(iter(run.train_input())).batch)
+    _, metrics = run.programs.train_step(run.phases[0])(state, mesh.put_batch(run.train_input().batch(0), run.mesh))
     assert float(metrics["learning_rate"]) == pytest.approx(0.1)
     workdir = Workdir(folder / "run")
     with workdir.locked():

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from ml_collections import ConfigDict
 
 from tljax.config import choices, ranges
-from tljax.config.references import resolve_reference, source_hash
+from tljax.config.references import is_reference, resolve_reference, source_hash
 from tljax.config.serialization import build, template
 from tljax.config.tuning import OptimConfig, TuningConfig, check_phase_schedules
 from tljax.errors import InputError
@@ -317,9 +317,10 @@ class Experiment:
 
     @property
     def references(self) -> dict[str, str]:
-        """The SHA-256 of the source of each object that the config names as `module:name`."""
-        names = sorted({*self.tuning.references, *self.optim.references})
-        return {name: source_hash(resolve_reference(name, "config")) for name in names}
+        """Returns the SHA-256 of the source of each object that the config names as `module:name`, but for data sets."""
+        names = {self.backbone.name, self.loss, *self.metrics, self.task.problem, *self.task.augment}
+        names |= {*self.tuning.references, *self.optim.references}
+        return {name: source_hash(resolve_reference(name, "config")) for name in sorted(filter(is_reference, names))}
 
     def total_steps(self, train_examples: int) -> int:
         """Returns the length in steps, with so many training examples."""
