@@ -317,7 +317,7 @@ class Experiment:
 
     @property
     def references(self) -> dict[str, str]:
-        """Returns the SHA-256 of the source of each object that the config names as `module:name`, but for data sets."""
+        """Returns the SHA-256 of the source of what the config names as `module:name`, but for data sets."""
         names = {self.backbone.name, self.loss, *self.metrics, self.task.problem, *self.task.augment}
         names |= {*self.tuning.references, *self.optim.references}
         return {name: source_hash(resolve_reference(name, "config")) for name in sorted(filter(is_reference, names))}
