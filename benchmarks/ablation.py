@@ -91,7 +91,8 @@ def main() -> None:
     trials = sweeps.make_trials(experiment, overrides, root / "together")
     strategies: dict[str, list[sweeps.Trial]] = {}
     for trial in trials:
-        strategies.setdefault(trial.experiment.tuning.strategy + str(trial.experiment.tuning.k or ""), []).append(trial)
+        tuning = trial.experiment.tuning
+        strategies.setdefault(tuning.strategy + str(tuning.arguments.get("k", "")), []).append(trial)
     rows, alone, allowed, differences = [], 0.0, [0.0, 0.0], []
     for name, members in strategies.items():
         seconds, results = [], []

@@ -49,6 +49,8 @@ _VALUES = (_NUMBERS, _TEXTS, _TUPLES, _OTHERS)
 
 def keys(section: Any = None, prefix: str = "") -> list[str]:
     """Returns the dotted keys of a config, those of its sections among them."""
+    if prefix == "tuning.":
+        return [f"tuning.{name}" for name in ("strategy", *_STRATEGIES, "group_rates")]
     names = []
     for name, value in vars(Experiment() if section is None else section).items():
         names += keys(value, f"{prefix}{name}.") if dataclasses.is_dataclass(value) else [f"{prefix}{name}"]

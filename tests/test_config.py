@@ -14,8 +14,8 @@ def _with(**overrides) -> dict:
 
 
 def test_default_config_becomes_the_default_experiment():
-    found = Experiment.from_config(_with())
-    assert found == Experiment(steps=1)
+    experiment = Experiment.from_config(_with())
+    assert experiment == Experiment(steps=1)
 
 
 def test_an_experiment_survives_json():
@@ -23,7 +23,7 @@ def test_an_experiment_survives_json():
     experiment = Experiment.from_config(values)
     again = Experiment.from_config(json.loads(json.dumps(serialization.to_dict(experiment))))
     assert again == experiment
-    assert again.tuning.patterns == ((".*", 1.0),)
+    assert again.tuning.arguments["patterns"] == ((".*", 1.0),)
 
 
 def test_a_config_of_an_earlier_version_is_read_by_its_names_of_then():
@@ -64,10 +64,10 @@ def test_integers_are_taken_for_floats_and_unset_arguments_stay_unset():
 
 def test_experiments_with_phases_are_keys_of_a_dict():
     phases = ({"strategy": "linear_probe", "share": 0.5}, {"strategy": "full"})
-    one, same = (Experiment.from_config(_with(tuning={"strategy": "phases", "phases": phases})) for _ in range(2))
-    assert {one: 1}[same] == 1
+    first, same = (Experiment.from_config(_with(tuning={"strategy": "phases", "phases": phases})) for _ in range(2))
+    assert {first: 1}[same] == 1
     other = Experiment.from_config(_with(tuning={"strategy": "phases", "phases": phases[1:]}))
-    assert {one: 1, other: 2}[other] == 2
+    assert {first: 1, other: 2}[other] == 2
 
 
 def test_length_in_epochs():

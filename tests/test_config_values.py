@@ -13,9 +13,10 @@ from tests.conftest import TINY, make_table, tiny_run
 from tljax.cli import convert, evaluate, predict, report, sweep, train
 from tljax.cli import inspect as inspect_verb
 from tljax.config import choices
-from tljax.config.schema import Experiment, TuningConfig, default
+from tljax.config.schema import Experiment, default
 from tljax.config.search_space import choice, grid, log_uniform, random, uniform, zipped
 from tljax.config.serialization import to_dict, with_values
+from tljax.config.tuning import argument_kinds
 from tljax.core.classifier import HEAD_INITS
 from tljax.core.resolve import warnings
 from tljax.core.run import Run, prepare
@@ -222,13 +223,13 @@ def test_a_phase_is_checked_as_it_is_read(phase, message):
     tuning = {"strategy": "phases", "phases": ({**PROBE, **phase}, {"strategy": "full"})}
     with pytest.raises(InputError) as error:
         Experiment.from_config({"steps": 9, "tuning": tuning})
-    assert "config.tuning.phases[0]." in str(error.value) and message in str(error.value)
+    assert "tuning.phases[0]." in str(error.value) and message in str(error.value)
 
 
 def test_the_names_in_the_schema_are_those_that_there_are():
     tables = {
         choices.Strategy: strategies.STRATEGIES,
-        choices.StrategyOrRecipe: [*strategies.STRATEGIES, *phases.RECIPES, "phases"],
+        choices.StrategyOrRecipe: [*strategies.STRATEGIES, *phases.RECIPES],
         choices.Schedule: optimizers.SCHEDULES,
         choices.Optimizer: optimizers.OPTIMIZERS,
         choices.Augmentation: AUGMENTATIONS,
@@ -242,9 +243,10 @@ def test_the_names_in_the_schema_are_those_that_there_are():
         assert get_args(annotation)[1].values == tuple(rows), annotation
 
 
-def test_every_argument_of_a_strategy_has_a_key():
-    taken = {name for strategy in (*strategies.STRATEGIES, *phases.RECIPES) for name in phases.arguments_of(strategy)}
-    assert taken | {"strategy", "phases", "group_rates"} == {field.name for field in dataclasses.fields(TuningConfig)}
+def test_every_argument_of_a_strategy_has_a_range():
+    for strategy in (*strategies.STRATEGIES, *phases.RECIPES):
+        kinds = argument_kinds("tuning.strategy", strategy)
+        assert not {int, float, int | None, float | None, object} & set(kinds.values()), strategy
 
 
 def test_every_number_of_the_schema_has_a_range():

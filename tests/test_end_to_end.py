@@ -18,7 +18,7 @@ from tbparse import SummaryReader
 from tests.conftest import PATIENCE, ROOT, tljax
 from tljax.checkpoints.workdir import Workdir
 from tljax.core.run import Run
-from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning.multipliers import digest
 
 pytestmark = pytest.mark.unoptimised
 
@@ -73,7 +73,7 @@ def test_train_leaves_what_the_contract_says(finished):
     assert result["steps"] == 12
     assert result["cost"]["frozen_params"] == 0
     assert result["cost"]["optimizer_state_bytes"] == 8 * result["cost"]["trainable_params"]
-    assert result["frozen_digest_before"] == result["frozen_digest_after"] == tuning_multipliers.digest({})
+    assert result["frozen_digest_before"] == result["frozen_digest_after"] == digest({})
     plan = json.loads((workdir / "plan.json").read_text())
     assert plan["cost"] == result["cost"]
     assert sum(row["state_bytes"] for row in plan["groups"]) == result["cost"]["optimizer_state_bytes"]
@@ -270,7 +270,7 @@ def test_lora_is_merged_into_what_is_exported(tmp_path):
     assert plan["groups"][1]["trainable_leaves"] == pair
     assert set(pair) < set(plan["weights_become"]["initialized"])
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["frozen_digest_before"] == result["frozen_digest_after"] != tuning_multipliers.digest({})
+    assert result["frozen_digest_before"] == result["frozen_digest_after"] != digest({})
     assert result["cost"]["trainable_params"] == 3 * 8 * (16 + 48) + 2 * (16 + 1)
     tljax("convert", tmp_path / "run", tmp_path / "timm", "--to=timm")
     weights = ("--config.backbone.name=", f"--config.backbone.weights={tmp_path / 'timm'}")

@@ -17,8 +17,8 @@ from tljax.distributed import mesh
 from tljax.problems.losses import cross_entropy
 from tljax.profiling import flops
 from tljax.profiling.cost import cost, optimizer_state_bytes
-from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning import phases
+from tljax.tuning.multipliers import digest
 from tljax.tuning.strategies import STRATEGIES
 from tljax.weights.pretrained import shapes
 
@@ -81,7 +81,7 @@ def test_frozen_leaves_keep_their_bits_and_every_other_moves(dataset, network, s
     state = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.05, state.params))
     before = jax.tree.map(np.array, (state.params, state.batch_stats))
     start = {name: np.array(leaf) for name, leaf in flatten_state(state).items()}
-    digest = tuning_multipliers.digest(run.frozen_leaves(state))
+    frozen = digest(run.frozen_leaves(state))
     stream = run.train_input()
     for number in range(6):
         phase = run.phase_at(number)
@@ -101,7 +101,7 @@ def test_frozen_leaves_keep_their_bits_and_every_other_moves(dataset, network, s
     for path, old in flatten_dict(before[1], sep="/").items():
         same = old.tobytes() == np.asarray(stats[path]).tobytes()
         assert same == (path.split("/")[1] in resting), path
-    assert tuning_multipliers.digest(run.frozen_leaves(state)) == digest
+    assert digest(run.frozen_leaves(state)) == frozen
 
 
 def _check_unmoved(run: Run, state: TrainState, start: dict[str, np.ndarray]) -> None:

@@ -36,22 +36,22 @@ def test_a_product_is_each_with_each_and_the_later_value_counts():
 
 def test_draws_depend_on_seed_key_and_place_alone():
     rate = {"rate": log_uniform(1e-5, 1e-1)}
-    found = random(3, 0, rate)
-    assert found == [{"rate": 0.003126}, {"rate": 0.0291}, {"rate": 0.0003384}]
-    assert random(7, 0, rate)[:3] == found
-    assert [one["rate"] for one in random(3, 0, {"other": choice(1, 2), **rate})] == [one["rate"] for one in found]
-    assert random(3, 1, rate) != found
+    result = random(3, 0, rate)
+    assert result == [{"rate": 0.003126}, {"rate": 0.0291}, {"rate": 0.0003384}]
+    assert random(7, 0, rate)[:3] == result
+    assert [draw["rate"] for draw in random(3, 0, {"other": choice(1, 2), **rate})] == [draw["rate"] for draw in result]
+    assert random(3, 1, rate) != result
 
 
 def test_draws_are_distributed_as_asked_for():
     drawn = random(
         4000, 3, {"log": log_uniform(1e-4, 1e-2), "flat": uniform(-1.0, 3.0), "one": choice("a", "b", "c", "d")}
     )
-    logs = sorted(math.log10(one["log"]) for one in drawn)
+    logs = sorted(math.log10(draw["log"]) for draw in drawn)
     assert -4 <= logs[0] < -3.99 and -2.01 < logs[-1] <= -2
     for part in (0.25, 0.5, 0.75):  # quantiles, to four standard errors
         assert abs((logs[round(4000 * part)] + 4) / 2 - part) < 4 * math.sqrt(part * (1 - part) / 4000)
-    flat = [one["flat"] for one in drawn]
+    flat = [draw["flat"] for draw in drawn]
     assert min(flat) >= -1 and max(flat) <= 3 and abs(sum(flat) / 4000 - 1) < 4 * (4 / math.sqrt(12)) / math.sqrt(4000)
     assert all(
         abs(count - 1000) < 4 * math.sqrt(4000 * 0.25 * 0.75) for count in Counter(o["one"] for o in drawn).values()
@@ -67,5 +67,5 @@ def test_draws_are_distributed_as_asked_for():
 )
 def test_sweeps_of_the_configs(tmp_path, file, argument, count, methods):
     config = runpy.run_path(str(ROOT / "configs" / f"{file}.py"))
-    found = make_trials(Experiment.from_config(config["get_config"](*argument)), config["sweep"](*argument), tmp_path)
-    assert len(found) == count and len(selection.methods(found)) == methods and not uneven(found)
+    result = make_trials(Experiment.from_config(config["get_config"](*argument)), config["sweep"](*argument), tmp_path)
+    assert len(result) == count and len(selection.methods(result)) == methods and not uneven(result)

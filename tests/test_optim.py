@@ -21,8 +21,8 @@ NUMERICS = GOLDEN / "numerics"
 def test_schedules_are_transformers(name):
     golden = json.loads((NUMERICS / "schedules.json").read_text())[f"transformers_{name}"]
     schedule = optimizers.schedule(name, peak=1.0, warmup_steps=4, steps=20)
-    found = [float(schedule(step)) for step in range(21)]
-    np.testing.assert_allclose(found, golden["lr_at_step_0_to_21"][:21], atol=1e-6)
+    actual = [float(schedule(step)) for step in range(21)]
+    np.testing.assert_allclose(actual, golden["lr_at_step_0_to_21"][:21], atol=1e-6)
 
 
 def test_a_constant_rate_stays_after_its_warm_up():
@@ -41,13 +41,13 @@ def _descend(config: OptimConfig, start: np.ndarray, steps: int, rate: float = 0
     params = {"kernel": jnp.array(start, jnp.float32)}
     state = tx.init(params)
     a, b = jnp.array([1.0, 0.5, 3.0]), jnp.array([0.1, -0.2, 0.3])
-    found = []
+    actual = []
     for _ in range(steps):
         grads = jax.grad(lambda p: jnp.sum(p["kernel"] ** 2 * a + p["kernel"] * b))(params)
         updates, state = tx.update(grads, state, params)
         params = jax.tree.map(lambda w, u: w - rate * u, params, updates)
-        found.append(np.asarray(params["kernel"]))
-    return found
+        actual.append(np.asarray(params["kernel"]))
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_leaves_that_go_on_keep_their_moments_and_others_start_afresh():
         updates, state = second.update(partition(grads, trains)[0], state, partition(params, trains)[0])
     for name, seen in (("old", gradients), ("new", gradients[4:])):
         alone = optax.scale_by_adam()
-        one = alone.init(params[name])
+        state_alone = alone.init(params[name])
         for grads in seen:
-            wanted, one = jax.jit(alone.update)(grads[name], one)
-        np.testing.assert_array_equal(updates[name], wanted)
+            expected, state_alone = jax.jit(alone.update)(grads[name], state_alone)
+        np.testing.assert_array_equal(updates[name], expected)
     assert isinstance(updates["gone"], optax.MaskedNode)
 
 
@@ -165,11 +165,11 @@ def test_norm_and_clip_are_optaxs(limit):
     assert size == jax.jit(optax.tree.norm)(stacked)
     np.testing.assert_allclose(size, jax.jit(optax.tree.norm)(grads), rtol=1e-6)
     theirs, ours = optax.clip_by_global_norm(limit), optimizers._clip(limit)
-    found, wanted = (jax.jit(tx.update)(grads, tx.init(grads))[0] for tx in (ours, theirs))
+    actual, expected = (jax.jit(tx.update)(grads, tx.init(grads))[0] for tx in (ours, theirs))
     factor = np.float32(limit) / max(np.float32(size), np.float32(limit))
-    jax.tree.map(lambda leaf, grad: np.testing.assert_array_equal(leaf, np.asarray(grad) * factor), found, grads)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found, wanted)
-    assert (found["a"] == grads["a"]).all() == (limit == 100)
+    jax.tree.map(lambda leaf, grad: np.testing.assert_array_equal(leaf, np.asarray(grad) * factor), actual, grads)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), actual, expected)
+    assert (actual["a"] == grads["a"]).all() == (limit == 100)
 
 
 def test_a_frozen_leaf_whose_gradient_is_passed_all_the_same_stays():
@@ -183,7 +183,7 @@ def test_a_frozen_leaf_whose_gradient_is_passed_all_the_same_stays():
 
 def test_weight_decay_is_for_kernels():
     tree = {"norm": {"scale": 0, "bias": 0}, "fc1": {"kernel": 0, "bias": 0}, "class_token": 0, "pos_embed": 0}
-    found = optimizers.decay_mask(tree)
-    assert [path for path, decayed in jax.tree_util.tree_leaves_with_path(found) if decayed] == [
+    actual = optimizers.decay_mask(tree)
+    assert [path for path, decayed in jax.tree_util.tree_leaves_with_path(actual) if decayed] == [
         (jax.tree_util.DictKey("fc1"), jax.tree_util.DictKey("kernel"))
     ]

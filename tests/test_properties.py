@@ -13,9 +13,9 @@ from tljax.config.schema import OptimConfig, RegularizeConfig
 from tljax.core.state import TrainState
 from tljax.core.train_step import StepSpec, train_step
 from tljax.errors import InputError
-from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning import optimizers, strategies
 from tljax.tuning.masks import partition
+from tljax.tuning.multipliers import Tree, multiplier_tree
 from tljax.tuning.strategies import Layout
 
 LEAVES = ("norm1/scale", "norm1/bias", "fc/kernel", "fc/bias", "attention/qkv/kernel", "attention/qkv/lora_a", "prompt")
@@ -54,14 +54,14 @@ def tuned(some):
     arguments = {key: some(value) for key, value in arguments.items()}
     group_rates = (("head", some(draw.sampled_from([0.5, 1.0, 10.0]))),)
     try:
-        return layout, tuning_multipliers.multipliers(name, arguments, layout, group_rates)
+        return layout, multiplier_tree(name, arguments, layout, group_rates)
     except InputError as error:
         if "no normalization layers" in str(error) or "decides no parameter" in str(error):
-            return layout, tuning_multipliers.multipliers("full", {}, layout)
+            return layout, multiplier_tree("full", {}, layout)
         raise
 
 
-def _params(layout: Layout, seed: int) -> tuning_multipliers.Tree:
+def _params(layout: Layout, seed: int) -> Tree:
     rng = np.random.default_rng(seed)
     return unflatten_dict({path: jnp.array(rng.normal(size=(2, 3)), jnp.float32) for path in layout.group_of}, sep="/")
 
@@ -138,7 +138,7 @@ def test_a_multiplier_scales_the_step_of_plain_sgd(case, seed):
 @given(layouts(), draw.sampled_from(["blok_.*", "head", "backbone/stem", r"backbone/.*/kernal"]))
 def test_a_pattern_that_decides_nothing_is_an_error(layout, regex):
     with pytest.raises(InputError, match="decides no parameter"):
-        tuning_multipliers.multipliers("pattern", {"patterns": ((regex, 1.0), (".*", 1.0))}, layout)
+        multiplier_tree("pattern", {"patterns": ((regex, 1.0), (".*", 1.0))}, layout)
 
 
 @settings(max_examples=60, deadline=None)
@@ -147,4 +147,4 @@ def test_a_leaf_that_no_pattern_covers_is_an_error(layout, data):
     left_out = data.draw(draw.sampled_from(sorted(layout.group_of)))
     others = tuple((path.replace(".", r"\."), 1.0) for path in layout.group_of if path != left_out)
     with pytest.raises(InputError, match=f"no pattern covers {left_out}"):
-        tuning_multipliers.multipliers("pattern", {"patterns": others}, layout)
+        multiplier_tree("pattern", {"patterns": others}, layout)

@@ -13,7 +13,7 @@ from tests.conftest import make_folder, tiny_run
 from tljax.core.run import Run
 from tljax.core.state import TrainState
 from tljax.errors import InputError
-from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning.multipliers import digest
 
 pytestmark = pytest.mark.unoptimised
 
@@ -292,12 +292,12 @@ def test_a_leaf_that_no_phase_trains_stays_and_one_of_any_phase_moves(dataset):
     phases = ({"strategy": "first_k", "k": 1, "steps": 3}, {"strategy": "last_k", "k": 1})
     run = tiny_run(dataset, tuning__strategy="phases", tuning__phases=phases)
     start = run.init_state()
-    before, digest = _flat(jax.tree.map(np.array, start.params)), tuning_multipliers.digest(run.frozen_leaves(start))
+    before, frozen = _flat(jax.tree.map(np.array, start.params)), digest(run.frozen_leaves(start))
     state, _ = _train(run, _batches(6), start)
     moved = {path for path, leaf in _flat(state.params).items() if not np.array_equal(leaf, before[path])}
     assert {path.split("/")[1] for path in moved if "head" not in path} == {"stem", "block_2", "norm"}
     assert set(run.frozen_leaves(state)) == set(before) - moved
-    assert tuning_multipliers.digest(run.frozen_leaves(state)) == digest
+    assert digest(run.frozen_leaves(state)) == frozen
 
 
 @pytest.mark.parametrize(

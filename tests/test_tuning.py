@@ -10,10 +10,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.conftest import GOLDEN
+from tljax.config.tuning import TuningConfig
 from tljax.errors import InputError
 from tljax.models.registry import BACKBONES
-from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning.masks import combine, partition
+from tljax.tuning.multipliers import digest, frozen_groups, multiplier_tree
 from tljax.tuning.strategies import Layout
 from tljax.weights.pretrained import shapes
 
@@ -34,15 +35,15 @@ VIT, RESNET = _layout("vit_tiny_patch16"), _layout("resnet18")
 
 def _groups(layout: Layout, strategy: str, **arguments) -> dict[str, float]:
     """Group -> multiplier, where all paths of a group have the same."""
-    tree = tuning_multipliers.multipliers(strategy, arguments, layout)
-    found: dict[str, set[float]] = {}
+    tree = multiplier_tree(strategy, arguments, layout)
+    multipliers: dict[str, set[float]] = {}
     for path, group in layout.group_of.items():
         value = tree
         for part in path.split("/"):
             value = value[part]
-        found.setdefault(group, set()).add(value)
-    assert all(len(values) == 1 for values in found.values())
-    return {group: values.pop() for group, values in found.items()}
+        multipliers.setdefault(group, set()).add(value)
+    assert all(len(values) == 1 for values in multipliers.values())
+    return {group: values.pop() for group, values in multipliers.items()}
 
 
 def test_layout_knows_every_group():
@@ -66,8 +67,8 @@ def _group_in_timm(name: str, module) -> str:
     """The group of ours that a parameter of timm's belongs to."""
     if name.startswith("blocks."):
         return f"block_{name.split('.')[1]}"
-    if found := re.match(r"(?:stages\.|layer)(\d)\.(?:blocks\.)?(\d+)\.", name):
-        stage, i = int(found[1]) - name.startswith("layer"), int(found[2])
+    if numbers := re.match(r"(?:stages\.|layer)(\d)\.(?:blocks\.)?(\d+)\.", name):
+        stage, i = int(numbers[1]) - name.startswith("layer"), int(numbers[2])
         return f"block_{sum(module.depths[:stage]) + i}"
     if name.startswith(("fc.", "head")):
         return "head"
@@ -117,7 +118,7 @@ def test_first_k_and_surgical_train_what_is_named_and_the_head():
 
 
 def _trained(layout: Layout, strategy: str) -> set[str]:
-    tree = flatten_dict(tuning_multipliers.multipliers(strategy, {}, layout), sep="/")
+    tree = flatten_dict(multiplier_tree(strategy, {}, layout), sep="/")
     return {path.split("/", 2)[2] for path, m in tree.items() if m and path.startswith("backbone/block_1/")}
 
 
@@ -139,29 +140,27 @@ def test_bias_only_and_norm_only():
     assert _trained(VIT, "norm_only") == norms
     assert _trained(RESNET, "norm_only") == {f"conv{n}/norm/{leaf}" for n in (1, 2) for leaf in ("scale", "bias")}
     with pytest.raises(InputError, match="norm_only: this network has no normalization layers"):
-        tuning_multipliers.multipliers("norm_only", {}, _layout("resnet50_half_v1_folded"))
+        multiplier_tree("norm_only", {}, _layout("resnet50_half_v1_folded"))
 
 
 def test_what_was_added_trains_and_nothing_else():
     added = {"backbone/block_0/attention/qkv/lora_a": "block_0", "backbone/block_0/prompt": "block_0"}
     layout = Layout(VIT.groups, {**VIT.group_of, **added})
     for strategy in ("lora", "adapter", "prompt"):
-        tree = flatten_dict(tuning_multipliers.multipliers(strategy, {}, layout), sep="/")
+        tree = flatten_dict(multiplier_tree(strategy, {}, layout), sep="/")
         assert {path for path, m in tree.items() if m} == {*added, "head/kernel", "head/bias"}
 
 
 def test_the_digest_is_of_names_and_bits():
     leaves = {"a": np.zeros(2, np.float32), "b": np.ones(1, np.float32)}
-    found = tuning_multipliers.digest(leaves)
-    assert tuning_multipliers.digest(dict(reversed(leaves.items()))) == found
-    assert tuning_multipliers.digest({**leaves, "a": np.array([0, -0.0], np.float32)}) != found
-    assert tuning_multipliers.digest({"a": leaves["a"], "c": leaves["b"]}) != found
+    expected = digest(leaves)
+    assert digest(dict(reversed(leaves.items()))) == expected
+    assert digest({**leaves, "a": np.array([0, -0.0], np.float32)}) != expected
+    assert digest({"a": leaves["a"], "c": leaves["b"]}) != expected
 
 
 def test_pattern_takes_the_first_match():
-    tree = tuning_multipliers.multipliers(
-        "pattern", {"patterns": ((r"head/.*", 2.0), (r".*/bias", 1.0), (r".*", 0.0))}, VIT
-    )
+    tree = multiplier_tree("pattern", {"patterns": ((r"head/.*", 2.0), (r".*/bias", 1.0), (r".*", 0.0))}, VIT)
     assert tree["head"]["bias"] == 2.0
     assert tree["backbone"]["block_3"]["mlp"]["fc1"] == {"bias": 1.0, "kernel": 0.0}
 
@@ -169,25 +168,29 @@ def test_pattern_takes_the_first_match():
 @pytest.mark.parametrize(
     ("strategy", "arguments", "message"),
     [
-        ("linear_prob", {}, "no tuning.strategy 'linear_prob'; there are: linear_probe, last_k"),
-        ("last_k", {}, "last_k needs --config.tuning.k"),
+        (
+            "linear_prob",
+            {},
+            "'linear_prob' (did you mean linear_probe?); there are: linear_probe, last_k",
+        ),
+        ("last_k", {}, "tuning.k is required by last_k(layout, *, k)"),
         ("last_k", {"k": 14}, "tuning.k must be between 1 and 13, not 14"),
         ("full", {"k": 2}, "full takes no tuning.k; it takes: nothing"),
-        ("first_k", {"k": 0}, "tuning.k must be between 1 and 13, not 0"),
+        ("first_k", {"k": 0}, "tuning.k must be at least 1, not 0"),
         ("surgical", {"groups": ("blok_1",)}, "no group 'blok_1': did you mean block_1"),
-        ("layer_decay", {"decay": 0.5, "norm_with": "x"}, "tuning.norm_with must be last_block or head"),
+        ("layer_decay", {"decay": 0.5, "norm_with": "x"}, "no tuning.norm_with 'x'; there are: last_block, head"),
         ("discriminative", {"factor": 0.5}, "tuning.factor must be at least 1"),
         ("layer_decay", {"decay": 1.5}, "tuning.decay must be above 0 and at most 1"),
         ("pattern", {"patterns": ((r"heed/.*", 1.0), (r".*", 0.0))}, "'heed/.*' decides no parameter"),
         ("pattern", {"patterns": ((r"head/.*", 1.0),)}, "no pattern covers backbone/"),
-        ("pattern", {"patterns": ((r"(", 1.0),)}, "tuning.patterns must be ((regex, multiplier), …)"),
+        ("pattern", {"patterns": ((r"(", 1.0),)}, "tuning.patterns[0][0]: '(' is no regular expression"),
         ("pattern", {"patterns": ((r".*", 0.0),)}, "freezes everything"),
-        ("pattern", {"patterns": ((r".*", -1.0),)}, "a multiplier is below 0"),
+        ("pattern", {"patterns": ((r".*", -1.0),)}, "tuning.patterns[0][1] must be at least 0, not -1.0"),
     ],
 )
 def test_what_cannot_be_used_is_named(strategy, arguments, message):
     with pytest.raises(InputError) as error:
-        tuning_multipliers.multipliers(strategy, arguments, VIT)
+        multiplier_tree(strategy, TuningConfig(strategy, arguments=arguments).arguments, VIT)
     assert message in str(error.value)
 
 
@@ -207,4 +210,4 @@ def test_partition_and_combine_are_inverse_and_masked_leaves_vanish():
 
 def test_frozen_groups_have_nothing_that_moves():
     layout = Layout(("stem", "block_0", "head"), {"s": "stem", "b": "block_0", "c": "block_0", "h": "head"})
-    assert tuning_multipliers.frozen_groups(layout, {"s": 0.0, "b": 0.0, "c": 0.1, "h": 1.0}) == {"stem"}
+    assert frozen_groups(layout, {"s": 0.0, "b": 0.0, "c": 0.1, "h": 1.0}) == {"stem"}

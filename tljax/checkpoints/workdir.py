@@ -86,14 +86,18 @@ class Workdir:
             InputError: it holds a run of another config or of other data; the differences are shown.
         """
         settings = {"config": to_dict(experiment), "resolved": to_dict(resolved)}
+        references = experiment.references
         if self._config.exists() and self._metrics.exists():
             stored = self._settings
             differences = _differences({key: stored[key] for key in settings}, json.loads(strict_json.dumps(settings)))
+            sources = references | stored.get("references", {})
+            differences += [f"the source of {name}" for name in references if sources[name] != references[name]]
             if differences:
                 shown = "; ".join(differences)
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
             return
         metadata = {"versions": versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
+        metadata |= {"references": references} if references else {}
         self.check()
         try:
             for name, file in tokenizer.files.items() if tokenizer else ():
@@ -132,9 +136,13 @@ class Workdir:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Returns how the run that `load` gives was made: `versions`, `git_commit` and `command`."""
+        """Returns how the run that `load` gives was made: `versions`, `git_commit` and `command`.
+
+        `references` has the SHA-256 of the source of each object that its config names as `module:name`.
+        """
         settings = self._settings
-        return {key: settings.get(key) for key in ("versions", "git_commit", "command")}
+        origin = {key: settings.get(key) for key in ("versions", "git_commit", "command")}
+        return origin | {"references": settings.get("references", {})}
 
     def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
         """Returns the run's checkpoints, of which its config says which are kept and which is best."""

@@ -4,8 +4,9 @@ import argparse
 import ast
 import contextlib
 import functools
+import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +15,86 @@ from ml_collections import ConfigDict, config_flags
 
 from tljax.config.choices import FREE_SECTIONS
 from tljax.config.schema import Experiment, default
-from tljax.config.serialization import unknown_key
+from tljax.config.serialization import empty, unknown_key
+from tljax.config.tuning import ARGUMENT_SECTIONS, argument_kinds
 from tljax.errors import InputError, printable
-from tljax.tuning import phases
 
 
 def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[Experiment, argparse.Namespace]:
-    """The experiment that a verb's arguments describe, and the verb's own options.
+    """Returns the experiment that a verb's arguments describe, and the verb's own options.
+
+    Args:
+        parser: of the verb's own options.
+        arguments: of the command line.
 
     Raises:
         InputError: no such config file or key (the nearest is named), or a value of another type.
     """
     parser.usage = f"{parser.prog} --config=FILE[:arg] [--config.key=value …] [options]"
-    parser.epilog = "every key of the config and what it means: tljax/config/schema.py"
+    parser.epilog = "every key of the config and what it means: tljax/config/schema.py and tuning.py"
     options, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if not argument.startswith("--config"):
             raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
-    defaults = _read(["--config=" + ":".join(filter(None, config_file(rest)))])
-    for argument in rest:
-        if argument.startswith("--config."):
-            _check_key(defaults, argument.removeprefix("--config.").split("=")[0])
-    config = _read(rest)
-    given = {argument.split("=")[0] for argument in rest}
-    if "--config.tuning.strategy" in given:
-        # The file's arguments belong to the file's strategy, not to the one named here.
-        for name in set(config.tuning) - {"strategy", "group_rates", *phases.arguments_of(config.tuning.strategy)}:
-            if f"--config.tuning.{name}" not in given:
-                config.tuning[name] = None
-    return Experiment.from_config(config), options
+    file, arg = config_file(rest)
+    if (folder := str(Path(file).absolute().parent)) not in sys.path:
+        sys.path.append(folder)  # last: a file there must not stand in for a package of its name
+    config = _read(["--config=" + ":".join(filter(None, (file, arg)))])
+    rest = [argument for argument in rest if not argument.startswith("--config=")]
+    texts = {key: text for key, _, text in (flag.removeprefix("--config.").partition("=") for flag in rest)}
+    _add_arguments(config, texts)
+    for key in texts:
+        _check_key(config, key)
+    return Experiment.from_config(_read(rest, config)), options
+
+
+def _add_arguments(config: ConfigDict, texts: Mapping[str, str]) -> None:
+    """Gives a file's config a key for each argument of its strategy, its optimizer and its schedule.
+
+    A flag may name another strategy than the file does. The file's arguments belong to its own: those that the flag's
+    does not take are left out.
+
+    Args:
+        config: the file's.
+        texts: what flags say, by dotted key.
+    """
+    config.unlock()
+    for key, place in ARGUMENT_SECTIONS.items():
+        section = _section(config, place)
+        part, _, field = key.partition(".")
+        name = texts.get(key) or _section(config, part).get(field) or default()[part][field]
+        kinds = argument_kinds(key, name)
+        if key in texts:
+            for argument in set(section) - set(kinds) - {"strategy", "group_rates"}:
+                del section[argument]
+        # A flag for what is no argument has a key as well, so that the error can say what there is.
+        asked = [text.removeprefix(f"{place}.") for text in texts if text.startswith(f"{place}.")]
+        kinds = dict.fromkeys((each for each in asked if "." not in each and each not in section), str) | kinds
+        for argument, kind in kinds.items():
+            _declare(section, argument, kind)
+
+
+def _declare(section: ConfigDict, argument: str, kind: Any) -> None:
+    """Gives a section a key of a type, unless it has it; an integer that a file gave for a float becomes that."""
+    value, typed = section.get(argument), empty(kind)
+    is_whole = type(value) is int and typed.get_type() is float and abs(value) < 2**53
+    if value is None or is_whole:
+        if argument in section:
+            del section[argument]  # and with it its type
+        section[argument] = float(value) if is_whole else typed
+
+
+def _section(config: ConfigDict, path: str) -> ConfigDict:
+    """Returns a section of a config, added where it is not there."""
+    for part in path.split("."):
+        if part not in config:
+            config[part] = ConfigDict()
+        config = config[part]
+    return config
 
 
 def config_file(arguments: list[str]) -> tuple[str, str]:
-    """The file that `--config=FILE[:arg]` names, and its argument, empty if there is none.
+    """Returns the file that `--config=FILE[:arg]` names, and its argument, empty if there is none.
 
     Raises:
         InputError: it names none that exists.
@@ -61,7 +109,11 @@ def config_file(arguments: list[str]) -> tuple[str, str]:
 
 
 def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[dict[str, Any], argparse.Namespace]:
-    """The value of each `--config.KEY=VALUE` by its dotted key, for a config that is elsewhere; and the verb's options.
+    """Returns the value of each `--config.KEY=VALUE` by its dotted key, and the verb's own options.
+
+    Args:
+        parser: of the verb's own options.
+        arguments: of the command line; the config that they are of is elsewhere.
 
     Raises:
         InputError: there is no such key (the nearest is named), or its value is of another type.
@@ -79,7 +131,7 @@ def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tu
 
 
 def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
-    """Of the file that the arguments name, or of `config`, with the values that they give."""
+    """Returns the config of the file that the arguments name, or `config`, with the values that they give."""
     # A registry of our own: absl's global one would keep the first config of the process.
     values = flags.FlagValues()
     own = [argument for argument in arguments if _is_free(argument)]

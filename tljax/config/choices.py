@@ -19,14 +19,14 @@ _STRATEGIES = (
     *("linear_probe", "last_k", "first_k", "surgical", "full", "layer_decay", "discriminative", "bias_only"),
     *("norm_only", "pattern", "lora", "adapter", "prompt", "mlp_head"),
 )
-_RECIPES = ("lp_ft", "gradual_unfreezing", "fine_tune")
+_RECIPES = ("lp_ft", "gradual_unfreezing", "fine_tune", "phases")
 _SCHEDULES = ("cosine", "linear", "constant")
 
-Strategy = Annotated[str, OneOf(*_STRATEGIES)]
-StrategyOrRecipe = Annotated[str, OneOf(*_STRATEGIES, *_RECIPES, "phases")]
-Schedule = Annotated[str, OneOf(*_SCHEDULES)]
-PhaseSchedule = Annotated[str, OneOf(*_SCHEDULES, "run")]
-Optimizer = Annotated[str, OneOf("adamw", "sgd", "adafactor", "lamb", "lion", "muon")]
+Strategy = Annotated[str, OneOfOrReference(*_STRATEGIES)]
+StrategyOrRecipe = Annotated[str, OneOfOrReference(*_STRATEGIES, *_RECIPES)]
+Schedule = Annotated[str, OneOfOrReference(*_SCHEDULES)]
+PhaseSchedule = Annotated[str, OneOfOrReference(*_SCHEDULES, "run")]
+Optimizer = Annotated[str, OneOfOrReference("adamw", "sgd", "adafactor", "lamb", "lion", "muon")]
 Average = Annotated[str, OneOf("", "ema", "swa")]
 Augmentation = Annotated[
     str,
@@ -48,7 +48,7 @@ NormWith = Annotated[str, OneOf("last_block", "head")]
 FrozenLayout = Annotated[str, OneOf("replicated", "sharded")]
 CacheMode = Annotated[str, OneOf("on", "off", "auto")]
 
-FREE_SECTIONS = ("task.dataset_args",)  # whose keys are the arguments of a function of the user's own
+FREE_SECTIONS = ("task.dataset_args", "loss_args")  # whose keys are the arguments of a function of the user's own
 
 # Philox takes words of 64 bits without a sign, JAX with one.
 Seed = Annotated[int, Interval(at_least=0), Interval(below=2**63)]

@@ -8,7 +8,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -181,21 +181,3 @@ def check_fields(instance: Any, path: str) -> None:
     """Raises InputError where a dataclass has a value in a field that its annotation does not allow."""
     for name, kind in typing.get_type_hints(type(instance), include_extras=True).items():
         coerce(getattr(instance, name), kind, f"{path}.{name}")
-
-
-def check_keys(values: Any, schemas: Sequence[type], path: str) -> None:
-    """Raises InputError where a dict has a value that no annotation of its key allows, or none.
-
-    Args:
-        values: anything; keys that no schema has, and what is no dict, are left to whoever reads it.
-        schemas: dataclasses; of a key that two have, the later one's annotation counts.
-        path: what errors call the dict.
-    """
-    kinds: dict[str, Any] = {}
-    for schema in schemas:
-        kinds |= typing.get_type_hints(schema, include_extras=True)
-    for key, value in values.items() if isinstance(values, Mapping) else ():
-        if key in kinds and value is None:
-            raise InputError(f"{path}.{key} is None: give a value, or leave it out")
-        if key in kinds:
-            coerce(value, kinds[key], f"{path}.{key}")

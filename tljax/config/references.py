@@ -146,7 +146,7 @@ def _import_error(name: str, kind: str, error: Exception) -> InputError:
     if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
         parent, _, last = error.name.rpartition(".")
         path = getattr(sys.modules.get(parent), "__path__", ()) if parent else None
-        hint = _nearest(last, (found.name for found in pkgutil.iter_modules(path)))
+        hint = _nearest(last, (each.name for each in pkgutil.iter_modules(path)))
         advice = "put its file beside the config, or its folder on PYTHONPATH"
         return InputError(f"{kind}={name}: no module {error.name}{hint}: {advice}")
     lines = traceback.extract_tb(error.__traceback__)

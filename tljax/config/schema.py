@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from ml_collections import ConfigDict
 
 from tljax.config import choices, ranges
-from tljax.config.phases import PhaseConfig
+from tljax.config.references import is_reference, resolve_reference, source_hash
 from tljax.config.serialization import build, template
+from tljax.config.tuning import OptimConfig, TuningConfig, check_phase_schedules
 from tljax.errors import InputError
 
 
@@ -134,7 +135,7 @@ class TaskConfig:
         return self.crop != "center" or bool(self.augment)
 
     def view(self, epoch: int) -> int:
-        """Which of its views an example has in an epoch."""
+        """Returns which of its views an example has in an epoch."""
         return epoch % self.views if self.views else epoch
 
 
@@ -167,104 +168,6 @@ class CheckpointConfig:
     keep: ranges.Positive = 2
     keep_every: ranges.Count = 0
     best: str = ""
-
-
-@dataclass(frozen=True)
-class TuningConfig:
-    """A row of `strategies.STRATEGIES` or `phases.RECIPES` and its arguments; those of other strategies stay unset.
-
-    Attributes:
-        k: `last_k`, `first_k`: how many groups below the head, or from the input on, train.
-        groups: `surgical`: names of the groups that train; `inspect` lists them.
-        decay: `layer_decay`: the factor from one layer to the one below.
-        norm_with: `layer_decay`: `last_block` or `head` gives the final norm its rate; timm's choice by default.
-        factor: `discriminative`: what each group's rate is divided by for the one below (default 2.6).
-        patterns: `pattern`: ((regex, multiplier), …) over parameter paths; the first match counts.
-        rank, alpha, dropout, rslora, targets: `lora` (`peft.config.Lora`).
-        bottleneck, parallel, scale: `adapter` (`peft.config.Adapter`).
-        tokens, deep: `prompt` (`peft.config.Prompt`).
-        hidden: `mlp_head`: units of the head's hidden layer.
-        share: `lp_ft`: the part of the run that trains the head alone (default 0.5).
-        probe_rate: `lp_ft`: the head's rate in that part, as a multiple of `optim.learning_rate` (default 10).
-        every: `gradual_unfreezing`: steps before the next groups join; by default the run is shared out evenly.
-        by: `gradual_unfreezing`: how many groups join at a time (default 1).
-        direction: `gradual_unfreezing`: the next group is `down` from the head (the default) or `up` from the input.
-        freeze_epochs: `fine_tune`: epochs of the head alone, before `config.epochs` or `steps` end with everything.
-        phases: `phases`: (dict, …), each of a strategy, its arguments and its length; see `phases.py`.
-        group_rates: for any strategy: ((regex, factor), …) over group names; the first match multiplies what the
-            strategy gives that group.
-    """
-
-    strategy: choices.StrategyOrRecipe = "linear_probe"
-    k: ranges.Positive | None = None
-    groups: Annotated[tuple[str, ...], ranges.NotEmpty()] | None = None
-    decay: ranges.Part | None = None
-    norm_with: choices.NormWith | None = None
-    factor: Annotated[float, ranges.Interval(at_least=1)] | None = None
-    patterns: Annotated[choices.Multipliers, ranges.NotEmpty()] | None = None
-    rank: ranges.Positive | None = None
-    alpha: ranges.AboveZero | None = None
-    dropout: ranges.Rate | None = None
-    rslora: bool | None = None
-    targets: Annotated[tuple[ranges.RegexStr, ...], ranges.NotEmpty()] | None = None
-    bottleneck: ranges.Positive | None = None
-    parallel: bool | None = None
-    scale: ranges.AboveZero | None = None
-    tokens: ranges.Positive | None = None
-    deep: bool | None = None
-    hidden: ranges.Positive | None = None
-    share: ranges.Between | None = None
-    probe_rate: ranges.AboveZero | None = None
-    every: ranges.Positive | None = None
-    by: ranges.Positive | None = None
-    direction: choices.Direction | None = None
-    freeze_epochs: ranges.AboveZero | None = None
-    phases: Annotated[tuple, ranges.NotEmpty()] | None = field(default=None, hash=False)  # dicts have no hash
-    group_rates: choices.Multipliers = ()
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        others = ("strategy", "group_rates")
-        return {name: value for name, value in vars(self).items() if name not in others and value is not None}
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """How parameters move.
-
-    Attributes:
-        name: a row of `optim.OPTIMIZERS`.
-        learning_rate: the peak, which a leaf's multiplier scales.
-        schedule: a row of `optim.SCHEDULES`, from the end of the warm-up to the last step.
-        warmup_steps: linear from 0.
-        weight_decay: on kernels only (no bias, norm, position embedding or token).
-        momentum: of `sgd`.
-        b1, b2: of `adamw`, `lamb` and `lion`; unset takes the optimizer's own.
-        clip_norm: global norm over trainable leaves; 0 for none.
-        accumulate: parts that a batch is computed in, one after another; the step stays that of the whole batch.
-        sam_rho: radius of sharpness-aware minimization (2010.01412), which doubles a step's cost; 0 for none.
-        average: what is evaluated beside being trained: empty for the parameters themselves, `ema` or `swa` for an
-            average of them (`step.averaged`).
-        average_decay: of `ema`.
-        average_start: of `swa`: the part of the run after which it starts.
-        on_nonfinite: `stop` the run at a loss or gradient that is no number, or `skip` that step and count it.
-    """
-
-    name: choices.Optimizer = "adamw"
-    learning_rate: ranges.NotNegative = 1e-3
-    schedule: choices.Schedule = "cosine"
-    warmup_steps: ranges.Count = 0
-    weight_decay: ranges.NotNegative = 0.0
-    momentum: ranges.Rate = 0.9
-    b1: ranges.Rate | None = None
-    b2: ranges.Rate | None = None
-    clip_norm: ranges.NotNegative = 0.0
-    accumulate: ranges.Positive = 1
-    sam_rho: ranges.NotNegative = 0.0
-    average: choices.Average = ""
-    average_decay: ranges.Rate = 0.999
-    average_start: ranges.Rate = 0.75
-    on_nonfinite: choices.StopOrSkip = "stop"
 
 
 @dataclass(frozen=True)
@@ -381,20 +284,19 @@ class Experiment:
 
     @classmethod
     def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Experiment":
-        """Checks every key, type and range.
+        """Returns a config with every key, type and range checked, and every name in it resolved.
 
         Raises:
             InputError: a key that does not exist (the nearest that does is named), or a value that it cannot have.
         """
         experiment = build(cls, config, "config")
-        for place, phase in enumerate(experiment.tuning.phases or ()):
-            ranges.check_keys(phase, (TuningConfig, PhaseConfig), f"config.tuning.phases[{place}]")
+        check_phase_schedules(experiment.tuning, experiment.optim)
         if (experiment.steps > 0) == (experiment.epochs > 0):
             raise InputError("give the run's length as one of config.steps and config.epochs, above 0")
         return experiment
 
-    def numberless(self) -> "Experiment":
-        """The experiment without the numbers that a compiled step is given, and without what changes no number.
+    def without_traced_hparams(self) -> "Experiment":
+        """Returns the experiment without the numbers that a compiled step is given, and what changes no number.
 
         Those are `seed`, `optim.learning_rate`, `optim.weight_decay` and a `regularize.label_smoothing` above 0; and
         `input`, `checkpoint`, `log`, `log_every`, `eval_every` and `task.eval_batch_size`.
@@ -413,10 +315,21 @@ class Experiment:
             regularize=dataclasses.replace(self.regularize, label_smoothing=smoothing),
         )
 
+    @property
+    def references(self) -> dict[str, str]:
+        """Returns the SHA-256 of the source of what the config names as `module:name`, but for data sets."""
+        names = {self.backbone.name, self.loss, *self.metrics, self.task.problem, *self.task.augment}
+        names |= {*self.tuning.references, *self.optim.references}
+        return {name: source_hash(resolve_reference(name, "config")) for name in sorted(filter(is_reference, names))}
+
     def total_steps(self, train_examples: int) -> int:
+        """Returns the length in steps, with so many training examples."""
         return self.steps or max(1, round(self.epochs * train_examples / self.task.batch_size))
 
 
 def default() -> ConfigDict:
-    """A ConfigDict with every key that an experiment has, for a config file to fill in."""
+    """Returns a ConfigDict with every key that an experiment has, for a config file to fill in.
+
+    Arguments of a strategy are set beside `tuning.strategy`, and are no keys before.
+    """
     return ConfigDict(template(Experiment()))

@@ -35,7 +35,7 @@ def grid(values: Mapping[str, Any]) -> list[Overrides]:
 
 
 def zipped(values: Mapping[str, Any]) -> list[Overrides]:
-    """The first value of every key, then the second of each, and so on.
+    """Returns the first value of every key, then the second of each, and so on.
 
     Raises:
         InputError: one key has more of them than another, or one value in place of several.
@@ -47,12 +47,12 @@ def zipped(values: Mapping[str, Any]) -> list[Overrides]:
 
 
 def product(*parts: Iterable[Mapping[str, Any]]) -> list[Overrides]:
-    """Each of the first with each of the second, and so on; of a key that both have, the later value counts."""
-    return [{key: value for one in row for key, value in one.items()} for row in itertools.product(*parts)]
+    """Returns each of the first with each of the second, and so on; of a key that both have, the later value counts."""
+    return [{key: value for overrides in row for key, value in overrides.items()} for row in itertools.product(*parts)]
 
 
 def random(count: int, seed: int, distributions: Mapping[str, Any]) -> list[Overrides]:
-    """Values drawn independently: the same on every machine and in every Python for the same seed.
+    """Returns values drawn independently: the same on every machine and in every Python for the same seed.
 
     A draw depends on the seed, its key and its place alone: with a larger count, or another key, what was drawn before
     stays, and so do the runs that it named.
@@ -69,7 +69,7 @@ def random(count: int, seed: int, distributions: Mapping[str, Any]) -> list[Over
 
 
 def uniform(low: float, high: float) -> Distribution:
-    """Between two values, to four digits.
+    """Returns a distribution between two values, to four digits.
 
     Raises:
         InputError: a value is not finite, or the first is above the second.
@@ -80,7 +80,7 @@ def uniform(low: float, high: float) -> Distribution:
 
 
 def log_uniform(low: float, high: float) -> Distribution:
-    """Between two values above 0, each factor as likely wherever it is, to four digits.
+    """Returns a distribution between two values above 0, each factor as likely wherever it is, to four digits.
 
     Raises:
         InputError: a value is 0 or below, or not finite, or the first is above the second.
@@ -91,7 +91,7 @@ def log_uniform(low: float, high: float) -> Distribution:
 
 
 def choice(*values: Any) -> Distribution:
-    """One of them.
+    """Returns a distribution of which each value is as likely.
 
     Raises:
         InputError: there are none.

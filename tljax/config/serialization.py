@@ -2,18 +2,20 @@
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from ml_collections.config_dict import ConfigDict, placeholder
 
 from tljax.config.ranges import coerce, shown
 from tljax.errors import InputError
 
+_WRAPPERS = (Annotated, types.UnionType, typing.Union)
 RENAMED = {"regularise": "regularize"}
 # Keys that earlier versions had not: where they are empty, names of runs are what they were.
-_LEFT_OUT_IF_EMPTY = ("loss", "loss_args", "metrics", "dataset_args")
+_LEFT_OUT_IF_EMPTY = ("loss", "loss_args", "metrics", "dataset_args", "args", "schedule_args")
 _RENAMED_VALUES = {"centre": "center", "colour_jitter": "color_jitter"}
 
 
@@ -27,14 +29,16 @@ def with_present_names(config: Any) -> Any:
 
 
 def to_dict(value: Any) -> dict[str, Any]:
-    """A frozen config as plain nested dicts, as `config.json` holds it."""
+    """Returns a frozen config as plain nested dicts, as `config.json` holds it."""
+    if hasattr(value, "to_section"):
+        return value.to_section()
     sections = {key: to_dict(item) for key, item in vars(value).items() if dataclasses.is_dataclass(item)}
     plain = {key: item for key, item in dataclasses.asdict(value).items() if item or key not in _LEFT_OUT_IF_EMPTY}
     return plain | sections
 
 
 def unknown_key(key: str, path: str, known: Iterable[str]) -> InputError:
-    """The error for a key that is not there, with the nearest one that is."""
+    """Returns the error for a key that is not there, with the nearest that is."""
     if key in RENAMED:
         return InputError(f"no key {path}.{key}: it is called {path}.{RENAMED[key]} now")
     known = list(known)
@@ -44,18 +48,24 @@ def unknown_key(key: str, path: str, known: Iterable[str]) -> InputError:
 
 
 def template(value: Any) -> dict[str, Any]:
-    """Its fields as nested dicts for a ConfigDict, with a typed placeholder where one is None."""
+    """Returns a dataclass's fields as nested dicts for a ConfigDict, with a typed placeholder for each that is None."""
     hints = typing.get_type_hints(type(value))
-    made = {}
+    if hasattr(value, "to_section"):
+        return {name: item for name, item in value.to_section().items() if item is not None}
+    keys = {}
     for name, item in vars(value).items():
         if dataclasses.is_dataclass(item):
-            made[name] = template(item)
-        elif item is None:
-            kind = typing.get_args(hints[name])[0]
-            made[name] = placeholder(typing.get_origin(kind) or kind)
+            keys[name] = template(item)
         else:
-            made[name] = item
-    return made
+            keys[name] = empty(typing.get_args(hints[name])[0]) if item is None else item
+    return keys
+
+
+def empty(kind: Any) -> Any:
+    """Returns a ConfigDict's placeholder of an annotation's plain type."""
+    while plain := (typing.get_origin(kind) in _WRAPPERS and typing.get_args(kind)[0]):
+        kind = plain
+    return placeholder(typing.get_origin(kind) or kind)
 
 
 def build(cls: type, values: Any, path: str) -> Any:
@@ -83,22 +93,28 @@ def build(cls: type, values: Any, path: str) -> Any:
 
 
 def _build_value(value: Any, kind: Any, path: str) -> Any:
+    if hasattr(kind, "from_section"):
+        return kind.from_section(value, path)
     return build(kind, value, path) if dataclasses.is_dataclass(kind) else coerce(value, kind, path)
 
 
 def with_values(values: Mapping[str, Any], overrides: Mapping[Any, Any], path: str = "config") -> dict[str, Any]:
-    """A nested dict with other values, by dotted key.
+    """Returns a nested dict with other values.
+
+    Args:
+        values: the dict.
+        overrides: values by dotted key; a section that is not there is added.
+        path: what errors call the dict.
 
     Raises:
-        InputError: there is no such section.
+        InputError: what a dotted key has as a section is a value.
     """
-    found = dict(values)
+    changed = dict(values)
     for key, value in overrides.items():
         section, _, rest = str(key).partition(".")
         if rest:
-            nested = found.get(section, {} if section in _LEFT_OUT_IF_EMPTY else None)
-            if not isinstance(nested, Mapping):
-                raise unknown_key(section, path, found)
-            value = with_values(nested, {rest: value}, f"{path}.{section}")
-        found[section] = value
-    return found
+            if not isinstance(changed.get(section, {}), Mapping):
+                raise unknown_key(section, path, changed)
+            value = with_values(changed.get(section, {}), {rest: value}, f"{path}.{section}")
+        changed[section] = value
+    return changed

@@ -67,7 +67,7 @@ class Network:
         if strays := self.abstract["params"].get("backbone", {}).keys() - set(self.backbone.groups):
             name = type(self.backbone).__name__
             raise InputError(f"{name} has parameters in {', '.join(sorted(strays))}, which its `groups` do not name")
-        self.layout = Layout.of(self.abstract["params"], self.backbone.groups, self.backbone.pooled_norm)
+        self.layout = Layout.from_params(self.abstract["params"], self.backbone.groups, self.backbone.pooled_norm)
         # Compiled, so that of all that `_init` makes only what is new is ever computed.
         self._init_new = jax.jit(lambda key: self._select_new(whole(key))) if experiment.backbone.weights else whole
 

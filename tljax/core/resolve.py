@@ -115,8 +115,8 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
 def warnings(experiment: Experiment, resolved: Resolved) -> list[str]:
     """Returns a line for each thing that a run can be asked to do, but is seldom meant."""
     lines, size, rates = [], experiment.task.batch_size, [experiment.optim.learning_rate]
-    if experiment.tuning.strategy == "phases":
-        rates = [phase.get("learning_rate", rates[0]) for phase in experiment.tuning.phases]
+    if phases := experiment.tuning.phases:
+        rates = [rates[0] if phase.learning_rate is None else phase.learning_rate for phase in phases]
     if not all(np.float32(rate) > 0 for rate in rates):
         lines.append("nothing moves where the learning rate is 0, as optim.learning_rate or one in tuning.phases is")
     if size > resolved.train_examples:

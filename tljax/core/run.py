@@ -96,7 +96,7 @@ class Run:
         """Returns this run for another experiment that shares its compiled programs.
 
         Both train the same leaves of the same network on the same data, and differ in nothing but what
-        `Experiment.numberless` leaves out.
+        `Experiment.without_traced_hparams` leaves out.
         """
         run = copy.copy(self)
         run.experiment = experiment

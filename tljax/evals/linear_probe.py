@@ -157,7 +157,7 @@ def setting(experiment: Experiment) -> dict[str, float]:
 
 def _shared(experiment: Experiment) -> Experiment:
     """Returns the experiment with one value for all that `together` lets differ."""
-    shared = experiment.numberless()
+    shared = experiment.without_traced_hparams()
     return dataclasses.replace(shared, regularize=dataclasses.replace(shared.regularize, label_smoothing=0.0))
 
 
@@ -268,7 +268,7 @@ def _rules(
 ) -> StepSpec:
     """Returns the rules of a step as `Run` has them, but with numbers that are traced."""
     config, multipliers = like.optim, _everywhere(like, 1.0)
-    unit = optimizers.schedule(config.schedule, 1.0, config.warmup_steps, steps)
+    unit = optimizers.schedule(config.schedule, 1.0, config.warmup_steps, steps, config.schedule_args)
     return StepSpec(
         forward=functools.partial(forward, dtype=jnp.dtype(like.compute_dtype)),
         optimizer=optimizers.optimizer(config, multipliers, weight_decay=numbers.get("weight_decay")),

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
-from tljax.config.ranges import AboveZero, Positive, Rate, RegexStr, check_fields
+from tljax.config.ranges import AboveZero, NotEmpty, Positive, Rate, RegexStr, check_fields
 
 _LEAVES = {"lora_a", "lora_b", "adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias", "prompt"}
 
@@ -20,14 +21,14 @@ class Lora:
         alpha: the scale is `alpha / rank`.
         dropout: the share of the adapter's inputs that noise silences.
         rslora: whether the scale is `alpha / sqrt(rank)` instead (2312.03732).
-        targets: regexes of the layers; () is the backbone's own choice, `adapter_targets`.
+        targets: regexes of the layers; None is the backbone's own choice, `adapter_targets`.
     """
 
     rank: Positive = 8
     alpha: AboveZero = 16.0
     dropout: Rate = 0.0
     rslora: bool = False
-    targets: tuple[RegexStr, ...] = ()
+    targets: Annotated[tuple[RegexStr, ...], NotEmpty()] | None = None
 
     def __post_init__(self):
         check_fields(self, "tuning")

@@ -139,7 +139,7 @@ def _group(section: Section, number: int, method: Method | LeftOut, differing: S
                     "run": run,
                     "setting": setting,
                     "scores": list(dict.fromkeys(scores)),
-                    "differs": {key: run.values[key] for key in differing},
+                    "differs": {key: run.values.get(key) for key in differing},
                     "peeked": run in section.peeked,
                     "command": " \\\n  ".join([" ".join(run.command[:4]), *run.command[4:]]),
                 }
@@ -149,4 +149,5 @@ def _group(section: Section, number: int, method: Method | LeftOut, differing: S
 
 def _differing(runs: Sequence[Run]) -> list[str]:
     """Returns the keys of which runs have different values."""
-    return [key for key in runs[0].values if len({repr(run.values.get(key)) for run in runs}) > 1]
+    keys = dict.fromkeys(key for run in runs for key in run.values)
+    return [key for key in keys if len({repr(run.values.get(key)) for run in runs}) > 1]

@@ -92,7 +92,7 @@ class TrialRunner:
             alone, together = _split_by_program(fresh, self.sweep) if cached else (fresh, [])
             alike: dict[Experiment, list[Trial]] = {}
             for trial in [*alone, *trained]:
-                alike.setdefault(trial.experiment.numberless(), []).append(trial)
+                alike.setdefault(trial.experiment.without_traced_hparams(), []).append(trial)
             for members in alike.values():
                 self._run_in_turn(members, prepared)
             for members, mates in together:

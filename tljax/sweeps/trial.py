@@ -89,7 +89,8 @@ def make_trials(experiment: Experiment, overrides: Any, root: str | os.PathLike)
         name = hashlib.sha256(json.dumps(_content(trial_experiment), sort_keys=True).encode()).hexdigest()[:10]
         if name in trials:
             raise InputError(f"the sweep has one run twice: {dict(values)} and {dict(trials[name].overrides)}")
-        trials[name] = Trial(dict(values), trial_experiment, place / f"{trial_experiment.tuning.strategy}-{name}")
+        strategy = trial_experiment.tuning.strategy.replace(":", ".")
+        trials[name] = Trial(dict(values), trial_experiment, place / f"{strategy}-{name}")
     if not trials:
         raise InputError("the sweep yields no run")
     return list(trials.values())
@@ -153,7 +154,7 @@ def units(trials: Sequence[Trial]) -> list[list[Trial]]:
     trained: dict[Experiment, list[Trial]] = {}
     for trial in trials:
         if trial.result:
-            trained.setdefault(trial.experiment.numberless(), []).append(trial)
+            trained.setdefault(trial.experiment.without_traced_hparams(), []).append(trial)
     return side_by_side([trial for trial in trials if not trial.result]) + list(trained.values())
 
 
@@ -173,4 +174,5 @@ def uneven(trials: Sequence[Trial]) -> str:
 
 def _content(experiment: Experiment) -> dict[str, Any]:
     """Returns what a run's result depends on, by section."""
-    return {key: value for key, value in to_dict(experiment).items() if key not in RESULT_NEUTRAL_SECTIONS}
+    content = {key: value for key, value in to_dict(experiment).items() if key not in RESULT_NEUTRAL_SECTIONS}
+    return content | ({"references": experiment.references} if experiment.references else {})

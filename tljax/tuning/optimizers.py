@@ -1,7 +1,8 @@
 """The optimizer of a multiplier tree: state for trainable leaves only, one learning rate per multiplier."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 from optax import contrib
 
-from tljax.config.schema import OptimConfig
+from tljax.config.references import is_reference, resolve_reference
+from tljax.config.tuning import OptimConfig, schedule_arguments
 from tljax.errors import InputError
 from tljax.tuning.multipliers import Tree
 
@@ -23,7 +25,7 @@ Transformation = optax.GradientTransformation
 
 
 def _still(tx: Transformation, direction: Callable[[optax.OptState], Tree] | None = None) -> Transformation:
-    """`tx`, whose state stays what it was where its update is told that a step is not `finite`.
+    """Returns `tx`, whose state stays what it was where its update is told that a step is not `finite`.
 
     Args:
         direction: the update as a function of the state that is kept; it is `tx`'s own wherever that is used. `tx`'s
@@ -40,7 +42,7 @@ def _still(tx: Transformation, direction: Callable[[optax.OptState], Tree] | Non
 
 
 def _adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transformation:
-    """`optax.scale_by_adam` as `_still` would have it, but traced once for each shape of a leaf, not for each leaf."""
+    """Returns `optax.scale_by_adam` as `_still` would have it, traced once for each shape of a leaf."""
 
     def update(grads, state, params=None, *, finite=True, **_):
         count = jnp.where(finite, optax.safe_increment(state.count), state.count)
@@ -64,10 +66,10 @@ def _direction(first, second, count, b1, b2, eps):
 
 
 def norm(tree: Tree) -> jax.Array:
-    """Of all leaves together, as `optax.tree.norm`; small leaves of a shape, of which a network has many, are one sum.
+    """Returns the norm of all leaves together, as `optax.tree.norm`; small leaves of a shape are one sum.
 
-    So a CPU's program of ViT-S has three kernels for each such shape, not for each of 100 leaves, and each shape is
-    traced once.
+    Of these a network has many: a CPU's program of ViT-S has three kernels for each such shape, not for each of 100
+    leaves, and each shape is traced once.
     """
     # Without it, the squares are those of Adam's second moment, too, and XLA's CPU compiler writes them to memory.
     leaves = jax.lax.optimization_barrier(jax.tree.leaves(tree))
@@ -83,7 +85,7 @@ def _squares(leaves):
 
 
 def _clip(limit: float) -> Transformation:
-    """By the norm of all together, to at most `limit` (1211.5063); one that is within it keeps its bits.
+    """Returns a clip by the norm of all together, to at most `limit` (1211.5063); what is within it keeps its bits.
 
     As `optax.clip_by_global_norm`, but with one factor for all, as PyTorch has it: a quotient for each element is dear
     enough to XLA that it writes the clipped gradients to memory.
@@ -148,6 +150,20 @@ def _betas(config: OptimConfig) -> dict[str, float]:
     return {name: value for name in ("b1", "b2") if (value := getattr(config, name)) is not None}
 
 
+def from_reference(config: OptimConfig, decay: Transformation) -> Transformation:
+    """Returns the optimizer that a user's function `(learning_rate, **optim.args)` gives, as those of optax do.
+
+    It is made for a learning rate of 1, as schedule and multipliers scale its update afterwards; and turned round, for
+    the step is taken away. `optim.weight_decay` acts beside it, as in AdamW; 0 leaves it to the optimizer's own.
+
+    Args:
+        config: its name and its arguments, which were checked when the config was read.
+        decay: the weight decay.
+    """
+    function = resolve_reference(config.name, "optim.name")
+    return optax.chain(_still(function(1.0, **config.args)), optax.scale(-1.0), decay)
+
+
 OPTIMIZERS: dict[str, Callable[[OptimConfig, Transformation], Transformation]] = {
     "adamw": _adamw,
     "sgd": _sgd,
@@ -173,19 +189,26 @@ def _constant(peak: float, steps: int) -> optax.Schedule:
 SCHEDULES = {"cosine": _cosine, "linear": _linear, "constant": _constant}
 
 
-def schedule(name: str, peak: float, warmup_steps: int, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then half a cosine or a line to 0 at `steps`, or a constant (transformers' own).
+def schedule(
+    name: str, peak: float, warmup_steps: int, steps: int, arguments: Mapping[str, Any] = {}
+) -> optax.Schedule:
+    """Returns a warm-up from 0 by a line, then half a cosine or a line to 0, or a constant (transformers' own).
 
     Args:
-        name: a row of `SCHEDULES`.
+        name: a row of `SCHEDULES`; or `module:name` of a function that gives the part of the peak at a step.
         peak: the highest rate.
         warmup_steps, steps: the warm-up's length, and the whole's.
+        arguments: of such a function, checked when the config was read.
 
     Raises:
-        InputError: a warm-up not shorter than the whole.
+        InputError: a warm-up not shorter than the whole, or one that the function does not take.
     """
     if not 0 <= warmup_steps < steps:
         raise InputError(f"optim.warmup_steps is {warmup_steps}, the whole run or phase only {steps} steps")
+    if is_reference(name):
+        function = resolve_reference(name, "optim.schedule")
+        part = partial(function, **arguments, **schedule_arguments(name, function, steps, warmup_steps))
+        return lambda step: peak * part(step)
     after = SCHEDULES[name](peak, steps - warmup_steps)
     if not warmup_steps:
         return after
@@ -198,7 +221,7 @@ def optimizer(
     since: Tree | None = None,
     weight_decay: Float[Array, ""] | None = None,
 ) -> Transformation:
-    """Masked clip → direction and weight decay → multiplier; a step is that times minus the learning rate.
+    """Returns masked clip → direction and weight decay → multiplier; a step is that times minus the learning rate.
 
     Its `update` takes `finite`, by default true; where it is not, the state stays what it was.
 
@@ -215,7 +238,8 @@ def optimizer(
     since = jax.tree.map(lambda _: 0, multipliers) if since is None else since
     decay = optax.add_decayed_weights(config.weight_decay if weight_decay is None else weight_decay, decay_mask)
     began = jax.tree.map(lambda m, phase: f"since {phase}" if m else FROZEN, multipliers, since)
-    directions = {label: OPTIMIZERS[config.name](config, decay) for label in jax.tree.leaves(began)}
+    make = from_reference if is_reference(config.name) else OPTIMIZERS[config.name]
+    directions = {label: make(config, decay) for label in jax.tree.leaves(began)}
     scales = {_label(m): _scale(m) for m in jax.tree.leaves(multipliers)}
     parts = [_clip(config.clip_norm)] if config.clip_norm else []
     parts += [optax.multi_transform(directions | {FROZEN: optax.set_to_zero()}, began)]
@@ -224,16 +248,16 @@ def optimizer(
 
 
 def carry_over(old: optax.OptState, new: optax.OptState) -> optax.OptState:
-    """`new`, a fresh state, with what `old` has under the same path: the moments and counters of leaves that stay.
+    """Returns `new`, a fresh state, with what `old` has under the same path: moments and counters of leaves that stay.
 
-    Paths hold the phase since which a leaf trains, so one that rested in between starts afresh.
+    Paths hold the phase since which a leaf trains, so a leaf that was frozen in between starts afresh.
     """
     kept = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old)}
     return jax.tree_util.tree_map_with_path(lambda path, leaf: kept.get(jax.tree_util.keystr(path), leaf), new)
 
 
 def decay_mask(params: Tree) -> Tree:
-    """True for the kernels that weight decay acts on: no bias, norm, token or position embedding."""
+    """Returns True for the kernels that weight decay acts on: no bias, norm, token or position embedding."""
     paths = flatten_dict(params, sep="/")
     return unflatten_dict({path: path.split("/")[-1] not in _NOT_DECAYED for path in paths}, sep="/")
 

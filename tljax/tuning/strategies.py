@@ -8,10 +8,11 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from flax.traverse_util import flatten_dict
 
+from tljax.config import choices, ranges
 from tljax.errors import InputError
 from tljax.peft.config import is_adapter_param
 
@@ -35,8 +36,13 @@ class Layout:
     pooled_norm: bool = False
 
     @classmethod
-    def of(cls, params: Any, groups: Sequence[str], pooled_norm: bool) -> "Layout":
-        """The layout of a classifier's `params`, whose backbone publishes `groups` and `pooled_norm`."""
+    def from_params(cls, params: Any, groups: Sequence[str], pooled_norm: bool) -> "Layout":
+        """Returns the layout of a classifier.
+
+        Args:
+            params: the classifier's.
+            groups, pooled_norm: as its backbone publishes them.
+        """
         paths = flatten_dict(params, sep="/")
         group_of = {path: HEAD if path.startswith(f"{HEAD}/") else path.split("/")[1] for path in paths}
         return cls((*groups, HEAD), group_of, pooled_norm)
@@ -46,54 +52,58 @@ class Layout:
         """The groups below the head, without a final norm or pooler, which goes with the block under it."""
         return [group for group in self.groups[:-1] if group not in _ENDS]
 
+    def index(self, group: str) -> int:
+        """Returns the place of a group: 0 at the input, the head's the last."""
+        return self.groups.index(group)
+
     def by_group(self, multiplier: Callable[[str], float]) -> dict[str, float]:
-        """One multiplier per group, given to each of its paths."""
+        """Returns the multiplier of each path, where a function gives that of its group."""
         return {path: float(multiplier(group)) for path, group in self.group_of.items()}
 
     def by_path(self, trains: Callable[[str], bool]) -> dict[str, float]:
-        """1 for the head and for each path that `trains`, else 0."""
+        """Returns 1 for the head and for each path that `trains`, else 0."""
         return {path: float(group == HEAD or trains(path)) for path, group in self.group_of.items()}
 
 
 def linear_probe(layout: Layout) -> dict[str, float]:
-    """Only the head trains."""
+    """Trains only the head."""
     return layout.by_group(lambda group: group == HEAD)
 
 
 def full(layout: Layout) -> dict[str, float]:
-    """Everything trains alike."""
+    """Trains everything alike."""
     return layout.by_group(lambda group: 1)
 
 
-def last_k(layout: Layout, *, k: int) -> dict[str, float]:
-    """The head and the `k` groups below it train; a final norm or pooler comes along with the block under it.
+def last_k(layout: Layout, *, k: ranges.Positive) -> dict[str, float]:
+    """Trains the head and the `k` groups below it; a final norm or pooler comes along with the block under it.
 
     Raises:
-        InputError: the backbone has fewer groups, or `k` is below 1.
+        InputError: the backbone has fewer groups.
     """
-    trained = {*layout.blocks[-_some(layout, k) :], *_ENDS, HEAD}
+    trained = {*layout.blocks[-_checked_k(layout, k) :], *_ENDS, HEAD}
     return layout.by_group(lambda group: group in trained)
 
 
-def first_k(layout: Layout, *, k: int) -> dict[str, float]:
-    """The `k` groups nearest the input train, and the head.
+def first_k(layout: Layout, *, k: ranges.Positive) -> dict[str, float]:
+    """Trains the `k` groups nearest the input, and the head.
 
     Raises:
-        InputError: the backbone has fewer groups, or `k` is below 1.
+        InputError: the backbone has fewer groups.
     """
-    trained = {*layout.blocks[: _some(layout, k)], HEAD}
+    trained = {*layout.blocks[: _checked_k(layout, k)], HEAD}
     return layout.by_group(lambda group: group in trained)
 
 
-def _some(layout: Layout, k: int) -> int:
+def _checked_k(layout: Layout, k: ranges.Positive) -> int:
     count = len(layout.blocks)
     if not 1 <= k <= count:
         raise InputError(f"tuning.k must be between 1 and {count}, not {k}; without a block use linear_probe")
     return k
 
 
-def surgical(layout: Layout, *, groups: Sequence[str]) -> dict[str, float]:
-    """The named groups train, and the head (surgical fine-tuning, 2210.11466).
+def surgical(layout: Layout, *, groups: Annotated[tuple[str, ...], ranges.NotEmpty()]) -> dict[str, float]:
+    """Trains the named groups and the head (surgical fine-tuning, 2210.11466).
 
     Raises:
         InputError: there is no such group; the nearest is named.
@@ -106,83 +116,70 @@ def surgical(layout: Layout, *, groups: Sequence[str]) -> dict[str, float]:
     return layout.by_group(lambda group: group in {*groups, HEAD})
 
 
-def layer_decay(layout: Layout, *, decay: float, norm_with: str | None = None) -> dict[str, float]:
-    """Each layer learns `decay` times as fast as the one above: decay^(L+1-id) (BEiT, 2106.08254).
+def layer_decay(layout: Layout, *, decay: ranges.Part, norm_with: choices.NormWith | None = None) -> dict[str, float]:
+    """Trains each layer `decay` times as fast as the layer above: decay^(L+1-id) (BEiT, 2106.08254).
 
     Ids: stem 0, block i -> i+1, head L+1. The final norm (or pooler) has that of `norm_with`: the `last_block`'s, or
     the `head`'s as in BEiT's own code. By default it is timm's (`param_groups_layer_decay`): the last block's before
     the pooling, the head's after it.
-
-    Raises:
-        InputError: `decay` is not in (0, 1], or `norm_with` is neither.
     """
-    if not 0 < decay <= 1:
-        raise InputError(f"tuning.decay must be above 0 and at most 1, not {decay}")
     norm_with = norm_with or ("head" if layout.pooled_norm else "last_block")
-    if norm_with not in ("last_block", "head"):
-        raise InputError(f"tuning.norm_with must be last_block or head, not {norm_with!r}")
     blocks = layout.blocks
     depth = {group: len(blocks) - i for i, group in enumerate(blocks)}
     depth |= dict.fromkeys(_ENDS, int(norm_with != "head")) | {HEAD: 0}
     return layout.by_group(lambda group: decay ** depth[group])
 
 
-def discriminative(layout: Layout, *, factor: float = 2.6) -> dict[str, float]:
-    """Each group's rate is that of the one above divided by `factor` (ULMFiT, 1801.06146).
-
-    Raises:
-        InputError: `factor` is below 1.
-    """
-    if factor < 1:
-        raise InputError(f"tuning.factor must be at least 1, not {factor}")
+def discriminative(layout: Layout, *, factor: Annotated[float, ranges.Interval(at_least=1)] = 2.6) -> dict[str, float]:
+    """Trains each group at the rate of the group above divided by `factor` (ULMFiT, 1801.06146)."""
     return layer_decay(layout, decay=1 / factor)
 
 
 def bias_only(layout: Layout) -> dict[str, float]:
-    """Biases train, and the head (BitFit, 2106.10199)."""
+    """Trains the biases and the head (BitFit, 2106.10199)."""
     return layout.by_path(lambda path: path.split("/")[-1] == "bias")
 
 
 def norm_only(layout: Layout) -> dict[str, float]:
-    """Scale and shift of the normalization layers train, and the head (as for BatchNorm in 2003.00152).
+    """Trains scale and shift of the normalization layers, and the head (as for BatchNorm in 2003.00152).
 
     Raises:
         InputError: the network has none.
     """
-    found = layout.by_path(lambda path: path.split("/")[-2].startswith("norm"))
-    if all(not value for path, value in found.items() if layout.group_of[path] != HEAD):
+    multipliers = layout.by_path(lambda path: path.split("/")[-2].startswith("norm"))
+    if all(not value for path, value in multipliers.items() if layout.group_of[path] != HEAD):
         raise InputError("norm_only: this network has no normalization layers; bias_only trains its biases")
-    return found
+    return multipliers
 
 
 def added(layout: Layout) -> dict[str, float]:
-    """What the strategy added to the backbone trains, and the head; the backbone's own parameters are frozen."""
+    """Trains what was added to the backbone, and the head; the backbone's own parameters are frozen."""
     return layout.by_path(is_adapter_param)
 
 
-def pattern(layout: Layout, *, patterns: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Ordered (regex, multiplier) pairs over whole parameter paths; the first that matches counts.
+def pattern(layout: Layout, *, patterns: Annotated[choices.Multipliers, ranges.NotEmpty()]) -> dict[str, float]:
+    """Trains by ordered (regex, multiplier) pairs over whole parameter paths; the first that matches counts.
 
     Raises:
         InputError: a pattern that decides no parameter, a parameter that no pattern covers, or a bad expression.
     """
     multipliers, used = {}, set()
-    found = compiled("tuning.patterns", patterns)
+    pairs = compile_patterns("tuning.patterns", patterns)
     for path in layout.group_of:
-        hit = first_match(found, path)
+        hit = first_match(pairs, path)
         if hit is None:
             raise InputError(f"tuning.patterns: no pattern covers {path}; end with ('.*', 0.0) to freeze the rest")
         used.add(hit)
-        multipliers[path] = found[hit][1]
-    unused = [regex.pattern for i, (regex, _) in enumerate(found) if i not in used]
+        multipliers[path] = pairs[hit][1]
+    unused = [regex.pattern for i, (regex, _) in enumerate(pairs) if i not in used]
     if unused:
-        some = ", ".join(list(layout.group_of)[:: max(1, len(layout.group_of) // 3)][:3])
-        raise InputError(f"tuning.patterns: {unused[0]!r} decides no parameter; paths look like {some}")
+        examples = ", ".join(list(layout.group_of)[:: max(1, len(layout.group_of) // 3)][:3])
+        raise InputError(f"tuning.patterns: {unused[0]!r} decides no parameter; paths look like {examples}")
     return multipliers
 
 
-def compiled(key: str, patterns: Sequence[tuple[str, float]]) -> Patterns:
-    """(regex, multiplier) pairs from a config, compiled.
+def compile_patterns(key: str, patterns: Sequence[tuple[str, float]]) -> Patterns:
+    """Returns (regex, multiplier) pairs of a config, compiled.
 
     Raises:
         InputError: they are something else; `key` is what the config calls them.
@@ -194,7 +191,7 @@ def compiled(key: str, patterns: Sequence[tuple[str, float]]) -> Patterns:
 
 
 def first_match(patterns: Patterns, name: str) -> int | None:
-    """The place of the first pattern that matches the whole name."""
+    """Returns the place of the first pattern that matches the whole name."""
     return next((i for i, (regex, _) in enumerate(patterns) if regex.fullmatch(name)), None)
 
 
