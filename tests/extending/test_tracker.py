@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from etils import epath
 
 from tests.configs_tiny import get_config
 from tests.conftest import StopAt
