@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from etils import epath
 
 from tests.configs_tiny import get_config
 from tests.conftest import StopAt
@@ -56,4 +57,4 @@ def test_it_gets_what_the_workdir_has_and_goes_on_after_a_stop(shapes, tiny_weig
 )
 def test_what_is_not_there_is_named_with_the_nearest(tmp_path, name, message):
     with pytest.raises(InputError, match=message):
-        Trackers([name], tmp_path, active=False)
+        Trackers([name], epath.Path(tmp_path), active=False)
