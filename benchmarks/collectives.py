@@ -19,7 +19,7 @@ from tljax.config.schema import Experiment
 from tljax.core.run import Resolved, Run
 from tljax.data.preprocessing import Preprocessing
 from tljax.distributed import mesh as distributed_mesh
-from tljax.tuning import multipliers
+from tljax.tuning.masks import partition
 from tljax.weights.catalog import Pretrained
 
 STRATEGIES = {
@@ -66,7 +66,7 @@ def collective_bytes(program: jax.stages.Compiled) -> dict[str, int]:
 
 def trainable_bytes(run: Run) -> int:
     """Of the arrays that train, in all."""
-    leaves = jax.tree.leaves(multipliers.select(run.abstract_state().params, run.multipliers))
+    leaves = jax.tree.leaves(partition(run.abstract_state().params, run.masks.multipliers)[0])
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     print(f"| strategy | trains, MB | all-reduce, MB | other, MB | at 512 devices, ms |\n|{'---|' * 5}")
     for name, arguments in STRATEGIES.items():
         run = make_run(options.devices, **arguments)
-        counts = collective_bytes(run.train_step(run.phases[0]).program)
+        counts = collective_bytes(run.programs.train_step(run.phases[0]).program)
         summed, trains = counts.pop("all-reduce", 0), trainable_bytes(run)
         seconds = ring_seconds(summed, 512, options.gigabytes * 1e9, options.microseconds * 1e-6)
         cells = (

@@ -34,7 +34,6 @@ from tljax.cli.convert import convert
 from tljax.config.schema import BackboneConfig
 from tljax.data.preprocessing import Preprocessing
 from tljax.models.registry import BACKBONES, Backbone, attributes
-from tljax.models.text.bert import Bert
 from tljax.weights import pretrained
 from tljax.weights.adapt import adapt_channels, with_channels
 from tljax.weights.catalog import Pretrained
@@ -90,7 +89,7 @@ def random(name: str, row: str, module: Backbone, size: int) -> Case:
 
 def with_inputs(case: Case, channels: int) -> Case:
     """The case, adapted to another number of channels."""
-    first = pretrained.FIRST_KERNEL[type(case.module)]
+    first = case.module.input_kernel
     arrays = {**case.arrays, first: adapt_channels(case.arrays[first], channels)}
     x = np.concatenate([case.x, case.x], -1)[..., :channels]
     return replace(case, name=f"{case.name}, {channels} channel(s)", arrays=arrays, x=x, channels=channels)
@@ -105,7 +104,7 @@ def ours(case: Case) -> np.ndarray:
     """Logits, else features; of a text encoder without a head the hidden states."""
     variables = jax.tree.map(jnp.asarray, unflatten_dict(dict(case.arrays), sep="/"))
     head = variables.pop("head", None)
-    bare = isinstance(case.module, Bert) and head is None
+    bare = case.module.input_spec.kind == "text" and head is None
     output = jax.jit(lambda v, x: case.module.apply(v, x, pool=not bare))(variables, case.x)
     return np.asarray(output if head is None else output @ head["kernel"] + head["bias"])
 
@@ -121,7 +120,7 @@ def by_timm(folder: Path, case: Case) -> np.ndarray:
 
 def by_transformers(folder: Path, case: Case) -> np.ndarray:
     head = "head/kernel" in case.arrays
-    if isinstance(case.module, Bert):
+    if case.module.input_spec.kind == "text":
         load = transformers.AutoModelForSequenceClassification if head else transformers.AutoModel
         model = load.from_pretrained(folder).eval()
         output = model(**{name: torch.from_numpy(np.asarray(value)).long() for name, value in case.x.items()})
@@ -169,7 +168,7 @@ def cases() -> list[tuple[Case, str]]:
 
 def difference(case: Case, library: str, folder: Path) -> tuple[str, str, str, str, str]:
     """A row of the table."""
-    size = 224 if isinstance(case.module, Bert) else case.x.shape[1]
+    size = 224 if case.module.input_spec.kind == "text" else case.x.shape[1]
     expects = with_channels(Preprocessing(size), case.channels)
     row = Pretrained("", "", case.row, "", expects, "unknown", architecture=attributes(case.module))
     (folder / "ours").mkdir(parents=True)

@@ -114,13 +114,13 @@ def tljax_cached(files: Files, crop: str, decode: str) -> Epoch:
     return _batches(cache(files, crop, preprocessing), lambda source, rng: view(source, rng=rng))
 
 
-def cache(files: Files, crop: str, preprocessing: Preprocessing) -> array_cache.Store:
+def cache(files: Files, crop: str, preprocessing: Preprocessing) -> array_cache.ArrayCache:
     """`source_view` of each file, as a run keeps it."""
     sources = (
         images.source_view(path.read_bytes(), path.name, preprocessing, decode="exact", resize=CROPS[crop], crop=crop)
         for path in files.paths
     )
-    return array_cache.stored(files.root.parent / f"{files.root.name}-{crop}", sources, {})
+    return array_cache.get_or_create(files.root.parent / f"{files.root.name}-{crop}", sources, {})
 
 
 def _batches(sources: list, view: Callable[[object, np.random.Generator], np.ndarray]) -> Epoch:

@@ -24,12 +24,12 @@ import jax
 import numpy as np
 from PIL import Image
 
-from tljax.checkpoints.checkpointer import Checkpoints, named
+from tljax.checkpoints.checkpointer import Checkpoints, flatten_state
 from tljax.checkpoints.workdir import Workdir
 from tljax.config import schema
 from tljax.config.schema import Experiment
 from tljax.core.run import Run, prepare
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.data.loader import length_of
 from tljax.distributed import mesh
 
@@ -71,17 +71,17 @@ def make_run(pictures: Path, backbone: str, strategy: str, size: int, batch_size
 
 def measure(run: Run, folder: Path, every: int, rounds: int) -> Measured:
     """Trains in turns with a save and without; a first stretch, which compiles, does not count."""
-    (phase,) = run.phases
+    (phase,), names = run.phases, run.masks.frozen_names()
     stream, state = run.train_input(), run.init_state()
 
-    def stretch(state: State, saved: Checkpoints | None) -> tuple[State, np.ndarray]:
+    def stretch(state: TrainState, saved: Checkpoints | None) -> tuple[TrainState, np.ndarray]:
         """The state after it; its seconds, those on the processors, and those in `save`."""
         first, began, held = int(state.step), _clocks(), 0.0
         if saved:
-            saved.save(state, run.unmoved(first))
+            saved.save(state, run.masks.frozen_names(first))
             held = time.perf_counter() - began[0]
         for batch in mesh.put_ahead(stream.batches(first, first + every), run.mesh):
-            state, _ = run.train_step(phase, length_of(batch))(state, batch)
+            state, _ = run.programs.train_step(phase, length_of(batch))(state, batch)
         jax.block_until_ready(state)
         if saved:
             saved.wait()
@@ -89,7 +89,7 @@ def measure(run: Run, folder: Path, every: int, rounds: int) -> Measured:
 
     turns: dict[bool, list[np.ndarray]] = {True: [], False: []}
     with Workdir(folder).checkpoints(run.experiment, writer=True) as checkpoints:
-        checkpoints.keep_base({name: leaf for name, leaf in named(state).items() if name in run.unmoved()})
+        checkpoints.keep_base({name: leaf for name, leaf in flatten_state(state).items() if name in names})
         state, _ = stretch(state, checkpoints)
         for number in range(rounds):
             for saving in (True, False) if number % 2 else (False, True):

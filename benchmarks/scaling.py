@@ -26,7 +26,7 @@ def worker(options: argparse.Namespace) -> None:
     from tljax.distributed import processes
 
     os.sched_setaffinity(0, {options.core})  # before jax counts the cores
-    with processes.joined(options):
+    with processes.join(options):
         _steps(options)
 
 
@@ -47,15 +47,17 @@ def _steps(options: argparse.Namespace) -> None:
     size = Preprocessing(size=96)
     row = Pretrained("", "", "vit_tiny_patch16", "", size, "none")
     run = Run(Experiment.from_config(values), Resolved(row, size, tuple("0123456789"), 100, 1000, "none"))
-    step, state, times = run.train_step(run.phases[0]), run.init_state(), []
-    share = jax.tree.map(lambda leaf: np.ones((ROWS, *leaf.shape[1:]), leaf.dtype), run.abstract_batch(run.batch_size))
+    step, state, times = run.programs.train_step(run.phases[0]), run.init_state(), []
+    share = jax.tree.map(
+        lambda leaf: np.ones((ROWS, *leaf.shape[1:]), leaf.dtype), run.programs.abstract_batch(run.batch_size)
+    )
     batch = mesh.put_batch(share, run.mesh)
     for _ in range(options.steps + 2):
         began = time.perf_counter()
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - began)
-    if processes.is_first():
+    if processes.is_lead():
         print(json.dumps(statistics.median(times[2:])))
 
 

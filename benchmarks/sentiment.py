@@ -39,7 +39,7 @@ def train(strategy: str, seed: int, workdir: Path) -> dict:
 def tfidf(shots: int) -> tuple[int, float, float]:
     """Training examples, test accuracy, and the C that was best on the validation split."""
     config = dataclasses.replace(Experiment.from_config(get_config()).task, shots=shots)
-    resolved = splits.resolve(registry.load(config), config)
+    resolved = splits.make_splits(registry.load(config), config)
     texts = {name: [example["text"] for example in split] for name, split in resolved.items()}
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     x = {"train": vectorizer.fit_transform(texts["train"])}

@@ -87,16 +87,16 @@ def start(arguments: list[str]) -> None:
         for part, events in PARTS.items():
             parts[part] += seconds if event.rsplit("/", 1)[-1] in events else 0
 
-    def to_the_end(loop, state, trackers):
-        run, program = loop._run, loop._run.train_step
+    def train_loop(run, *others):
+        program = run.programs.train_step
 
-        def ready(*arguments):
-            program(*arguments)
+        def ready(*arguments, **options):
+            program(*arguments, **options)
             print(json.dumps(parts | {"seconds": time.time() - began}), flush=True)
             os._exit(0)
 
-        run.train_step = ready  # of which the loop asks when it has its first batch
-        return steps(loop, state, trackers)
+        run.programs.train_step = ready  # of which the loop asks when it has its first batch
+        return steps(run, *others)
 
     original, steps = __main__.importlib.import_module, None
 
@@ -106,8 +106,8 @@ def start(arguments: list[str]) -> None:
             from tljax.training import trainer
 
             nonlocal steps
-            steps = trainer.Loop.to_the_end
-            trainer.prepare, trainer.Loop.to_the_end = prepare, to_the_end
+            steps = trainer.train_loop
+            trainer.prepare, trainer.train_loop = prepare, train_loop
         return module
 
     __main__.importlib.import_module = instrumented

@@ -48,7 +48,7 @@ def seconds(name: str) -> float:
     run = prepare(experiment)
     stream, state, total = run.train_input(), run.init_state(), 0.0
     for phase in run.phases:
-        state, program, times = run.enter(state, phase), run.train_step(phase), []
+        state, program, times = run.enter_phase(state, phase), run.programs.train_step(phase), []
         for number in range(6):
             batch = mesh.put_batch(stream.batch(number), run.mesh)
             start = time.perf_counter()

@@ -20,7 +20,7 @@ from etils import epath
 from moto.server import ThreadedMotoServer
 
 from tests.conftest import ROOT
-from tljax.checkpoints.checkpointer import named
+from tljax.checkpoints.checkpointer import flatten_state
 from tljax.checkpoints.workdir import Workdir
 from tljax.cli import predict, report, sweep
 from tljax.cli.convert import convert
@@ -248,7 +248,7 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_to_the_bits_of_one_on_a_disk(s3
         run = Run(*folder.load())
         with folder.checkpoints(experiment) as checkpoints:
             assert checkpoints.steps[-1] == 8
-            states.append(named(checkpoints.restore(8, run.abstract_state(8))))
+            states.append(flatten_state(checkpoints.restore(8, run.abstract_state(8))))
     jax.tree.map(np.testing.assert_array_equal, *states)
     lines = [(epath.Path(path) / "metrics.jsonl").read_text().splitlines() for path in (local, remote)]
     losses = [[(row["step"], row["split"], row["loss"]) for row in map(json.loads, rows)] for rows in lines]
@@ -265,7 +265,7 @@ def _predict_and_convert(s3: epath.Path, remote: epath.Path, local: Path, shapes
     assert (s3 / "p.csv").read_bytes() == (tmp_path / "p.csv").read_bytes()
     convert(BackboneConfig(weights=str(remote)), s3 / "converted")
     convert(BackboneConfig(weights=str(local)), tmp_path / "converted")
-    rows = [pretrained.resolve(BackboneConfig(weights=str(place / "converted"))) for place in (s3, tmp_path)]
+    rows = [pretrained.resolve_weights(BackboneConfig(weights=str(place / "converted"))) for place in (s3, tmp_path)]
     jax.tree.map(np.testing.assert_array_equal, *(arrays.load_tree(pretrained.converted(row)) for row in rows))
     assert rows[0].classes == rows[1].classes == ("disc", "square")
 

@@ -36,13 +36,13 @@ METRICS = 4 * 4
 
 def _of(case: dict[str, Any]) -> dict[str, Any]:
     run = make_run(**case)
-    program, state = run.train_step(run.phases[0]).program, run.abstract_state()
+    program, state = run.programs.train_step(run.phases[0]).program, run.abstract_state()
     leaves = [(leaf.size * leaf.dtype.itemsize, mesh.shares(leaf)) for leaf in jax.tree.leaves(state)]
     return {
         "trains": trainable_bytes(run),
         "bytes": collective_bytes(program),
         "arguments": program.memory_analysis().argument_size_in_bytes,
-        "batch": mesh.shares(run.abstract_batch(run.batch_size)),
+        "batch": mesh.shares(run.programs.abstract_batch(run.batch_size)),
         "whole": sum(size for size, share in leaves if size == share),
         "spread": sum(size for size, share in leaves if size != share),
         "spread_params": sum(

@@ -40,7 +40,7 @@ def test_what_is_drawn_is_what_was_counted(tmp_path, monkeypatch):
     assert [text.get_text() for text in axes.texts] == [str(count) for count in counts.ravel() if count]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b", "c"]
     plots.reliability(tmp_path, logits, labels)
-    bins = plots.scores.calibration(logits, labels)
+    bins = plots.metrics.calibration(logits, labels)
     upper, lower = drawn[1].axes
     np.testing.assert_allclose([bar.get_height() for bar in upper.patches], np.nan_to_num(bins.accuracy))
     np.testing.assert_allclose([bar.get_height() for bar in lower.patches], bins.count / 200)

@@ -48,8 +48,10 @@ def _own_run(run: Run, pictures: np.ndarray, frozen: dict) -> dict[str, np.ndarr
         epoch, place = np.array(stream.indices(step)).T
         ones = np.ones(len(place), np.float32)
         batch = {"input": pictures[epoch % len(pictures), place], "label": stream.labels[place]}
-        state, _ = run.train_step(run.phases[0])(state, batch | {"mask": ones, "weight": stream.weights[place]})
-    return {name: np.asarray(leaf) for name, leaf in run.evaluated(state)[0]["head"].items()}
+        state, _ = run.programs.train_step(run.phases[0])(
+            state, batch | {"mask": ones, "weight": stream.weights[place]}
+        )
+    return {name: np.asarray(leaf) for name, leaf in run.evaluation_variables(state)[0]["head"].items()}
 
 
 CASES = {
@@ -151,7 +153,7 @@ def test_each_core_trains_a_chunk(monkeypatch):
     x, labels = _problem()
     kernels = []
     for cores in (1, 3):
-        monkeypatch.setattr(linear_probe.sharding, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(linear_probe.distributed_mesh, "cores", lambda cores=cores: cores)
         advance.cache_clear()
         kernels.append(np.stack([head.params["kernel"] for head in linear_probe.fit(GRID[:5], x, _stream(labels), 3)]))
     assert sizes == [5, 2, 2, 2]

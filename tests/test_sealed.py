@@ -74,7 +74,7 @@ def prepared(shapes: Path) -> Callable[[], Sequence[np.ndarray]]:
 def decoded(shapes: Path) -> Callable[[], Sequence[np.ndarray]]:
     split = splits.cut(registry.load(TaskConfig(dataset=f"folder:{shapes}")), "train")
     config = TaskConfig(crop="inception")
-    return lambda: list(readers.Pictures(split, Preprocessing(size=16), config, True).keep(1e9, 0).decoded)
+    return lambda: list(readers.ImageReader(split, Preprocessing(size=16), config, True).keep(1e9, 0).decoded)
 
 
 def tokens(table: Path, vocabulary: Path) -> Callable[[], Sequence[np.ndarray]]:

@@ -26,7 +26,7 @@ from tljax.io.download.fetch import cache_dir
 from tljax.sweeps import runner, selection, sweep
 from tljax.sweeps.sweep import Protocol
 from tljax.sweeps.trial import Trial, make_trials
-from tljax.training import feature_cache, train_loop
+from tljax.training import callbacks, feature_cache
 from tljax.training.trainer import train
 
 
@@ -76,13 +76,13 @@ def test_the_test_split_is_evaluated_once_of_the_chosen_and_never_of_others(
     shapes, lively_weights, tmp_path, monkeypatch
 ):
     experiment, evaluated = _experiment(shapes, lively_weights, monkeypatch), Counter()
-    predictions_of = train_loop.predictions_of
+    predictions_of = callbacks.predictions_of
 
     def counting(run, state, split, label, **options):
         evaluated[run.experiment, label] += 1
         return predictions_of(run, state, split, label, **options)
 
-    monkeypatch.setattr(train_loop, "predictions_of", counting)
+    monkeypatch.setattr(callbacks, "predictions_of", counting)
     trials = make_trials(experiment, overrides(), tmp_path / "runs")
     held = []
 

@@ -32,7 +32,7 @@ def test_every_set_is_a_sweep(name, tmp_path):
     if name.startswith("vtab_"):
         assert spec == vtab.TASKS[name.removeprefix("vtab_")].dataset
         assert (experiment.task.train, experiment.task.test) == ("vtab:train800", "vtab:test")
-    row = pretrained.resolve(experiment.backbone)
+    row = pretrained.resolve_weights(experiment.backbone)
     assert pretrained.reads(row) == ("text" if name == "sst2" else "image")
     overrides = list(TRANSFER["sweep"](name))
     trials = make_trials(experiment, (values for values in overrides if values["seed"] == 0), tmp_path)

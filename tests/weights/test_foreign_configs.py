@@ -17,9 +17,10 @@ from tljax.data.preprocessing import Preprocessing
 from tljax.data.transforms import image
 from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
+from tljax.io import harmless_keys
 from tljax.profiling.summary import assumptions, expected, show
 from tljax.weights import mappings, pretrained
-from tljax.weights.configs import harmless, import_config
+from tljax.weights.configs import import_config
 
 CASES = ROOT / "tests" / "cases" / "foreign_configs"
 HALF, NONE = (127.5,) * 3, (0.0,) * 3
@@ -165,7 +166,7 @@ def test_a_network_of_transformers_that_is_not_here_is_named(config, change, mes
 
 
 def test_what_is_harmless_has_a_reason_and_changes_nothing(tmp_path):
-    for table, config in ((harmless.TRANSFORMERS, BERT), (harmless.PROCESSOR, None)):
+    for table, config in ((harmless_keys.TRANSFORMERS, BERT), (harmless_keys.PROCESSOR, None)):
         assert all(len(reason) > 20 for reason in table.values())
         odd = dict.fromkeys(table, 0.123)
         if config:
@@ -187,7 +188,7 @@ def test_a_folder_that_timm_saved_for_the_hub_is_followed(tmp_path):
     assert (module.grid, module.patch_size, module.pool, module.pooled_norm) == ((4, 4), 8, "mean", True)
     assert row.preprocessing == Preprocessing(32, 0.9, HALF, HALF, "rgb", "lanczos", "crop")
     assert row.origins["interpolation"] == "config.json: pretrained_cfg.interpolation"
-    assert any(rule.source == "fc_norm.weight" for rule in mappings.tables(module)["timm"].rules)
+    assert any(rule.source == "fc_norm.weight" for rule in mappings.tables(module)["timm"].mappings)
 
 
 @pytest.mark.parametrize(
@@ -258,10 +259,10 @@ def test_inspect_says_how_pictures_are_prepared_and_why(shapes, tmp_path, capsys
 
 def test_weights_of_which_nothing_is_said_are_taken_at_their_own_size(shapes):
     weights = GOLDEN / "timm_vit_cls" / "weights.safetensors"
-    row = pretrained.resolve(BackboneConfig("vit_base_patch14_dinov2", str(weights)))
+    row = pretrained.resolve_weights(BackboneConfig("vit_base_patch14_dinov2", str(weights)))
     assert row.preprocessing.size == 518
     assert row.origins["size"].endswith("the network's own image size")
-    assert pretrained.resolve(BackboneConfig("vit_base_patch14_dinov2")).preprocessing.size == 224
+    assert pretrained.resolve_weights(BackboneConfig("vit_base_patch14_dinov2")).preprocessing.size == 224
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "élan", "elan", "中国", "中", "国", "a"]

@@ -303,7 +303,7 @@ def test_what_the_hub_does_not_have(hub, uri):
 def test_a_network_that_is_not_here_is_refused_before_its_weights_are_fetched(hub):
     _Hub.asked.clear()
     with pytest.raises(InputError, match="swin"):
-        pretrained.resolve(BackboneConfig(weights="hf://org/swin"))
+        pretrained.resolve_weights(BackboneConfig(weights="hf://org/swin"))
     assert {path.rpartition("/")[2] for path in _Hub.asked} == {"config.json", "preprocessor_config.json"}
 
 

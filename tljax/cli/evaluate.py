@@ -79,7 +79,7 @@ def evaluate_all(
                 if step != "all":
                     yield evaluation.of(checkpoints, step)
                     continue
-                for one in checkpoints.steps or [checkpoints.resolve("latest")]:  # which says what to do
+                for one in checkpoints.steps or [checkpoints.find_step("latest")]:  # which says what to do
                     at = functools.partial(evaluation.at, checkpoints, one)
                     yield from _tried(at, f"{workdir} step {one}", say)
         except Exception as error:  # another run may well have enough memory, or whatever it was

@@ -24,7 +24,6 @@ from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict, with_values
 from tljax.core.run import Run
 from tljax.data.loader import length_of, padded
-from tljax.data.readers import Texts
 from tljax.distributed import mesh
 from tljax.errors import InputError
 from tljax.io import storage
@@ -63,8 +62,8 @@ def _answers_of(
     experiment, resolved = folder.load()
     run = Run(experiment, resolved, tokenizer=folder.tokenizer)
     with folder.checkpoints(experiment) as checkpoints:
-        number = checkpoints.resolve(step)
-        variables = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
+        number = checkpoints.find_step(step)
+        variables = run.evaluation_variables(checkpoints.restore(number, run.abstract_state(number)))
     items = itertools.chain.from_iterable(source.items() for source in inputs)
     return _predict(run, variables, items, batch_size or experiment.task.eval_batch_size)
 
@@ -86,15 +85,8 @@ def _launch(run: Run, variables: tuple[Any, Any], values: Sequence[Any], size: i
     """The logits of what was read, before they are computed; rows of padding follow."""
     if not values:
         return np.empty((0, len(run.resolved.classes)))
-    if run.network.reads == "text":
-        config = run.experiment.task
-        tokens, _ = run.inputs.tokenizer.encode(values, config.max_tokens)
-        texts = Texts(tokens, run.inputs.tokenizer, config.token_multiple, config.max_tokens)
-        found = texts(range(len(tokens)))
-    else:
-        found = np.stack(values)
-    batch = padded(found, size)
-    return run.eval_step(size, length_of({"input": batch}))(*variables, mesh.put_batch(batch, run.mesh))
+    batch = padded(run.network.input_spec.batch(values, run.experiment.task, run.inputs.tokenizer), size)
+    return run.programs.eval_step(size, length_of({"input": batch}))(*variables, mesh.put_batch(batch, run.mesh))
 
 
 def _answers(run: Run, chunk: Sequence[tuple[Item, Any]], logits: jax.Array | np.ndarray) -> Iterator[tuple[Item, Any]]:
@@ -182,13 +174,14 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
 def main(arguments: list[str]) -> int:
     options, overrides = _parse(arguments)
     experiment, resolved = Workdir(options.workdir).load()
-    reads = "text" if resolved.length else "image"
     inputs = sources(options.files, _overridden(experiment, overrides).task, resolved)
     counts = [source.count for source in inputs]
     total = None if None in counts else sum(counts)
     # On a terminal the answers themselves show how far it is.
     quiet = options.out is None and sys.stdout.isatty()
-    progress = nullcontext(lambda done: None) if quiet else console.progress("predict", 0, total, f"{reads}s")
+    progress = (
+        nullcontext(lambda done: None) if quiet else console.progress("predict", 0, total, resolved.input_spec.noun())
+    )
     answers = _answers_of(options.workdir, inputs, options.step, options.batch_size)
     count, failed = 0, 0
     with console.on_stderr(), progress as report, opened(options.out) as file:

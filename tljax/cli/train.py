@@ -17,5 +17,5 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--max-seconds", type=flag_types.seconds, default=0, metavar="S", help=text)
     processes.add_arguments(parser)
     experiment, options = parse_experiment(parser, arguments)
-    with PreemptionSignal(options.max_seconds).listening() as preemption, processes.joined(options):
+    with PreemptionSignal(options.max_seconds).listening() as preemption, processes.join(options):
         train(experiment, options.workdir, preemption)

@@ -1,19 +1,32 @@
-"""Objects of a user's own that a config or a flag names as `package.module:name`."""
+"""Objects that a config names: rows of our own tables, and a user's own as `package.module:name`.
+
+A user's module is looked up on `sys.path`, to which a command line adds the folder of its config file.
+"""
 
 import difflib
+import hashlib
 import importlib
+import inspect
 import pkgutil
 import re
-from collections.abc import Iterable
-from typing import Any
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
-from tljax.errors import InputError, message_of
+from tljax.config.ranges import coerce, no_such, shown
+from tljax.errors import InputError, printable
 
 _REFERENCE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+# Tables of what has arguments in a config. Their modules stand above this one, and are imported at the first look-up.
+_TABLES = {"tuning.strategy": "tljax.tuning.recipes:SIGNATURES"}
 
 
 def is_reference(name: Any) -> bool:
-    """Returns whether a name has the form `package.module:name`."""
+    """Returns whether a name is `package.module:name`, not one of a table."""
     return isinstance(name, str) and _REFERENCE.fullmatch(name) is not None
 
 
@@ -21,8 +34,8 @@ def resolve_reference(name: str, kind: str) -> Any:
     """Returns the object that `package.module:name` names, importing its module.
 
     Args:
-        name: the reference.
-        kind: the key or flag that has it, for errors.
+        name: the reference; after the colon there may be dots, too (`module:Class.method`).
+        kind: the config's key that has it, for errors.
 
     Raises:
         InputError: there is no such module or attribute (the nearest is named), or the module cannot be imported.
@@ -30,18 +43,145 @@ def resolve_reference(name: str, kind: str) -> Any:
     module_name, _, attributes = name.partition(":")
     try:
         value = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        hint = _nearest(error.name or "", (module.name for module in pkgutil.iter_modules()))
-        raise InputError(f"{kind}={name}: no module {error.name}{hint}") from error
     except Exception as error:  # whatever a user's module does at its import
-        raise InputError(f"{kind}={name}: {type(error).__name__}: {message_of(error)}") from error
+        raise _import_error(name, kind, error) from error
     for attribute in attributes.split("."):
         if not hasattr(value, attribute):
-            raise InputError(f"{kind}={name}: {module_name} has no {attribute}{_nearest(attribute, dir(value))}")
+            hint = _nearest(attribute, (public for public in dir(value) if not public.startswith("_")))
+            raise InputError(f"{kind}={name}: {module_name} has no {attribute}{hint}")
         value = getattr(value, attribute)
+    if not callable(value):
+        raise InputError(f"{kind}={name}: it is {shown(value)}, and no function or class")
     return value
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
+def resolve(name: str, kind: str) -> Any:
+    """Returns what a key's value names: a row of the key's own table, or what a reference stands for.
+
+    Raises:
+        InputError: there is neither such a row nor such an object.
+    """
+    if is_reference(name):
+        return resolve_reference(name, kind)
+    module, _, table = _TABLES[kind].partition(":")
+    rows = getattr(importlib.import_module(module), table)
+    if name not in rows:
+        raise InputError(no_such(kind, name, rows))
+    return rows[name]
+
+
+def parameters_of(function: Callable[..., Any], supplied: Collection[str] = ()) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of a function that a config gives, by name.
+
+    Args:
+        function: its first parameter is given by tljax, unless it is a class, or has none but keyword-only ones.
+        supplied: names of further parameters that tljax gives.
+    """
+    parameters = list(_signature(function).parameters.values())
+    if not inspect.isclass(function) and parameters and parameters[0].kind is not inspect.Parameter.KEYWORD_ONLY:
+        del parameters[0]
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {each.name: each for each in parameters if each.kind not in variadic and each.name not in supplied}
+
+
+def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the annotations of a function's parameters that `ranges.coerce` can convert a value to, by name."""
+    try:
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
+    except Exception:  # an object without annotations, or with one that names nothing
+        return {}
+    return {name: kind for name, kind in hints.items() if name != "return" and _can_convert(kind)}
+
+
+def check_arguments(
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    where: str,
+    name: str = "",
+    supplied: Collection[str] = (),
+    beside: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Returns a function's arguments from a config, converted to the types of its signature.
+
+    Args:
+        function: what takes them, as for `parameters_of`.
+        arguments: values by name.
+        where: the section that has them, for errors.
+        name: what errors call the function; by default `module:name`.
+        supplied: names of parameters that tljax gives, but for the first.
+        beside: other keys of the section, which a misspelt argument may have meant.
+
+    Raises:
+        InputError: an argument that the function does not take (the nearest is named), one that is missing, or a value
+            that its annotation does not allow.
+    """
+    name = name or f"{function.__module__}:{function.__qualname__}"
+    parameters, kinds = parameters_of(function, supplied), kinds_of(function)
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in _signature(function).parameters.values())
+    for key in arguments:
+        if not (key in parameters or (takes_any and isinstance(key, str))):
+            taken = ", ".join(parameters) or "nothing"
+            raise InputError(f"{name} takes no {where}.{key}{_nearest(key, [*parameters, *beside])}; it takes: {taken}")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in arguments:
+            raise InputError(f"{where}.{key} is required by {name}{_call(function)}")
+    return {
+        key: coerce(value, kinds[key], f"{where}.{key}") if key in kinds else value for key, value in arguments.items()
+    }
+
+
+def source_hash(value: Any) -> str:
+    """Returns the SHA-256 of the file that a resolved object is written in; empty where it has none, as in C."""
+    value = inspect.unwrap(getattr(value, "func", value))
+    try:
+        file = inspect.getsourcefile(value if inspect.isroutine(value) or inspect.isclass(value) else type(value))
+    except TypeError:
+        return ""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
+
+
+def _import_error(name: str, kind: str, error: Exception) -> InputError:
+    """Returns what to say of a reference whose module cannot be imported."""
+    module = name.partition(":")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+        parent, _, last = error.name.rpartition(".")
+        path = getattr(sys.modules.get(parent), "__path__", ()) if parent else None
+        hint = _nearest(last, (found.name for found in pkgutil.iter_modules(path)))
+        advice = "put its file beside the config, or its folder on PYTHONPATH"
+        return InputError(f"{kind}={name}: no module {error.name}{hint}: {advice}")
+    lines = traceback.extract_tb(error.__traceback__)
+    place = f"{lines[-1].filename}, line {lines[-1].lineno}: " if lines else ""
+    if isinstance(error, SyntaxError):
+        place = f"{error.filename}, line {error.lineno}: "
+    return InputError(printable(f"{kind}={name}: {place}{type(error).__name__}: {error}"))
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # of C, which says nothing of its own
+        return inspect.Signature([inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)])
+
+
+def _call(function: Callable[..., Any]) -> str:
+    """Returns a function's parameters as they are written, without annotations."""
+    signature = _signature(function)
+    parameters = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+    return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
+
+
+def _nearest(name: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _can_convert(kind: Any) -> bool:
+    """Returns whether `ranges.coerce` knows a type, which a user's annotation may be."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _can_convert(kind.__origin__) and all(hasattr(each, "check") for each in kind.__metadata__)
+    if origin in (types.UnionType, typing.Union):
+        return len(parts) == 2 and parts[1] is types.NoneType and _can_convert(parts[0])
+    if origin is tuple:
+        return all(part is Ellipsis or _can_convert(part) for part in parts)
+    return kind in (bool, int, float, str, tuple)

@@ -12,7 +12,7 @@ from tljax import console
 from tljax.checkpoints.workdir import Workdir
 from tljax.config.schema import Experiment
 from tljax.core.run import Run, prepare
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.distributed.preemption import PreemptionSignal
 from tljax.errors import InputError
 from tljax.evals import linear_probe
@@ -127,7 +127,7 @@ class TrialRunner:
         def run_next(trial: Trial) -> None:
             if not first:
                 first.append(prepared.pop(trial.experiment, None) or prepare(trial.experiment))
-            self._run_locked(first[0].of(trial.experiment), trial)
+            self._run_locked(first[0].with_experiment(trial.experiment), trial)
 
         for trial in trials:
             with contextlib.ExitStack() as stack:
@@ -179,7 +179,7 @@ class TrialRunner:
     def _run_alone(self, trial: Trial) -> None:
         self._run_locked(prepare(trial.experiment), trial)
 
-    def _fit_heads(self, run: Run, state: State, mates: Sequence[Trial]) -> list[linear_probe.Head]:
+    def _fit_heads(self, run: Run, state: TrainState, mates: Sequence[Trial]) -> list[linear_probe.Head]:
         console.console.print(f"{len(mates)} linear probes side by side")
         split, (start,) = run.inputs.splits["train"], feature_cache.stops(run, run.phases[0])
         features = feature_cache.computed(run, state, split, [start], training=True, halt=self.signal.raise_if_set)
@@ -187,18 +187,24 @@ class TrialRunner:
         return linear_probe.fit(experiments, inputs.array(), run.train_input(inputs), len(run.resolved.classes))
 
     def _finish(
-        self, run: Run, state: State, planned: dict[str, Any], trial: Trial, head: linear_probe.Head, seconds: float
+        self,
+        run: Run,
+        state: TrainState,
+        planned: dict[str, Any],
+        trial: Trial,
+        head: linear_probe.Head,
+        seconds: float,
     ) -> None:
         """Leaves a head as `train` leaves a run at its last step, and has `train` evaluate it."""
         if head.failed:
             raise InputError("the loss was not finite at some step: lower optim.learning_rate, or set optim.clip_norm")
-        run, state = run.of(trial.experiment), head.in_state(state)
+        run, state = run.with_experiment(trial.experiment), head.in_state(state)
         folder, step = Workdir(trial.folder), int(state.step)
         _start(run, folder)
         folder.save_plan(planned | {"frozen_digest": digest_of(run, state)})
         with folder.checkpoints(trial.experiment, writer=True) as checkpoints:
             checkpoints.keep_base(base_of(run, state))
-            checkpoints.save(state, run.unmoved(step))
+            checkpoints.save(state, run.masks.frozen_names(step))
             checkpoints.wait()
         if not folder.metrics:  # which a process that was killed here has left
             folder.append({"step": step, "split": "train", "seconds": seconds, "input_seconds": 0.0})
@@ -221,7 +227,7 @@ def _split_by_program(
 
 
 def _start(run: Run, folder: Workdir) -> None:
-    folder.start(run.experiment, run.resolved, run.inputs.tokenizer if run.network.reads == "text" else None)
+    folder.start(run.experiment, run.resolved, run.inputs.tokenizer)
 
 
 def _try(trial: Trial, run: Callable[[], None]) -> None:
