@@ -24,11 +24,11 @@ from tljax.checkpoints.checkpointer import flatten_state
 from tljax.checkpoints.workdir import Workdir
 from tljax.cli import predict, report, sweep
 from tljax.cli.convert import convert
-from tljax.cli.evaluate import evaluate
 from tljax.config.schema import BackboneConfig, Experiment, default
 from tljax.core.run import Run
 from tljax.data import registry
 from tljax.errors import InputError
+from tljax.evals.evaluate import evaluate
 from tljax.io import arrays, buckets, lock, storage
 from tljax.io.download.fetch import local_copy
 from tljax.io.lock import Lock

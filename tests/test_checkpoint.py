@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import shutil
@@ -20,11 +19,11 @@ from tljax.core.train_step import TrainStep
 from tljax.errors import InputError
 from tljax.io import arrays, storage
 from tljax.io.arrays import Damaged
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import PROBLEMS
 from tljax.training import feature_cache
 from tljax.training.trainer import train
 
-ACCURACY = JUDGED["single_label"]
+ACCURACY = PROBLEMS["single_label"].headline
 
 
 def _open(folder: Path, judged=ACCURACY, writer=False, **config) -> Checkpoints:
@@ -71,10 +70,10 @@ def test_the_latest_the_best_and_every_nth_are_kept_and_come_back_whole(tmp_path
 
 
 def test_where_less_is_better_the_least_is_best(tmp_path):
-    with _open(tmp_path, JUDGED["regression"], writer=True, keep=1) as saved:
+    with _open(tmp_path, PROBLEMS["regression"].headline, writer=True, keep=1) as saved:
         for step, error in ((1, 0.9), (2, 0.1), (3, 0.5)):
             saved.save(_state(step), validation={"mae": error})
-    with _open(tmp_path, JUDGED["regression"]) as saved:
+    with _open(tmp_path, PROBLEMS["regression"].headline) as saved:
         assert saved.find_step("best") == 2
         assert saved.steps == [2, 3]
 
@@ -396,7 +395,7 @@ def test_a_linear_probes_checkpoints_are_as_small_as_what_trains(tmp_path, shape
 
 
 def test_nothing_is_best_by_a_metric_that_is_not_a_number(tmp_path):
-    judged = dataclasses.replace(JUDGED["regression"], best="r2")
+    judged = PROBLEMS["regression"].metric("r2")
     with _open(tmp_path, judged, writer=True, keep=1) as saved:
         for step, r2 in ((1, 0.5), (2, float("nan")), (3, 0.1), (4, 0.2)):
             saved.save(_state(step), validation={"mae": 1.0, "r2": r2})

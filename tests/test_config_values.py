@@ -19,11 +19,11 @@ from tljax.config.serialization import to_dict, with_values
 from tljax.core.classifier import HEAD_INITS
 from tljax.core.resolve import warnings
 from tljax.core.run import Run, prepare
-from tljax.data import dataset
 from tljax.data.transforms import image
 from tljax.data.transforms.augment import AUGMENTATIONS
 from tljax.errors import InputError
 from tljax.models.registry import BACKBONES, BATCH_NORM_MODES
+from tljax.problems.registry import PROBLEMS
 from tljax.sweeps import trial
 from tljax.training import trainer
 from tljax.tuning import optimizers, phases, strategies
@@ -234,7 +234,7 @@ def test_the_names_in_the_schema_are_those_that_there_are():
         choices.Augmentation: AUGMENTATIONS,
         choices.Crop: image.CROPS,
         choices.Decoder: image.DECODERS,
-        choices.Problem: dataset.PROBLEMS,
+        choices.Problem: PROBLEMS,
         choices.HeadInit: [*HEAD_INITS, "pretrained"],
         choices.BatchNormMode: BATCH_NORM_MODES,
     }

@@ -24,7 +24,6 @@ from tests.conftest import PATIENCE, ROOT, make_folder, make_table
 from tests.data import made
 from tljax import __main__
 from tljax.checkpoints.workdir import Workdir
-from tljax.cli.evaluate import _find, evaluate
 from tljax.config.schema import Experiment
 from tljax.core.run import Run
 from tljax.data.dataset import among
@@ -32,7 +31,9 @@ from tljax.data.splits import cut
 from tljax.data.transforms import image
 from tljax.errors import InputError
 from tljax.evals import evaluator, predictions
+from tljax.evals.evaluate import evaluate, find_workdirs
 from tljax.evals.predictions import Predictions
+from tljax.problems.registry import PROBLEMS
 from tljax.training.trainer import train
 from tljax.weights.adapt import resample_pos_embed
 
@@ -176,11 +177,11 @@ def test_predictions_come_back_as_they_were(tmp_path, problem):
         "regression": rng.standard_normal((3, 3)),
     }[problem]
     logits = rng.standard_normal((3, 3)).astype(np.float64 if problem == "regression" else np.float32)
-    kept = Predictions(problem, ("a", "b", "ç"), ["x", "y", "z"], labels, logits)
+    kept = Predictions(PROBLEMS[problem], ("a", "b", "ç"), ["x", "y", "z"], labels, logits)
     kept.save(tmp_path / "x.parquet", {"step": 3})
     assert [path.name for path in tmp_path.iterdir()] == ["x.parquet"]
     found, facts = predictions.load(tmp_path / "x.parquet")
-    assert facts == {"step": 3} and (found.problem, found.classes, found.ids) == (problem, kept.classes, kept.ids)
+    assert facts == {"step": 3} and (found.problem.name, found.classes, found.ids) == (problem, kept.classes, kept.ids)
     for one, other in ((found.labels, labels), (found.logits, logits)):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
@@ -426,9 +427,9 @@ def test_globs_name_what_they_skip_and_one_failure_stops_no_other(run, capsys, m
     assert [json.loads(line)["workdir"] for line in lines.splitlines()] == [str(runs / "a"), str(runs / "c")]
     monkeypatch.chdir(runs.parent)
     for pattern, names in (("runs/[ac]", ["runs/a", "runs/c"]), ("*/?", ["runs/a", "runs/b", "runs/c"])):
-        assert _find([pattern], print) == names
+        assert find_workdirs([pattern], print) == names
     (runs / "[x]").mkdir()  # which is there: no glob
-    assert _find(["runs/[x]"], print) == ["runs/[x]"]
+    assert find_workdirs(["runs/[x]"], print) == ["runs/[x]"]
     assert "no run there" in _main(capsys, f"--workdir={runs}/x*", status=2)[1]
     assert "no run here" in _main(capsys, f"--workdir={runs}/a", f"--workdir={runs}/notes", status=2)[1]
     assert "no run here" in _main(capsys, f"--workdir={runs}/x", status=2)[1]

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from tljax.evals import plots
+from tljax.metrics import classification
 
 
 def _split(n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -13,7 +14,11 @@ def _split(n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_classes_are_counted_by_what_they_are_taken_for():
     logits = np.eye(3)[[0, 0, 1, 2, 2]]
-    assert plots.confused(logits, np.array([0, 1, 1, 0, 0])).tolist() == [[1, 0, 2], [1, 1, 0], [0, 0, 0]]
+    assert classification.confusion_counts(logits, np.array([0, 1, 1, 0, 0])).tolist() == [
+        [1, 0, 2],
+        [1, 1, 0],
+        [0, 0, 0],
+    ]
 
 
 @pytest.mark.parametrize("classes", [2, 5, 30, 60])
@@ -34,13 +39,13 @@ def test_what_is_drawn_is_what_was_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "_write", lambda figure, path: drawn.append(figure))
     logits, labels = _split(200, 3)
     plots.confusion(tmp_path, logits, labels, ["a", "b", "c"])
-    counts = plots.confused(logits, labels)
+    counts = classification.confusion_counts(logits, labels)
     axes = drawn[0].axes[0]
     np.testing.assert_allclose(axes.collections[0].get_array(), counts / counts.sum(axis=1, keepdims=True))
     assert [text.get_text() for text in axes.texts] == [str(count) for count in counts.ravel() if count]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b", "c"]
     plots.reliability(tmp_path, logits, labels)
-    bins = plots.metrics.calibration(logits, labels)
+    bins = classification.calibration(logits, labels)
     upper, lower = drawn[1].axes
     np.testing.assert_allclose([bar.get_height() for bar in upper.patches], np.nan_to_num(bins.accuracy))
     np.testing.assert_allclose([bar.get_height() for bar in lower.patches], bins.count / 200)

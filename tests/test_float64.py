@@ -14,7 +14,6 @@ from tests.data import made
 from tljax import __main__
 from tljax.checkpoints.workdir import Workdir
 from tljax.cli.convert import convert
-from tljax.cli.evaluate import evaluate
 from tljax.config import schema
 from tljax.config.schema import BackboneConfig, Experiment, TaskConfig
 from tljax.core.resolve import _targets
@@ -24,6 +23,7 @@ from tljax.data.labels import Labels
 from tljax.data.splits import cut
 from tljax.errors import InputError
 from tljax.evals import predictions
+from tljax.evals.evaluate import evaluate
 from tljax.training.console_output import training_row
 from tljax.training.trainer import train
 

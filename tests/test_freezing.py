@@ -14,7 +14,7 @@ from tljax.core import train_step
 from tljax.core.run import Run
 from tljax.core.state import TrainState
 from tljax.distributed import mesh
-from tljax.problems import base
+from tljax.problems.losses import cross_entropy
 from tljax.profiling import flops
 from tljax.profiling.cost import cost, optimizer_state_bytes
 from tljax.tuning import multipliers as tuning_multipliers
@@ -196,7 +196,7 @@ def test_reading_frozen_gradients_would_cost_the_whole_backward_pass(dataset, mo
     def careless(state, batch, spec):
         def loss(params):
             logits, _ = spec.forward(params, state.batch_stats, batch["input"], jax.random.key(0))
-            return base.cross_entropy(logits, batch["label"]).sum()
+            return cross_entropy(logits, batch["label"]).sum()
 
         after, found = train_step.train_step(state, batch, spec)
         return after, found | {"grad_norm": optax.tree.norm(jax.grad(loss)(state.params))}

@@ -17,7 +17,7 @@ from tljax.core.state import TrainState
 from tljax.errors import InputError
 from tljax.io import arrays, storage
 from tljax.models.registry import BACKBONES
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import PROBLEMS
 from tljax.training.trainer import train
 
 pytestmark = pytest.mark.unoptimised
@@ -33,7 +33,7 @@ def _state(step: int) -> TrainState:
 
 
 def _open(folder: epath.Path, writer: bool = False) -> Checkpoints:
-    return Checkpoints(folder / "checkpoints", JUDGED["single_label"], CheckpointConfig(), writer)
+    return Checkpoints(folder / "checkpoints", PROBLEMS["single_label"].headline, CheckpointConfig(), writer)
 
 
 @pytest.mark.parametrize("name", ODD)

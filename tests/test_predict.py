@@ -20,11 +20,10 @@ from tests.configs_tiny import get_config
 from tests.conftest import make_table, tljax
 from tljax import __main__
 from tljax.checkpoints.workdir import Workdir
-from tljax.cli import predict
-from tljax.cli.evaluate import evaluate
 from tljax.config.schema import Experiment
 from tljax.core.run import Run
-from tljax.evals import predictions
+from tljax.evals import predict, predictions
+from tljax.evals.evaluate import evaluate
 from tljax.training.trainer import train
 
 pytestmark = pytest.mark.unoptimised

@@ -16,8 +16,7 @@ from tljax.data.transforms import image
 from tljax.errors import InputError
 from tljax.evals import linear_probe, probe
 from tljax.io import compilation_cache
-from tljax.metrics import metrics
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import PROBLEMS
 
 VIEWS = 3  # that 24 examples have; batches of ten, so that epochs end within a batch
 PROBE = {"tuning__strategy": "linear_probe", "head__init": "truncated_normal", "steps": 12, "task__batch_size": 10}
@@ -207,8 +206,8 @@ def test_the_best_of_validation_is_chosen(problem):
     assert [head.experiment for head in found.best] == experiments[2:4]
     for head in found.heads:
         logits = held.features @ head.params["kernel"] + head.params["bias"]
-        metric = JUDGED[problem].best
-        expected = metrics.summarize(problem, logits, held.labels, full=False)[metric]
+        metric = PROBLEMS[problem].headline.name
+        expected = PROBLEMS[problem].summarize(logits, held.labels, full=False)[metric]
         assert head.validation[metric] == pytest.approx(expected, abs=1e-5)
         assert bool(head.test) == (head in found.best)
     assert found.best[0].test == found.best[0].validation

@@ -16,12 +16,12 @@ from sklearn.metrics import average_precision_score
 
 from tests.conftest import ROOT, make_table, tiny_run, tljax
 from tljax.cli.convert import convert
-from tljax.cli.evaluate import evaluate, evaluate_untrained
-from tljax.cli.predict import predict
 from tljax.config import schema, serialization
 from tljax.config.schema import BackboneConfig, Experiment
 from tljax.core.run import Run, prepare
 from tljax.errors import InputError
+from tljax.evals.evaluate import evaluate, evaluate_untrained
+from tljax.evals.predict import predict
 from tljax.training.trainer import train
 from tljax.weights.pretrained import resolve_weights, restore
 

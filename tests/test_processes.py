@@ -20,7 +20,7 @@ from tljax.config.schema import CheckpointConfig
 from tljax.distributed import processes
 from tljax.distributed.preemption import SAVED
 from tljax.errors import InputError
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import PROBLEMS
 
 pytestmark = pytest.mark.unoptimised
 
@@ -166,7 +166,7 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on_from_what_was_saved(
     assert f"error: process {lost} of 2 on {socket.gethostname()} is gone" in told
     assert told.count("error") == 1 and "Traceback" not in told and "stack trace" not in told
     assert time.monotonic() - began < 20
-    kept = Checkpoints(_path(run), JUDGED["single_label"], CheckpointConfig()).newest()
+    kept = Checkpoints(_path(run), PROBLEMS["single_label"].headline, CheckpointConfig()).newest()
     assert kept >= 20
     flags = ("--config.steps=4000", "--config.checkpoint.every=10", "--max-seconds=0.001")
     said = [_end(process, 75) for process in pair(*flags)]

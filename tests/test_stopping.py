@@ -20,10 +20,10 @@ from sklearn.metrics import accuracy_score, log_loss
 from tests.conftest import PATIENCE, ROOT, TINY, tiny_run
 from tests.test_end_to_end import _leaves
 from tljax.checkpoints.workdir import Workdir
-from tljax.cli.evaluate import evaluate
 from tljax.core.run import Run
 from tljax.distributed.preemption import SAVED, SIGNALS, PreemptionSignal, Stopped
 from tljax.evals import predictions
+from tljax.evals.evaluate import evaluate
 from tljax.models.registry import BACKBONES
 from tljax.training.trainer import train
 

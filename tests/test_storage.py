@@ -12,9 +12,9 @@ from fsspec.registry import _registry
 
 from tests.conftest import StopAt, tiny_run
 from tljax.checkpoints.workdir import Workdir
-from tljax.cli.evaluate import evaluate
 from tljax.distributed.preemption import Stopped
 from tljax.errors import InputError
+from tljax.evals.evaluate import evaluate
 from tljax.io import storage
 from tljax.training.trainer import train
 

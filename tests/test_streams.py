@@ -16,6 +16,7 @@ from tests.test_stopping import _at, _steps
 from tljax import console, streams
 from tljax.cli import output_formats
 from tljax.distributed.preemption import SAVED
+from tljax.problems.registry import PROBLEMS
 from tljax.reports.html import page
 from tljax.reports.runs import Unfinished
 
@@ -53,7 +54,7 @@ def test_predictions_hold_names_as_they_are_in_files_and_show_them_as_text():
     written = {}
     for name in output_formats.FORMATS:
         file = io.StringIO(newline="")
-        write = output_formats.FORMATS[name](file, "single_label", NAMES, len(NAMES), tabular=False)
+        write = output_formats.FORMATS[name](file, PROBLEMS["single_label"], NAMES, len(NAMES), tabular=False)
         write("id\x1b[0m", {}, dict.fromkeys(NAMES, 1 / len(NAMES)))
         written[name] = file.getvalue()
     rows = list(csv.reader(io.StringIO(written["csv"], newline="")))

@@ -10,7 +10,7 @@ from tljax.checkpoints.workdir import Workdir
 from tljax.errors import InputError
 from tljax.evals.predictions import Predictions
 from tljax.io import strict_json
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import PROBLEMS
 from tljax.reports import checks
 from tljax.reports.runs import Run
 
@@ -25,7 +25,7 @@ def test_a_number_that_is_not_finite_is_null():
 
 def test_files_of_a_run_are_json(tmp_path):
     """r2 of one example is not a number: it is null in the log, the result and the evaluations."""
-    metrics = Predictions("regression", ("x",), ["a"], np.array([[1.0]]), np.array([[1.5]])).metrics()
+    metrics = Predictions(PROBLEMS["regression"], ("x",), ["a"], np.array([[1.0]]), np.array([[1.5]])).metrics()
     assert math.isnan(metrics["r2"])
     folder = Workdir(tmp_path)
     folder.append({"step": 1, "split": "validation", "seconds": 1.0, "input_seconds": 0.0, **metrics})
@@ -46,6 +46,6 @@ def test_files_of_a_run_are_json(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, None])
 def test_no_setting_is_chosen_by_what_is_not_a_number(value):
     with pytest.raises(InputError, match="mae is not a number, so that nothing is best by it"):
-        JUDGED["regression"].quality({"mae": value})
+        PROBLEMS["regression"].headline.quality({"mae": value})
     with pytest.raises(InputError, match="accuracy is not among the metrics"):
-        JUDGED["single_label"].quality({"mae": 1.0})
+        PROBLEMS["single_label"].headline.quality({"mae": 1.0})

@@ -29,7 +29,7 @@ import numpy as np
 from tljax.io import lock, storage
 from tljax.checkpoints.checkpointer import Checkpoints
 from tljax.config.schema import CheckpointConfig
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import PROBLEMS
 from tljax.core.state import TrainState
 from tljax.checkpoints.workdir import Workdir
 
@@ -50,7 +50,7 @@ for line in sys.stdin:
         elif verb == "lock":
             folder = Workdir(value)
             stack.enter_context(folder.locked())
-            judged, checkpoints = JUDGED["single_label"], folder.path / "checkpoints"
+            judged, checkpoints = PROBLEMS["single_label"].headline, folder.path / "checkpoints"
             saver = Checkpoints(checkpoints, judged, CheckpointConfig(), True, folder.check)
         elif verb == "append":
             folder.append(row(value))

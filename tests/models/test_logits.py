@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import make_folder, tiny_run
 from tljax.evals import linear_probe
-from tljax.problems import base
+from tljax.problems.registry import PROBLEMS
 
 pytestmark = pytest.mark.unoptimised
 
@@ -32,7 +32,7 @@ def test_logits_and_loss_of_a_bfloat16_network_are_not_rounded(tmp_path, strateg
         np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-6)
         labels = jnp.arange(8) % 2
         odds = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
-        found = base.loss("single_label", logits, labels)
+        found = PROBLEMS["single_label"].loss(logits, labels)
         np.testing.assert_allclose(found, -odds[np.arange(8), np.arange(8) % 2], rtol=1e-5, atol=1e-6)
         beside = {"head": {"kernel": last["kernel"].T, "bias": last["bias"]}}  # as heads that train side by side
         together, _ = linear_probe.forward(beside, {}, features, dtype=jnp.bfloat16)

@@ -14,6 +14,7 @@ from tljax.config.serialization import to_dict, with_values
 from tljax.core.resolve import Resolved
 from tljax.data.preprocessing import Preprocessing
 from tljax.evals.predictions import Predictions
+from tljax.problems.registry import PROBLEMS
 from tljax.reports import report
 from tljax.reports.schema import Options, Section
 from tljax.weights.catalog import Pretrained
@@ -48,10 +49,12 @@ def predictions(right: np.ndarray, problem: str = "single_label", names: str = "
     if problem == "regression":
         values = np.linspace(0, 1, len(right), dtype=np.float32)[:, None]
         apart = np.where(right, 0.1, 0.5).astype(np.float32)[:, None]
-        return Predictions(problem, ("length",), ids, values, values + apart)
+        return Predictions(PROBLEMS[problem], ("length",), ids, values, values + apart)
     if problem == "multi_label":
-        return Predictions(problem, CLASSES, ids, np.eye(len(CLASSES), dtype=np.float32)[labels], 2 * logits - 1)
-    return Predictions(problem, CLASSES, ids, labels, logits)
+        return Predictions(
+            PROBLEMS[problem], CLASSES, ids, np.eye(len(CLASSES), dtype=np.float32)[labels], 2 * logits - 1
+        )
+    return Predictions(PROBLEMS[problem], CLASSES, ids, labels, logits)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from tljax.errors import InputError
 from tljax.io import arrays, storage
 from tljax.io.arrays import MANIFEST, Damaged
 from tljax.io.lock import Lost
-from tljax.problems.base import Judgement
+from tljax.problems.metric import Metric
 from tljax.tuning import multipliers
 
 _BASE = "base-"
@@ -36,16 +36,16 @@ class Checkpoints:
     def __init__(
         self,
         folder: epath.Path,
-        judged: Judgement,
+        best: Metric,
         config: CheckpointConfig,
         writer: bool = False,
         check: Callable[[], None] = lambda: None,
     ):
-        """Opens `folder`; `judged` says which is best. A `writer` also removes what a killed run left half done.
+        """Opens `folder`; `best` chooses the best step. A `writer` also removes what a killed run left half done.
 
         `check` raises where this process may write there no more; it is asked before anything is written or removed.
         """
-        self._folder, self._judged, self._config, self._writer = folder, judged, config, writer
+        self._folder, self._best, self._config, self._writer = folder, best, config, writer
         self._check, self._verified = check, set[bool]()
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._saving: Future | None = None
@@ -149,7 +149,7 @@ class Checkpoints:
                 )
             if wrong := [str(step) for step, quality in qualities.items() if math.isnan(quality)]:
                 raise InputError(
-                    f"{self._folder}: validation's {self._judged.best} is not a number at step {', '.join(wrong)}, so"
+                    f"{self._folder}: validation's {self._best.name} is not a number at step {', '.join(wrong)}, so"
                     " that no step is best by it: use --step=latest or a number"
                 )
             return max(qualities, key=qualities.get)
@@ -295,7 +295,7 @@ class Checkpoints:
                 if metrics:
                     qualities[step] = math.nan
                     with contextlib.suppress(InputError):
-                        qualities[step] = self._judged.quality(metrics)
+                        qualities[step] = self._best.quality(metrics)
         return qualities
 
 

@@ -28,7 +28,7 @@ from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
 from tljax.io import storage, strict_json
 from tljax.io.lock import Lock, check, clear, writer
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import problem_for, problem_of
 
 _MOVE = "move the folder away, or give another --workdir"
 _FINISH = "remove it, and the same command writes it again"
@@ -138,10 +138,10 @@ class Workdir:
 
     def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
         """Returns the run's checkpoints, of which its config says which are kept and which is best."""
-        config, judged = experiment.checkpoint, JUDGED[experiment.task.problem]
+        config, best = experiment.checkpoint, problem_of(experiment.task.problem).headline
         if config.best:
-            judged = dataclasses.replace(judged, best=config.best)
-        return Checkpoints(self.path / "checkpoints", judged, config, writer, self.check)
+            best = problem_for(experiment).metric(config.best)
+        return Checkpoints(self.path / "checkpoints", best, config, writer, self.check)
 
     @property
     def result(self) -> dict[str, Any] | None:

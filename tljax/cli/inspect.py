@@ -19,6 +19,7 @@ from tljax.data import diagnostics, registry, splits
 from tljax.data.dataset import Task
 from tljax.errors import InputError
 from tljax.io import strict_json
+from tljax.problems.registry import problem_of
 from tljax.profiling import memory
 from tljax.profiling.summary import plan, show
 from tljax.training import feature_cache
@@ -65,7 +66,7 @@ def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
     train, classes = inputs.splits["train"], inputs.resolved.classes
     labels, read = train.labels, inputs.reader(train, training=True)
     most, each = _SHEET
-    if inputs.experiment.task.problem == "regression":
+    if not problem_of(inputs.experiment.task.problem).has_classes:
         places = {", ".join(classes): np.arange(min(len(labels), each))}
     else:
         has = labels > 0 if labels.ndim == 2 else labels[:, None] == np.arange(len(classes))

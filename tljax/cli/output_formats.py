@@ -9,15 +9,16 @@ from typing import Any
 
 from tljax.errors import InputError
 from tljax.io import storage, strict_json
+from tljax.problems.base import Problem
 from tljax.streams import in_one_line, results
 
 # One line: of an id, the file and row of a table that it is from, and probabilities or values.
 Write = Callable[[str | int, Mapping[str, Any], Mapping[str, float]], None]
 
 
-def _as_text(file: TextIOBase, problem: str, classes: Sequence[str], top: int, tabular: bool) -> Write:
+def _as_text(file: TextIOBase, problem: Problem, classes: Sequence[str], top: int, tabular: bool) -> Write:
     # Values have all of their digits: dates and times have the first ten in common.
-    number = repr if problem == "regression" else "{:.4f}".format
+    number = "{:.4f}".format if problem.has_classes else repr
 
     def write(id: str | int, place: Mapping[str, Any], values: Mapping[str, float]) -> None:
         shown = itertools.islice(values.items(), top)
@@ -27,52 +28,50 @@ def _as_text(file: TextIOBase, problem: str, classes: Sequence[str], top: int, t
     return write
 
 
-def _as_csv(file: TextIOBase, problem: str, classes: Sequence[str], top: int, tabular: bool) -> Write:
+def _as_csv(file: TextIOBase, problem: Problem, classes: Sequence[str], top: int, tabular: bool) -> Write:
     """Writes columns: `id`; of rows of tables `file` and `row`; then the values of a regression, or `prediction`,
     `probability` where there is one, and `p_CLASS`.
 
     The prediction of several labels is all that are more probable than not, with `|` between.
     """
     lines = csv.writer(file, lineterminator="\n")
-    single = problem == "single_label"
-    odds = classes if problem == "regression" else [f"p_{name}" for name in classes]
     places = ["file", "row"] if tabular else []
-    lines.writerow(
-        ["id", *places, *([] if problem == "regression" else ["prediction"]), *["probability"] * single, *odds]
-    )
+    columns = ["prediction"] * problem.has_classes + ["probability"] * problem.one_class
+    columns += [f"p_{name}" for name in classes] if problem.has_classes else classes
+    lines.writerow(["id", *places, *columns])
 
     def write(id: str | int, place: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        said = [] if problem == "regression" else ["|".join(_said(problem, values))]
+        cells = ["|".join(_decided(problem, values))] * problem.has_classes
+        cells += [max(values.values())] * problem.one_class
         at = [place.get(name, "") for name in places]
-        lines.writerow([id, *at, *said, *[max(values.values())] * single, *(values[name] for name in classes)])
+        lines.writerow([id, *at, *cells, *(values[name] for name in classes)])
 
     return write
 
 
-def _as_jsonl(file: TextIOBase, problem: str, classes: Sequence[str], top: int, tabular: bool) -> Write:
+def _as_jsonl(file: TextIOBase, problem: Problem, classes: Sequence[str], top: int, tabular: bool) -> Write:
     """Writes objects: `id`; of rows of tables `file` and `row`; and `values`, or `prediction` and `probabilities`."""
 
     def write(id: str | int, place: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        if problem == "regression":
-            answer = {"values": values}
-        else:
-            said = _said(problem, values)
-            answer = {"prediction": said[0] if problem == "single_label" else said, "probabilities": values}
+        answer = {"values": values}
+        if problem.has_classes:
+            answer = {"prediction": problem.decision(values), "probabilities": values}
         file.write(strict_json.dumps({"id": id, **place, **answer}) + "\n")
 
     return write
 
 
-FORMATS: dict[str, Callable[[TextIOBase, str, Sequence[str], int, bool], Write]] = {
+FORMATS: dict[str, Callable[[TextIOBase, Problem, Sequence[str], int, bool], Write]] = {
     "text": _as_text,
     "csv": _as_csv,
     "jsonl": _as_jsonl,
 }
 
 
-def _said(problem: str, found: Mapping[str, float]) -> list[str]:
-    """Returns the most probable class, or of several labels those that are more probable than not."""
-    return [next(iter(found))] if problem == "single_label" else [name for name, odds in found.items() if odds > 0.5]
+def _decided(problem: Problem, answer: Mapping[str, float]) -> list[str]:
+    """Returns the classes that an answer amounts to."""
+    decision = problem.decision(answer)
+    return [decision] if isinstance(decision, str) else decision
 
 
 @contextmanager

@@ -36,7 +36,7 @@ Augmentation = Annotated[
 ]
 Crop = Annotated[str, OneOf("center", "random", "inception")]
 Decoder = Annotated[str, OneOf("exact", "fast")]
-Problem = Annotated[str, OneOf("single_label", "multi_label", "regression")]
+Problem = Annotated[str, OneOfOrReference("single_label", "multi_label", "regression")]
 Balance = Annotated[str, OneOf("", "loss", "sampling")]
 HeadInit = Annotated[str, OneOf("zeros", "truncated_normal", "pretrained")]
 BatchNormMode = Annotated[str, OneOf("frozen", "update_stats", "batch")]

@@ -58,7 +58,7 @@ class TaskConfig:
             `.zst`); `tfds:NAME` or `tfds:PATH` (that TFDS prepared); `hf:NAME` or `hf:PATH` (of Hugging Face
             datasets); or `package.module:name`, a function (`data.sources.reference`).
         dataset_args: arguments of that function, by name.
-        problem: `single_label`, `multi_label` or `regression`.
+        problem: `single_label`, `multi_label`, `regression`, or `module:Name` of a `problems.base.Problem` of your own.
         image: the column or feature of images (in a table, of their files); by default the one there is.
         text: that of texts, or the two of sentence pairs; by default the one there is.
         label: that of the label. For `multi_label` a list of names, or names with `|` between; a list of 0 and 1 with
@@ -160,7 +160,7 @@ class CheckpointConfig:
         every: steps between two saves; 0 for one at each validation. The end is always saved.
         keep: how many of the latest are kept; with 2, a damaged newest one costs little.
         keep_every: those at its multiples are kept for good; 0 for none.
-        best: the validation metric by which the best is kept as well; empty for the one that the problem is judged by.
+        best: the validation metric by which the best is kept as well; empty for the problem's headline.
     """
 
     every: ranges.Count = 0
@@ -349,6 +349,11 @@ class Experiment:
         cache: whether what is frozen is computed once for each example and kept (`features`): `on`, `off`, or `auto`,
             where that is less work.
         remat: whether the backward pass computes each group's inside again instead of keeping it.
+        loss: `module:name` of a function of your own, `fn(outputs, labels, **loss_args)`, which gives one loss an
+            example; empty for the problem's.
+        loss_args: its arguments by name.
+        metrics: `module:name` of each metric beside the problem's own: `fn(outputs, labels)` of all examples of a split
+            gives a number, or numbers by name.
     """
 
     seed: choices.Seed = 0
@@ -359,6 +364,9 @@ class Experiment:
     compute_dtype: choices.Dtype = "float32"
     cache: choices.CacheMode = "auto"
     remat: bool = False
+    loss: str = ""
+    loss_args: dict[str, Any] = field(default_factory=dict, hash=False)  # dicts have no hash
+    metrics: tuple[str, ...] = ()
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -12,9 +12,9 @@ from tljax.config.ranges import coerce, shown
 from tljax.errors import InputError
 
 RENAMED = {"regularise": "regularize"}
+# Keys that earlier versions had not: where they are empty, names of runs are what they were.
+_LEFT_OUT_IF_EMPTY = ("loss", "loss_args", "metrics", "dataset_args")
 _RENAMED_VALUES = {"centre": "center", "colour_jitter": "color_jitter"}
-
-_LEFT_OUT_IF_EMPTY = ("dataset_args",)  # which earlier versions had not
 
 
 def with_present_names(config: Any) -> Any:

@@ -15,6 +15,7 @@ from tljax.data.input_spec import InputSpec
 from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
 from tljax.peft.config import AdapterConfig, MlpHead, is_adapter_param
+from tljax.problems.registry import problem_of
 from tljax.tuning.strategies import HEAD, Layout
 from tljax.weights import pretrained as weights_pretrained
 from tljax.weights.adapt import class_subset, resample_pos_embed
@@ -30,6 +31,7 @@ class Network:
         input_spec: what it reads.
         backbone: its module, for the task's image size.
         adapters: what the run's strategies add.
+        outputs: of the head.
         abstract: shapes and dtypes of its variables.
         layout: the parameters' names and groups.
 
@@ -56,7 +58,8 @@ class Network:
         # A pretrained head is filled in by `start`.
         init = head.init if head.init in HEAD_INITS else "zeros"
         rates = noise.dropout, noise.drop_path
-        self._model = Classifier(self.backbone, len(classes), init, head.bias, adapters, *rates)
+        self.outputs = problem_of(experiment.task.problem).num_outputs(len(classes))
+        self._model = Classifier(self.backbone, self.outputs, init, head.bias, adapters, *rates)
         self._read: dict[str, Any] | None = None
         # Traced once, for the shapes and for `start`. The key is an argument: all seeds have the same program.
         whole = jax.jit(self._init)

@@ -16,6 +16,7 @@ from tljax.core.train_step import Forward, Numbers, StepSpec, TrainStep, eval_st
 from tljax.distributed import mesh as distributed_mesh
 from tljax.distributed import processes
 from tljax.io import compilation_cache
+from tljax.problems.registry import problem_for
 from tljax.tuning import optimizers
 from tljax.tuning.masks import Masks, combine, partition
 from tljax.tuning.phases import Phase
@@ -39,6 +40,7 @@ class CompiledPrograms:
         """
         self._experiment, self._resolved, self._inputs = inputs.experiment, inputs.resolved, inputs
         self._network, self._mesh, self._masks = network, mesh, masks
+        self._problem = problem_for(inputs.experiment)
         self._cache: dict[Hashable, Any] = {} if cache is None else cache
 
     def shared_with(self, inputs: Inputs, network: Network, masks: Masks) -> "CompiledPrograms":
@@ -78,8 +80,7 @@ class CompiledPrograms:
         if start:
             (x,) = self.trace_prefix(start, length).out_info
             x = jax.tree.map(lambda leaf: place(leaf.shape[1:], leaf.dtype), x)
-        single = self._experiment.task.problem == "single_label"
-        label = place((), np.int32) if single else place((len(self._resolved.classes),), np.float32)
+        label = place(*self._problem.label_spec(len(self._resolved.classes)))
         return {"input": x, "label": label, "mask": place((), np.float32), "weight": place((), np.float32)}
 
     def trace_train_step(self, phase: Phase, length: int = 0, start: int = 0) -> jax.stages.Traced:
@@ -232,7 +233,7 @@ class CompiledPrograms:
             pull=self._network.by_origin(experiment.regularize.l2_sp, experiment.regularize.l2_sp_new),
             average_from=round(experiment.optim.average_start * self._resolved.steps),
             seed=numbers["seed"],
-            problem=experiment.task.problem,
+            problem=self._problem,
             class_weights=self._class_weights(),
         )
 

@@ -16,6 +16,7 @@ from tljax.data.splits import make_splits
 from tljax.data.transforms import image
 from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
+from tljax.problems.registry import check_problem, problem_of
 from tljax.weights import pretrained as weights_pretrained
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
@@ -101,7 +102,7 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
         task.fingerprint,
         task.pairs,
         weights,
-        _targets(train) if config.problem == "regression" else (),
+        _targets(train),
     )
 
     def load_tokenizer() -> Tokenizer:
@@ -129,22 +130,15 @@ def _check(experiment: Experiment, task: Task, spec: InputSpec) -> None:
     if spec.kind != task.kind:
         name = experiment.backbone.name or experiment.backbone.weights
         raise InputError(f"{name} reads {spec.noun()}, and {config.dataset} holds {held}")
-    if task.problem == "single_label" and len(task.classes) < 2:
+    if problem_of(task.problem).one_class and len(task.classes) < 2:
         has = ", ".join(task.classes) or "none"
         raise InputError(f"{config.dataset} has one class, {has}: to train there must be at least two to tell apart")
-    if config.problem != "single_label" and (config.balance or config.class_weights):
-        raise InputError("task.balance and task.class_weights are of one class per example: of problem=single_label")
+    check_problem(experiment, len(task.classes))
     if config.balance == "loss" and config.class_weights:
         raise InputError("task.balance=loss makes class weights, and task.class_weights gives them: keep one")
     if config.class_weights and len(config.class_weights) != len(task.classes):
         raise InputError(
             f"task.class_weights has {len(config.class_weights)}, {config.dataset} {len(task.classes)} classes"
-        )
-    if config.problem == "regression" and experiment.head.init == "pretrained":
-        raise InputError("head.init=pretrained takes rows of classes by name, and a regression has none: use zeros")
-    if config.problem == "regression" and experiment.regularize.label_smoothing:
-        raise InputError(
-            "regularize.label_smoothing is shared out over classes, and a regression has none: set it to 0"
         )
     for key in ("mixup", "cutmix"):
         if getattr(experiment.regularize, key) and task.kind == "text":
@@ -182,17 +176,8 @@ def _class_weights(config: TaskConfig, train: Split) -> tuple[float, ...]:
 
 
 def _targets(train: Split) -> tuple[tuple[float, float], ...]:
-    """Returns the mean and standard deviation of each value, 1 of a constant one.
-
-    Raises:
-        InputError: float64 has no standard deviation of a value.
-    """
-    with np.errstate(over="ignore", under="ignore"):
-        mean, spread = train.labels.mean(axis=0), train.labels.std(axis=0)
-    spread[np.ptp(train.labels, axis=0) == 0] = 1.0  # of equal values, rounding leaves some 1e-17
-    for name, deviation in zip(train.task.classes, spread.tolist(), strict=True):
-        if not 0 < deviation < np.inf:
-            raise InputError(
-                f"{train.task.name}: {name} has the standard deviation {deviation:g} in float64; take another unit"
-            )
-    return tuple(zip(mean.tolist(), spread.tolist(), strict=True))
+    """Returns by what each value of the training split is scaled for the network, where it is."""
+    try:
+        return problem_of(train.task.problem).targets(train.labels, train.task.classes)
+    except InputError as error:
+        raise InputError(f"{train.task.name}: {error}") from error

@@ -20,6 +20,7 @@ from tljax.data.dataset import Split
 from tljax.data.loader import TrainInput
 from tljax.data.readers import Reader
 from tljax.distributed import mesh, processes
+from tljax.problems.registry import problem_for
 from tljax.tuning import optimizers
 from tljax.tuning.masks import Masks, combine, partition
 from tljax.tuning.phases import Length, Phase, additions, phases
@@ -27,6 +28,7 @@ from tljax.tuning.phases import Length, Phase, additions, phases
 
 def prepare(experiment: Experiment, tokenizer: Path | None = None) -> "Run":
     """Assembles a run that is about to begin, or with the `tokenizer` in its workdir to go on; see `resolve`."""
+    problem_for(experiment)  # whose faults are said before data are prepared
     task = registry.load(experiment.task)
     run = Run(experiment, *resolve(experiment, task, tokenizer), tokenizer)
     for warning in warnings(experiment, run.resolved):
@@ -39,6 +41,7 @@ class Run:
 
     Attributes:
         experiment, resolved: what it was made from.
+        problem: what kind of label its examples have, with the config's own loss and metrics.
         inputs: the data.
         network: the classifier.
         layout: the parameters' names and groups.
@@ -64,6 +67,7 @@ class Run:
             splits, tokenizer: as of `Inputs`.
         """
         self.experiment, self.resolved = experiment, resolved
+        self.problem = problem_for(experiment)
         self.cached = False
         self.inputs = Inputs(experiment, resolved, splits, tokenizer)
         self.mesh = mesh.make_mesh(fsdp=experiment.mesh.fsdp)

@@ -13,7 +13,9 @@ from jaxtyping import Array, Float
 from tljax.config.schema import OptimConfig, RegularizeConfig
 from tljax.core.state import TrainState
 from tljax.data import mixup
-from tljax.problems import base
+from tljax.problems.base import Problem
+from tljax.problems.losses import masked_sum
+from tljax.problems.registry import PROBLEMS
 from tljax.tuning import optimizers
 from tljax.tuning.masks import combine, partition
 from tljax.tuning.multipliers import Tree
@@ -62,7 +64,7 @@ class StepSpec:
         pull: L2-SP's weight of each leaf.
         average_from: the step at which `swa` starts.
         seed: of dropout, stochastic depth and the mixing of images; an integer.
-        problem: a row of `metrics.JUDGED`.
+        problem: whose losses and scores are taken.
         class_weights: of each class, [classes], where a label's loss may be of several of them, as those of smoothed
             and of mixed labels; else None: a batch has the weight of each example.
     """
@@ -77,7 +79,7 @@ class StepSpec:
     pull: Any
     average_from: int
     seed: Any
-    problem: str = "single_label"
+    problem: Problem = PROBLEMS["single_label"]
     class_weights: Float[Array, " classes"] | None = None
 
 
@@ -125,8 +127,7 @@ def train_step(state: TrainState, batch: Batch, spec: StepSpec) -> tuple[TrainSt
     average = if_finite(_next_average(state, trainable, batch_stats, spec), state.average)
     params = combine(trainable, state.params)
     skipped = state.skipped + jnp.where(is_finite, 0, 1)
-    trained = base.JUDGED[spec.problem].trained
-    metrics = {"loss": loss, trained: scores / jnp.sum(batch["mask"]), "grad_norm": grad_norm}
+    metrics = {"loss": loss, spec.problem.train_metric: scores / jnp.sum(batch["mask"]), "grad_norm": grad_norm}
     metrics |= {"learning_rate": learning_rate, "skipped_steps": skipped}
     return TrainState(state.step + 1, params, opt_state, batch_stats, average, state.anchor, skipped), metrics
 
@@ -159,7 +160,7 @@ def _loss_and_grads(trainable: Tree, state: TrainState, batch: Batch, spec: Step
     """Returns the loss, scores, batch statistics and gradients of a batch, at `trainable` weights."""
     weight = jnp.sum(batch["weight"])
     if spec.class_weights is not None:
-        weight = base.total(mixup.weights(batch), batch["mask"])
+        weight = masked_sum(mixup.weights(batch), batch["mask"])
     weight = jnp.where(weight > 0, weight, 1)  # else of a batch whose classes all weigh nothing
     step_key = jax.random.fold_in(jax.random.key(spec.seed), state.step)
 
@@ -167,9 +168,9 @@ def _loss_and_grads(trainable: Tree, state: TrainState, batch: Batch, spec: Step
         params = combine(trainable, state.params)
         logits, batch_stats = spec.forward(params, batch_stats, part["input"], key)
         losses = mixup.loss(part, partial(_losses, logits, spec))
-        scores = base.total(base.score(spec.problem, logits, part["label"]), part["mask"])
+        scores = spec.problem.counts(logits, part["label"], part["mask"])
         counted = part["weight"] if spec.class_weights is None else part["mask"]
-        return base.total(losses, counted) / weight, (scores, batch_stats)
+        return masked_sum(losses, counted) / weight, (scores, batch_stats)
 
     def grads_of(trainable, batch_stats, part, number):
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
@@ -216,8 +217,8 @@ def _apply_update(leaf, update, learning_rate, is_finite):
 def _losses(logits: jax.Array, spec: StepSpec, labels: jax.Array, weights: jax.Array) -> jax.Array:
     """Returns the loss of each example, weighted already where there are class weights."""
     if spec.class_weights is None:
-        return base.loss(spec.problem, logits, labels, spec.smoothing)
-    return base.weighted_cross_entropy(logits, labels, weights, spec.class_weights, spec.smoothing)
+        return spec.problem.example_losses(logits, labels, spec.smoothing)
+    return spec.problem.weighted_loss(logits, labels, weights, spec.class_weights, spec.smoothing)
 
 
 def _l2_sp(trainable: Tree, anchor: Tree, spec: StepSpec) -> tuple[jax.Array, Tree]:

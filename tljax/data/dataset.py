@@ -13,10 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from tljax.errors import InputError
-
-Label = int | float | tuple[int, ...] | tuple[float, ...]
-
-PROBLEMS = ("single_label", "multi_label", "regression")
+from tljax.problems.base import Label, Problem
+from tljax.problems.registry import problem_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Source:
     Attributes:
         key: changes when the content may have.
         kind: `image` or `text`.
-        problem: a name in `PROBLEMS`.
+        problem: a name that `problem_of` knows.
         classes: names, in label order; for `regression` those of the values.
         splits: split name -> all of its examples.
         pairs: whether a text is two of them.
@@ -119,22 +117,15 @@ def among(task: Task, classes: Sequence[str]) -> Task:
         near = difflib.get_close_matches(unknown[0], places, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"{task.name} has {shown([*map(repr, unknown)])}, which is not among {shown(classes)}{hint}")
-    if task.problem == "regression" and len(task.classes) < len(classes):
+    problem = problem_of(task.problem)
+    if not problem.has_classes and len(task.classes) < len(classes):
         lacking = next(name for name in places if name not in own)
         raise InputError(f"{task.name} has no values of {lacking!r}")
     numbers = [places[name] for name in own]
-
-    def renamed(label: Any) -> Label:
-        if task.problem == "single_label":
-            return numbers[label]
-        if task.problem == "multi_label":
-            return tuple(sorted(numbers[place] for place in label))
-        return tuple(label[numbers.index(place)] for place in range(len(classes)))
-
     bases = {}
     for name, base in task.bases.items():
         place, column = base.index.schema.get_field_index("label"), base.index.column("label")
-        labels = pa.array([renamed(label) for label in column.to_pylist()], column.type)
+        labels = pa.array([problem.renumbered(label, numbers) for label in column.to_pylist()], column.type)
         bases[name] = Base(base.records, base.index.set_column(place, base.index.schema.field(place), labels))
     return replace(task, classes=tuple(classes), bases=bases)
 
@@ -176,7 +167,8 @@ def in_stored_order(task: Task, classes: Sequence[str], stored: str) -> Task:
     Args:
         classes, stored: the run's class names, in label order, and the fingerprint of its data.
     """
-    if task.fingerprint == stored or task.problem == "regression" or sorted(task.classes) != sorted(classes):
+    has_classes = problem_of(task.problem).has_classes
+    if task.fingerprint == stored or not has_classes or sorted(task.classes) != sorted(classes):
         return task
     ordered = among(task, classes)
     indices = {split: base.index for split, base in ordered.bases.items()}
@@ -242,7 +234,7 @@ class Split(Sequence[dict[str, Any]]):
     @cached_property
     def labels(self) -> np.ndarray:
         """The labels of all examples, as `labels_of` gives them."""
-        return labels_of(self.column("label"), self.task.problem, len(self.task.classes))
+        return labels_of(self.column("label"), problem_of(self.task.problem), len(self.task.classes))
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -282,23 +274,18 @@ def values_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.from_dlpack(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
 
 
-def labels_of(column: pa.ChunkedArray, problem: str, classes: int) -> np.ndarray:
+def labels_of(column: pa.ChunkedArray, problem: Problem, classes: int) -> np.ndarray:
     """Converts an index's labels to an array.
 
     Args:
         column: of the index.
-        problem: a name in `PROBLEMS`.
+        problem: what kind of label they are.
         classes: how many classes there are, or values of a regression.
 
-    Returns:
-        int32 [n]; for `multi_label` float32 [n, classes] of 0 and 1; for `regression` float64 [n, values].
+    Args:
+        column: `label` of the index.
+        problem: what encodes them.
+        classes: how many classes, or values, there are.
     """
-    if problem == "single_label":
-        return values_of(column).astype(np.int32)
-    rows = column.to_pylist()
-    if problem == "regression":
-        return np.array(rows, np.float64).reshape(len(rows), classes)
-    flags = np.zeros((len(rows), classes), np.float32)
-    for i, numbers in enumerate(rows):
-        flags[i, numbers] = 1
-    return flags
+    is_number = pa.types.is_primitive(column.type)
+    return problem.encode(values_of(column) if is_number else column.to_pylist(), classes)

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from tljax import console
 from tljax.data.dataset import Split, Task, values_of
 from tljax.data.input_spec import INPUTS
+from tljax.problems.registry import problem_of
 from tljax.streams import in_one_line
 
 _SHOWN = 20  # classes in a table
@@ -50,10 +51,11 @@ def _labels(split: Split) -> dict[str, Any]:
     """Counts the examples of each class, or the range of each target."""
     task, labels = split.task, split.labels
     report: dict[str, Any] = {"slicing": split.name, "examples": len(split)}
-    if task.problem == "regression":
+    problem = problem_of(task.problem)
+    if not problem.has_classes:
         columns = zip(task.classes, labels.T.astype(np.float64), strict=True)
         return report | {"targets": {name: _spread(values) for name, values in columns}}
-    if task.problem == "multi_label":
+    if not problem.one_class:
         counts = labels.sum(axis=0, dtype=np.float64).astype(int)
         report["classes_per_example"] = _spread(labels.sum(axis=1)) | {"mean": float(labels.sum() / len(labels))}
     else:
@@ -121,20 +123,12 @@ def _copies(repeated: Sequence[Sequence[tuple[str, str, Any]]], names: Sequence[
 
 def _conflicts(repeated: Sequence[Sequence[tuple[str, str, Any]]], task: Task) -> dict[str, Any]:
     """Counts contents that have two labels, one of which must be wrong; `pairs` are five of [split, id, label]."""
-    pairs = []
+    pairs, text = [], problem_of(task.problem).label_text
     for group in repeated:
         other = next((example for example in group if example[2] != group[0][2]), None)
         if other:
-            pairs.append([[split, id, _called(label, task)] for split, id, label in (group[0], other)])
+            pairs.append([[split, id, text(label, task.classes)] for split, id, label in (group[0], other)])
     return {"count": len(pairs), "pairs": pairs[:_PAIRS]}
-
-
-def _called(label: Any, task: Task) -> Any:
-    if task.problem == "single_label":
-        return task.classes[label]
-    if task.problem == "multi_label":
-        return "|".join(name for name, has in zip(task.classes, label, strict=True) if has)
-    return label
 
 
 def _about_copies(report: Mapping[str, Any]) -> Iterable[str]:
@@ -171,7 +165,7 @@ def show(report: Mapping[str, Any]) -> None:
         for label, text in _summary(split).items():
             rows.setdefault(label, []).append(text)
     console.table(report["task"], ("", *splits), ([label, *texts] for label, texts in rows.items()))
-    if report["problem"] != "regression" and splits:
+    if splits and all("classes" in split for split in splits.values()):
         _show_classes(splits)
     for copies in report["copies"]:
         split, again = copies["splits"]

@@ -16,6 +16,7 @@ import numpy as np
 from tljax.data.dataset import Label, shown
 from tljax.data.dataset import numbered as places_of
 from tljax.errors import InputError
+from tljax.problems.registry import problem_of
 
 FORMS = {
     "values": "values",
@@ -58,7 +59,7 @@ class Labels:
             return tuple(i for i, has in enumerate(flags) if has)
         if self.form == "multi-hot":
             return self._places(values[0])
-        if self.problem == "multi_label":
+        if not problem_of(self.problem).one_class:
             return tuple(sorted({self._class(value) for value in _several(values[0])}))
         return self._class(values[0])
 
@@ -99,7 +100,7 @@ class Labels:
             values: in its label columns.
         """
         label = self.encode(values)
-        if self.problem == "regression":
+        if not problem_of(self.problem).has_classes:
             classes, names = "", ", ".join(map(str, label))
         else:
             many = f"{len(self.classes)} {'class' if len(self.classes) == 1 else 'classes'}"
@@ -121,7 +122,7 @@ def infer(
     """Returns how label columns are to be read, by what is in them.
 
     Args:
-        problem: a name in `PROBLEMS`.
+        problem: a name that `problem_of` knows.
         columns: the label columns' names.
         rows: of each example that can be used its place (`line 3`), and its values.
         classes: names in label order; by default those that occur, in natural order.
@@ -132,18 +133,18 @@ def infer(
     """
     classes = tuple(map(normalized, classes))
     places_of(classes, "the data" if numbered else "task.classes")
-    if problem == "regression":
+    if not problem_of(problem).has_classes:
         if classes and not numbered:
             raise InputError("task.classes names classes, and a regression has none; leave it empty")
         return Labels(problem, tuple(map(normalized, columns)), "values")
     if len(columns) > 1:
         _check_count(classes, len(columns), "label columns")
         return Labels(problem, classes or tuple(map(normalized, columns)), "columns")
-    if problem == "single_label":
+    if problem_of(problem).one_class:
         if numbered:
             return Labels(problem, classes, "numbers")
         return Labels(problem, classes or in_order(_names(columns[0], rows)))
-    return _several_labels(columns[0], _Cells(rows), classes, numbered)
+    return _several_labels(problem, columns[0], _Cells(rows), classes, numbered)
 
 
 def _names(column: str, rows: Iterable[tuple[str, Sequence[Any]]]) -> set[str]:
@@ -199,9 +200,8 @@ class _Cells:
         self.names -= {"", *_MISSING}
 
 
-def _several_labels(column: str, cells: _Cells, classes: tuple[str, ...], numbered: bool) -> Labels:
+def _several_labels(problem: str, column: str, cells: _Cells, classes: tuple[str, ...], numbered: bool) -> Labels:
     """Returns how one column of several labels is to be read."""
-    problem = "multi_label"
     one_length = len(cells.lists) == 1 and not cells.scalars
     length = max(cells.lists, default=0)
     if numbered:

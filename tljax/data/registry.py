@@ -1,5 +1,6 @@
 """From `config.task` to a `Task`: the table of data sets, and where each kind of them comes from."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from tljax.data.sources import folder as sources_folder
 from tljax.data.sources.reference import reference
 from tljax.errors import InputError
 from tljax.io.download.fetch import cache_dir
+from tljax.problems.registry import problem_of
 
 TASKS: dict[str, Callable[[], Source]] = {
     "mnist_5k": builtin.mnist_5k,
@@ -25,8 +27,6 @@ SOURCES: dict[str, Callable[[str, TaskConfig], Source]] = {
     **table.READERS,
     "hf": huggingface.hf,
 }
-# Of a prepared folder; another one is prepared anew. Before the second there were no checksums.
-_LAYOUT = {"single_label": 2, "multi_label": 2, "regression": 3}
 _COLUMNS = ("image", "text", "label", "split", "classes")
 _CSV = ("separator", "quote")
 
@@ -46,10 +46,12 @@ def load(config: TaskConfig) -> Task:
         source = SOURCES[kind](rest, config)
     else:
         source = TASKS[config.dataset]() if config.dataset in TASKS else reference(config)
-    if source.problem != config.problem:
+    problem = problem_of(config.problem)
+    if not isinstance(problem, type(problem_of(source.problem))):
         raise InputError(f"{config.dataset} is {source.problem}; task.problem={config.problem} does not fit it")
+    source = dataclasses.replace(source, problem=config.problem)
     keys = [getattr(config, name) for name in (*_COLUMNS, *_CSV, "on_error")]
-    parts = [_LAYOUT[source.problem], source.key, source.kind, source.problem, source.classes, *keys]
+    parts = [problem.layout_version, source.key, source.kind, source.problem, source.classes, *keys]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = cache_dir() / "datasets" / f"{kind}-{key}"
     prepare(source, config.dataset, folder, config.on_error)

@@ -10,6 +10,7 @@ from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Split, Task, places_of
 from tljax.data.sources import vtab
 from tljax.errors import InputError
+from tljax.problems.registry import problem_of
 
 
 def cut(task: Task, slicing: str) -> Split:
@@ -69,7 +70,7 @@ def shots(split: Split, k: int, seed: int) -> Split:
     task = split.task
     if k < 1:
         raise InputError(f"task.shots={k} must be at least 1")
-    if task.problem != "single_label":
+    if not problem_of(task.problem).one_class:
         raise InputError(f"task.shots needs one class per example, {task.name} is {task.problem}; take task.fraction")
     counts = np.bincount(split.labels, minlength=len(task.classes))
     short = [f"class {task.classes[label]!r} has {counts[label]}" for label in np.flatnonzero(counts < k)]
@@ -93,7 +94,7 @@ def fraction(split: Split, part: float, seed: int) -> Split:
     """
     if not 0 < part <= 1:
         raise InputError(f"task.fraction={part} must be above 0 and at most 1")
-    strata = split.labels if split.task.problem == "single_label" else np.zeros(len(split), np.int32)
+    strata = split.labels if problem_of(split.task.problem).one_class else np.zeros(len(split), np.int32)
     counts = np.maximum(1, np.floor(part * np.bincount(strata) + 0.5))
     chosen = np.flatnonzero(_ranks(split, strata, seed) < counts[strata])
     return split.take(chosen, f"{split.name}, {part:g} of it, seed {seed}")

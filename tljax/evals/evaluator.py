@@ -21,46 +21,57 @@ from tljax.errors import InputError
 from tljax.evals import overrides, predictions
 from tljax.evals.predictions import Predictions, predictions_of
 from tljax.io import storage, strict_json
+from tljax.problems.registry import problem_for
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was found of a checkpoint.
+    """The metrics of a checkpoint on a split.
 
     Attributes:
         workdir: of the run, as it was called.
-        problem: a row of `metrics.JUDGED`.
-        found: `split`, `step`, the metrics, and `overrides` and `slicing` where there are any; what the JSON holds.
+        headline: the name of the metric that the result is reported by.
+        metrics: `split`, `step`, the metrics, and `overrides` and `slicing` where there are any; what the JSON holds.
         stored: whether the predictions were there already.
     """
 
     workdir: str
-    problem: str
-    found: Mapping[str, Any]
+    headline: str
+    metrics: Mapping[str, Any]
     stored: bool
 
 
-def name_of(step: int, split: str, told: Mapping[str, Any] = {}) -> str:
-    """Of the files of an evaluation, without what is after the dot; `told` as of `overrides`."""
+def name_of(step: int, split: str, changes: Mapping[str, Any] = {}) -> str:
+    """Returns the name of an evaluation's files, without what is after the dot.
+
+    Args:
+        step: of the checkpoint.
+        split: as it was asked for.
+        changes: as `overrides.changed` gives them.
+    """
     name = f"{step}-{split.replace('/', '_')}"
-    if not told:
+    if not changes:
         return name
-    return f"{name}-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]}"
+    return f"{name}-{hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
-def facts_of(
+def metadata(
     own: tuple[Experiment, Resolved],
     checkpoints: Checkpoints,
     step: int,
     name: str,
     split: Split,
-    told: Mapping[str, Any] = {},
+    changes: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
-    """All that predictions of a split, called `name`, depend on, as JSON gives it back.
+    """Returns all that predictions of a split depend on, as JSON gives it back.
 
     Args:
         own: what the run's workdir says (`Workdir.load`).
-        told: as of `overrides`.
+        checkpoints: the run's.
+        step: of the checkpoint.
+        name: what the split is called.
+        split: its examples.
+        changes: as `overrides.changed` gives them.
     """
     run = json.dumps([to_dict(part) for part in own], sort_keys=True)
     facts = {
@@ -69,7 +80,7 @@ def facts_of(
         "checkpoint": checkpoints.identity(step),
         "split": name,
         "data": split.key,
-        "overrides": told,
+        "overrides": changes,
     }
     return json.loads(strict_json.dumps(facts))
 
@@ -77,7 +88,7 @@ def facts_of(
 class Evaluation:
     """A split of a run. Nothing of the network is made before a checkpoint comes that has no predictions yet.
 
-    What is found is kept in the workdir as `evaluations/STEP-SPLIT.parquet`, the predictions, and `.json`, the metrics;
+    The result is kept in the workdir as `evaluations/STEP-SPLIT.parquet`, the predictions, and `.json`, the metrics;
     with a hash in the name where anything is evaluated otherwise than the run says.
 
     Args:
@@ -102,68 +113,68 @@ class Evaluation:
         self._folder = Workdir(workdir)
         self._workdir, self._split, self._batch_size, self._draw = os.fspath(workdir), split, batch_size, draw
         self._own = self._folder.load()
-        self._experiment, self._resolved, self._told = overrides.changed(*self._own, others)
-        self._problem = self._experiment.task.problem
-        if draw and self._problem == "regression":
+        self._experiment, self._resolved, self._changes = overrides.changed(*self._own, others)
+        self._problem = problem_for(self._experiment)
+        if draw and not self._problem.has_classes:
             raise InputError(f"{workdir}: figures are of classes, and this run is a regression; leave --figures out")
-        self._examples = overrides.examples(self._experiment, self._resolved, self._told, split)
+        self._examples = overrides.examples(self._experiment, self._resolved, self._changes, split)
         self._files = self._folder.path / "evaluations"
 
     def checkpoints(self) -> Checkpoints:
-        """The run's."""
+        """Opens the run's checkpoints."""
         return self._folder.checkpoints(self._experiment)
 
-    def of(self, checkpoints: Checkpoints, which: str) -> Result:
-        """The result of the checkpoint meant by `latest`, `best` or a number.
+    def evaluate(self, checkpoints: Checkpoints, which: str) -> Result:
+        """Returns the result of the checkpoint meant by `latest`, `best` or a number.
 
         Raises:
             InputError: there is none, or it cannot be restored.
         """
         while True:
-            found = self.at(checkpoints, checkpoints.find_step(which))
-            if found is not None:  # else the run has just put another in its place
-                return found
+            result = self.evaluate_at(checkpoints, checkpoints.find_step(which))
+            if result is not None:  # else the run has just put another in its place
+                return result
 
-    def at(self, checkpoints: Checkpoints, step: int) -> Result | None:
-        """The result of the checkpoint of a step; None if the run has removed it meanwhile.
+    def evaluate_at(self, checkpoints: Checkpoints, step: int) -> Result | None:
+        """Returns the result of the checkpoint of a step; None if the run has removed it meanwhile.
 
         Raises:
             InputError: it cannot be restored.
         """
-        name = name_of(step, self._split, self._told)
+        name = name_of(step, self._split, self._changes)
         try:
-            facts = facts_of(self._own, checkpoints, step, self._split, self._examples, self._told)
-            found = self._stored(name, facts)
-            state = self._restored(checkpoints, step) if found is None else None
+            facts = metadata(self._own, checkpoints, step, self._split, self._examples, self._changes)
+            predicted = self._stored(name, facts)
+            state = self._restored(checkpoints, step) if predicted is None else None
         except (InputError, OSError):
             if step in checkpoints.steps:
                 raise
             return None
         if state is not None:
             label = f"{self._workdir} step {step} {self._split}"
-            found = predictions_of(self._run, state, self._examples, label, self._batch_size, self._reader)
+            predicted = predictions_of(self._run, state, self._examples, label, self._batch_size, self._reader)
             storage.sweep(self._files)  # what a process that was killed left
-            found.save(self._folder.evaluations / f"{name}.parquet", facts)
-        result = {"split": self._split, "step": step, **found.metrics()}
-        if self._told:
-            result |= {"slicing": self._examples.name, "overrides": self._told}
+            predicted.save(self._folder.evaluations / f"{name}.parquet", facts)
+        result = {"split": self._split, "step": step, **predicted.metrics()}
+        if self._changes:
+            result |= {"slicing": self._examples.name, "overrides": self._changes}
         # A file that says so already keeps its date.
         if not self._says(name, result):
             self._folder.save_evaluation(name, result)
         if self._draw:
-            self._figures(name, found)
-        return Result(self._workdir, self._problem, result, state is None)
+            self._figures(name, predicted)
+        return Result(self._workdir, self._problem.headline.name, result, state is None)
 
     def _stored(self, name: str, facts: Mapping[str, Any]) -> Predictions | None:
-        """The predictions that are kept, if they are whole and of the same."""
+        """Returns the predictions that are kept, if they are whole and of the same."""
         try:
-            found, theirs = predictions.load(self._files / f"{name}.parquet")
+            predicted, stored_facts = predictions.load(self._files / f"{name}.parquet", self._problem)
         except InputError:
             return None
-        return found if theirs == facts else None
+        return predicted if stored_facts == facts else None
 
     def _restored(self, checkpoints: Checkpoints, step: int) -> TrainState:
-        """The state to evaluate, at the size at which it is evaluated."""
+        """Returns the state to evaluate, at the size at which it is evaluated."""
         state = checkpoints.restore(step, self._trained.abstract_state(step))
         params, batch_stats = self._trained.evaluation_variables(state)
         params = self._run.network.resized(params, self._trained.network)
@@ -186,15 +197,16 @@ class Evaluation:
         return self._run.inputs.reader(self._examples)
 
     def _says(self, name: str, result: Mapping[str, Any]) -> bool:
-        """Whether the JSON is there, and of this result."""
+        """Returns whether the JSON is there, and of this result."""
         try:
             return json.loads(storage.read(self._files / f"{name}.json")) == json.loads(strict_json.dumps(result))
         except (OSError, ValueError, RecursionError):
             return False
 
-    def _figures(self, name: str, found: Predictions) -> None:
+    def _figures(self, name: str, predicted: Predictions) -> None:
         from tljax.evals import plots  # and with it matplotlib, which takes a second
 
-        plots.reliability(self._files / f"{name}.reliability.png", found.logits, found.labels)
-        if self._problem == "single_label":
-            plots.confusion(self._files / f"{name}.confusion.png", found.logits, found.labels, found.classes)
+        plots.reliability(self._files / f"{name}.reliability.png", predicted.logits, predicted.labels)
+        if self._problem.one_class:
+            path = self._files / f"{name}.confusion.png"
+            plots.confusion(path, predicted.logits, predicted.labels, predicted.classes)

@@ -1,7 +1,7 @@
 """Many linear heads at once on cached features: what differs only in numbers trains side by side.
 
-    found = heads.fit(experiments, features, run.train_input(), classes)
-    found[0].params["kernel"]  # [features, classes], as its own `train` run would end with
+    heads = linear_probe.fit(experiments, features, run.train_input(), classes)
+    heads[0].params["kernel"]  # [features, classes], as its own `train` run would end with
 
 Each head takes the steps of its own run: `step.train_step` under `vmap`, with a linear forward. The batches of a
 seed's heads are the same, so that a step is one product of a batch with all of their kernels.
@@ -30,6 +30,7 @@ from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
 from tljax.io import compilation_cache
 from tljax.models.kernels import ops
+from tljax.problems.registry import problem_for
 from tljax.tuning import optimizers
 
 Params = dict[str, Float[np.ndarray, "..."]]  # kernel [features, classes], and bias [classes] if there is one
@@ -47,7 +48,7 @@ class Head:
         experiment: what it was asked to be.
         params: at the last step; an average's, where the config asks for one.
         state: after the last step, as `Run` has it but for the backbone.
-        validation, test: what `scores.summarize` says; empty where it was not computed.
+        validation, test: what `Problem.summarize` says; empty where it was not computed.
     """
 
     experiment: Experiment
@@ -62,21 +63,21 @@ class Head:
         return bool(self.state.skipped) and self.experiment.optim.on_nonfinite == "stop"
 
     def in_state(self, beside: TrainState) -> TrainState:
-        """A run's State at its end: the head's, with the backbone of `beside`, the run's at its beginning."""
-        mine, average = self.state, beside.average
+        """Returns a run's State at its end: the head's, with the backbone of `beside`, the run's at its beginning."""
+        head, average = self.state, beside.average
         if average:
-            average = average | {"params": _laid(mine.average["params"], average["params"])}
+            average = average | {"params": _laid(head.average["params"], average["params"])}
         return beside.replace(
-            step=_laid(mine.step, beside.step),
-            params=beside.params | {"head": _laid(mine.params["head"], beside.params["head"])},
-            opt_state=_laid(mine.opt_state, beside.opt_state),
+            step=_laid(head.step, beside.step),
+            params=beside.params | {"head": _laid(head.params["head"], beside.params["head"])},
+            opt_state=_laid(head.opt_state, beside.opt_state),
             average=average,
-            skipped=_laid(mine.skipped, beside.skipped),
+            skipped=_laid(head.skipped, beside.skipped),
         )
 
 
 def together(a: Experiment, b: Experiment) -> bool:
-    """Whether two experiments are linear probes that can train side by side.
+    """Returns whether two experiments are linear probes that can train side by side.
 
     They may differ in `seed`, `optim.learning_rate`, `optim.weight_decay` and `regularize.label_smoothing`, and in
     what changes no number: `input`, `checkpoint`, `log_every`, `eval_every` and `task.eval_batch_size`.
@@ -92,7 +93,7 @@ def fit(
     *,
     bytes_at_once: int = 0,
 ) -> list[Head]:
-    """A trained head for each experiment, in order.
+    """Returns a trained head for each experiment, in order.
 
     Args:
         experiments: linear probes that can train `together`.
@@ -146,7 +147,7 @@ def fit(
 
 
 def setting(experiment: Experiment) -> dict[str, float]:
-    """The numbers, but for the seed, in which heads that train together may differ."""
+    """Returns the numbers, but for the seed, in which heads that train together may differ."""
     return {
         "learning_rate": experiment.optim.learning_rate,
         "weight_decay": experiment.optim.weight_decay,
@@ -155,13 +156,13 @@ def setting(experiment: Experiment) -> dict[str, float]:
 
 
 def _shared(experiment: Experiment) -> Experiment:
-    """The experiment with one value for all that `together` lets differ."""
-    found = experiment.numberless()
-    return dataclasses.replace(found, regularize=dataclasses.replace(found.regularize, label_smoothing=0.0))
+    """Returns the experiment with one value for all that `together` lets differ."""
+    shared = experiment.numberless()
+    return dataclasses.replace(shared, regularize=dataclasses.replace(shared.regularize, label_smoothing=0.0))
 
 
 def _hindrance(experiment: Experiment) -> str:
-    """Why an experiment cannot be a head on cached features; empty if it can."""
+    """Returns why an experiment cannot be a head on cached features; empty if it can."""
     if experiment.tuning.strategy != "linear_probe" or experiment.tuning.group_rates:
         return "tuning.strategy is not linear_probe, or has group_rates"
     if experiment.head.init not in HEAD_INITS:
@@ -188,12 +189,12 @@ def _check(experiments: Sequence[Experiment]) -> None:
 
 
 def _lanes(mesh: Mesh) -> int:
-    """Chunks that train at the same time: one for each core of a CPU, as a head's products are too small to share."""
+    """Returns how many chunks train at once: one a core of a CPU, as a head's products are too small to share."""
     return distributed_mesh.cores() if jax.default_backend() == "cpu" and mesh.size == 1 else 1
 
 
 def _chunks(experiments: Sequence[Experiment], most: int, lanes: int, devices: int) -> tuple[list[list[int]], int]:
-    """The places of those that train at once, each time of one seed; and to how many they are filled up."""
+    """Returns the places of the experiments that train at once, each time of one seed, and to how many to fill up."""
     groups: dict[int, list[int]] = {}
     for i, experiment in enumerate(experiments):
         groups.setdefault(experiment.seed, []).append(i)
@@ -204,7 +205,7 @@ def _chunks(experiments: Sequence[Experiment], most: int, lanes: int, devices: i
 
 
 def _chunk_size(heads: int, most: int, devices: int) -> int:
-    """Heads that train at once: a multiple of the devices, alike in each chunk, with few to fill the last one up."""
+    """Returns how many heads train at once: a multiple of the devices, alike in each chunk, few to fill up the last."""
     most = max(most, 1) * devices
     fewest = -(-heads // most)
     sizes = (-(-heads // (chunks * devices)) * devices for chunks in range(fewest, fewest + fewest // 2 + 1))
@@ -212,29 +213,29 @@ def _chunk_size(heads: int, most: int, devices: int) -> int:
 
 
 def _numbers(experiments: Sequence[Experiment]) -> dict[str, np.ndarray]:
-    """In which the experiments differ, float32 [experiments]; and the learning rate."""
-    found = {
+    """Returns the numbers in which the experiments differ, float32 [experiments], and the learning rate."""
+    numbers = {
         name: np.array([setting(experiment)[name] for experiment in experiments], np.float32)
         for name in setting(experiments[0])
     }
-    return {name: of for name, of in found.items() if name == "learning_rate" or np.ptp(of)}
+    return {name: of for name, of in numbers.items() if name == "learning_rate" or np.ptp(of)}
 
 
 def _compiled_for(like: Experiment) -> Experiment:
-    """The experiment without what no program depends on."""
+    """Returns the experiment without what no program depends on."""
     rates = dataclasses.replace(like.optim, learning_rate=1.0)
     return dataclasses.replace(_shared(like), optim=rates, regularize=like.regularize)
 
 
 @functools.lru_cache(maxsize=8)  # for a search of many parts, and one that is repeated
 def _advance(like: Experiment, steps: int, mesh: Mesh, alone: bool) -> Callable[..., Any]:
-    """(states, numbers, rows [steps, batch], data) -> the states after the last step; compiled.
+    """Returns the program (states, numbers, rows [steps, batch], data) -> the states after the last step.
 
     Examples of `data` come by row of `input`: with views, one after another. A program that is not `alone` leaves
     other cores to others.
     """
 
-    def one(state, numbers, batch, class_weights):
+    def head_step(state, numbers, batch, class_weights):
         return train_step(state, batch, _rules(like, steps, numbers, class_weights))[0]
 
     def all_steps(states, numbers, rows, data):
@@ -242,8 +243,8 @@ def _advance(like: Experiment, steps: int, mesh: Mesh, alone: bool) -> Callable[
             examples = places % len(data["label"])
             batch = {"input": data["input"][places], "label": data["label"][examples]}
             batch |= {"mask": jnp.ones(len(places)), "weight": data["weight"][examples]}
-            one_of = functools.partial(one, class_weights=data.get("class_weights"))
-            return jax.vmap(one_of, in_axes=(0, 0, None))(states, numbers, batch), None
+            take = functools.partial(head_step, class_weights=data.get("class_weights"))
+            return jax.vmap(take, in_axes=(0, 0, None))(states, numbers, batch), None
 
         return jax.lax.scan(step, states, rows)[0]
 
@@ -265,7 +266,7 @@ def _rules(
     numbers: dict[str, Float[Array, ""]],
     class_weights: Float[Array, " classes"] | None = None,
 ) -> StepSpec:
-    """As `Run` makes them, but with numbers that are traced."""
+    """Returns the rules of a step as `Run` has them, but with numbers that are traced."""
     config, multipliers = like.optim, _everywhere(like, 1.0)
     unit = optimizers.schedule(config.schedule, 1.0, config.warmup_steps, steps)
     return StepSpec(
@@ -279,7 +280,7 @@ def _rules(
         pull=_everywhere(like, like.regularize.l2_sp_new),
         average_from=round(config.average_start * steps),
         seed=like.seed,
-        problem=like.task.problem,
+        problem=problem_for(like),
         class_weights=class_weights,
     )
 
@@ -289,7 +290,7 @@ def _everywhere(like: Experiment, value: float) -> dict[str, dict[str, float]]:
 
 
 def _start(like: Experiment, steps: int, head: dict[str, Float[Array, "..."]]) -> TrainState:
-    """A head's State at step 0, as `Run` makes it, with the kernel transposed."""
+    """Returns a head's State at step 0, as `Run` makes it, with the kernel transposed."""
     params = {"head": {name: leaf.T for name, leaf in head.items()}}
     regularize, zero = like.regularize, jnp.zeros((), jnp.int32)
     average = {"params": params, "batch_stats": {}} if like.optim.average else {}
@@ -299,7 +300,7 @@ def _start(like: Experiment, steps: int, head: dict[str, Float[Array, "..."]]) -
 
 
 def forward(params, batch_stats, x, key=None, *, dtype):
-    """Logits of a head whose kernel is [classes, features].
+    """Returns the logits of a head whose kernel is [classes, features].
 
     So stacked, [heads, classes, features], the kernels are one matrix, and so are the products with a batch and their
     gradients, with nothing transposed between two steps.
@@ -317,12 +318,12 @@ def forward(params, batch_stats, x, key=None, *, dtype):
 
 
 def _on_host(tree: Any, mesh: Mesh) -> Any:
-    """Arrays as every process has them whole."""
+    """Returns arrays as every process has them whole."""
     return jax.tree.map(np.asarray, jax.device_put(tree, distributed_mesh.replicated(mesh)))
 
 
 def _laid(tree: Any, like: Any) -> Any:
-    """The leaves of a tree in the places, and on the devices, of those of another."""
+    """Returns the leaves of a tree in the places, and on the devices, of those of another."""
     places, structure = jax.tree.flatten(like)
     leaves = jax.tree.leaves(tree)
     return jax.tree.unflatten(

@@ -1,7 +1,7 @@
 """L2-regularized logistic regression on features, over a grid of strengths.
 
-    found = logistic.search(train, validation, classes)  # C chosen on validation, then fitted to both
-    logits = test.features @ found.kernel + found.bias
+    best = logistic_regression.search(train, validation, classes)  # C chosen on validation, then fitted to both
+    logits = test.features @ best.kernel + best.bias
 
 The protocol of CLIP (2103.00020) and DINOv2 (2304.07193). It minimizes what scikit-learn's `LogisticRegression` does,
 C · Σ cross-entropy + ½‖kernel‖², by L-BFGS. Along a direction the logits are linear, so a line search multiplies no
@@ -44,23 +44,26 @@ class Fit:
     gradient: float
 
     def accuracy(self, examples: Examples) -> float:
-        """The part of examples whose label has the highest logit."""
+        """Returns the part of examples whose label has the highest logit."""
         return float(np.mean((examples.features @ self.kernel + self.bias).argmax(axis=-1) == examples.labels))
 
 
 def search(
     train: Examples, validation: Examples, classes: int, strengths: Sequence[float] = STRENGTHS, **options: Any
 ) -> Fit:
-    """Fits each strength to `train`, and the one with the best accuracy on `validation` to both; of equals the first.
+    """Fits each strength to `train`, and that with the best accuracy on `validation` to all; of equals the first.
 
     Args:
+        train, validation: with a class for each example.
+        classes: two or more.
+        strengths: C of each fit.
         options: of `fit`.
 
     Raises:
         InputError: as `fit`.
     """
     fits = fit(train, classes, strengths, **options)
-    best = max(fits, key=lambda found: found.accuracy(validation))
+    best = max(fits, key=lambda fitted: fitted.accuracy(validation))
     features = np.concatenate([train.features, validation.features])
     labels = np.concatenate([train.labels, validation.labels])
     return fit(Examples(features, labels), classes, [best.strength], **options)[0]
@@ -75,9 +78,9 @@ def fit(
     tolerance: float = 3e-8,
     max_steps: int = 1000,
 ) -> list[Fit]:
-    """A fit of each strength, in order.
+    """Returns a fit of each strength, in order.
 
-    Neighbouring strengths are fitted at once, from the strongest regularization on; each starts at the solution
+    Neighboring strengths are fitted at once, from the strongest regularization on; each starts at the solution
     before it.
 
     Args:
@@ -128,7 +131,7 @@ def fit(
 
 
 def _balanced(features, labels, kernel, bias):
-    """The bias with which each class's mean probability is its share of the labels, as it is at the minimum.
+    """Returns the bias with which each class's mean probability is its share of the labels, as it is at the minimum.
 
     A step of iterative scaling, in float64: nothing but its gradient holds a bias, and float32 leaves 1e-8 of that.
     """
@@ -136,13 +139,13 @@ def _balanced(features, labels, kernel, bias):
 
     share = np.bincount(labels, minlength=len(bias)) / len(labels)
     mean = softmax((features @ kernel + bias).astype(np.float64), axis=1).mean(axis=0)
-    there, bias = share > 0, bias.astype(np.float64)
-    bias[there] += np.log(share[there] / mean[there])  # of another class it has no minimum
+    occurs, bias = share > 0, bias.astype(np.float64)
+    bias[occurs] += np.log(share[occurs] / mean[occurs])  # of another class it has no minimum
     return bias.astype(np.float32)
 
 
 class _Iterate(NamedTuple):
-    """Where the fits stand; `weights` have the bias as their last column."""
+    """The state of the fits; `weights` have the bias as their last column."""
 
     weights: Float[Array, "fits classes columns"]
     logits: Float[Array, "fits classes n"]
@@ -157,7 +160,7 @@ class _Iterate(NamedTuple):
 
 @partial(jax.jit, donate_argnums=3)
 def _minimize(x, targets, penalties, weights, tolerance, max_steps) -> _Iterate:
-    """L-BFGS (Liu & Nocedal 1989) on mean cross-entropy + penalty / 2 · ‖kernel‖²."""
+    """Runs L-BFGS (Liu & Nocedal 1989) on mean cross-entropy + penalty / 2 · ‖kernel‖²."""
     penalized = penalties[:, None, None] * jnp.ones(x.shape[-1]).at[-1].set(0)
 
     # Of the start: the kernel's rows and the bias bend by very different amounts.
@@ -213,31 +216,31 @@ def _minimize(x, targets, penalties, weights, tolerance, max_steps) -> _Iterate:
 
 
 def _newton(at: _Iterate, bend: Float[Array, "fits 1 columns"]) -> Float[Array, "fits classes columns"]:
-    """The inverse Hessian, as the pairs and its diagonal `bend` have it, times the gradient: the two-loop recursion."""
+    """Returns the inverse Hessian, by the pairs and its diagonal `bend`, times the gradient: the two-loop recursion."""
 
     def dot(a, b):
         return jnp.sum(a * b, axis=(1, 2))
 
     def back(i, carry):
-        found, shares = carry
+        direction, shares = carry
         place = (at.number - 1 - i) % _MEMORY
-        share = at.curvature[place] * dot(at.moves[place], found)
-        return found - share[:, None, None] * at.turns[place], shares.at[place].set(share)
+        share = at.curvature[place] * dot(at.moves[place], direction)
+        return direction - share[:, None, None] * at.turns[place], shares.at[place].set(share)
 
-    def forth(i, found):
+    def forth(i, direction):
         place = (at.number + i) % _MEMORY
-        share = shares[place] - at.curvature[place] * dot(at.turns[place], found)
-        return found + share[:, None, None] * at.moves[place]
+        share = shares[place] - at.curvature[place] * dot(at.turns[place], direction)
+        return direction + share[:, None, None] * at.moves[place]
 
-    found, shares = jax.lax.fori_loop(0, _MEMORY, back, (at.gradient, jnp.zeros_like(at.curvature)))
+    direction, shares = jax.lax.fori_loop(0, _MEMORY, back, (at.gradient, jnp.zeros_like(at.curvature)))
     last = (at.number - 1) % _MEMORY
     square = at.curvature[last] * dot(at.turns[last], at.turns[last] / bend)
-    found = found / (bend * jnp.where(square > 0, square, 1)[:, None, None])
-    return jax.lax.fori_loop(0, _MEMORY, forth, found)
+    direction = direction / (bend * jnp.where(square > 0, square, 1)[:, None, None])
+    return jax.lax.fori_loop(0, _MEMORY, forth, direction)
 
 
 def _line_search(at: _Iterate, towards, x, targets, penalized):
-    """How far to go: to where the slope, which along a line only grows, is at most half as steep either way.
+    """Returns how far to go: to where the slope, which along a line only grows, is at most half as steep either way.
 
     Newton's method, kept between the lengths where the slope is known to be negative and positive.
 

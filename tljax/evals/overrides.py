@@ -15,6 +15,7 @@ from tljax.data.input_spec import INPUTS
 from tljax.data.splits import cut
 from tljax.data.transforms import image
 from tljax.errors import InputError
+from tljax.problems.registry import problem_of
 
 SPLITS = ("train", "validation", "test")
 _TABLE, _COLUMNS = ("classes", "separator", "quote"), ("image", "text", "label", "split")
@@ -40,9 +41,10 @@ def check(keys: Mapping[str, Any]) -> None:
 def changed(
     experiment: Experiment, resolved: Resolved, overrides: Mapping[str, Any]
 ) -> tuple[Experiment, Resolved, dict[str, Any]]:
-    """A run's experiment and what it resolved to, with other values.
+    """Returns a run's experiment and what it resolved to, with other values.
 
     Args:
+        experiment, resolved: the run's.
         overrides: values by dotted key (`task.image_size`).
 
     Returns:
@@ -57,56 +59,56 @@ def changed(
     if "task.dataset" in overrides:  # whose arguments, if it has any, are those that are named here
         values["task"]["dataset_args"] = {}
     values["task"].setdefault("dataset_args", {})
-    told = {}
+    changes = {}
     for key, value in overrides.items():
         if key in _OF_INPUTS and key.removeprefix("task.") not in spec.config_keys:
             raise InputError(f"config.{key} has no effect on this run, which reads {spec.noun()}")
         *path, name = key.split(".")
         place = values[path[0]] if path else values
         if value != place[name] and key not in _SPEED:
-            told[key] = value
+            changes[key] = value
         place[name] = value
-    if "task.dataset" in told:  # whose slices are those that are named here, were they the run's own
-        told |= {key: value for key, value in overrides.items() if key in _SLICES}
-    made = Experiment.from_config(values)
-    if "task.image_size" in told:
-        size = made.task.image_size or resolved.pretrained.preprocessing.size
+    if "task.dataset" in changes:  # whose slices are those that are named here, were they the run's own
+        changes |= {key: value for key, value in overrides.items() if key in _SLICES}
+    changed_experiment = Experiment.from_config(values)
+    if "task.image_size" in changes:
+        size = changed_experiment.task.image_size or resolved.pretrained.preprocessing.size
         preprocessing = dataclasses.replace(resolved.preprocessing, size=size)
         image.check_size(preprocessing)
         resolved = dataclasses.replace(resolved, preprocessing=preprocessing)
-    if "task.max_tokens" in told:
-        check_length(resolved.pretrained, made.task.max_tokens)
-    return made, resolved, told
+    if "task.max_tokens" in changes:
+        check_length(resolved.pretrained, changed_experiment.task.max_tokens)
+    return changed_experiment, resolved, changes
 
 
-def examples(experiment: Experiment, resolved: Resolved, told: Mapping[str, Any], split: str) -> Split:
-    """The examples that an evaluation is of: the run's own, or those of another data set, labelled by its classes.
+def examples(experiment: Experiment, resolved: Resolved, changes: Mapping[str, Any], split: str) -> Split:
+    """Returns the examples to evaluate: the run's own, or those of another data set, labelled by its classes.
 
     The run's slices, and what keeps its splits apart, are of its own data set. Of another `task.dataset` the whole
     split of that name is taken, unless a slice of it is named; what is taken, and how its classes become the run's, is
     printed.
 
     Args:
-        experiment, resolved, told: as `changed` gives them.
+        experiment, resolved, changes: as `changed` gives them.
         split: `train`, `validation` or `test` of the config, or what it says in TFDS notation.
 
     Raises:
         InputError: the data set cannot be had or is not the one trained on, has no such split, or has other classes.
     """
-    if not any(key in _DATA for key in told):
+    if not any(key in _DATA for key in changes):
         return split_of(Inputs(experiment, resolved), split)
     task = in_stored_order(registry.load(experiment.task), resolved.classes, resolved.data)
     if task.fingerprint == resolved.data:  # the same at another place
         return split_of(Inputs(experiment, resolved), split)
     _check_kind(task, resolved)
-    chosen = cut(among(task, resolved.classes), _slicing(experiment, task, told, split))
-    if "task.dataset" in told:
+    chosen = cut(among(task, resolved.classes), _slicing(experiment, task, changes, split))
+    if "task.dataset" in changes:
         _show(task, resolved, chosen)
     return chosen
 
 
 def split_of(inputs: Inputs, split: str) -> Split:
-    """The config's `train`, `validation` or `test`, or what `split` itself says in TFDS notation.
+    """Returns the config's `train`, `validation` or `test`, or what `split` itself says in TFDS notation.
 
     Raises:
         InputError: the config has none for that name.
@@ -118,7 +120,7 @@ def split_of(inputs: Inputs, split: str) -> Split:
     return inputs.splits[split]
 
 
-def _slicing(experiment: Experiment, task: Task, told: Mapping[str, Any], split: str) -> str:
+def _slicing(experiment: Experiment, task: Task, changes: Mapping[str, Any], split: str) -> str:
     """Returns which examples of another data set are meant, in TFDS notation.
 
     Raises:
@@ -127,7 +129,7 @@ def _slicing(experiment: Experiment, task: Task, told: Mapping[str, Any], split:
     if split not in SPLITS:
         return split
     own = getattr(experiment.task, split)
-    if "task.dataset" not in told or f"task.{split}" in told:
+    if "task.dataset" not in changes or f"task.{split}" in changes:
         if not own:
             raise _no_split(split)
         return own
@@ -144,7 +146,7 @@ def _show(task: Task, resolved: Resolved, split: Split) -> None:
     """Prints what is evaluated of another data set, and which class of the run each of its classes is."""
     whole = "the whole of " if all(len(rows) == len(task.bases[name].index) for name, rows in split.rows) else ""
     lines = [f"{task.name}: {whole}{split.name}, {len(split)} examples"]
-    if task.problem != "regression":
+    if problem_of(task.problem).has_classes:
         places, own = numbered(resolved.classes, "the run"), numbered(task.classes, task.name)
         pairs = [f"{number} {name} is the run's {places[name]}" for name, number in own.items()]
         same = list(places) == list(own)

@@ -9,7 +9,7 @@ from etils import epath
 from jaxtyping import Float, Int, Num
 
 from tljax.io import storage
-from tljax.metrics import metrics
+from tljax.metrics import classification
 from tljax.streams import in_one_line
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _BLUE, _ORANGE = "#0072b2", "#e69f00"  # told apart with any color vision (Okabe
 
 
 def reliability(path: epath.PathLike, logits: Float[np.ndarray, "n classes"], labels: Num[np.ndarray, "n ..."]) -> None:
-    """Draws a PNG, the reliability diagram of `scores.calibration` (1706.04599): accuracy and counts by confidence.
+    """Draws a PNG, the reliability diagram (1706.04599): accuracy and counts by confidence.
 
     Args:
         path: the file, anywhere that `epath` can write; its folder is made.
@@ -30,7 +30,7 @@ def reliability(path: epath.PathLike, logits: Float[np.ndarray, "n classes"], la
     """
     from matplotlib.figure import Figure
 
-    bins = metrics.calibration(logits, labels)
+    bins = classification.calibration(logits, labels)
     edges = np.linspace(0, 1, len(bins.count) + 1)
     middles, width = (edges[1:] + edges[:-1]) / 2, edges[1]
     figure = Figure(figsize=(5, 6), layout="constrained")
@@ -58,15 +58,19 @@ def confusion(
 
     Args:
         path: the file, anywhere that `epath` can write; its folder is made.
+        logits: of each class.
+        labels: of each example.
+        classes: their names.
     """
-    _write(confusions(confused(logits, labels), classes), path)
+    _write(confusions(classification.confusion_counts(logits, labels), classes), path)
 
 
 def confusions(counts: Num[np.ndarray, "classes classes"], classes: Sequence[str]) -> "Figure":
-    """The picture of a confusion matrix, in matplotlib's current style: it may lie on any background.
+    """Returns the picture of a confusion matrix, in matplotlib's current style: it may lie on any background.
 
     Args:
-        counts: as `confused` gives them, or their mean over runs.
+        counts: as `classification.confusion_counts` gives them, or their mean over runs.
+        classes: their names.
     """
     from matplotlib import rcParams
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
@@ -92,21 +96,12 @@ def confusions(counts: Num[np.ndarray, "classes classes"], classes: Sequence[str
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 color = "white" if parts[row, column] > 0.5 else rcParams["text.color"]
-                told = f"{count:.1f}" if count % 1 and count < 10 else f"{count:.0f}"
-                axes.text(column + 0.5, row + 0.5, told, ha="center", va="center", color=color, fontsize=8)
+                text = f"{count:.1f}" if count % 1 and count < 10 else f"{count:.0f}"
+                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, fontsize=8)
     axes.set_title(f"{np.trace(counts):,.0f} of {counts.sum():,.0f} right")
     if len(classes) > _COUNTED:
         figure.colorbar(image, label="part of the label's examples", shrink=0.8)
     return figure
-
-
-def confused(
-    logits: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
-) -> Int[np.ndarray, "classes classes"]:
-    """How many examples of each class (row) are taken for each (column)."""
-    from sklearn.metrics import confusion_matrix
-
-    return confusion_matrix(labels, logits.argmax(axis=-1), labels=range(logits.shape[-1]))
 
 
 def _write(figure: "Figure", path: Any) -> None:

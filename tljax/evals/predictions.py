@@ -18,11 +18,11 @@ from tljax.core.state import TrainState
 from tljax.data.dataset import Split, labels_of, values_of
 from tljax.data.loader import evaluation_batches, length_of
 from tljax.data.readers import Reader
-from tljax.data.records.record_parts import index_schema
 from tljax.distributed import mesh, processes
 from tljax.errors import InputError, message_of
 from tljax.io import storage, strict_json
-from tljax.metrics import metrics as metrics_metrics
+from tljax.problems.base import Problem
+from tljax.problems.registry import problem_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,37 +30,36 @@ class Predictions:
     """What a network says of a split, in the split's order.
 
     Attributes:
-        problem, classes: as in `data.examples.Source`.
+        problem: what kind of labels they have.
+        classes: names, in label order.
         ids: of the examples.
         labels: as `labels_of` gives them.
-        logits: float32 [n, classes]; of a regression float64, its values in the labels' own units.
+        logits: outputs [n, outputs] in `problem.output_dtype`; of a regression its values in the labels' own units.
     """
 
-    problem: str
+    problem: Problem
     classes: tuple[str, ...]
     ids: list[str]
     labels: np.ndarray
     logits: np.ndarray
 
     def metrics(self, full: bool = True) -> dict[str, Any]:
-        """What `scores.summarize` says of them."""
-        return metrics_metrics.summarize(self.problem, self.logits, self.labels, full=full)
+        """Returns what `Problem.summarize` says of them."""
+        return self.problem.summarize(self.logits, self.labels, full=full)
 
     def save(self, path: epath.PathLike, facts: Mapping[str, Any]) -> None:
         """Writes a Parquet file, whole or not at all.
 
-        Its columns are `id`; `label`, a class, for `multi_label` the list of those that it has, for `regression` its
-        values; and `logits`. `facts`, with `problem` and `classes`, are JSON in the schema's metadata, under `tljax`.
+        Its columns are `id`; `label`, as an index has it; and `logits`. `facts`, with the problem's name and `classes`,
+        are JSON in the schema's metadata, under `tljax`.
         """
-        labels = [np.flatnonzero(row) for row in self.labels] if self.problem == "multi_label" else list(self.labels)
-        exact = pa.float64() if self.problem == "regression" else pa.float32()
-        logits = pa.FixedSizeListArray.from_arrays(pa.array(self.logits.ravel(), exact), len(self.classes))
+        values = pa.array(self.logits.ravel(), pa.from_numpy_dtype(self.problem.output_dtype))
         columns = {
             "id": self.ids,
-            "label": pa.array(labels, index_schema(self.problem).field("label").type),
-            "logits": logits,
+            "label": pa.array(self.problem.decode(self.labels), self.problem.label_type),
+            "logits": pa.FixedSizeListArray.from_arrays(values, self.logits.shape[-1]),
         }
-        metadata = {**facts, "problem": self.problem, "classes": self.classes, "sha256": self._exact._digest}
+        metadata = {**facts, "problem": self.problem.name, "classes": self.classes, "sha256": self._exact._digest}
         table = pa.table(columns).replace_schema_metadata({"tljax": strict_json.dumps(metadata)})
         content = io.BytesIO()
         pq.write_table(table, content)
@@ -69,14 +68,15 @@ class Predictions:
     @property
     def _exact(self) -> "Predictions":
         """Returns the same, with values of a regression in float64."""
-        if self.problem != "regression":
+        dtype = np.dtype(self.problem.output_dtype)
+        if dtype != np.float64:
             return self
-        return replace(self, labels=self.labels.astype(np.float64), logits=self.logits.astype(np.float64))
+        return replace(self, labels=_floats_as(dtype, self.labels), logits=self.logits.astype(dtype))
 
     @property
     def _digest(self) -> str:
-        """Of all that is stored: Parquet's own checksums leave out what lies around the values."""
-        digest = hashlib.sha256(json.dumps([self.problem, self.classes, self.ids]).encode())
+        """The SHA-256 of all that is stored: Parquet's own checksums leave out what lies around the values."""
+        digest = hashlib.sha256(json.dumps([self.problem.name, self.classes, self.ids]).encode())
         for array in (self.labels, self.logits):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -91,12 +91,15 @@ def predictions_of(
     read: Reader | None = None,
     start: int = 0,
 ) -> Predictions:
-    """What a run's network says of a whole split; `train` and `evaluate` both come here.
+    """Returns what a run's network says of a whole split; `train` and `evaluate` both come here.
 
     Args:
+        run: whose network.
+        state: of the checkpoint.
+        split: the examples.
         label: its name, for the progress bar.
         batch_size: examples at a time; the config's by default. Rounded up to the devices, and padded.
-        read: reads its examples; made here by default.
+        read: reads its examples; by default as the run does.
         start: how many of the backbone's groups they have behind them then.
     """
     size = min(batch_size or run.experiment.task.eval_batch_size, len(split))
@@ -112,26 +115,31 @@ def predictions_of(
             if i > 1:  # two batches in flight keep the device busy; more would only fill its memory
                 logits[i - 2] = np.asarray(logits[i - 2])
             report(i + 1)
-    found = run.inputs.unscaled(np.concatenate([np.asarray(part) for part in logits])[: len(split)])
-    return Predictions(split.task.problem, split.task.classes, split.ids, split.labels, found)
+    outputs = run.inputs.unscaled(np.concatenate([np.asarray(part) for part in logits])[: len(split)])
+    return Predictions(run.problem, split.task.classes, split.ids, split.labels, outputs)
 
 
-def load(path: epath.PathLike) -> tuple[Predictions, dict[str, Any]]:
-    """Reads what `Predictions.save` wrote, and the facts that it was given.
+def load(path: epath.PathLike, problem: Problem | None = None) -> tuple[Predictions, dict[str, Any]]:
+    """Returns what `Predictions.save` wrote, and the facts that it was called with.
 
     Values of a regression are float64, of which older files have what float32 left.
 
+    Args:
+        path: of the Parquet file.
+        problem: with the loss and metrics of a config; by default the one that the file names.
+
     Raises:
-        InputError: there is no such file, or it is damaged.
+        InputError: there is no such file, it is damaged.
     """
     try:
         table = pq.ParquetFile(io.BytesIO(epath.Path(path).read_bytes())).read()  # `read_table` imports pandas
         facts = json.loads(table.schema.metadata[b"tljax"])
-        problem, classes, digest = facts.pop("problem"), tuple(facts.pop("classes")), facts.pop("sha256")
+        name, classes, digest = facts.pop("problem"), tuple(facts.pop("classes")), facts.pop("sha256")
+        problem = problem_of(name) if problem is None or problem.name != name else problem
         labels = labels_of(table["label"], problem, len(classes))
-        logits = values_of(table["logits"].combine_chunks().flatten()).reshape(-1, len(classes))
-        if problem == "regression":
-            labels = labels.astype(logits.dtype)  # the hash of an older file is of float32
+        width = table.schema.field("logits").type.list_size
+        logits = values_of(table["logits"].combine_chunks().flatten()).reshape(-1, width)
+        labels = _floats_as(logits.dtype, labels)  # the hash of an older file is of float32
         kept = Predictions(problem, classes, table["id"].to_pylist(), labels, logits)
         whole = kept._digest == digest
     except Exception as error:  # whatever pyarrow and what follows it meet in a damaged file
@@ -139,3 +147,7 @@ def load(path: epath.PathLike) -> tuple[Predictions, dict[str, Any]]:
     if not whole:
         raise InputError(f"{path}: damaged (its content is not what was written)")
     return kept._exact, facts
+
+
+def _floats_as(dtype: np.dtype, labels: np.ndarray) -> np.ndarray:
+    return labels.astype(dtype) if np.issubdtype(labels.dtype, np.floating) else labels

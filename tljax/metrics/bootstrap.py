@@ -15,11 +15,12 @@ Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 def bin_of(confidence: np.ndarray) -> np.ndarray:
-    """The bin of each confidence: `BINS` of equal width, each open below and closed above."""
+    """Returns the bin of each confidence: `BINS` of equal width, each open below and closed above."""
     return np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
 
 
 def interval_of_hits(hits: np.ndarray) -> list[float]:
+    """Returns the 95% interval of the share of hits."""
     from scipy import stats
 
     # Resampling n hits with replacement draws a binomial count: the same bootstrap, without n × 10,000 numbers.
@@ -28,7 +29,7 @@ def interval_of_hits(hits: np.ndarray) -> list[float]:
 
 
 def intervals(statistics: list[Statistic], count: int) -> dict[str, list[float]]:
-    """The 95% percentile interval of each metric over the resamples in which it is defined."""
+    """Returns the 95% percentile interval of each metric over the resamples in which it is defined."""
     drawn: dict[str, list[np.ndarray]] = {}
     for times in resamples(count, _DRAWS) if statistics else ():
         for statistic in statistics:
@@ -39,7 +40,7 @@ def intervals(statistics: list[Statistic], count: int) -> dict[str, list[float]]
 
 
 def resamples(count: int, total: int) -> Iterator[np.ndarray]:
-    """How often each example is in each of `total` resamples, [count, draws] in blocks of draws; always the same."""
+    """Yields how often each example is in each of `total` resamples, always the same: [count, draws] a block."""
     rng = np.random.Generator(np.random.PCG64(0))
     step = max(1, _BLOCK // count)
     for start in range(0, total, step):
@@ -49,31 +50,38 @@ def resamples(count: int, total: int) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(times.T, dtype=np.float64)
 
 
-def means_of(of: Mapping[str, np.ndarray]) -> Statistic:
-    values = np.stack([one.astype(np.float64) for one in of.values()])
-    return lambda times: dict(zip(of, values @ times / values.shape[1], strict=True))
+def means_of(values: Mapping[str, np.ndarray]) -> Statistic:
+    """Returns the statistic of metrics that are means over examples, from the value [n] of each example by name."""
+    stacked = np.stack([each.astype(np.float64) for each in values.values()])
+    return lambda times: dict(zip(values, stacked @ times / stacked.shape[1], strict=True))
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray) -> Statistic:
-    """`Bins.ece` of confidences [n, k]."""
+def calibration_error(confidence: np.ndarray, is_right: np.ndarray) -> Statistic:
+    """Returns the statistic of `Bins.ece`, of confidences [n, k]."""
     count = len(confidence)
     places = bin_of(confidence) * count + np.arange(count)[:, None]
-    gaps = np.bincount(places.ravel(), (confidence - right).ravel(), minlength=BINS * count).reshape(BINS, count)
+    gaps = np.bincount(places.ravel(), (confidence - is_right).ravel(), minlength=BINS * count).reshape(BINS, count)
     return lambda times: {"ece": np.abs(gaps @ times).sum(axis=0) / confidence.size}
 
 
-def by_class(labels: np.ndarray, said: np.ndarray, classes: int) -> Statistic:
-    """`balanced_accuracy` and `macro_f1` from how many of each class occur, are predicted, and both."""
+def by_class(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Statistic:
+    """Returns the statistic of `balanced_accuracy` and `macro_f1`.
+
+    Args:
+        labels, predicted: a class each, int [n].
+        classes: how many there are.
+    """
     from scipy.sparse import csr_array
 
     def members(of: np.ndarray, weights: np.ndarray) -> csr_array:
         return csr_array((weights.astype(np.float64), (of, np.arange(len(of)))), shape=(classes, len(of)))
 
     ones = np.ones(len(labels))
-    there, called, both = members(labels, ones), members(said, ones), members(labels, said == labels)
+    occurring, called = members(labels, ones), members(predicted, ones)
+    hits = members(labels, predicted == labels)
 
     def statistic(times: np.ndarray) -> dict[str, np.ndarray]:
-        occur, right = there @ times, both @ times
+        occur, right = occurring @ times, hits @ times
         with np.errstate(invalid="ignore"):
             recall, f1 = right / occur, 2 * right / (occur + called @ times)
         return {"balanced_accuracy": _mean_of_defined(recall), "macro_f1": _mean_of_defined(f1)}
@@ -81,25 +89,31 @@ def by_class(labels: np.ndarray, said: np.ndarray, classes: int) -> Statistic:
     return statistic
 
 
-def by_label(has: np.ndarray, said: np.ndarray) -> Statistic:
+def by_label(has: np.ndarray, predicted: np.ndarray) -> Statistic:
+    """Returns the statistic of `f1` and `micro_f1`, of booleans [n, classes]."""
     # Whole numbers below 2**24 are exact in float32, which takes half the time.
-    both, sizes = (has & said).T.astype(np.float32), has.T.astype(np.float32) + said.T.astype(np.float32)
+    hits, sizes = (has & predicted).T.astype(np.float32), has.T.astype(np.float32) + predicted.T.astype(np.float32)
 
     def statistic(times: np.ndarray) -> dict[str, np.ndarray]:
         times = times.astype(np.float32)
-        return f1((both @ times).astype(np.float64), (sizes @ times).astype(np.float64))
+        return f1((hits @ times).astype(np.float64), (sizes @ times).astype(np.float64))
 
     return statistic
 
 
-def f1(both: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
-    """`f1` and `micro_f1` from how many of each class [classes, ...] occur and are predicted, and the sum of each."""
-    each = np.divide(2 * both, sizes, out=np.zeros(sizes.shape), where=sizes > 0)
-    return {"f1": each.mean(axis=0), "micro_f1": 2 * both.sum(axis=0) / np.maximum(sizes.sum(axis=0), 1)}
+def f1(hits: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
+    """Returns `f1` and `micro_f1`.
+
+    Args:
+        hits: how many of each class [classes, ...] occur and are predicted.
+        sizes: how many occur and how many are predicted, added.
+    """
+    each = np.divide(2 * hits, sizes, out=np.zeros(sizes.shape), where=sizes > 0)
+    return {"f1": each.mean(axis=0), "micro_f1": 2 * hits.sum(axis=0) / np.maximum(sizes.sum(axis=0), 1)}
 
 
 def by_target(values: np.ndarray, labels: np.ndarray) -> Statistic:
-    """`rmse`, `loss` and `r2`."""
+    """Returns the statistic of `rmse`, `loss` and `r2`, of [n, values]."""
     count = len(labels)
     squares, centered = np.square(values - labels).T, (labels - labels.mean(axis=0)).T
 
@@ -114,20 +128,23 @@ def by_target(values: np.ndarray, labels: np.ndarray) -> Statistic:
     return statistic
 
 
-def rankings(has: np.ndarray, scores: np.ndarray, name: str, both: bool) -> list[Statistic]:
-    """`auroc` and the mean average precision under its name, [n, classes]; none for more than a million scores.
+def rankings(has: np.ndarray, scores: np.ndarray, name: str, skip_constant: bool) -> list[Statistic]:
+    """Returns the statistic of `auroc` and of the mean average precision; none for more than a million scores.
 
     Args:
-        both: whether a class counts for the precision only where some examples do not have it.
+        has: which examples have each class, [n, classes].
+        scores: of each.
+        name: of the mean average precision.
+        skip_constant: whether a class that all examples of a resample have does not count for the precision.
     """
-    there = np.flatnonzero(has.any(axis=0))
-    if not len(there) or scores.size > LARGE:
+    occurring = np.flatnonzero(has.any(axis=0))
+    if not len(occurring) or scores.size > LARGE:
         return []
-    ranked = [_ranking(has[:, k], scores[:, k]) for k in there]
+    ranked = [_ranking(has[:, k], scores[:, k]) for k in occurring]
 
     def statistic(times: np.ndarray) -> dict[str, np.ndarray]:
-        areas, precisions = np.stack([one(times) for one in ranked], axis=1)
-        if both:
+        areas, precisions = np.stack([ranking(times) for ranking in ranked], axis=1)
+        if skip_constant:
             precisions[np.isnan(areas)] = np.nan
         return {"auroc": _mean_of_defined(areas), name: _mean_of_defined(precisions)}
 
@@ -135,7 +152,7 @@ def rankings(has: np.ndarray, scores: np.ndarray, name: str, both: bool) -> list
 
 
 def _ranking(has: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """AUROC and average precision of one class in each resample, from the examples [n] sorted once.
+    """Returns AUROC and average precision of a class in each resample, from the examples [n] sorted once.
 
     With weights, both are sums over the positive examples: AUROC of the negative ones below (those of an equal score
     count half), average precision of the part of positive ones among all that score at least as high.
@@ -160,14 +177,14 @@ def _ranking(has: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], tupl
 
 
 def _running(times: np.ndarray) -> np.ndarray:
-    """The sum of the first 0, 1, … n rows."""
+    """Returns the sum of the first 0, 1, … n rows."""
     sums = np.zeros((len(times) + 1, times.shape[1]))
     np.cumsum(times, axis=0, out=sums[1:])
     return sums
 
 
 def _mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Over classes [classes, draws]; NaN where none is."""
+    """Returns the mean over classes of [classes, draws], NaN where none is defined."""
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)

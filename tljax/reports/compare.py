@@ -8,7 +8,8 @@ import numpy as np
 
 from tljax.config.schema import Experiment
 from tljax.errors import InputError
-from tljax.problems.base import JUDGED
+from tljax.problems.metric import Metric
+from tljax.problems.registry import problem_for
 from tljax.reports import checks, statistics
 from tljax.reports.formatting import Scale
 from tljax.reports.run_metrics import measure, resampled
@@ -32,7 +33,8 @@ def section_of(title: str, runs: Sequence[Run], options: Options) -> Section:
     checks.check(runs, options.split)
     methods_tried = selection.methods(runs, options.tuned)
     chosen, words = selection.select_trials(runs, options.tuned), _words(methods_tried, options.tuned)
-    selected_by = JUDGED[runs[0].experiment.task.problem].best
+    problem = problem_for(runs[0].experiment)
+    selected_by = problem.headline.name
     options = dataclasses.replace(options, metric=options.metric or selected_by)
     entries, left_out = [], []
     for name, (method, settings) in zip(selection.names(list(methods_tried)), methods_tried.items(), strict=True):
@@ -48,12 +50,12 @@ def section_of(title: str, runs: Sequence[Run], options: Options) -> Section:
             entries.append((name, tried))
     if not entries:
         raise InputError(f"{title}: no method can be reported; {left_out[0].name}: {left_out[0].reason}")
-    methods = _compared(_methods(entries, options), options)
+    methods = _compared(_methods(entries, options), options, problem.metric(options.metric))
     chosen_runs = {run for _, tried in entries for setting in tried if setting.chosen for run in setting.runs}
     peeked = [run for run in runs if run not in chosen_runs and run.metrics("test") is not None]
     baseline = _baseline(methods, options.baseline) if len(methods) > 1 else None
     count = methods[0].run_metrics[0].count
-    return Section(title, options, selected_by, count, methods, baseline, left_out, peeked)
+    return Section(title, options, problem, count, methods, baseline, left_out, peeked)
 
 
 def _words(methods: Mapping[Experiment, Mapping[Experiment, list[Run]]], tuned: Sequence[str]) -> dict[Experiment, str]:
@@ -109,15 +111,15 @@ def _methods(entries: Sequence[tuple[str, Sequence[Setting]]], options: Options)
     return sorted(methods, key=lambda method: (method.cost("trainable_params"), method.name))
 
 
-def _compared(methods: Sequence[Method], options: Options) -> list[Method]:
+def _compared(methods: Sequence[Method], options: Options, metric: Metric) -> list[Method]:
     """Returns the methods with what each is beside the baseline and the best."""
     if len(methods) == 1:
         return [dataclasses.replace(methods[0], best=True)]
-    sign = -1 if Scale(options.metric, 1).less_is_better else 1
+    sign = -1 if metric.better == "lower" else 1
     best = max(methods, key=lambda method: round(sign * method.mean, 12))  # equal but for rounding is equal
     baseline = _baseline(methods, options.baseline)
     against_baseline, against_best = (_against(other, methods, options.test) for other in (baseline, best))
-    scale = Scale(options.metric, methods[0].run_metrics[0].count)
+    scale = Scale(metric, methods[0].run_metrics[0].count)
     compared = []
     for method in methods:
         beside = against_best.get(method.name)

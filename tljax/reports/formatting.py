@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from tljax.problems.base import LESS_IS_BETTER
+from tljax.problems.metric import Metric
 
 NOTHING = "–"
 
@@ -13,22 +13,27 @@ class Scale:
     """How the values of a metric are shown.
 
     Attributes:
-        metric: a name in `scores.summarize`.
+        measure: the metric.
         count: examples that it is of, which decide how many digits mean anything.
     """
 
-    metric: str
+    measure: Metric
     count: int
+
+    @property
+    def metric(self) -> str:
+        """Its name."""
+        return self.measure.name
 
     @property
     def percent(self) -> bool:
         """Whether values are shown in per cent, as parts of a whole are; not losses, errors and R²."""
-        return self.metric not in LESS_IS_BETTER and self.metric != "r2"
+        return self.measure.is_share
 
     @property
     def less_is_better(self) -> bool:
         """Whether a lower value is better."""
-        return self.metric in LESS_IS_BETTER
+        return self.measure.better == "lower"
 
     @property
     def title(self) -> str:

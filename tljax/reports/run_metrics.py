@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tljax.evals import plots
-from tljax.metrics import bootstrap, metrics
+from tljax.metrics import bootstrap
 from tljax.metrics.bootstrap import Statistic
-from tljax.metrics.metrics import Bins
+from tljax.metrics.classification import Bins
 from tljax.reports import checks
 from tljax.reports.runs import Run
 
@@ -46,26 +45,27 @@ def measure(run: Run, split: str, metric: str) -> RunMetrics:
     Args:
         run: a finished run.
         split: its name.
-        metric: a name in `metrics.summarize`.
+        metric: one of the problem's.
 
     Raises:
         InputError: they are not there, there is no such metric, or the run's result says another value of it.
     """
     predictions, metadata = run.predictions(split)
-    statistic = metrics.statistic(predictions.problem, predictions.logits, predictions.labels, metric)
+    problem = predictions.problem
+    statistic = problem.statistic(predictions.logits, predictions.labels, metric)
     value = float(statistic(np.ones((len(predictions.ids), 1)))[metric][0])
     checks.check_metric(run, metric, split, value)
     digest = hashlib.sha256(json.dumps(predictions.ids).encode() + np.ascontiguousarray(predictions.labels).tobytes())
-    classes = predictions.problem != "regression"
+    hits = problem.hits(predictions.logits, predictions.labels)
     return RunMetrics(
         value,
         metric,
         statistic,
         (metadata["data"], digest.hexdigest()),
         len(predictions.ids),
-        metrics.right(predictions.logits, predictions.labels) if classes else None,
-        metrics.calibration(predictions.logits, predictions.labels) if classes else None,
-        plots.confused(predictions.logits, predictions.labels) if predictions.problem == "single_label" else None,
+        hits and hits[1],
+        problem.calibration(predictions.logits, predictions.labels),
+        problem.confusion(predictions.logits, predictions.labels),
     )
 
 

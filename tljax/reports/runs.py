@@ -20,6 +20,7 @@ from tljax.evals import predictions
 from tljax.evals.evaluator import name_of
 from tljax.evals.predictions import Predictions
 from tljax.io import storage
+from tljax.problems.registry import problem_for
 
 _FREE = tuple(f"{section}." for section in RESULT_NEUTRAL_SECTIONS)
 
@@ -65,7 +66,7 @@ class Run:
         path = self.folder.path / "evaluations" / f"{name_of(self.result['steps'], split)}.parquet"
         if not path.exists():
             raise InputError(f"{self.name} has no predictions of {split}: {self.evaluation(split)} writes them")
-        return predictions.load(path)
+        return predictions.load(path, problem_for(self.experiment))
 
     def evaluation(self, split: str) -> str:
         """Returns the command that evaluates it on a split."""
@@ -80,7 +81,7 @@ class Run:
     def command(self) -> list[str]:
         """The words of the command that trains it anew, by itself, in another workdir."""
         plain = flatten_dict(to_dict(Experiment()), sep=".")
-        differing = [key for key, value in self.values.items() if value != plain[key] and not key.startswith(_FREE)]
+        differing = [key for key, value in self.values.items() if value != plain.get(key) and not key.startswith(_FREE)]
         keys = [shlex.quote(f"--config.{key}={self.values[key]}") for key in differing]
         return ["python", "-m", "tljax", "train", "--config=configs/default.py", "--workdir=runs/again", *keys]
 

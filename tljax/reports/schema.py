@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from tljax.problems.base import Problem
 from tljax.reports.formatting import Scale
 from tljax.reports.run_metrics import RunMetrics
 from tljax.reports.runs import Run
@@ -21,7 +22,7 @@ class Options:
 
     Attributes:
         split: that the methods are compared on.
-        metric: by default the one that the problem is judged by.
+        metric: by default the problem's headline.
         tuned: sections of a config in which the settings of a method differ.
         baseline: the name of the method that the others are compared with; by default the first.
         test: a name in `TESTS`.
@@ -120,7 +121,7 @@ class Section:
     Attributes:
         title: its name.
         options: as they were asked for, with the metric that was taken.
-        selected_by: the metric of the validation split that chooses settings.
+        problem: whose headline chooses settings, on the validation split.
         count: examples of the split.
         methods: by parameters that train, then by name.
         baseline: one of them; None where there is but one.
@@ -130,7 +131,7 @@ class Section:
 
     title: str
     options: Options
-    selected_by: str
+    problem: Problem
     count: int
     methods: Sequence[Method]
     baseline: Method | None
@@ -138,14 +139,19 @@ class Section:
     peeked: Sequence[Run]
 
     @property
+    def selected_by(self) -> str:
+        """The metric of the validation split that chooses settings."""
+        return self.problem.headline.name
+
+    @property
     def scale(self) -> Scale:
         """How the metric is shown."""
-        return Scale(self.options.metric, self.count)
+        return Scale(self.problem.metric(self.options.metric), self.count)
 
     @property
     def selected_scale(self) -> Scale:
         """How the metric that chooses settings is shown."""
-        return Scale(self.selected_by, self.count)
+        return Scale(self.problem.headline, self.count)
 
     @property
     def best(self) -> Method:

@@ -184,7 +184,7 @@ class TrialRunner:
         split, (start,) = run.inputs.splits["train"], feature_cache.stops(run, run.phases[0])
         features = feature_cache.computed(run, state, split, [start], training=True, halt=self.signal.raise_if_set)
         experiments, inputs = [trial.experiment for trial in mates], features[start]
-        return linear_probe.fit(experiments, inputs.array(), run.train_input(inputs), len(run.resolved.classes))
+        return linear_probe.fit(experiments, inputs.array(), run.train_input(inputs), run.network.outputs)
 
     def _finish(
         self,

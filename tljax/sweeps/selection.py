@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment
 from tljax.config.serialization import to_dict
 from tljax.errors import InputError
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import problem_of
 
 TUNED = ("optim",)
 
@@ -77,7 +77,7 @@ def methods(runs: Iterable[Run], tuned: Sequence[str] = TUNED) -> dict[Experimen
 def select_trials(runs: Iterable[Run], tuned: Sequence[str] = TUNED) -> dict[Experiment, list[Run]]:
     """Returns method -> the runs of its setting with the best mean validation metric over seeds.
 
-    The metric is the one that the problem is judged by. Of equal settings the first counts by what they say, so that a
+    The metric is the problem's headline. Of equal settings the first counts by what they say, so that a
     sweep, in a grid's order, and a report, in that of folders, choose the same. A setting of which a seed
     failed or is missing that another setting of the method has is not compared: fewer seeds are luckier. A method is
     left out where nothing is validated.
@@ -119,5 +119,5 @@ def _validated(run: Outcome) -> bool:
 
 
 def _quality(members: Sequence[Outcome]) -> float:
-    problem = JUDGED[members[0].experiment.task.problem]
-    return statistics.mean(problem.quality(run.result["splits"]["validation"]) for run in members)
+    headline = problem_of(members[0].experiment.task.problem).headline
+    return statistics.mean(headline.quality(run.result["splits"]["validation"]) for run in members)

@@ -10,7 +10,7 @@ from typing import Any
 from tljax import console
 from tljax.checkpoints.workdir import Workdir
 from tljax.errors import InputError
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import problem_of
 from tljax.sweeps import selection
 from tljax.sweeps.launchers import slurm
 from tljax.sweeps.trial import Trial, logs_folder
@@ -26,7 +26,7 @@ class TrialStatus:
         state: a name in `STATES`; what was begun and is not running is to do.
         step, steps: the last that was logged, and those of the whole run; 0 where they are not known.
         seconds: of training, so far.
-        validation: the metric that the problem is judged by; None before the end.
+        validation: the problem's headline; None before the end.
         note: why it failed, or who is at it.
         last: the latest metric that was logged, in words.
         left: seconds that the steps to come take, if they take what those before took; None where it is not known.
@@ -56,7 +56,7 @@ def read_status(trial: Trial) -> TrialStatus:
 
 
 def _read_status(trial: Trial) -> TrialStatus:
-    folder, metric = Workdir(trial.folder), JUDGED[trial.experiment.task.problem].best
+    folder, metric = Workdir(trial.folder), problem_of(trial.experiment.task.problem).headline.name
     result, error = folder.result, folder.error
     if result:
         validation = result["splits"].get("validation", {}).get(metric)
@@ -96,7 +96,7 @@ def show(trials: Sequence[Trial]) -> None:
     """Prints a row per setting, a line for each trial that was begun, failed or queues, and how many do what."""
     statuses = {trial: read_status(trial) for trial in trials}
     queued = slurm.waiting([trial.name for trial in trials], logs_folder(trials[0].folder.parent))
-    metric = JUDGED[trials[0].experiment.task.problem].best
+    metric = problem_of(trials[0].experiment.task.problem).headline.name
     settings = selection.by_setting(trials).values()
     rows = [
         _row(members[0].setting, [(trial.experiment.seed, statuses[trial]) for trial in members])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tljax import console
 from tljax.config.schema import Experiment
-from tljax.problems.base import JUDGED
+from tljax.problems.registry import problem_of
 from tljax.sweeps import selection
 from tljax.sweeps.trial import Trial
 
@@ -84,7 +84,7 @@ def sweep(trials: Sequence[Trial], protocol: Protocol, run_trials: RunTrials) ->
 
 def show(trials: Sequence[Trial], chosen: Collection[Experiment]) -> None:
     """Prints a row per setting, with the mean over its seeds, and a star at those that were chosen."""
-    metric, rows = JUDGED[trials[0].experiment.task.problem].best, []
+    metric, rows = problem_of(trials[0].experiment.task.problem).headline.name, []
     for setting, members in selection.by_setting(trials).items():
         done = [trial for trial in members if trial.result]
         cells = [_mean(done, name, metric) for name in ("validation", "test")]

@@ -17,7 +17,6 @@ from tljax.distributed import processes
 from tljax.distributed.preemption import PreemptionSignal
 from tljax.errors import InputError
 from tljax.evals.predictions import Predictions, predictions_of
-from tljax.problems.base import JUDGED
 from tljax.training import feature_cache
 from tljax.training.trackers import Trackers
 from tljax.tuning.phases import Phase
@@ -121,7 +120,7 @@ class Logger:
             return ""
         values = self.read()
         self._writer.write(step, "train", values)
-        trained = JUDGED[self._run.experiment.task.problem].trained
+        trained = self._run.problem.train_metric
         shown = ("loss", trained, "grad_norm", *(("skipped_steps",) if values["skipped_steps"] else ()))
         return console.plain({name: values[name] for name in shown} | {"input_seconds": self._clock.input_seconds})
 

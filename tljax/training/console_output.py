@@ -8,7 +8,6 @@ from tljax import console
 from tljax.checkpoints.workdir import Workdir
 from tljax.core.run import Run
 from tljax.data import diagnostics
-from tljax.problems.base import JUDGED
 from tljax.profiling.summary import assumptions
 
 
@@ -40,7 +39,7 @@ def print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
         result: as `result.json` holds it.
         folder: the run's.
     """
-    cost, best = result["cost"], JUDGED[run.experiment.task.problem].best
+    cost, best = result["cost"], run.problem.headline.name
     rows = []
     for split, metrics in result["splits"].items():
         rows.append((f"{split} {best.replace('_', ' ')}", f"{metrics[best]:.4f}", _beside(metrics, best)))
@@ -63,7 +62,7 @@ def print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
 
 def training_row(run: Run, folder: Workdir) -> list[tuple[str, str, str]]:
     """Returns a row with the training metric of the last step that was logged; none if it is not a number."""
-    trained = JUDGED[run.experiment.task.problem].trained
+    trained = run.problem.train_metric
     line = next((line for line in reversed(folder.metrics) if line.get(trained) is not None), None)
     if line is None:
         return []

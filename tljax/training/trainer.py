@@ -22,10 +22,9 @@ from tljax.data.dataset import Split
 from tljax.distributed import mesh, processes
 from tljax.distributed.preemption import PreemptionSignal, Stopped
 from tljax.errors import InputError
-from tljax.evals.evaluator import facts_of, name_of
+from tljax.evals.evaluator import metadata, name_of
 from tljax.evals.predictions import Predictions
 from tljax.io import storage
-from tljax.metrics import metrics as metrics_metrics
 from tljax.profiling import memory
 from tljax.profiling.summary import plan, show
 from tljax.training import feature_cache
@@ -229,19 +228,18 @@ def base_of(run: Run, state: TrainState) -> dict[str, jax.Array]:
 
 def _check_best(run: Run) -> None:
     """Raises InputError where no metric has the name by which a checkpoint is to be the best, or it is not a number."""
-    best, classes = run.experiment.checkpoint.best, len(run.resolved.classes)
+    best = run.experiment.checkpoint.best
     if best:
-        problem, splits = run.experiment.task.problem, run.inputs.splits
-        labels = np.arange(2) % classes if problem == "single_label" else np.eye(2, classes)
-        if problem == "regression" and "validation" in splits:
-            labels = splits["validation"].labels
-        metrics = metrics_metrics.summarize(problem, np.zeros((len(labels), classes)), labels, full=False)
+        problem, splits = run.problem, run.inputs.splits
+        split = splits.get("validation", splits["train"])
+        labels = split.labels[: 1000 if problem.has_classes else None]  # of values, one may be constant
+        metrics = problem.summarize(np.zeros((len(labels), run.network.outputs)), labels, full=False)
         known = [name for name, value in metrics.items() if isinstance(value, float)]
         if best not in known:
             raise InputError(no_such("checkpoint.best", best, known))
         if not math.isfinite(metrics[best]):
             raise InputError(
-                f"checkpoint.best={best} is not a number on {splits['validation'].name}, where a target is constant:"
+                f"checkpoint.best={best} is not a number on {split.name}, where a target is constant:"
                 f" take more examples, or another of {', '.join(known)}"
             )
 
@@ -251,7 +249,7 @@ def _keep(
 ) -> None:
     """Stores predictions of the last step as `evaluate` would, which then need not compute them."""
     file = f"{name_of(step, name)}.parquet"
-    facts = facts_of(folder.load(), checkpoints, step, name, split)
+    facts = metadata(folder.load(), checkpoints, step, name, split)
     storage.persistently(
         lambda: predictions.save(folder.evaluations / file, facts), f"{folder.path}/evaluations/{file}"
     )

@@ -5,10 +5,10 @@ from typing import Any
 
 from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
+from tljax.problems.registry import problem_of
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs.processors import FILTERS
 from tljax.weights.configs.timm import CROP_MODES, RESNET_POOLS, VIT_ARGS, VIT_POOLS
-from tljax.weights.configs.transformers import PROBLEMS
 
 Attributes = Mapping[str, Any]  # of a module of tljax.models
 
@@ -119,8 +119,8 @@ def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str
     if row.classes:
         config["id2label"] = {str(i): name for i, name in enumerate(row.classes)}
         config["label2id"] = {name: i for i, name in enumerate(row.classes)}
-    if row.problem:  # by which a pipeline makes scores of logits
-        config["problem_type"] = next(theirs for theirs, ours in PROBLEMS.items() if ours == row.problem)
+    if row.problem and (problem_type := problem_of(row.problem).hf_problem_type):
+        config["problem_type"] = problem_type  # by which a pipeline makes scores of logits
     return config
 
 

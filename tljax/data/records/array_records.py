@@ -3,13 +3,10 @@
 import collections
 import functools
 import itertools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tljax.data.dataset import Item, Label, Source, Task
 from tljax.data.input_spec import INPUTS
@@ -19,6 +16,7 @@ from tljax.data.records.record_reader import RecordReader
 from tljax.errors import InputError, message_of
 from tljax.io import checksums
 from tljax.io.download.fetch import create_once
+from tljax.problems.registry import problem_of
 
 
 def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
@@ -142,35 +140,18 @@ def _checked_label(source: Source, item: Item) -> Label:
     Raises:
         InputError: it is none of the classes, or not as many finite numbers as there are values.
     """
-    label, many = item.label, len(source.classes)
-    if source.problem == "regression":
-        values = np.atleast_1d(np.asarray(label, np.float64)).tolist()
-        if len(values) != many or not all(map(math.isfinite, values)):
-            raise InputError(f"{item.id}: label {label!r} is not {many} finite number(s); mend or remove it")
-        return tuple(values)
-    is_several = isinstance(label, tuple | list)
-    numbers = tuple(label) if is_several else (label,)
-    fits = (isinstance(number, int | np.integer) and 0 <= number < many for number in numbers)
-    if is_several == (source.problem == "single_label") or not all(fits):
-        raise InputError(f"{item.id}: label {label!r} is none of the classes 0 to {many - 1}; mend or remove it")
-    return tuple(sorted(set(numbers))) if is_several else int(numbers[0])
+    try:
+        return problem_of(source.problem).checked_label(item.label, len(source.classes))
+    except InputError as error:
+        raise InputError(f"{item.id}: {error}; mend or remove it") from error
 
 
 def _features(source: Source) -> Any:
     from tensorflow_datasets import features
 
-    names = list(source.classes)
-    labels = {
-        "single_label": lambda: features.ClassLabel(names=names),
-        "multi_label": lambda: features.Sequence(features.ClassLabel(names=names)),
-        "regression": lambda: features.Tensor(
-            shape=(len(names),),
-            dtype=np.float64,
-            encoding=features.Encoding.BYTES,  # TFDS would round others to float32
-        ),
-    }
     inputs = INPUTS[source.kind].tfds_features(source.pairs)
-    return features.FeaturesDict({**inputs, "label": labels[source.problem](), "id": features.Text()})
+    label = problem_of(source.problem).tfds_feature(source.classes)
+    return features.FeaturesDict({**inputs, "label": label, "id": features.Text()})
 
 
 def _write_for_tfds(folder: Path, features: Any, parts: Mapping[str, Sequence[Part]]) -> None:

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from tljax.errors import InputError
 from tljax.io import checksums
+from tljax.problems.registry import problem_of
 
 MAX_EXAMPLES = 1000
 MAX_BYTES = 64 * 2**20
 _WINDOW = 64  # examples that threads look at together
 _THREADS = min(4, os.cpu_count() or 1)
-_LABEL_TYPES = {"single_label": pa.int32(), "multi_label": pa.list_(pa.int32()), "regression": pa.list_(pa.float64())}
 
 Row = dict[str, Any]
 
@@ -69,7 +69,7 @@ class Part:
 
 def index_schema(problem: str) -> pa.Schema:
     """Returns the schema of `Base.index`."""
-    columns = {"id": pa.string(), "label": _LABEL_TYPES[problem], "height": pa.int32(), "width": pa.int32()}
+    columns = {"id": pa.string(), "label": problem_of(problem).label_type, "height": pa.int32(), "width": pa.int32()}
     return pa.schema({**columns, "bytes": pa.int64(), "sha256": pa.string()})
 
 

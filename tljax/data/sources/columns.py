@@ -16,6 +16,7 @@ from tljax.data.labels import Labels, differing_in_case, infer
 from tljax.data.sources.folder import SPLITS, unusable
 from tljax.errors import InputError
 from tljax.io import checksums
+from tljax.problems.registry import problem_of
 
 # What columns are called where `config.task` does not say, by what they hold.
 USUAL = {
@@ -104,8 +105,8 @@ def choose(names: Sequence[str], config: TaskConfig, name: str) -> Columns:
             near = difflib.get_close_matches(column, names, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise InputError(f"{name}: no column {column!r}; {hint}it has {', '.join(names)}")
-    if len(columns.labels) > 1 and config.problem == "single_label":
-        raise InputError(f"{name}: task.label={columns.labels}: task.problem=single_label takes one column")
+    if len(columns.labels) > 1 and problem_of(config.problem).one_class:
+        raise InputError(f"{name}: task.label={columns.labels}: task.problem={config.problem} takes one column")
     return columns
 
 
@@ -190,7 +191,7 @@ def say(name: str, labels: Labels, columns: Sequence[str], rows: Iterable[tuple[
         if has_label:
             console.console.print(f"{name}: {labels.describe(columns, where, values)}")
             break
-    if labels.problem != "regression" and (warning := differing_in_case(labels.classes)):
+    if problem_of(labels.problem).has_classes and (warning := differing_in_case(labels.classes)):
         console.console.print(f"{name}: labels: {warning}")
 
 

@@ -30,9 +30,8 @@ from tljax.data.sources.tfds_features import Features, choose
 from tljax.errors import InputError
 from tljax.io import checksums
 from tljax.io.download.fetch import cache_dir, create_once, locked
+from tljax.problems.registry import problem_of
 
-# Of an index; another one is made anew. Before the second there were no checksums.
-_LAYOUT = {"single_label": 2, "multi_label": 2, "regression": 3}
 _DESCRIPTION = "tfds.json"  # the seal of a set's `dataset_info.json`, and the like, beside its index
 
 
@@ -53,7 +52,14 @@ def load(spec: str, config: TaskConfig) -> Task:
     features = choose(builder.info, config, name)
     mend = f"prepare {builder.data_path} again with TFDS"
     stored = {split: RecordReader(builder, split, features.all, mend) for split in _splits(builder, features)}
-    key = [_LAYOUT[config.problem], _stamps(builder), features.kind, [*features.inputs], config.label, config.problem]
+    key = [
+        problem_of(config.problem).layout_version,
+        _stamps(builder),
+        features.kind,
+        [*features.inputs],
+        config.label,
+        config.problem,
+    ]
     key += [config.on_error, config.classes]
     folder = cache_dir() / "datasets" / f"tfds-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
     with create_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
@@ -198,10 +204,10 @@ def _is_withheld(stored: RecordReader, features: Features) -> bool:
 
 
 def _labels(stored: Mapping[str, RecordReader], features: Features, config: TaskConfig) -> Labels:
-    problem, columns = config.problem, features.labels
+    columns, has_classes = features.labels, problem_of(config.problem).has_classes
     if features.classes and config.classes:
         raise InputError(f"{config.dataset}: the data name the classes; leave task.classes empty")
-    if problem == "regression" and len(columns) == 1:
+    if not has_classes and len(columns) == 1:
         first = next(iter(stored.values())).__getitems__([0])[0]
         many = np.size(first[columns[0]])
         columns = columns if many == 1 else tuple(f"{columns[0]}_{i}" for i in range(many))
@@ -211,10 +217,10 @@ def _labels(stored: Mapping[str, RecordReader], features: Features, config: Task
             for row in range(len(records)):
                 yield f"{split}, record {row}", features.values(records.__getitems__([row])[0])
 
-    if features.classes and problem != "regression":
-        return infer(problem, columns, (), features.classes, numbered=True)
-    labels = infer(problem, columns, rows(), config.classes)
-    if problem != "regression":
+    if features.classes and has_classes:
+        return infer(config.problem, columns, (), features.classes, numbered=True)
+    labels = infer(config.problem, columns, rows(), config.classes)
+    if has_classes:
         say(config.dataset, labels, columns, rows())
     return labels
 
@@ -250,6 +256,6 @@ def _with_unique_ids(parts: Sequence[Part]) -> list[Part]:
 
 def _label(features: Features, labels: Labels, example: Mapping[str, Any]) -> Label:
     values = features.values(example)
-    if labels.problem == "regression":
+    if not problem_of(labels.problem).has_classes:
         values = np.ravel(values).tolist()
     return labels.encode(values)

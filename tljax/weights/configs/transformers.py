@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 from tljax.data.preprocessing import Preprocessing
 from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys, load_json
+from tljax.problems.registry import PROBLEMS
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import processors
 
 GELU = {"gelu": "erf", "gelu_python": "erf", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
-PROBLEMS = {"single_label_classification": "single_label", "multi_label_classification": "multi_label"}
-PROBLEMS |= {"regression": "regression"}
+_PROBLEMS = {problem.hf_problem_type: name for name, problem in PROBLEMS.items()}
 SILENT = "the default of transformers"  # where no key says for which head the weights are
 # Heads that read no pooler: where transformers makes a network for one of them, it has none.
 _OF_TOKENS = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering", "LMHeadModel")
@@ -57,7 +57,7 @@ def read(config: Mapping[str, Any], folder: Path, uri: str) -> Pretrained:
     architecture = family.attributes(keys)
     keys.only(is_encoder_decoder=False, pruned_heads={}, quantization_config=None, auto_map=None)
     keys.texts("architectures")
-    problem = keys.choice("problem_type", "", {"": "", **PROBLEMS})
+    problem = keys.choice("problem_type", "", {"": "", **_PROBLEMS})
     classes = _classes(keys)
     images, origins = Preprocessing(), {}
     if family.reads == "image":
