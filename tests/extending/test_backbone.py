@@ -61,7 +61,7 @@ def test_it_trains_by_name(shapes, tmp_path, strategy):
     before = flatten_dict(run.init_state().params, sep="/")
     train(run.experiment, tmp_path, prepared=run)
     with Workdir(tmp_path).checkpoints(run.experiment) as checkpoints:
-        step = checkpoints.resolve("latest")
+        step = checkpoints.find_step("latest")
         after = flatten_dict(checkpoints.restore(step, run.abstract_state(step)).params, sep="/")
     moved = {path for path, leaf in before.items() if not np.array_equal(leaf, after[path])}
     assert {"head/kernel", "head/bias"} <= moved

@@ -47,7 +47,7 @@ def _trained(run, folder: Path) -> tuple[dict, list[dict]]:
 def _first_step(run) -> tuple[jax.Array, np.ndarray]:
     """The outputs and labels of the first batch, before a step is taken."""
     state, batch = run.init_state(), next(iter(run.train_input().batches(0, 1)))
-    outputs = run.eval_step(8)(state.params, state.batch_stats, jnp.asarray(batch["input"]))
+    outputs = run.programs.eval_step(8)(state.params, state.batch_stats, jnp.asarray(batch["input"]))
     return outputs, batch["label"]
 
 
@@ -93,7 +93,7 @@ def test_a_problem_by_reference(dataset, tmp_path, monkeypatch):
     off = np.abs(kept.logits.argmax(axis=-1) - kept.labels).mean()
     assert result["splits"]["test"]["grades_off"] == evaluate(tmp_path / "run")["grades_off"] == off
     best = Workdir(tmp_path / "run").checkpoints(run.experiment)
-    assert best.resolve("best") == 3
+    assert best.find_step("best") == 3
     picture = next(Path(dataset.partition(":")[2]).glob("*/*.png"))
     ((_, answer),) = predict(tmp_path / "run", [picture])
     assert set(answer) == {"disc", "ring", "square"} and sum(answer.values()) == pytest.approx(1)

@@ -18,7 +18,7 @@ def print_header(run: Run) -> None:
     strategy = ", ".join([config.tuning.strategy, *(f"{k}={v}" for k, v in config.tuning.arguments.items())])
     console.console.print(
         f"{resolved.pretrained.backbone} ({weights}) on {config.task.dataset}: {strategy};"
-        f" {resolved.steps} steps of {config.task.batch_size} {_unit(run)}"
+        f" {resolved.steps} steps of {config.task.batch_size} {run.network.input_spec.describe()}"
         f", on {run.mesh.size} {jax.default_backend()} device(s)"
     )
     assumed = assumptions(run)
@@ -75,12 +75,6 @@ def _longest(run: Run) -> str:
     tokenizer, most = run.inputs.tokenizer, run.experiment.task.max_tokens
     cut = tokenizer.cut(most)
     return f"task.max_tokens={most}" if cut == most else f"{tokenizer.settings.limited_by}={cut}"
-
-
-def _unit(run: Run) -> str:
-    if run.network.reads == "text":
-        return f"texts of up to {run.resolved.length} tokens"
-    return f"images at {run.resolved.preprocessing.size} px"
 
 
 def _beside(metrics: dict[str, Any], metric: str) -> str:
