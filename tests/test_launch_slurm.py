@@ -5,15 +5,17 @@ import stat
 import sys
 import textwrap
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import submitit  # noqa: F401  as it sets up logging it has absl close its stream: not one that a test captures
 
 from tests.conftest import StopAt
+from tests.report import made
 from tljax.distributed.preemption import PreemptionSignal, Stopped
 from tljax.errors import InputError
+from tljax.sweeps import trial
 from tljax.sweeps.launchers import slurm
+from tljax.sweeps.launchers.base import Job
 
 SBATCH = """
     import os, pathlib, re, subprocess, sys
@@ -61,11 +63,8 @@ sys.exit(int(statuses[tries]))
 """
 
 
-class Trial:
-    """What the launcher asks of a trial."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.error = folder, None
+class Trial(trial.Trial):
+    """A trial whose result is a file that is there."""
 
     @property
     def result(self) -> bool:
@@ -92,11 +91,11 @@ def cluster(tmp_path, monkeypatch):
     return root
 
 
-def jobs_of(root: Path, *statuses: str) -> list[SimpleNamespace]:
+def jobs_of(root: Path, *statuses: str) -> list[Job]:
     """Jobs of a trial each; `statuses` are those of its tries, one after another."""
-    trials = [Trial(root / f"trial-{i}") for i in range(len(statuses))]
+    trials = [Trial({}, made.experiment(), root / f"trial-{i}") for i in range(len(statuses))]
     commands = [(sys.executable, "-c", WORK, str(p.folder), s) for p, s in zip(trials, statuses, strict=True)]
-    return [SimpleNamespace(name=p.folder.name, command=c, trials=(p,)) for p, c in zip(trials, commands, strict=True)]
+    return [Job(p.name, command, (p,)) for p, command in zip(trials, commands, strict=True)]
 
 
 def launcher(root: Path, *options: str):
@@ -146,17 +145,17 @@ def test_what_is_in_the_queue_is_not_submitted_again(tmp_path, cluster, capsys):
 
 def test_what_was_cancelled_while_it_saved_is_not_requeued(tmp_path, cluster):
     jobs = jobs_of(tmp_path / "runs", "75,0")
-    trial = jobs[0].trials[0]
-    trial.folder.mkdir(parents=True)
-    (trial.folder / "wait").touch()
+    (job_trial,) = jobs[0].trials
+    job_trial.folder.mkdir(parents=True)
+    (job_trial.folder / "wait").touch()
     with pytest.raises(Stopped):
         launcher(tmp_path / "runs")(jobs, StopAt(3))
     (cluster / "queue" / "7").write_text("COMPLETING")
-    (trial.folder / "wait").unlink()
+    (job_trial.folder / "wait").unlink()
     launcher(tmp_path / "runs")(jobs, PreemptionSignal())
-    assert trial.tries == 1 and not trial.result
+    assert job_trial.tries == 1 and not job_trial.result
     launcher(tmp_path / "runs")(jobs, PreemptionSignal())
-    assert trial.tries == 2 and trial.result
+    assert job_trial.tries == 2 and job_trial.result
 
 
 def test_options_of_sbatch(tmp_path, cluster):
