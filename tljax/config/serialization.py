@@ -32,7 +32,8 @@ def to_dict(value: Any) -> dict[str, Any]:
     """Returns a frozen config as plain nested dicts, as `config.json` holds it."""
     if hasattr(value, "to_section"):
         return value.to_section()
-    sections = {key: to_dict(item) for key, item in vars(value).items() if dataclasses.is_dataclass(item)}
+    items = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    sections = {key: to_dict(item) for key, item in items.items() if dataclasses.is_dataclass(item)}
     plain = {key: item for key, item in dataclasses.asdict(value).items() if item or key not in _LEFT_OUT_IF_EMPTY}
     return plain | sections
 

@@ -1,7 +1,6 @@
 """What a config leaves to the data and the weights."""
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +54,10 @@ class Resolved:
     length: int = 0
     truncated: tuple[int, int] = (0, 0)
 
-    @functools.cached_property
+    @property
     def input_spec(self) -> InputSpec:
-        """What the network reads."""
-        return input_spec(weights_pretrained.reads(self.pretrained), self.preprocessing, self.length)
+        """What the network reads: texts, if one has a length."""
+        return input_spec("text" if self.length else "image", self.preprocessing, self.length)
 
 
 def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -> tuple[Resolved, dict[str, Split]]:

@@ -114,11 +114,14 @@ def _identity(value: Any, field: str) -> bytes:
             return repr((str(value), *checksums.stamp(Path(value)))).encode()
         except OSError as error:
             raise InputError(f"{value}: cannot be read ({error.strerror})") from error
-    pixels = np.asarray(value) if isinstance(value, Image.Image | np.ndarray) else None
-    if pixels is None or (isinstance(value, np.ndarray) and (pixels.dtype != np.uint8 or pixels.ndim not in (2, 3))):
-        shape = f"{pixels.dtype} {list(pixels.shape)}" if pixels is not None else type(value).__name__
+    if isinstance(value, Image.Image):
+        return repr((value.mode, value.size)).encode() + value.tobytes()
+    pixels = np.asarray(value)
+    has_channels = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4))
+    if not isinstance(value, np.ndarray) or pixels.dtype != np.uint8 or not has_channels:
+        shape = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
         raise InputError(f"image is {shape}: give a path, a PIL image, or uint8 [height, width, channels]")
-    return repr((getattr(value, "mode", ""), pixels.shape)).encode() + pixels.tobytes()
+    return repr(pixels.shape).encode() + pixels.tobytes()
 
 
 def _read(examples: Sequence[Mapping[str, Any]], row: int, fields: tuple[str, ...]) -> Any:
