@@ -18,7 +18,7 @@ from tljax.distributed import processes
 from tljax.io import compilation_cache
 from tljax.problems.registry import problem_for
 from tljax.tuning import optimizers
-from tljax.tuning.masks import Masks, combine, partition
+from tljax.tuning.masks import Masks, combine_leaves, partition_leaves
 from tljax.tuning.phases import Phase
 
 
@@ -93,13 +93,14 @@ class CompiledPrograms:
         replicated, split = distributed_mesh.replicated(self._mesh), distributed_mesh.split(self._mesh)
         abstract = self.abstract_state(phase)
         mask = self._masks.frozen_mask(phase, abstract)
-        frozen, changing = partition(abstract, mask)
+        leaves, treedef = jax.tree.flatten(abstract)
+        frozen, changing = partition_leaves(leaves, mask)
         layouts = distributed_mesh.layouts(changing), distributed_mesh.layouts(frozen)
 
         def step(changing, frozen, batch, numbers):
-            state = combine(changing, frozen)
+            state = treedef.unflatten(combine_leaves(frozen, changing, mask))
             state, metrics = train_step(state, batch, self._spec(phase, numbers, start))
-            return partition(state, mask)[1], metrics
+            return partition_leaves(jax.tree.leaves(state), mask)[1], metrics
 
         jitted = jax.jit(
             step,

@@ -17,7 +17,7 @@ from tljax.problems.base import Problem
 from tljax.problems.losses import masked_sum
 from tljax.problems.registry import PROBLEMS
 from tljax.tuning import optimizers
-from tljax.tuning.masks import combine, partition
+from tljax.tuning.masks import combine, combine_leaves, partition, partition_leaves
 from tljax.tuning.multipliers import Tree
 
 Batch = dict[str, Any]  # as `data.pipeline.HostBatch`
@@ -36,18 +36,19 @@ class TrainStep:
     Attributes:
         program: (changing leaves, frozen leaves, batch, numbers) -> changed leaves, metrics.
         numbers: this run's.
-        frozen_mask: of each leaf of the train state, whether the step leaves it unchanged.
+        frozen_mask: of each leaf of the train state, in order, whether the step leaves it unchanged.
     """
 
     program: jax.stages.Compiled
     numbers: Numbers
-    frozen_mask: TrainState
+    frozen_mask: tuple[bool, ...]
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Takes a step; the arrays of `state` that it changes are gone afterwards."""
-        frozen, changing = partition(state, self.frozen_mask)
+        leaves, treedef = jax.tree.flatten(state)
+        frozen, changing = partition_leaves(leaves, self.frozen_mask)
         changed, metrics = self.program(changing, frozen, batch, self.numbers)
-        return combine(changed, frozen), metrics
+        return treedef.unflatten(combine_leaves(frozen, changed, self.frozen_mask)), metrics
 
 
 @dataclass(frozen=True)

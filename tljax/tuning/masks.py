@@ -33,6 +33,23 @@ def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
+def partition_leaves(leaves: Sequence[Any], mask: Sequence[bool]) -> tuple[list[Any], list[Any]]:
+    """Splits a list of leaves as `partition` does a tree, in a tenth of the time: for what is done in each step."""
+    pairs = list(zip(leaves, mask, strict=True))
+    return [leaf for leaf, select in pairs if select], [leaf for leaf, select in pairs if not select]
+
+
+def combine_leaves(selected: Sequence[Any], others: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
+    """Puts the halves of `partition_leaves` together.
+
+    Args:
+        selected, others: the halves.
+        mask: by which they were split.
+    """
+    left, right = iter(selected), iter(others)
+    return [next(left if select else right) for select in mask]
+
+
 @dataclass(frozen=True, eq=False)
 class Masks:
     """What the phases of a run train and what they freeze.
@@ -64,20 +81,17 @@ class Masks:
         groups = self.layout.groups[:-1]
         return next((i for i, group in enumerate(groups) if group not in phase.frozen), len(groups))
 
-    def frozen_mask(self, phase: Phase, state: Tree) -> Tree:
-        """Returns a bool a leaf of the train state: whether the steps of a phase leave it unchanged.
+    def frozen_mask(self, phase: Phase, state: Tree) -> tuple[bool, ...]:
+        """Returns a bool a leaf of the train state, in order: whether the steps of a phase leave it unchanged.
 
         Args:
             phase: one of the run's, or made of one.
             state: a train state in that phase, or its shapes.
         """
-        names = self.frozen_in([phase])
-
-        def is_frozen(path: Any, _: Any) -> bool:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return name in names or name.startswith("anchor/")
-
-        return jax.tree_util.tree_map_with_path(is_frozen, state)
+        frozen = self.frozen_in([phase])
+        paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(state))
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+        return tuple(name in frozen or name.startswith("anchor/") for name in names)
 
     def frozen_names(self, step: int = 0) -> frozenset[str]:
         """Returns the leaves of the train state (as `flatten_state` names them) that `step` steps have left unchanged.
