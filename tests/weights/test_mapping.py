@@ -5,7 +5,7 @@ from tljax.errors import InputError
 from tljax.weights.mapping import LINEAR, ParamMapping, Table, convert, unconvert
 
 TABLE = Table(
-    rules=(
+    mappings=(
         ParamMapping("fc1.weight", "fc1/kernel", LINEAR),
         ParamMapping("fc2.weight", "fc2/kernel", LINEAR),
         ParamMapping("q", "qk", part=(0, 2)),
