@@ -42,8 +42,9 @@ def sweep(arg):
 
 def kept(arg: str, rates: int, seeds: int) -> list[dict[str, Any]]:
     """The sweep with fewer rates and seeds."""
-    wanted = RATES[arg][:rates], SEEDS[:seeds]
-    return [one for one in sweep(arg) if one["optim.learning_rate"] in wanted[0] and one["seed"] in wanted[1]]
+    kept_rates, kept_seeds = RATES[arg][:rates], SEEDS[:seeds]
+    trials = [(values, values["optim.learning_rate"], values["seed"]) for values in sweep(arg)]
+    return [values for values, rate, seed in trials if rate in kept_rates and seed in kept_seeds]
 
 
 def timed(verb: str, *arguments: object, cache: Path) -> float:
@@ -87,20 +88,20 @@ def main() -> None:
     shutil.rmtree(root / "compiled")
     # With every run tested, as those that train by themselves are.
     together = timed("sweep", *named, f"--root={root / 'together'}", "--peek-test", cache=root)
-    points = sweeps.points(experiment, overrides, root / "together")
+    trials = sweeps.make_trials(experiment, overrides, root / "together")
     strategies: dict[str, list[sweeps.Trial]] = {}
-    for point in points:
-        strategies.setdefault(point.experiment.tuning.strategy + str(point.experiment.tuning.k or ""), []).append(point)
+    for trial in trials:
+        strategies.setdefault(trial.experiment.tuning.strategy + str(trial.experiment.tuning.k or ""), []).append(trial)
     rows, alone, allowed, differences = [], 0.0, [0.0, 0.0], []
     for name, members in strategies.items():
         seconds, results = [], []
-        for number, point in enumerate(members[: options.alone or len(members)]):
+        for number, trial in enumerate(members[: options.alone or len(members)]):
             workdir = root / "alone" / f"{name}-{number}"
-            keys = [f"--config.{key}={value}" for key, value in point.overrides.items()]
+            keys = [f"--config.{key}={value}" for key, value in trial.overrides.items()]
             seconds.append(timed("train", *named, *keys, "--config.cache=off", f"--workdir={workdir}", cache=root))
             results.append(json.loads((workdir / "result.json").read_text()))
-            for split, mine in point.result["splits"].items():
-                differences.append(abs(mine["accuracy"] - results[-1]["splits"][split]["accuracy"]))
+            for split, metrics in trial.result["splits"].items():
+                differences.append(abs(metrics["accuracy"] - results[-1]["splits"][split]["accuracy"]))
         whole = statistics.median(seconds) * len(members)
         cost, size = results[0]["cost"], experiment.task.batch_size
         uncached = flops(results[0], size, cost["forward_flops"]) * len(members)
@@ -112,7 +113,7 @@ def main() -> None:
             (name, len(members), f"{statistics.median(seconds):.0f}", f"{whole:.0f}", f"{uncached / cached:.1f}")
         )
     examples = experiment.task.batch_size
-    results = [point.result for point in points]
+    results = [trial.result for trial in trials]
     counted = sum(split["count"] for split in results[0]["splits"].values()) + round(
         results[0]["steps"] * examples / options.epochs
     )
@@ -125,17 +126,20 @@ def main() -> None:
     print(f"\nalone {alone:.0f} s, sweep {together:.0f} s: {wall:.2f} ×; the compiled FLOPs allow {factor:.2f} ×")
     print(f"so {wall / factor:.2f} of what they allow; largest difference in accuracy {max(differences):.4f}")
     if not options.alone:
-        print("the same settings are best:", _same_best(points, root, strategies))
+        print("the same settings are best:", _same_best(trials, root, strategies))
 
 
-def _same_best(points: list[sweeps.Trial], root: Path, strategies: dict[str, list[sweeps.Trial]]) -> bool:
+def _same_best(trials: list[sweeps.Trial], root: Path, strategies: dict[str, list[sweeps.Trial]]) -> bool:
     alone = [
-        sweeps.Trial(point.overrides, point.experiment, root / "alone" / f"{name}-{number}")
+        sweeps.Trial(trial.overrides, trial.experiment, root / "alone" / f"{name}-{number}")
         for name, members in strategies.items()
-        for number, point in enumerate(members)
+        for number, trial in enumerate(members)
     ]
-    chosen = [{name: members[0].setting for name, members in selection.chosen(of).items()} for of in (points, alone)]
-    return chosen[0] == chosen[1]
+    together, apart = (
+        {name: members[0].setting for name, members in selection.select_trials(group).items()}
+        for group in (trials, alone)
+    )
+    return together == apart
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tljax.config.schema import Experiment
 from tljax.core.run import Resolved, Run
 from tljax.data.preprocessing import Preprocessing
 from tljax.distributed import mesh as distributed_mesh
-from tljax.tuning import multipliers
+from tljax.tuning.masks import partition
 from tljax.weights.catalog import Pretrained
 
 STRATEGIES = {
@@ -54,19 +54,19 @@ def make_run(
     return run
 
 
-def told(program: jax.stages.Compiled) -> dict[str, int]:
+def collective_bytes(program: jax.stages.Compiled) -> dict[str, int]:
     """Bytes of the arrays that collective operations give each device, by kind; of a loop's body once."""
-    found = dict.fromkeys(_KINDS, 0)
+    counts = dict.fromkeys(_KINDS, 0)
     for result, kind in _OPERATION.findall(program.as_text()):
         for of, shape in _ARRAY.findall(result):
             bits = 8 if of == "pred" else int(re.sub(r"\D", "", of))
-            found[kind] += bits // 8 * math.prod(int(n) for n in shape.split(",") if n)
-    return {kind: count for kind, count in found.items() if count}
+            counts[kind] += bits // 8 * math.prod(int(n) for n in shape.split(",") if n)
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def trainable_bytes(run: Run) -> int:
     """Of the arrays that train, in all."""
-    leaves = jax.tree.leaves(multipliers.select(run.abstract_state().params, run.multipliers))
+    leaves = jax.tree.leaves(partition(run.abstract_state().params, run.masks.multipliers)[0])
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
@@ -85,12 +85,12 @@ def main() -> None:
     print(f"| strategy | trains, MB | all-reduce, MB | other, MB | at 512 devices, ms |\n|{'---|' * 5}")
     for name, arguments in STRATEGIES.items():
         run = make_run(options.devices, **arguments)
-        found = told(run.train_step(run.phases[0]).program)
-        summed, trains = found.pop("all-reduce", 0), trainable_bytes(run)
+        counts = collective_bytes(run.programs.train_step(run.phases[0]).program)
+        summed, trains = counts.pop("all-reduce", 0), trainable_bytes(run)
         seconds = ring_seconds(summed, 512, options.gigabytes * 1e9, options.microseconds * 1e-6)
         cells = (
             f"`{name}`",
-            *(f"{n / 1e6:.3f}" for n in (trains, summed, sum(found.values()))),
+            *(f"{n / 1e6:.3f}" for n in (trains, summed, sum(counts.values()))),
             f"{1e3 * seconds:.2f}",
         )
         print(f"| {' | '.join(cells)} |", flush=True)

@@ -34,7 +34,6 @@ from tljax.cli.convert import convert
 from tljax.config.schema import BackboneConfig
 from tljax.data.preprocessing import Preprocessing
 from tljax.models.registry import BACKBONES, Backbone, attributes
-from tljax.models.text.bert import Bert
 from tljax.weights import pretrained
 from tljax.weights.adapt import adapt_channels, with_channels
 from tljax.weights.catalog import Pretrained
@@ -90,7 +89,7 @@ def random(name: str, row: str, module: Backbone, size: int) -> Case:
 
 def with_inputs(case: Case, channels: int) -> Case:
     """The case, adapted to another number of channels."""
-    first = pretrained.FIRST_KERNEL[type(case.module)]
+    first = case.module.input_kernel
     arrays = {**case.arrays, first: adapt_channels(case.arrays[first], channels)}
     x = np.concatenate([case.x, case.x], -1)[..., :channels]
     return replace(case, name=f"{case.name}, {channels} channel(s)", arrays=arrays, x=x, channels=channels)
@@ -105,9 +104,9 @@ def ours(case: Case) -> np.ndarray:
     """Logits, else features; of a text encoder without a head the hidden states."""
     variables = jax.tree.map(jnp.asarray, unflatten_dict(dict(case.arrays), sep="/"))
     head = variables.pop("head", None)
-    bare = isinstance(case.module, Bert) and head is None
-    found = jax.jit(lambda v, x: case.module.apply(v, x, pool=not bare))(variables, case.x)
-    return np.asarray(found if head is None else found @ head["kernel"] + head["bias"])
+    bare = case.module.input_spec.kind == "text" and head is None
+    output = jax.jit(lambda v, x: case.module.apply(v, x, pool=not bare))(variables, case.x)
+    return np.asarray(output if head is None else output @ head["kernel"] + head["bias"])
 
 
 def images(case: Case) -> torch.Tensor:
@@ -121,11 +120,11 @@ def by_timm(folder: Path, case: Case) -> np.ndarray:
 
 def by_transformers(folder: Path, case: Case) -> np.ndarray:
     head = "head/kernel" in case.arrays
-    if isinstance(case.module, Bert):
+    if case.module.input_spec.kind == "text":
         load = transformers.AutoModelForSequenceClassification if head else transformers.AutoModel
         model = load.from_pretrained(folder).eval()
-        found = model(**{name: torch.from_numpy(np.asarray(value)).long() for name, value in case.x.items()})
-        return (found.logits if head else found.last_hidden_state).numpy()
+        output = model(**{name: torch.from_numpy(np.asarray(value)).long() for name, value in case.x.items()})
+        return (output.logits if head else output.last_hidden_state).numpy()
     transformers.AutoImageProcessor.from_pretrained(folder)
     model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
     return model(images(case)).logits.numpy()
@@ -169,12 +168,12 @@ def cases() -> list[tuple[Case, str]]:
 
 def difference(case: Case, library: str, folder: Path) -> tuple[str, str, str, str, str]:
     """A row of the table."""
-    size = 224 if isinstance(case.module, Bert) else case.x.shape[1]
+    size = 224 if case.module.input_spec.kind == "text" else case.x.shape[1]
     expects = with_channels(Preprocessing(size), case.channels)
     row = Pretrained("", "", case.row, "", expects, "unknown", architecture=attributes(case.module))
     (folder / "ours").mkdir(parents=True)
     pretrained.write(folder / "ours", row, case.arrays)
-    wanted = ours(case)
+    expected = ours(case)
     try:
         convert(BackboneConfig(weights=str(folder / "ours")), folder / library, to=library)
         with torch.inference_mode():
@@ -182,8 +181,8 @@ def difference(case: Case, library: str, folder: Path) -> tuple[str, str, str, s
     except Exception as error:  # whatever the library says of what it was given
         return case.name, library, " ".join(str(error).split())[:200], "", "NO"
     tolerance = TOLERANCES.get(type(case.module).__name__, TOLERANCE)
-    moved = float(abs(theirs - wanted).max()) if theirs.shape == wanted.shape else np.inf
-    return case.name, library, f"{moved:.1e}", f"{wanted.std():.2f}", "yes" if moved <= tolerance else "NO"
+    moved = float(abs(theirs - expected).max()) if theirs.shape == expected.shape else np.inf
+    return case.name, library, f"{moved:.1e}", f"{expected.std():.2f}", "yes" if moved <= tolerance else "NO"
 
 
 def pth(folder: Path, legacy: bool) -> str:
@@ -196,12 +195,12 @@ def pth(folder: Path, legacy: bool) -> str:
     state |= {"count": torch.tensor(7), "parameter": torch.nn.Parameter(base), "empty": torch.empty(0, 3)}
     path = folder / "weights.pth"
     torch.save({"state_dict": state, "epoch": 3}, path, _use_new_zipfile_serialization=not legacy)
-    found = files.read(path)
-    same = set(found) == set(state)
+    arrays = files.read(path)
+    same = set(arrays) == set(state)
     for name, tensor in state.items():
         plain = tensor.detach().contiguous()
         bits = plain.view(torch.int16).numpy() if plain.dtype == torch.bfloat16 else plain.numpy()
-        same &= found[name].shape == tuple(tensor.shape) and found[name].tobytes() == bits.tobytes()
+        same &= arrays[name].shape == tuple(tensor.shape) and arrays[name].tobytes() == bits.tobytes()
     return "yes" if same else "NO"
 
 

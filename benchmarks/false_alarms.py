@@ -26,15 +26,15 @@ def right(rng: np.random.Generator, seeds: int, uneven: float) -> np.ndarray:
 
 def alarms(seeds: int, uneven: float, trials: int) -> tuple[float, float]:
     """The part of trials in which the bootstrap, and the t-test, find a difference at 0.05."""
-    rng, found = np.random.default_rng(0), np.zeros(2)
+    rng, rates = np.random.default_rng(0), np.zeros(2)
     times = rng.multinomial(EXAMPLES, [1 / EXAMPLES] * EXAMPLES, size=DRAWS).T / EXAMPLES
     for _ in range(trials):
-        mine, others = right(rng, seeds, uneven).astype(float)
-        differences = mine - others
-        found[0] += statistics.bootstrap_test(differences.mean(axis=1), differences @ times).p < 0.05
+        ours, others = right(rng, seeds, uneven).astype(float)
+        differences = ours - others
+        rates[0] += statistics.bootstrap_test(differences.mean(axis=1), differences @ times).p < 0.05
         if seeds > 1:
-            found[1] += statistics.t_test(mine.mean(axis=1), others.mean(axis=1)).p < 0.05
-    return tuple(found / trials)
+            rates[1] += statistics.t_test(ours.mean(axis=1), others.mean(axis=1)).p < 0.05
+    return tuple(rates / trials)
 
 
 def main() -> None:

@@ -292,8 +292,8 @@ def main() -> int:
             folder.mkdir()
             count = max(1, round(options.scale * COUNTS[kind]))
             with console.quiet(), contextlib.redirect_stderr(io.StringIO()):
-                found = list(KINDS[kind](folder, count, random.Random(options.seed)))
-            for what, result, message in found:
+                results = list(KINDS[kind](folder, count, random.Random(options.seed)))
+            for what, result, message in results:
                 outcomes[result] += 1
                 if result in ("wrong", "traceback"):
                     print(f"{kind}: {what}: {result}: {message}", file=sys.stderr)

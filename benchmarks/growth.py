@@ -44,18 +44,18 @@ def step(
     size = Preprocessing(size=image_size)
     row = Pretrained("", "", "vit_small_patch16", "", size, "none", architecture={"depth": depth})
     run = Run(Experiment.from_config(values), Resolved(row, size, tuple("0123456789"), 100, 1000, "none"))
-    program, state, times = run.train_step(run.phases[0]), run.init_state(), []
+    program, state, times = run.programs.train_step(run.phases[0]), run.init_state(), []
     batch = jax.tree.map(lambda leaf: jax.device_put(np.ones(leaf.shape, leaf.dtype), leaf.sharding), _batch(run))
     for _ in range(rounds + 1):
         began = clock()
-        state, found = program(state, batch)
-        jax.block_until_ready((state, found))
+        state, metrics = program(state, batch)
+        jax.block_until_ready((state, metrics))
         times.append(clock() - began)
     return statistics.median(times[1:]), program.program.cost_analysis()["flops"]
 
 
 def _batch(run: Run):
-    return run.abstract_batch(run.batch_size)
+    return run.programs.abstract_batch(run.batch_size)
 
 
 def build(folder: Path, examples: int, clock: Callable[[], float]) -> float:

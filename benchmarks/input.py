@@ -114,13 +114,13 @@ def tljax_cached(files: Files, crop: str, decode: str) -> Epoch:
     return _batches(cache(files, crop, preprocessing), lambda source, rng: view(source, rng=rng))
 
 
-def cache(files: Files, crop: str, preprocessing: Preprocessing) -> array_cache.Store:
+def cache(files: Files, crop: str, preprocessing: Preprocessing) -> array_cache.ArrayCache:
     """`source_view` of each file, as a run keeps it."""
     sources = (
         images.source_view(path.read_bytes(), path.name, preprocessing, decode="exact", resize=CROPS[crop], crop=crop)
         for path in files.paths
     )
-    return array_cache.stored(files.root.parent / f"{files.root.name}-{crop}", sources, {})
+    return array_cache.get_or_create(files.root.parent / f"{files.root.name}-{crop}", sources, {})
 
 
 def _batches(sources: list, view: Callable[[object, np.random.Generator], np.ndarray]) -> Epoch:
@@ -151,10 +151,10 @@ def rates(epochs: dict[str, Epoch], count: int, rounds: int) -> dict[str, float]
     for _ in range(rounds + 1):
         for name, epoch in epochs.items():
             start = time.perf_counter()
-            made = sum(len(batch[0]) if isinstance(batch, list) else len(batch) for batch in epoch())
+            examples = sum(len(batch[0]) if isinstance(batch, list) else len(batch) for batch in epoch())
             seconds[name].append(time.perf_counter() - start)
-            assert made == count, (name, made)
-    return {name: count / statistics.median(found[1:]) for name, found in seconds.items()}
+            assert examples == count, (name, examples)
+    return {name: count / statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 def main() -> None:
@@ -173,16 +173,16 @@ def main() -> None:
             root = Path(folder) / f"{width}x{height}"
             make(root, width, height, options.files)
             for crop in CROPS:
-                found = rates(pipelines(Files(root, options.interpolation), crop), options.files, options.rounds)
-                base, normalized = list(found.values())[:2]
+                speeds = rates(pipelines(Files(root, options.interpolation), crop), options.files, options.rounds)
+                base, normalized = list(speeds.values())[:2]
                 cells = [
                     (name, f"{rate:.0f}", f"{rate / base:.2f}", f"{rate / normalized:.2f}")
-                    for name, rate in found.items()
+                    for name, rate in speeds.items()
                 ]
                 title = f"{width} × {height}, {crop} crop, {options.interpolation}"
                 console.table(title, ("", "images/s", "÷ uint8", "÷ normalized"), cells)
                 rows += [{"width": width, "height": height, "crop": crop, "interpolation": options.interpolation,
-                          "pipeline": name, "images_per_second": rate} for name, rate in found.items()]  # fmt: skip
+                          "pipeline": name, "images_per_second": rate} for name, rate in speeds.items()]  # fmt: skip
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

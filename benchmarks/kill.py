@@ -193,16 +193,16 @@ class Life:
 
     def ended(self, process: subprocess.Popen, status: Iterable[int] = (0,)) -> int:
         """Waits for a process, which must exit with a `status`, and alone."""
-        found = process.wait(timeout=600)
-        if found not in status:
-            raise SystemExit(f"{self.recipe}: exit status {found}, not {status}\n{self.log[-3000:]}")
+        exit_status = process.wait(timeout=600)
+        if exit_status not in status:
+            raise SystemExit(f"{self.recipe}: exit status {exit_status}, not {status}\n{self.log[-3000:]}")
         deadline = time.monotonic() + 10
         with contextlib.suppress(ProcessLookupError):
             while time.monotonic() < deadline:
                 os.killpg(process.pid, 0)
                 time.sleep(0.01)
             raise SystemExit(f"{self.recipe}: processes of group {process.pid} outlived the one that began it")
-        return found
+        return exit_status
 
     def phase(self) -> str:
         """Of the latest process, running or dead: a row of `PHASES`, or `start`."""
@@ -223,18 +223,18 @@ class Life:
 
     def _touched(self, paths: Iterable[Path]) -> list[Path]:
         """Those that the latest process changed, not what an earlier one left."""
-        found = []
+        changed = []
         for path in paths:
             with contextlib.suppress(FileNotFoundError):  # it was renamed or removed meanwhile
                 if path.stat().st_mtime >= self.started:
-                    found.append(path)
-        return found
+                    changed.append(path)
+        return changed
 
     def names(self) -> set[str]:
         """What lies in the workdir and the cache, down to a checkpoint's folder."""
-        found = (path for base in (self.workdir, self.cache) for glob in ("*", "*/*") for path in base.glob(glob))
+        paths = (path for base in (self.workdir, self.cache) for glob in ("*", "*/*") for path in base.glob(glob))
         # TensorBoard's events are a file for each process.
-        return {re.sub(r"events\.out\..*", "events", str(path.relative_to(self.folder))) for path in found}
+        return {re.sub(r"events\.out\..*", "events", str(path.relative_to(self.folder))) for path in paths}
 
     def strays(self, names: set[str]) -> list[str]:
         """What is there beside `names`, or not done; what the workdir lacks; and programs that cannot be read."""
@@ -252,21 +252,21 @@ def outcome(workdir: Path) -> dict[str, Any]:
     folder = Workdir(workdir)
     experiment, resolved = folder.load()
     run = Run(experiment, resolved, tokenizer=folder.tokenizer)
-    found: dict[str, Any] = {"plan": folder.plan}
+    contents: dict[str, Any] = {"plan": folder.plan}
     with folder.checkpoints(experiment) as saved:
         for step in saved.steps:
             state = saved.restore(step, run.abstract_state(step))
             for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-                found[f"step {step}: {jax.tree_util.keystr(path)}"] = np.asarray(leaf).tobytes()
+                contents[f"step {step}: {jax.tree_util.keystr(path)}"] = np.asarray(leaf).tobytes()
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    found["metrics"] = [_timeless(line) for line in lines]
-    found |= {f"result: {key}": value for key, value in _timeless(folder.result).items()}
+    contents["metrics"] = [_timeless(line) for line in lines]
+    contents |= {f"result: {key}": value for key, value in _timeless(folder.result).items()}
     for path in (workdir / "evaluations").glob("*.json"):
-        found[path.name] = json.loads(path.read_text())
+        contents[path.name] = json.loads(path.read_text())
     for path in (workdir / "evaluations").glob("*.parquet"):
         kept, _ = predictions.load(path)
-        found[path.name] = kept.ids, kept.labels.tobytes(), kept.logits.tobytes()
-    return found
+        contents[path.name] = kept.ids, kept.labels.tobytes(), kept.logits.tobytes()
+    return contents
 
 
 def checkpoints(workdir: Path) -> tuple[list[int], list[Path]]:
@@ -366,24 +366,24 @@ def kill(
         left = list(itertools.islice(moments, count))
         rng.shuffle(left)
         verbs = ("train", "evaluate") if "evaluate" in left else ("train",)
-        one = life(recipe, "whole")
-        seconds = [one.end(verb) for verb in verbs]
-        whole = Whole(outcome(one.workdir), one.names(), seconds[0])
+        attempt = life(recipe, "whole")
+        seconds = [attempt.end(verb) for verb in verbs]
+        whole = Whole(outcome(attempt.workdir), attempt.names(), seconds[0])
         _tell(f"{recipe}: {seconds[0]:.1f} s without a kill")
         row = Row(recipe)
         while left:
-            one = life(recipe, str(row.runs))
+            attempt = life(recipe, str(row.runs))
             for verb in verbs:
-                _live(one, verb, left, whole, row, number, rng)
-            found = outcome(one.workdir)
-            wrong = [key for key in found | whole.outcome if found.get(key) != whole.outcome.get(key)]
-            strays = one.strays(whole.names)
-            row.different += [f"{one.folder.name}: {key}" for key in wrong]
-            row.strays += [f"{one.folder.name}: {name}" for name in strays]
+                _live(attempt, verb, left, whole, row, number, rng)
+            contents = outcome(attempt.workdir)
+            wrong = [key for key in contents | whole.outcome if contents.get(key) != whole.outcome.get(key)]
+            strays = attempt.strays(whole.names)
+            row.different += [f"{attempt.folder.name}: {key}" for key in wrong]
+            row.strays += [f"{attempt.folder.name}: {name}" for name in strays]
             row.runs += 1
             _tell(f"{recipe}: run {row.runs} ended, {'; '.join([*wrong, *strays]) or 'identical'}")
             if not (wrong or strays):
-                shutil.rmtree(one.folder)
+                shutil.rmtree(attempt.folder)
         rows.append(row)
     return rows
 

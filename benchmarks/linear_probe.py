@@ -85,8 +85,8 @@ def main() -> None:
             began = time.perf_counter()
             environment = os.environ | {"TLJAX_CACHE": f"{root}/cache-{epochs}"}
             subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-            mine, theirs = time.perf_counter() - began, start + epochs * epoch
-            print(f"| {epochs} | {theirs:.0f} | {mine:.1f} | {theirs / mine:.1f} |", flush=True)
+            ours, theirs = time.perf_counter() - began, start + epochs * epoch
+            print(f"| {epochs} | {theirs:.0f} | {ours:.1f} | {theirs / ours:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -94,10 +94,10 @@ def compare(plain: Callable[[], None], ours: Callable[[], None]) -> tuple[float,
     """Median seconds of each, run in turn."""
     seconds: dict[Callable, list[float]] = {plain: [], ours: []}
     for _ in range(ROUNDS):
-        for call, found in seconds.items():
+        for call, times in seconds.items():
             start = time.perf_counter()
             call()
-            found.append(time.perf_counter() - start)
+            times.append(time.perf_counter() - start)
     return median(seconds[plain][1:]), median(seconds[ours][1:])
 
 

@@ -75,8 +75,8 @@ def large_product(flops: float, size: int = 2048) -> Call:
 
     def call():
         for _ in range(times):
-            found = program(a, a)
-        jax.block_until_ready(found)
+            product = program(a, a)
+        jax.block_until_ready(product)
 
     return call
 
@@ -85,11 +85,11 @@ def plain_loss(params: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.
     return optax.softmax_cross_entropy_with_integer_labels(x @ params["kernel"] + params["bias"], y).mean()
 
 
-def plain(x: np.ndarray, stream: TrainInput, one: Experiment, classes: int, steps: int) -> Call:
+def plain(x: np.ndarray, stream: TrainInput, experiment: Experiment, classes: int, steps: int) -> Call:
     """One head, as one writes it: optax's AdamW of a kernel [features, classes], and a scan over steps."""
     rows, features, labels = jnp.asarray(stream.order(steps)[..., 1]), jnp.asarray(x), jnp.asarray(stream.labels)
-    rate = optax.cosine_decay_schedule(one.optim.learning_rate, steps)
-    tx = optax.adamw(rate, weight_decay=one.optim.weight_decay, mask={"kernel": True, "bias": False})
+    rate = optax.cosine_decay_schedule(experiment.optim.learning_rate, steps)
+    tx = optax.adamw(rate, weight_decay=experiment.optim.weight_decay, mask={"kernel": True, "bias": False})
 
     def step(carry, places):
         params, opt_state = carry
@@ -165,30 +165,30 @@ def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> 
         print(f"| {' | '.join(row)} |", flush=True)
 
 
-def told(seconds: list[float], scale: float) -> str:
+def text_of(seconds: list[float], scale: float) -> str:
     return f"{scale * statistics.median(seconds):.2f} ({scale * min(seconds):.2f} … {scale * max(seconds):.2f})"
 
 
 def heads_against_others(classes: int, epochs: int, rounds: int, clock: Callable[[], float]) -> None:
     x, stream = data(classes)
-    one, grid = experiments(1, 1, [0], epochs), experiments(4, 4, range(4), epochs)
+    single, grid = experiments(1, 1, [0], epochs), experiments(4, 4, range(4), epochs)
     steps = grid[0].total_steps(N)
     flops = 4 * BATCH * WIDTH * classes * steps * len(grid)
     calls = {
         "one large product, the same FLOPs": large_product(flops, 2048 if flops > 1e11 else 1024),
         "64 heads at once": lambda: linear_probe.fit(grid, x, stream, classes),
         "64 heads, a plain `vmap`": plain_vmap(x, stream, grid, classes, steps),
-        "one head": lambda: linear_probe.fit(one, x, stream, classes),
-        "one head, plain JAX": plain(x, stream, one[0], classes, steps),
+        "one head": lambda: linear_probe.fit(single, x, stream, classes),
+        "one head, plain JAX": plain(x, stream, single[0], classes, steps),
     }
     if importlib.util.find_spec("torch"):
         calls["one head, PyTorch"] = in_torch(x, stream, classes, steps, fused=False)
         calls["one head, PyTorch, fused AdamW"] = in_torch(x, stream, classes, steps, fused=True)
     seconds = compare(calls, rounds, clock)
     for name in [name for name in seconds if name.startswith("one head")]:
-        seconds[f"64 × {name}"] = [64 * found for found in seconds[name]]
+        seconds[f"64 × {name}"] = [64 * times for times in seconds[name]]
     ours, scale = statistics.median(seconds["64 heads at once"]), 100 / epochs
-    rows = [(name, told(found, scale), f"{statistics.median(found) / ours:.2f}") for name, found in seconds.items()]
+    rows = [(name, text_of(times, scale), f"{statistics.median(times) / ours:.2f}") for name, times in seconds.items()]
     table(f"{classes} classes", ("s of 100 epochs", "÷ 64 heads at once"), rows)
 
 
@@ -201,8 +201,8 @@ def more_and_more(epochs: int, rounds: int, clock: Callable[[], float]) -> None:
     seconds = compare(calls, rounds, clock)
     scale = 100 / epochs
     rows = [
-        (name, told(found, scale), f"{1e3 * scale * statistics.median(found) / int(name):.0f}")
-        for name, found in seconds.items()
+        (name, text_of(times, scale), f"{1e3 * scale * statistics.median(times) / int(name):.0f}")
+        for name, times in seconds.items()
     ]
     table("heads, 10 classes", ("s of 100 epochs", "ms per head"), rows)
 
@@ -237,12 +237,14 @@ def grid_of_strengths(rounds: int, clock: Callable[[], float]) -> None:
     exact = theirs(1e-10, np.float64)
     seconds["scikit-learn, float64, tol=1e-10"] = [clock() - start]
     truth = np.array([fit.score(test.features, test.labels) for fit in exact])
-    found = {
+    strengths = {
         "tljax": [fit.accuracy(test) for fit in logistic_regression.fit(train, 10)],
         "scikit-learn, tol=1e-4 (its default)": [fit.score(test.features, test.labels) for fit in theirs(1e-4)],
         "scikit-learn, float64, tol=1e-10": truth,
     }
-    rows = [(name, told(seconds[name], 1), f"{100 * np.abs(found[name] - truth).max():.2f}") for name in found]
+    rows = [
+        (name, text_of(seconds[name], 1), f"{100 * np.abs(strengths[name] - truth).max():.2f}") for name in strengths
+    ]
     table("logistic regression, 45 C", ("s", "accuracy, points from the minimum's, at most over C"), rows)
 
 

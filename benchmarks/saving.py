@@ -24,12 +24,12 @@ import jax
 import numpy as np
 from PIL import Image
 
-from tljax.checkpoints.checkpointer import Checkpoints, named
+from tljax.checkpoints.checkpointer import Checkpoints, flatten_state
 from tljax.checkpoints.workdir import Workdir
 from tljax.config import schema
 from tljax.config.schema import Experiment
 from tljax.core.run import Run, prepare
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.data.loader import length_of
 from tljax.distributed import mesh
 
@@ -42,7 +42,7 @@ CASES = {
 
 
 @dataclass
-class Found:
+class Measured:
     """Of one case.
 
     Attributes:
@@ -69,19 +69,19 @@ def make_run(pictures: Path, backbone: str, strategy: str, size: int, batch_size
     return prepare(Experiment.from_config(values))
 
 
-def measure(run: Run, folder: Path, every: int, rounds: int) -> Found:
+def measure(run: Run, folder: Path, every: int, rounds: int) -> Measured:
     """Trains in turns with a save and without; a first stretch, which compiles, does not count."""
-    (phase,) = run.phases
+    (phase,), names = run.phases, run.masks.frozen_names()
     stream, state = run.train_input(), run.init_state()
 
-    def stretch(state: State, saved: Checkpoints | None) -> tuple[State, np.ndarray]:
+    def stretch(state: TrainState, saved: Checkpoints | None) -> tuple[TrainState, np.ndarray]:
         """The state after it; its seconds, those on the processors, and those in `save`."""
         first, began, held = int(state.step), _clocks(), 0.0
         if saved:
-            saved.save(state, run.unmoved(first))
+            saved.save(state, run.masks.frozen_names(first))
             held = time.perf_counter() - began[0]
         for batch in mesh.put_ahead(stream.batches(first, first + every), run.mesh):
-            state, _ = run.train_step(phase, length_of(batch))(state, batch)
+            state, _ = run.programs.train_step(phase, length_of(batch))(state, batch)
         jax.block_until_ready(state)
         if saved:
             saved.wait()
@@ -89,7 +89,7 @@ def measure(run: Run, folder: Path, every: int, rounds: int) -> Found:
 
     turns: dict[bool, list[np.ndarray]] = {True: [], False: []}
     with Workdir(folder).checkpoints(run.experiment, writer=True) as checkpoints:
-        checkpoints.keep_base({name: leaf for name, leaf in named(state).items() if name in run.unmoved()})
+        checkpoints.keep_base({name: leaf for name, leaf in flatten_state(state).items() if name in names})
         state, _ = stretch(state, checkpoints)
         for number in range(rounds):
             for saving in (True, False) if number % 2 else (False, True):
@@ -100,25 +100,25 @@ def measure(run: Run, folder: Path, every: int, rounds: int) -> Found:
     shares = saving / np.where(without, without, 1) - 1
     base = sum(_size(path) for path in (folder / "checkpoints").glob("base-*"))
     trained = _bytes(state.params) - _bytes(run.frozen_leaves(state)) + _bytes(state.opt_state)
-    found = {"step": _size(folder / "checkpoints" / str(step)), "base": base, "trained": trained}
-    found["state"] = _bytes(state)
+    measured = {"step": _size(folder / "checkpoints" / str(step)), "base": base, "trained": trained}
+    measured["state"] = _bytes(state)
     seconds = float(np.median(without[:, 0])) / every
-    return Found(seconds, list(shares[:, 0]), list(shares[:, 1]), float(np.median(saving[:, 2])), found)
+    return Measured(seconds, list(shares[:, 0]), list(shares[:, 1]), float(np.median(saving[:, 2])), measured)
 
 
 def _clocks() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def row(name: str, found: Found) -> str:
+def row(name: str, measured: Measured) -> str:
     """A line of the table."""
-    sizes = {key: size / 1e6 for key, size in found.bytes_of.items()}
+    sizes = {key: size / 1e6 for key, size in measured.bytes_of.items()}
     cells = (
         f"`{name}`",
-        f"{found.seconds:.2f}",
-        _spread(found.shares),
-        _spread(found.processor_shares),
-        f"{found.held:.3f}",
+        f"{measured.seconds:.2f}",
+        _spread(measured.shares),
+        _spread(measured.processor_shares),
+        f"{measured.held:.3f}",
         f"{sizes['step']:.2f}",
         f"{sizes['trained']:.2f}",
         f"{sizes['base']:.1f}",
@@ -163,8 +163,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         pictures = _pictures(Path(temporary))
         for name in options.cases.split(","):
-            found = measure(make_run(pictures, *CASES[name]), Path(temporary) / name, options.every, options.rounds)
-            print(row(name, found), flush=True)
+            measured = measure(make_run(pictures, *CASES[name]), Path(temporary) / name, options.every, options.rounds)
+            print(row(name, measured), flush=True)
 
 
 if __name__ == "__main__":

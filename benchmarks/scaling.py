@@ -26,7 +26,7 @@ def worker(options: argparse.Namespace) -> None:
     from tljax.distributed import processes
 
     os.sched_setaffinity(0, {options.core})  # before jax counts the cores
-    with processes.joined(options):
+    with processes.join(options):
         _steps(options)
 
 
@@ -47,15 +47,17 @@ def _steps(options: argparse.Namespace) -> None:
     size = Preprocessing(size=96)
     row = Pretrained("", "", "vit_tiny_patch16", "", size, "none")
     run = Run(Experiment.from_config(values), Resolved(row, size, tuple("0123456789"), 100, 1000, "none"))
-    step, state, times = run.train_step(run.phases[0]), run.init_state(), []
-    share = jax.tree.map(lambda leaf: np.ones((ROWS, *leaf.shape[1:]), leaf.dtype), run.abstract_batch(run.batch_size))
+    step, state, times = run.programs.train_step(run.phases[0]), run.init_state(), []
+    share = jax.tree.map(
+        lambda leaf: np.ones((ROWS, *leaf.shape[1:]), leaf.dtype), run.programs.abstract_batch(run.batch_size)
+    )
     batch = mesh.put_batch(share, run.mesh)
     for _ in range(options.steps + 2):
         began = time.perf_counter()
-        state, found = step(state, batch)
-        jax.block_until_ready((state, found))
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - began)
-    if processes.is_first():
+    if processes.is_lead():
         print(json.dumps(statistics.median(times[2:])))
 
 
@@ -70,10 +72,10 @@ def measure(options: argparse.Namespace, cores: list[int], together: bool) -> fl
         flags = [address, f"--num-processes={len(cores)}", f"--process-id={number}"] if together else []
         run = [*command, f"--core={core}", *flags]
         started.append(subprocess.Popen(run, cwd=ROOT, stdout=subprocess.PIPE, text=True))
-    told = [process.communicate()[0] for process in started]
+    outputs = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
         raise SystemExit("a process failed")
-    lines = (line for text in told for line in text.splitlines())
+    lines = (line for text in outputs for line in text.splitlines())
     return max(json.loads(line) for line in lines if not line.startswith("[Gloo]"))  # which greets its peers there
 
 
@@ -97,13 +99,13 @@ def main() -> None:
     print(f"| round | one, s | two apart, s | one run of two, s | efficiency apart | of one run |\n|{'---|' * 6}")
     for number in range(options.rounds):
         alone = measure(options, cores[:1], together=False)
-        two, one = measure(options, cores, together=False), measure(options, cores, together=True)
+        two, times = measure(options, cores, together=False), measure(options, cores, together=True)
         apart.append(alone / two)
-        joined.append(alone / one)
+        joined.append(alone / times)
         print(
-            f"| {number + 1} | {alone:.3f} | {two:.3f} | {one:.3f} | {apart[-1]:.3f} | {joined[-1]:.3f} |", flush=True
+            f"| {number + 1} | {alone:.3f} | {two:.3f} | {times:.3f} | {apart[-1]:.3f} | {joined[-1]:.3f} |", flush=True
         )
-    ends = [f"{statistics.median(one):.3f} ({min(one):.3f} to {max(one):.3f})" for one in (apart, joined)]
+    ends = [f"{statistics.median(times):.3f} ({min(times):.3f} to {max(times):.3f})" for times in (apart, joined)]
     print(f"| median | | | | {' | '.join(ends)} |")
 
 

@@ -39,15 +39,15 @@ def train(strategy: str, seed: int, workdir: Path) -> dict:
 def tfidf(shots: int) -> tuple[int, float, float]:
     """Training examples, test accuracy, and the C that was best on the validation split."""
     config = dataclasses.replace(Experiment.from_config(get_config()).task, shots=shots)
-    found = splits.resolve(registry.load(config), config)
-    texts = {name: [example["text"] for example in split] for name, split in found.items()}
+    resolved = splits.make_splits(registry.load(config), config)
+    texts = {name: [example["text"] for example in split] for name, split in resolved.items()}
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     x = {"train": vectorizer.fit_transform(texts["train"])}
     x |= {name: vectorizer.transform(texts[name]) for name in ("validation", "test")}
-    labels = found["train"].labels
+    labels = resolved["train"].labels
     models = [LogisticRegression(C=c, max_iter=1000).fit(x["train"], labels) for c in np.logspace(-1, 2, 7)]
-    best = max(models, key=lambda model: model.score(x["validation"], found["validation"].labels))
-    return len(labels), best.score(x["test"], found["test"].labels), best.C
+    best = max(models, key=lambda model: model.score(x["validation"], resolved["validation"].labels))
+    return len(labels), best.score(x["test"], resolved["test"].labels), best.C
 
 
 def main() -> None:

@@ -69,34 +69,34 @@ def weights_of(case: str) -> Path | None:
 
 def start(arguments: list[str]) -> None:
     """`train`, up to its first step; prints the seconds since STARTUP_BEGAN, and those of the parts."""
-    began, found = float(os.environ["STARTUP_BEGAN"]), dict.fromkeys(PARTS, 0.0)
+    began, parts = float(os.environ["STARTUP_BEGAN"]), dict.fromkeys(PARTS, 0.0)
     from tljax import __main__
 
-    def prepare(*given):
+    def prepare(*arguments):
         import jax
 
         from tljax.core import run
 
-        found["imports"] = time.time() - began
-        made = run.prepare(*given)
-        found["data"] = time.time() - began - found["imports"]
+        parts["imports"] = time.time() - began
+        prepared_run = run.prepare(*arguments)
+        parts["data"] = time.time() - began - parts["imports"]
         jax.monitoring.register_event_duration_secs_listener(add)
-        return made
+        return prepared_run
 
     def add(event: str, seconds: float, **_) -> None:
         for part, events in PARTS.items():
-            found[part] += seconds if event.rsplit("/", 1)[-1] in events else 0
+            parts[part] += seconds if event.rsplit("/", 1)[-1] in events else 0
 
-    def to_the_end(loop, state):
-        run, program = loop._run, loop._run.train_step
+    def train_loop(run, *others):
+        program = run.programs.train_step
 
-        def ready(*given):
-            program(*given)
-            print(json.dumps(found | {"seconds": time.time() - began}), flush=True)
+        def ready(*arguments, **options):
+            program(*arguments, **options)
+            print(json.dumps(parts | {"seconds": time.time() - began}), flush=True)
             os._exit(0)
 
-        run.train_step = ready  # of which the loop asks when it has its first batch
-        return steps(loop, state)
+        run.programs.train_step = ready  # of which the loop asks when it has its first batch
+        return steps(run, *others)
 
     original, steps = __main__.importlib.import_module, None
 
@@ -106,8 +106,8 @@ def start(arguments: list[str]) -> None:
             from tljax.training import trainer
 
             nonlocal steps
-            steps = trainer.Loop.to_the_end
-            trainer.prepare, trainer.Loop.to_the_end = prepare, to_the_end
+            steps = trainer.train_loop
+            trainer.prepare, trainer.train_loop = prepare, train_loop
         return module
 
     __main__.importlib.import_module = instrumented
@@ -128,27 +128,27 @@ def timed(case: str, workdir: Path) -> dict[str, float]:
 
 def rounds(cases: list[str], number: int, folder: Path) -> dict[str, dict[str, list[dict[str, float]]]]:
     """Case -> kind of start -> what each round found."""
-    found = {case: {kind: [] for kind in ("first", "second", "goes on")} for case in cases}
+    rounds_of = {case: {kind: [] for kind in ("first", "second", "goes on")} for case in cases}
     for case in cases:
         weights = weights_of(case)
         if weights and not weights.exists():
             drawn = folder / f"{case}-drawn"
-            carry_out(["train", config(case), f"--workdir={drawn}", "--config.steps=1"])
-            carry_out(["convert", str(drawn), str(weights), "--to=timm"])
-        carry_out(["train", config(case), f"--workdir={folder / case}", "--max-seconds=1"], 75)
+            run_verb(["train", config(case), f"--workdir={drawn}", "--config.steps=1"])
+            run_verb(["convert", str(drawn), str(weights), "--to=timm"])
+        run_verb(["train", config(case), f"--workdir={folder / case}", "--max-seconds=1"], 75)
     for turn in range(number):
-        for case, kinds in found.items():
-            for made in (folder / "cache").iterdir():
-                if made.is_dir() and made.name != "downloads":
-                    shutil.rmtree(made)
+        for case, kinds in rounds_of.items():
+            for path in (folder / "cache").iterdir():
+                if path.is_dir() and path.name != "downloads":
+                    shutil.rmtree(path)
             for kind, starts in kinds.items():
                 workdir = folder / case
                 starts.append(timed(case, workdir if kind == "goes on" else folder / f"{case}-{kind}-{turn}"))
             print(f"{case}, round {turn + 1}: done", file=sys.stderr, flush=True)
-    return found
+    return rounds_of
 
 
-def carry_out(arguments: list[str], status: int = 0) -> None:
+def run_verb(arguments: list[str], status: int = 0) -> None:
     """A verb, which is to end with this status."""
     done = subprocess.run([*TLJAX, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode != status:
@@ -159,9 +159,9 @@ def row(case: str, kinds: dict[str, list[dict[str, float]]]) -> list[str]:
     """Lines of the table, one for each kind of start."""
     lines = []
     for kind, starts in kinds.items():
-        shares = [one["seconds"] / first["seconds"] for one, first in zip(starts, kinds["first"], strict=True)]
-        parts = [f"{statistics.median(one[part] for one in starts):.1f}" for part in ("imports", "data", *PARTS)]
-        seconds = spread([one["seconds"] for one in starts])
+        shares = [start["seconds"] / first["seconds"] for start, first in zip(starts, kinds["first"], strict=True)]
+        parts = [f"{statistics.median(start[part] for start in starts):.1f}" for part in ("imports", "data", *PARTS)]
+        seconds = spread([start["seconds"] for start in starts])
         share = "" if kind == "first" else spread(shares, 2)
         lines.append(f"| `{case}` | {kind} | {seconds} | {share} | {' | '.join(parts)} |")
     return lines

@@ -75,13 +75,13 @@ def tljax_step(model: str, strategy: str, options: argparse.Namespace) -> Callab
     ones = np.ones(options.batch, np.float32)
     label = random.integers(0, CLASSES, options.batch).astype(np.int32)
     batch = mesh.put_batch({"input": x, "label": label, "mask": ones, "weight": ones}, run.mesh)
-    state, program = run.init_state(), run.train_step(run.phases[0])
+    state, program = run.init_state(), run.programs.train_step(run.phases[0])
 
     def step(times: int) -> None:
         nonlocal state
         for _ in range(times):
-            state, found = program(state, batch)
-        jax.block_until_ready((state, found))
+            state, metrics = program(state, batch)
+        jax.block_until_ready((state, metrics))
 
     return step
 

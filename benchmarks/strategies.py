@@ -48,12 +48,12 @@ def seconds(name: str) -> float:
     run = prepare(experiment)
     stream, state, total = run.train_input(), run.init_state(), 0.0
     for phase in run.phases:
-        state, program, times = run.enter(state, phase), run.train_step(phase), []
+        state, program, times = run.enter_phase(state, phase), run.programs.train_step(phase), []
         for number in range(6):
             batch = mesh.put_batch(stream.batch(number), run.mesh)
             start = time.perf_counter()
-            state, found = program(state, batch)
-            jax.block_until_ready((state, found))
+            state, metrics = program(state, batch)
+            jax.block_until_ready((state, metrics))
             times.append(time.perf_counter() - start)
         total += statistics.median(times[1:]) * (phase.stop - phase.start)
     return total / run.resolved.steps
@@ -83,15 +83,15 @@ def main() -> None:
     options = parser.parse_args()
     for data in options.sets.split(","):
         names = {strategy: f"{data}_{strategy}" for strategy in STRATEGIES}
-        found = {}
+        seconds_of = {}
         for strategy, name in names.items():
             folders = [(options.workdirs / f"{name}_{seed}").absolute() for seed in range(options.seeds)]
-            found[strategy] = [train(name, seed, folder) for seed, folder in enumerate(folders)]
+            seconds_of[strategy] = [train(name, seed, folder) for seed, folder in enumerate(folders)]
             print(f"{name} done", file=sys.stderr, flush=True)
         print(f"\n| {data} | test accuracy, % | trainable | step FLOPs ÷ full | peak, GB | s / step |")
         print("|---|---|---|---|---|---|")
         for strategy, name in names.items():
-            print(row(strategy, found[strategy], seconds(name)), flush=True)
+            print(row(strategy, seconds_of[strategy], seconds(name)), flush=True)
 
 
 if __name__ == "__main__":

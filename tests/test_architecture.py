@@ -1,6 +1,8 @@
 """The architecture of the package: which part may import which, and how large its rooms are."""
 
 import ast
+import re
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -15,6 +17,10 @@ ORDER = (
     *("tuning", "peft", "data", "models", "problems", "metrics", "distributed", "config", "io", "console", "streams"),
     "errors",
 )
+# Whose words and docstrings are checked.
+CHECKED = ("__main__", "console", "errors", "io", "reports", "streams", "sweeps")
+CHECKED_VERBS = ("report", "sweep", "train")
+VAGUE = {"found", "told", "one", "mine", "wanted", "made", "some", "both", "given"}
 FILES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
@@ -75,3 +81,46 @@ def test_no_family_is_asked_for_outside_its_files(family):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
                 names = {child.id for child in ast.walk(node.args[1]) if isinstance(child, ast.Name)}
                 assert family not in names, f"{path}, line {node.lineno}"
+
+
+def _checked_files() -> list[Path]:
+    verbs = [Path("cli", f"{verb}.py") for verb in CHECKED_VERBS]
+    return [path for path in FILES if path.with_suffix("").parts[0] in CHECKED or path in verbs]
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    """What a node gives a name to."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler):
+        yield node.name or ""
+    elif isinstance(node, ast.arg):
+        yield node.arg
+    elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+        yield node.id if isinstance(node, ast.Name) else node.attr
+
+
+@pytest.mark.parametrize("path", _checked_files(), ids=str)
+def test_names_say_what_they_hold(path):
+    for node in ast.walk(FILES[path]):
+        for name in _names(node):
+            assert name.strip("_") not in VAGUE, f"{path}, line {node.lineno}: {name}"
+
+
+def _public(node: ast.AST) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """The functions, classes and methods that a module or class offers."""
+    for child in node.body:
+        if isinstance(child, ast.FunctionDef | ast.ClassDef) and not child.name.startswith("_"):
+            yield child
+            if isinstance(child, ast.ClassDef):
+                yield from _public(child)
+
+
+@pytest.mark.parametrize("path", _checked_files(), ids=str)
+def test_docstrings_are_sentences_and_name_their_arguments(path):
+    for node in _public(FILES[path]):
+        place, text = f"{path}: {node.name}", ast.get_docstring(node) or ""
+        assert re.match(r"[A-Z][^\n]*\.(\n\n|$)", text), f"{place}: no sentence in one line: {text[:80]!r}"
+        if isinstance(node, ast.FunctionDef):
+            every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            names = {argument.arg for argument in every} - {"self", "cls"}
+            missing = {name for name in names if not re.search(rf"\b{name}\b", text)}
+            assert len(names) <= 2 or not missing, f"{place} has no word of {', '.join(sorted(missing))}"

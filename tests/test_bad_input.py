@@ -144,7 +144,7 @@ def test_weights_that_no_rule_covers_or_that_are_damaged(tmp_path, error):
     file = tmp_path / "weights.safetensors"
     save_file(arrays | {"stray.weight": np.zeros(3, np.float32)}, file)
     message = error(f"--config.backbone.weights={file}")
-    assert "no rule for source stray.weight (3,)" in message
+    assert "no mapping for source stray.weight (3,)" in message
     file.write_bytes(file.read_bytes()[:1000])
     assert "damaged or not a .safetensors file" in error(f"--config.backbone.weights={file}")
 

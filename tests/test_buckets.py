@@ -20,7 +20,7 @@ from etils import epath
 from moto.server import ThreadedMotoServer
 
 from tests.conftest import ROOT
-from tljax.checkpoints.checkpointer import named
+from tljax.checkpoints.checkpointer import flatten_state
 from tljax.checkpoints.workdir import Workdir
 from tljax.cli import predict, report, sweep
 from tljax.cli.convert import convert
@@ -83,16 +83,16 @@ def test_of_two_who_take_a_dead_writers_folder_one_has_it(s3, monkeypatch):
     stopped._beating.join()
     assert lock.writer(folder)["pid"] == os.getpid()
     seen = stopped._sign.read()
-    one, other = Lock(folder), Lock(folder)
-    assert one._sign.claim(one._content(), seen)
-    assert not other._sign.claim(other._content(), seen)
+    first, second = Lock(folder), Lock(folder)
+    assert first._sign.claim(first._content(), seen)
+    assert not second._sign.claim(second._content(), seen)
     with pytest.raises(lock.Lost, match="writes there now"):
         stopped.check()
-    one.check()
+    first.check()
     stopped._sign.renew(stopped._content(), stopped._token)  # as it wakes up
     stopped._sign.remove(stopped._token)
-    one.check()
-    one._sign.remove(one._token)
+    first.check()
+    first._sign.remove(first._token)
     assert lock.writer(folder) is None
 
 
@@ -170,8 +170,8 @@ def test_data_in_a_bucket_is_the_data_of_its_folder(s3, shapes, tmp_path):
         (f"folder:{s3}/data/shapes", f"folder:{shapes}"),
         (f"csv:{s3}/data/shapes/rows.csv", f"csv:{tmp_path}/rows.csv"),
     ):
-        found, expected = (registry.load(_task(config, dataset)) for dataset in (there, here))
-        assert found.fingerprint == expected.fingerprint and len(found.bases["train"].index) == 24
+        actual, expected = (registry.load(_task(config, dataset)) for dataset in (there, here))
+        assert actual.fingerprint == expected.fingerprint and len(actual.bases["train"].index) == 24
     with pytest.raises(InputError, match="no such file or folder"):
         registry.load(_task(config, f"folder:{s3}/data/none"))
 
@@ -239,16 +239,16 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_to_the_bits_of_one_on_a_disk(s3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lock, "BEAT", 0.1)  # the dead one is waited for
         experiment = _experiment(config)
-        found = train(experiment, remote)
+        result = train(experiment, remote)
     expected = train(experiment, local)
-    assert found["splits"] == expected["splits"] and found["frozen_digest_after"] == expected["frozen_digest_after"]
+    assert result["splits"] == expected["splits"] and result["frozen_digest_after"] == expected["frozen_digest_after"]
     states = []
     for path in (local, remote):
         folder = Workdir(path)
         run = Run(*folder.load())
         with folder.checkpoints(experiment) as checkpoints:
             assert checkpoints.steps[-1] == 8
-            states.append(named(checkpoints.restore(8, run.abstract_state(8))))
+            states.append(flatten_state(checkpoints.restore(8, run.abstract_state(8))))
     jax.tree.map(np.testing.assert_array_equal, *states)
     lines = [(epath.Path(path) / "metrics.jsonl").read_text().splitlines() for path in (local, remote)]
     losses = [[(row["step"], row["split"], row["loss"]) for row in map(json.loads, rows)] for rows in lines]
@@ -265,7 +265,7 @@ def _predict_and_convert(s3: epath.Path, remote: epath.Path, local: Path, shapes
     assert (s3 / "p.csv").read_bytes() == (tmp_path / "p.csv").read_bytes()
     convert(BackboneConfig(weights=str(remote)), s3 / "converted")
     convert(BackboneConfig(weights=str(local)), tmp_path / "converted")
-    rows = [pretrained.resolve(BackboneConfig(weights=str(place / "converted"))) for place in (s3, tmp_path)]
+    rows = [pretrained.resolve_weights(BackboneConfig(weights=str(place / "converted"))) for place in (s3, tmp_path)]
     jax.tree.map(np.testing.assert_array_equal, *(arrays.load_tree(pretrained.converted(row)) for row in rows))
     assert rows[0].classes == rows[1].classes == ("disc", "square")
 

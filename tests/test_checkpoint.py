@@ -12,9 +12,10 @@ from etils import epath
 
 from tests.conftest import tiny_run
 from tljax.checkpoints import checkpointer
-from tljax.checkpoints.checkpointer import Checkpoints, named
+from tljax.checkpoints.checkpointer import Checkpoints, flatten_state
 from tljax.config.schema import CheckpointConfig
-from tljax.core.train_step import State, TrainStep
+from tljax.core.state import TrainState
+from tljax.core.train_step import TrainStep
 from tljax.errors import InputError
 from tljax.io import arrays, storage
 from tljax.io.arrays import Damaged
@@ -29,29 +30,29 @@ def _open(folder: Path, judged=ACCURACY, writer=False, **config) -> Checkpoints:
     return Checkpoints(epath.Path(folder), judged, CheckpointConfig(**config), writer)
 
 
-def _state(step: int) -> State:
+def _state(step: int) -> TrainState:
     params = {"a": {"w": jnp.full((3, 2), float(step)), "frozen": optax.MaskedNode()}}
-    return State(jnp.int32(step), params, optax.adam(1e-3).init(params), {}, {}, {}, jnp.int32(0))
+    return TrainState(jnp.int32(step), params, optax.adam(1e-3).init(params), {}, {}, {}, jnp.int32(0))
 
 
-def _probe(step: int, rows: int = 1000) -> State:
+def _probe(step: int, rows: int = 1000) -> TrainState:
     """A large leaf that does not move, and a small one that does."""
     params = {"frozen": jnp.arange(rows, dtype=jnp.float32), "head": jnp.full(4, float(step))}
-    return State(jnp.int32(step), params, (), {}, {}, {}, jnp.int32(0))
+    return TrainState(jnp.int32(step), params, (), {}, {}, {}, jnp.int32(0))
 
 
 UNMOVED = frozenset({"params/frozen"})
 
 
-def _base(state: State) -> dict:
-    return {name: leaf for name, leaf in named(state).items() if name in UNMOVED}
+def _base(state: TrainState) -> dict:
+    return {name: leaf for name, leaf in flatten_state(state).items() if name in UNMOVED}
 
 
-def _abstract(state: State) -> State:
+def _abstract(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def _same(found: State, wanted: State) -> None:
+def _same(found: TrainState, wanted: TrainState) -> None:
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
@@ -62,7 +63,7 @@ def test_the_latest_the_best_and_every_nth_are_kept_and_come_back_whole(tmp_path
             saved.save(_state(step), validation={"accuracy": accuracy})
     with _open(tmp_path) as saved:
         assert saved.steps == [2, 3, 6, 7]
-        assert (saved.resolve("latest"), saved.resolve("best"), saved.resolve("3")) == (7, 2, 3)
+        assert (saved.find_step("latest"), saved.find_step("best"), saved.find_step("3")) == (7, 2, 3)
         for step in saved.steps:
             _same(saved.restore(step, _abstract(_state(0))), _state(step))
     assert len({saved.identity(step) for step in saved.steps}) == 4
@@ -73,13 +74,13 @@ def test_where_less_is_better_the_least_is_best(tmp_path):
         for step, error in ((1, 0.9), (2, 0.1), (3, 0.5)):
             saved.save(_state(step), validation={"mae": error})
     with _open(tmp_path, PROBLEMS["regression"].headline) as saved:
-        assert saved.resolve("best") == 2
+        assert saved.find_step("best") == 2
         assert saved.steps == [2, 3]
 
 
 def test_saving_is_of_the_state_at_the_call_even_if_it_is_donated_at_once(tmp_path):
     bump = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
-    state = State(jnp.int32(1), {"w": jnp.zeros((1000, 1000))}, (), {}, {}, {}, jnp.int32(0))
+    state = TrainState(jnp.int32(1), {"w": jnp.zeros((1000, 1000))}, (), {}, {}, {}, jnp.int32(0))
     abstract = _abstract(state)
     with _open(tmp_path, writer=True) as saved:
         saved.save(state)
@@ -195,8 +196,8 @@ def test_of_a_damaged_newest_step_no_number_is_used(tmp_path, capsys, damage):
             saved.save(_probe(step), UNMOVED, {"accuracy": step / 10})
     do(tmp_path / "2")
     with _open(tmp_path) as saved:  # who evaluates reads the one before, and leaves all as it is
-        assert saved.resolve("latest") == 1
-        assert saved.resolve("best") == 1 or damage in ("a file is cut off", "a byte is flipped", "a file is missing")
+        assert saved.find_step("latest") == 1
+        assert saved.find_step("best") == 1 or damage in ("a file is cut off", "a byte is flipped", "a file is missing")
         assert told in capsys.readouterr().out.replace("\n", "")
         if told:
             with pytest.raises(Damaged, match="2 is damaged"):
@@ -207,7 +208,7 @@ def test_of_a_damaged_newest_step_no_number_is_used(tmp_path, capsys, damage):
         _same(saved.restore(1, _abstract(_probe(0))), _probe(1))
         saved.save(_probe(2), UNMOVED, {"accuracy": 0.2})
     with _open(tmp_path) as saved:
-        assert (saved.steps, saved.resolve("best")) == ([1, 2], 2)
+        assert (saved.steps, saved.find_step("best")) == ([1, 2], 2)
         _same(saved.restore(2, _abstract(_probe(0))), _probe(2))
     assert (tmp_path / "2.damaged").exists() == bool(told)
 
@@ -330,13 +331,13 @@ def test_a_step_that_is_not_there(tmp_path, which, message):
         saved.save(_state(1))
         saved.wait()
         with pytest.raises(InputError) as error:
-            saved.resolve(which)
+            saved.find_step(which)
     assert message in str(error.value)
 
 
 def test_an_empty_folder(tmp_path):
     with _open(tmp_path) as saved, pytest.raises(InputError, match="no checkpoint yet"):
-        saved.resolve("latest")
+        saved.find_step("latest")
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 2)])
@@ -360,7 +361,7 @@ def test_a_missing_leaf_is_named(tmp_path):
 
 
 def test_names_are_those_of_the_state(tmp_path):
-    assert {"step", "skipped", "params/a/w", "opt_state/0/mu/a/w"} <= set(checkpointer.named(_state(1)))
+    assert {"step", "skipped", "params/a/w", "opt_state/0/mu/a/w"} <= set(checkpointer.flatten_state(_state(1)))
 
 
 def test_a_tree_and_its_facts(tmp_path):
@@ -368,23 +369,23 @@ def test_a_tree_and_its_facts(tmp_path):
     facts = {"pretrained": {"x": 1}, "ignored": [], "head": []}
     arrays.save_tree(tmp_path / "t", tree, facts)
     found = arrays.load_tree(tmp_path / "t")
-    assert arrays.load_facts(tmp_path / "t") == facts
+    assert arrays.load_metadata(tmp_path / "t") == facts
     np.testing.assert_array_equal(found["a"]["b"], tree["a"]["b"])
     assert isinstance(found["c"], np.ndarray)
     with pytest.raises(InputError, match="not a folder made by `tljax convert`"):
-        arrays.load_facts(tmp_path)
+        arrays.load_metadata(tmp_path)
 
 
 def test_a_linear_probes_checkpoints_are_as_small_as_what_trains(tmp_path, shapes):
     run = tiny_run(f"folder:{shapes}", "vit_small_patch16", tuning__strategy="linear_probe", optim__name="adamw")
     state = run.init_state()
-    leaves = named(state)
-    trained = sum(leaf.nbytes for name, leaf in leaves.items() if name not in run.unmoved())
+    leaves = flatten_state(state)
+    trained = sum(leaf.nbytes for name, leaf in leaves.items() if name not in run.masks.frozen_names())
     whole = sum(leaf.nbytes for name, leaf in leaves.items() if name.startswith("params/"))
     with _open(tmp_path, writer=True, keep=20) as saved:
-        saved.keep_base({name: leaves[name] for name in run.unmoved()})
+        saved.keep_base({name: leaves[name] for name in run.masks.frozen_names()})
         for step in range(1, 21):
-            saved.save(state.replace(step=jnp.int32(step)), run.unmoved())
+            saved.save(state.replace(step=jnp.int32(step)), run.masks.frozen_names())
     sizes = [
         sum(path.stat().st_size for path in (tmp_path / str(step)).rglob("*") if path.is_file()) for step in saved.steps
     ]
@@ -403,13 +404,13 @@ def test_nothing_is_best_by_a_metric_that_is_not_a_number(tmp_path):
                 text = (tmp_path / "2" / arrays.MANIFEST).read_text()
                 assert json.loads(text, parse_constant=pytest.fail)["content"]["metrics"] == {"mae": 1.0, "r2": None}
                 with pytest.raises(InputError, match="validation's r2 is not a number at step 2"):
-                    saved.resolve("best")
+                    saved.find_step("best")
         assert saved.steps == [1, 4]  # the best of those that have one stays
-        assert saved.resolve("best") == 1
+        assert saved.find_step("best") == 1
         # As an older version wrote it, it is whole.
         manifest = tmp_path / "4" / arrays.MANIFEST
         content = json.loads(manifest.read_text())["content"] | {"metrics": {"r2": float("nan")}}
         manifest.write_text(json.dumps({"content": content, "sha256": arrays._seal(content)}))
         assert saved.newest() == 4
         with pytest.raises(InputError, match="validation's r2 is not a number at step 4"):
-            saved.resolve("best")
+            saved.find_step("best")

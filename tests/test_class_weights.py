@@ -11,7 +11,8 @@ from scipy.special import log_softmax
 
 from tests.conftest import tiny_run
 from tljax.config.schema import OptimConfig, RegularizeConfig
-from tljax.core.train_step import Rules, State, gradients
+from tljax.core.state import TrainState
+from tljax.core.train_step import StepSpec, gradients
 from tljax.data import mixup
 from tljax.tuning import optimizers
 
@@ -29,7 +30,7 @@ def _loss(monkeypatch, *, smoothing: float = 0.0, parts: int = 1, is_mixed: bool
     if is_mixed:
         share = np.array(CASE["share"], np.float32)
         batch |= {"other": other, "other_weight": weights[other], "share": share}
-    monkeypatch.setattr(mixup, "mixed", lambda batch, *_: batch)
+    monkeypatch.setattr(mixup, "apply_mixup_cutmix", lambda batch, *_: batch)
     params, one, zero = {"head": {"shift": jnp.zeros(3)}}, {"head": {"shift": 1.0}}, jnp.zeros((), jnp.int32)
 
     def forward(params, batch_stats, x, key):
@@ -37,11 +38,11 @@ def _loss(monkeypatch, *, smoothing: float = 0.0, parts: int = 1, is_mixed: bool
 
     config = OptimConfig(accumulate=parts)
     tx = optimizers.optimizer(config, one)
-    rules = Rules(
+    rules = StepSpec(
         *(forward, tx, lambda step: 0.1, one, config, RegularizeConfig(), smoothing, one, 0, 0),
         class_weights=jnp.array(weights),
     )
-    state = State(zero, params, tx.init(params), {}, {}, {}, zero)
+    state = TrainState(zero, params, tx.init(params), {}, {}, {}, zero)
     loss, _, _, grads, _, finite = jax.jit(lambda batch: gradients(state, batch, rules))(batch)
     assert bool(finite) and np.isfinite(grads["head"]["shift"]).all()
     return float(loss)
@@ -78,12 +79,12 @@ def test_a_run_weighs_what_it_mixes(shapes):
     run = tiny_run(f"folder:{shapes}", **values)
     batch, state = run.train_input().batch(0), run.init_state()
     key = jax.random.fold_in(jax.random.key(np.uint32(0)), 0)
-    mixed = jax.jit(lambda batch: mixup.mixed(batch, jax.random.fold_in(key, mixup.KEY), 0.4, 0.0))(batch)
+    mixed = jax.jit(lambda batch: mixup.apply_mixup_cutmix(batch, jax.random.fold_in(key, mixup.KEY), 0.4, 0.0))(batch)
     logits = jax.jit(lambda params, x: run.network.forward({"params": params}, x)[0])(state.params, mixed["input"])
     losses, weights = -log_softmax(np.asarray(logits, np.float64), axis=1), np.array([1.0, 4.0])
     share, own, other = np.asarray(mixed["share"]), batch["label"], batch["label"][::-1]
     rows = np.arange(len(own))
     total = share * weights[own] * losses[rows, own] + (1 - share) * weights[other] * losses[rows, other]
     expected = total.sum() / (share * weights[own] + (1 - share) * weights[other]).sum()
-    _, metrics = run.train_step(run.phases[0])(state, batch)
+    _, metrics = run.programs.train_step(run.phases[0])(state, batch)
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import pytest
 
-from benchmarks.collectives import make_run, ring_seconds, told, trainable_bytes
+from benchmarks.collectives import collective_bytes, make_run, ring_seconds, trainable_bytes
 from tests.conftest import ROOT
 from tljax.distributed import mesh
 
@@ -36,13 +36,13 @@ METRICS = 4 * 4
 
 def _of(case: dict[str, Any]) -> dict[str, Any]:
     run = make_run(**case)
-    program, state = run.train_step(run.phases[0]).program, run.abstract_state()
+    program, state = run.programs.train_step(run.phases[0]).program, run.abstract_state()
     leaves = [(leaf.size * leaf.dtype.itemsize, mesh.shares(leaf)) for leaf in jax.tree.leaves(state)]
     return {
         "trains": trainable_bytes(run),
-        "told": told(program),
+        "bytes": collective_bytes(program),
         "arguments": program.memory_analysis().argument_size_in_bytes,
-        "batch": mesh.shares(run.abstract_batch(run.batch_size)),
+        "batch": mesh.shares(run.programs.abstract_batch(run.batch_size)),
         "whole": sum(size for size, share in leaves if size == share),
         "spread": sum(size for size, share in leaves if size != share),
         "spread_params": sum(
@@ -68,13 +68,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.unoptimised]
 @pytest.mark.parametrize("case", [name for name, of in CASES.items() if "mesh" not in of])
 def test_the_gradients_of_what_trains_are_summed_and_nothing_else_is_told(found, case):
     of = found[case]
-    assert set(of["told"]) == {"all-reduce"}
-    assert 0 < of["told"]["all-reduce"] - of["trains"] <= METRICS
+    assert set(of["bytes"]) == {"all-reduce"}
+    assert 0 < of["bytes"]["all-reduce"] - of["trains"] <= METRICS
 
 
 def test_what_is_told_does_not_depend_on_the_number_of_devices(found):
-    assert found["full on 8"]["told"] == found["full on 64"]["told"] == found["full on 512"]["told"]
-    assert found["last block on 8"]["told"] == found["last block on 512"]["told"]
+    assert found["full on 8"]["bytes"] == found["full on 64"]["bytes"] == found["full on 512"]["bytes"]
+    assert found["last block on 8"]["bytes"] == found["last block on 512"]["bytes"]
 
 
 def test_a_linear_probe_of_vit_b_tells_of_its_head_alone(found):
@@ -93,14 +93,14 @@ def test_each_device_holds_its_share_of_the_state_and_of_the_batch(found, case):
 def test_shares_of_parameters_are_brought_together_once_a_step(found, case):
     of = found[case]
     assert of["spread"] == 3 * of["spread_params"] > 0.8 * (of["spread"] + of["whole"])
-    assert of["told"]["all-gather"] == of["spread_params"]
-    assert of["told"]["all-reduce"] <= of["trains"] + METRICS + 4 * 4
+    assert of["bytes"]["all-gather"] == of["spread_params"]
+    assert of["bytes"]["all-reduce"] <= of["trains"] + METRICS + 4 * 4
 
 
 def test_frozen_leaves_travel_only_where_they_are_spread(found):
-    assert "all-gather" not in found["head beside a whole backbone"]["told"]
+    assert "all-gather" not in found["head beside a whole backbone"]["bytes"]
     of = found["head beside a backbone over 8"]
-    assert of["told"]["all-gather"] == of["spread_params"] == of["spread"]
+    assert of["bytes"]["all-gather"] == of["spread_params"] == of["spread"]
 
 
 def test_a_ring_of_two_sends_everything_there_and_back():

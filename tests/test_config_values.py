@@ -196,7 +196,7 @@ def test_a_flag_that_is_missing_is_named_in_a_line():
 )
 def test_a_sweep_is_checked_as_it_is_read(sweeps, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        trial.points(Experiment(steps=1), sweeps(), tmp_path)
+        trial.make_trials(Experiment(steps=1), sweeps(), tmp_path)
 
 
 PROBE = {"strategy": "linear_probe", "share": 0.5}

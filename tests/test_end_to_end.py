@@ -48,7 +48,7 @@ def _leaves(workdir: Path) -> dict[str, bytes]:
 
     experiment, resolved = Workdir(workdir).load()
     with Workdir(workdir).checkpoints(experiment) as saved:
-        step = saved.resolve("latest")
+        step = saved.find_step("latest")
         state = saved.restore(step, Run(experiment, resolved).abstract_state(step))
     return {
         jax.tree_util.keystr(path): np.asarray(leaf).tobytes()

@@ -350,7 +350,7 @@ def test_an_average_is_resampled_too(tmp_path):
     larger = Run(*evaluator.overrides.changed(experiment, resolved, {"task.image_size": 64})[:2])
     with Workdir(workdir).checkpoints(experiment) as checkpoints:
         state = checkpoints.restore(4, trained.abstract_state(4))
-    averaged, _ = trained.evaluated(state)
+    averaged, _ = trained.evaluation_variables(state)
     assert not np.array_equal(averaged["head"]["kernel"], state.params["head"]["kernel"])
     params = larger.network.resized(averaged, trained.network)
     x = larger.inputs.reader(larger.inputs.splits["test"])(range(16))

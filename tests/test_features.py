@@ -47,9 +47,11 @@ def _trained(run: Run, cached: bool, steps: int = 6) -> tuple[dict, list[float]]
             if start:
                 read = feature_cache.computed(run, state, run.inputs.splits["train"], [start], training=True)[start]
             stream = run.train_input(read)
-            state = run.enter(state, phase) if number else state
+            state = run.enter_phase(state, phase) if number else state
         batch = stream.batch(number)
-        state, found = run.train_step(phase, length_of(batch))(state, mesh.put_batch(batch, run.mesh))
+        state, found = run.programs.train_step(phase, length_of(batch), run.start(phase))(
+            state, mesh.put_batch(batch, run.mesh)
+        )
         losses.append(float(found["loss"]))
     return jax.device_get(state.params), losses
 
@@ -96,12 +98,12 @@ def test_the_forward_pass_costs_the_same_and_evaluation_takes_the_program_that_w
     assert cost(run)["forward_flops"] == cost(plain)["forward_flops"]
     phase, state = run.phases[0], run.init_state()
     start = run.evaluation_start(phase)
-    assert start == (0 if mirrored else run.prefix(phase))
-    made = set(run._made)
+    assert start == (0 if mirrored else run.masks.frozen_prefix(phase))
+    made = set(run.programs._cache)
     split = run.inputs.splits["validation"]
     read = feature_cache.computed(run, state, split, (start,))[start] if start else run.inputs.reader(split)
     predictions_of(run, state, split, "validation", read=read, start=start)
-    assert not [key for key in set(run._made) - made if key[0] == "eval"]
+    assert not [key for key in set(run.programs._cache) - made if key[0] == "eval"]
 
 
 def _computed(run: Run, stops: list[int], name: str = "train", **values) -> dict[int, feature_cache.Features]:
@@ -110,7 +112,7 @@ def _computed(run: Run, stops: list[int], name: str = "train", **values) -> dict
 
 def _made() -> dict[Path, int]:
     """Every part that is there, and when it was written."""
-    parts = (path for path in (cache_dir() / "features").rglob("0*") if path.suffix == "")
+    parts = (path for path in (cache_dir() / "features").rglob("0*") if path.suffix == "" and path.is_file())
     return {path: path.stat().st_mtime_ns for path in parts}
 
 
@@ -157,7 +159,7 @@ def test_products_by_onednn_make_the_same_features(probe, tmp_path, monkeypatch,
         assert not quick(intel)
     found = []
     for options in (quick(intel) if known else {"xla_cpu_no_such_option": True}, None):
-        probe._made.clear()
+        probe.programs._cache.clear()
         monkeypatch.setattr(compilation_cache, "quick_products", lambda options=options: options)
         features_of = _computed(probe, [3])[3]
         found.append(np.array(features_of.array()))

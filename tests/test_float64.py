@@ -24,7 +24,8 @@ from tljax.data.splits import cut
 from tljax.errors import InputError
 from tljax.evals import predictions
 from tljax.evals.evaluate import evaluate
-from tljax.training.trainer import _of_training, train
+from tljax.training.console_output import training_row
+from tljax.training.trainer import train
 
 pytestmark = pytest.mark.unoptimised
 
@@ -85,7 +86,7 @@ def test_predictions_and_metrics_are_float64_end_to_end(finished):
 
 def test_a_run_without_validation_shows_its_training_metric(finished):
     folder = Workdir(finished)
-    ((name, value, note),) = _of_training(Run(*folder.load(), tokenizer=folder.tokenizer), folder)
+    ((name, value, note),) = training_row(Run(*folder.load(), tokenizer=folder.tokenizer), folder)
     assert name == "train scaled mae" and 0 < float(value) < 5
     assert note == "in standard deviations, the batch of step 4"
 

@@ -82,6 +82,6 @@ def test_loops_and_branches():
 def test_it_is_nearly_all_that_xla_counts(tmp_path, network, strategy):
     folder = make_folder(tmp_path / "shapes")
     run = tiny_run(f"folder:{folder}", network, tuning__strategy=strategy)
-    traced = run.trace_train_step(run.phases[0])
+    traced = run.programs.trace_train_step(run.phases[0])
     xla = traced.lower().cost_analysis()["flops"]
     assert 0.9 * xla < flops.count(traced.jaxpr) < xla

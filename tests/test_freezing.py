@@ -9,9 +9,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.conftest import make_folder, tiny_run
-from tljax.checkpoints.checkpointer import named
+from tljax.checkpoints.checkpointer import flatten_state
 from tljax.core import train_step
 from tljax.core.run import Run
+from tljax.core.state import TrainState
 from tljax.distributed import mesh
 from tljax.problems.losses import cross_entropy
 from tljax.profiling import flops
@@ -45,7 +46,7 @@ RECIPES = {
     "fine_tune": {},
     "phases": {"phases": ({"strategy": "first_k", "k": 1, "steps": 3}, {"strategy": "last_k", "k": 1})},
 }
-# What a ResNet cannot have, it says: tests/models/test_additions.py.
+# What a ResNet cannot have, it says: tests/models/test_adapters.py.
 CASES = [("tiny_vit", name) for name in ARGUMENTS | RECIPES]
 CASES += [("tiny_resnet", name) for name in ARGUMENTS | RECIPES if name != "prompt"]
 FULL_SIZE = {"vit_tiny_patch16": 32, "resnet18": 64}
@@ -79,18 +80,18 @@ def test_frozen_leaves_keep_their_bits_and_every_other_moves(dataset, network, s
     # Random networks start with scales of 0 that silence whole branches, and frozen they would for ever.
     state = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.05, state.params))
     before = jax.tree.map(np.array, (state.params, state.batch_stats))
-    start = {name: np.array(leaf) for name, leaf in named(state).items()}
+    start = {name: np.array(leaf) for name, leaf in flatten_state(state).items()}
     digest = tuning_multipliers.digest(run.frozen_leaves(state))
     stream = run.train_input()
     for number in range(6):
         phase = run.phase_at(number)
         if 0 < number == phase.start:
-            state = run.enter(state, phase)
-        state, found = run.train_step(phase)(state, mesh.put_batch(stream.batch(number), run.mesh))
+            state = run.enter_phase(state, phase)
+        state, found = run.programs.train_step(phase)(state, mesh.put_batch(stream.batch(number), run.mesh))
         _check_unmoved(run, state, start)
     assert (int(state.step), int(state.skipped)) == (6, 0)
     assert found["grad_norm"] > 0
-    multipliers = flatten_dict(run.multipliers, sep="/")
+    multipliers = flatten_dict(run.masks.multipliers, sep="/")
     after = flatten_dict(state.params, sep="/")
     for path, old in flatten_dict(before[0], sep="/").items():
         same = old.tobytes() == np.asarray(after[path]).tobytes()
@@ -103,10 +104,10 @@ def test_frozen_leaves_keep_their_bits_and_every_other_moves(dataset, network, s
     assert tuning_multipliers.digest(run.frozen_leaves(state)) == digest
 
 
-def _check_unmoved(run: Run, state: train_step.State, start: dict[str, np.ndarray]) -> None:
+def _check_unmoved(run: Run, state: TrainState, start: dict[str, np.ndarray]) -> None:
     """What a checkpoint leaves out is what it was at the start."""
-    leaves = named(state)
-    for name in run.unmoved(int(state.step)):
+    leaves = flatten_state(state)
+    for name in run.masks.frozen_names(int(state.step)):
         assert np.asarray(leaves[name]).tobytes() == start[name].tobytes(), name
 
 
@@ -122,23 +123,23 @@ def test_statistics_that_moved_in_any_phase_are_not_left_out(dataset, modes):
         regularize__l2_sp=0.1,
     )
     state, stream = run.init_state(), run.train_input()
-    start = {name: np.array(leaf) for name, leaf in named(state).items()}
+    start = {name: np.array(leaf) for name, leaf in flatten_state(state).items()}
     for number in range(6):
         phase = run.phase_at(number)
         if 0 < number == phase.start:
-            state = run.enter(state, phase)
-        state, _ = run.train_step(phase)(state, mesh.put_batch(stream.batch(number), run.mesh))
+            state = run.enter_phase(state, phase)
+        state, _ = run.programs.train_step(phase)(state, mesh.put_batch(stream.batch(number), run.mesh))
         _check_unmoved(run, state, start)
-    kept = {name for name in run.unmoved(6) if name.startswith("batch_stats")}
+    kept = {name for name in run.masks.frozen_names(6) if name.startswith("batch_stats")}
     assert bool(kept) == (modes == ("frozen", "frozen"))
-    assert any(name.startswith("anchor/") for name in run.unmoved(6))
+    assert any(name.startswith("anchor/") for name in run.masks.frozen_names(6))
 
 
 @pytest.mark.parametrize(("network", "strategy"), CASES)
 def test_optimizer_state_is_of_trainable_leaves_only(dataset, network, strategy):
     run = _run(dataset, network, strategy)
     for phase in run.phases:
-        state = run.abstract(phase)
+        state = run.programs.abstract_state(phase)
         multipliers = flatten_dict(phase.multipliers, sep="/")
         shapes = sorted(
             tuple(leaf.shape) for path, leaf in flatten_dict(state.params, sep="/").items() if multipliers[path]
@@ -175,7 +176,7 @@ def test_cost_falls_with_what_is_frozen(dataset, backbone):
 @pytest.mark.parametrize("values", [{}, {"optim__sam_rho": 0.1}, {"regularize__l2_sp": 0.1}, {"optim__name": "muon"}])
 def test_a_step_is_compared_with_one_that_trains_everything(dataset, values):
     part, full = (tiny_run(dataset, tuning__strategy=name, **values) for name in ("linear_probe", "full"))
-    own, whole = (flops.count(run.trace_train_step(run.phases[0]).jaxpr) for run in (part, full))
+    own, whole = (flops.count(run.programs.trace_train_step(run.phases[0]).jaxpr) for run in (part, full))
     assert cost(part)["step_share_of_full"] == own / whole < 0.4
 
 
@@ -192,15 +193,15 @@ def test_where_xla_does_not_count_flops_are_the_same(dataset, monkeypatch, parts
 def test_reading_frozen_gradients_would_cost_the_whole_backward_pass(dataset, monkeypatch):
     """The mistake that the step is written to avoid, put back: the bound above is one that can fail."""
 
-    def careless(state, batch, rules):
+    def careless(state, batch, spec):
         def loss(params):
-            logits, _ = rules.forward(params, state.batch_stats, batch["input"], jax.random.key(0))
+            logits, _ = spec.forward(params, state.batch_stats, batch["input"], jax.random.key(0))
             return cross_entropy(logits, batch["label"]).sum()
 
-        after, found = train_step.train_step(state, batch, rules)
+        after, found = train_step.train_step(state, batch, spec)
         return after, found | {"grad_norm": optax.tree.norm(jax.grad(loss)(state.params))}
 
     run = _run(dataset, "vit_tiny_patch16", "linear_probe")
-    monkeypatch.setattr("tljax.core.run.train_step", careless)
-    careless_flops = run.trace_train_step(run.phases[0]).lower().compile().cost_analysis()["flops"]
-    assert careless_flops > 2 * run.train_step(run.phases[0]).program.cost_analysis()["flops"]
+    monkeypatch.setattr("tljax.core.programs.train_step", careless)
+    careless_flops = run.programs.trace_train_step(run.phases[0]).lower().compile().cost_analysis()["flops"]
+    assert careless_flops > 2 * run.programs.train_step(run.phases[0]).program.cost_analysis()["flops"]

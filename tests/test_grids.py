@@ -12,7 +12,7 @@ from tljax.config.schema import Experiment
 from tljax.config.search_space import choice, grid, log_uniform, product, random, uniform, zipped
 from tljax.errors import InputError
 from tljax.sweeps import selection
-from tljax.sweeps.trial import points, uneven
+from tljax.sweeps.trial import make_trials, uneven
 
 
 def test_a_grid_has_every_combination_in_order():
@@ -67,5 +67,5 @@ def test_draws_are_distributed_as_asked_for():
 )
 def test_sweeps_of_the_configs(tmp_path, file, argument, count, methods):
     config = runpy.run_path(str(ROOT / "configs" / f"{file}.py"))
-    found = points(Experiment.from_config(config["get_config"](*argument)), config["sweep"](*argument), tmp_path)
+    found = make_trials(Experiment.from_config(config["get_config"](*argument)), config["sweep"](*argument), tmp_path)
     assert len(found) == count and len(selection.methods(found)) == methods and not uneven(found)

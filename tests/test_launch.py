@@ -43,10 +43,10 @@ def test_the_jobset_starts_as_many_processes_as_it_says_and_names_their_first():
     spec = job["template"]["spec"]
     (container,) = spec["template"]["spec"]["containers"]
     assert container["command"] == ["python", "-m", "tljax", "train"]
-    flags = dict(one.removeprefix("--").split("=", 1) for one in container["args"])
+    flags = dict(entry.removeprefix("--").split("=", 1) for entry in container["args"])
     assert spec["completionMode"] == "Indexed"
     assert (job["replicas"], spec["parallelism"], spec["completions"]) == (1, 2, int(flags["num-processes"]))
-    variables = {one["name"]: one for one in container["env"]}
+    variables = {entry["name"]: entry for entry in container["env"]}
     assert flags["coordinator"] == "$(COORDINATOR)" and flags["process-id"] == "$(PROCESS)"
     # A pod's name is JOBSET-JOB-REPLICA-INDEX, below the JobSet's own.
     host, port = variables["COORDINATOR"]["value"].split(":")
@@ -55,7 +55,7 @@ def test_the_jobset_starts_as_many_processes_as_it_says_and_names_their_first():
     assert {"containerPort": int(port)} in container["ports"]
     index = variables["PROCESS"]["valueFrom"]["fieldRef"]["fieldPath"]
     assert index == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-    volumes = {one["name"] for one in spec["template"]["spec"]["volumes"]}
+    volumes = {entry["name"] for entry in spec["template"]["spec"]["volumes"]}
     (mount,) = container["volumeMounts"]
     assert mount["name"] in volumes and flags["workdir"].startswith(mount["mountPath"])
 
@@ -66,9 +66,9 @@ def test_a_tpu_slice_runs_the_same_command_on_every_host(tmp_path):
     gcloud.chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TPU": "slice", "ZONE": "zone"}
     command = [LAUNCH / "tpu_vm.sh", "train", "--config=a.py", "--config.task.train=train[:80%]"]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert told[:-1] == ["compute", "tpus", "tpu-vm", "ssh", "slice", "--zone=zone", "--worker=all"]
-    on_host = told[-1].removeprefix("--command=cd tljax && .venv/bin/python ")
+    arguments = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert arguments[:-1] == ["compute", "tpus", "tpu-vm", "ssh", "slice", "--zone=zone", "--worker=all"]
+    on_host = arguments[-1].removeprefix("--command=cd tljax && .venv/bin/python ")
     parsed = subprocess.run(["bash", "-c", f"printf '%s\\n' {on_host}"], capture_output=True, text=True).stdout
     assert parsed.splitlines() == ["-m", "tljax", "train", *command[2:], "--coordinator=auto"]
 
@@ -85,10 +85,10 @@ def _local(workdir: Path, environment: dict[str, str], *flags: str) -> subproces
     return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=ROOT, env=environment, **pipes)
 
 
-def _told(process: subprocess.Popen, status: int) -> str:
-    told, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == status, told[-3000:]
-    return told
+def _output(process: subprocess.Popen, status: int) -> str:
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == status, output[-3000:]
+    return output
 
 
 @pytest.mark.slow
@@ -98,13 +98,13 @@ def test_two_local_processes_train_stop_and_go_on(tmp_path, environment):
     process = _local(run, environment, *length)
     _at(run, 20, process)
     process.send_signal(signal.SIGTERM)
-    assert _told(process, SAVED).count("by SIGTERM: the same command goes on") == 2
-    told = _told(_local(run, environment, *length), 0)
-    assert "on 2 cpu device(s)" in told and "resuming" in told
+    assert _output(process, SAVED).count("by SIGTERM: the same command goes on") == 2
+    output = _output(_local(run, environment, *length), 0)
+    assert "on 2 cpu device(s)" in output and "resuming" in output
     assert json.loads((run / "result.json").read_text())["steps"] == 150
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
 def test_local_processes_end_with_the_highest_of_their_statuses(tmp_path, environment):
     process = _local(tmp_path / "run", environment, "--config.task.batch_size=3")
-    assert _told(process, 2).count("task.batch_size=3 cannot be shared by 2 devices: use 2 or 4") == 2
+    assert _output(process, 2).count("task.batch_size=3 cannot be shared by 2 devices: use 2 or 4") == 2

@@ -62,7 +62,7 @@ sys.exit(int(statuses[tries]))
 
 
 class Trial:
-    """What the launcher asks of a point."""
+    """What the launcher asks of a trial."""
 
     def __init__(self, folder: Path):
         self.folder, self.error = folder, None
@@ -93,41 +93,41 @@ def cluster(tmp_path, monkeypatch):
 
 
 def jobs_of(root: Path, *statuses: str) -> list[SimpleNamespace]:
-    """Jobs of one point each; `statuses` are those of its tries, one after another."""
-    points = [Trial(root / f"point-{i}") for i in range(len(statuses))]
-    commands = [(sys.executable, "-c", WORK, str(p.folder), s) for p, s in zip(points, statuses, strict=True)]
-    return [SimpleNamespace(name=p.folder.name, command=c, points=(p,)) for p, c in zip(points, commands, strict=True)]
+    """Jobs of a trial each; `statuses` are those of its tries, one after another."""
+    trials = [Trial(root / f"trial-{i}") for i in range(len(statuses))]
+    commands = [(sys.executable, "-c", WORK, str(p.folder), s) for p, s in zip(trials, statuses, strict=True)]
+    return [SimpleNamespace(name=p.folder.name, command=c, trials=(p,)) for p, c in zip(trials, commands, strict=True)]
 
 
-def launcher(root: Path, *given: str):
+def launcher(root: Path, *options: str):
     parser = argparse.ArgumentParser()
     slurm.add_arguments(parser)
-    options = parser.parse_args([f"--sbatch={one}" for one in given])
-    return slurm.launcher(argparse.Namespace(**vars(options), root=root, logs=root / "logs", jobs=2))
+    values = parser.parse_args([f"--sbatch={option}" for option in options])
+    return slurm.launcher(argparse.Namespace(**vars(values), root=root, logs=root / "logs", jobs=2))
 
 
 def test_jobs_run_and_what_saved_is_requeued_by_itself(tmp_path, cluster, capsys):
     jobs = jobs_of(tmp_path / "runs", "0", "75,75,0", "1,0", "0")
     launcher(tmp_path / "runs")(jobs, PreemptionSignal())
-    assert [job.points[0].tries for job in jobs] == [1, 3, 1, 1]
-    assert [job.points[0].result for job in jobs] == [True, True, False, True]
+    assert [job.trials[0].tries for job in jobs] == [1, 3, 1, 1]
+    assert [job.trials[0].result for job in jobs] == [True, True, False, True]
     assert "Slurm job 7: 4 tasks, 2 at a time" in capsys.readouterr().out
     # What ended without a result is submitted again by the same call, and nothing else.
-    launcher(tmp_path / "runs")([job for job in jobs if not job.points[0].result], PreemptionSignal())
-    assert [job.points[0].tries for job in jobs] == [1, 3, 2, 1]
-    assert all(job.points[0].result for job in jobs)
+    launcher(tmp_path / "runs")([job for job in jobs if not job.trials[0].result], PreemptionSignal())
+    assert [job.trials[0].tries for job in jobs] == [1, 3, 2, 1]
+    assert all(job.trials[0].result for job in jobs)
 
 
 def test_what_is_in_the_queue_is_not_submitted_again(tmp_path, cluster, capsys):
     jobs = jobs_of(tmp_path / "runs", "0", "0", "0")
     for job in jobs:
-        job.points[0].folder.mkdir(parents=True)
-        (job.points[0].folder / "wait").touch()
+        job.trials[0].folder.mkdir(parents=True)
+        (job.trials[0].folder / "wait").touch()
     with pytest.raises(Stopped):
         launcher(tmp_path / "runs")(jobs[:2], StopAt(3))
-    names = [job.points[0].folder.name for job in jobs]
+    names = [job.trials[0].folder.name for job in jobs]
     queued = slurm.waiting(names, tmp_path / "runs" / "logs")
-    assert queued.keys() == {"point-0", "point-1"} and queued["point-1"].startswith("Slurm job 7_1 ")
+    assert queued.keys() == {"trial-0", "trial-1"} and queued["trial-1"].startswith("Slurm job 7_1 ")
     assert slurm.waiting(names, tmp_path) == {}
     (cluster / "queue" / "7_1").unlink()  # cancelled, as far as the queue can tell
     with pytest.raises(Stopped):
@@ -137,32 +137,32 @@ def test_what_is_in_the_queue_is_not_submitted_again(tmp_path, cluster, capsys):
     assert "#SBATCH --array=0-1%2" in scripts[1] and "#SBATCH --dependency=afterany:7_0" in scripts[1]
     assert sorted(path.name for path in (cluster / "queue").iterdir()) == ["7_0", "8_0", "8_1"]
     for job in jobs:
-        (job.points[0].folder / "wait").unlink()
+        (job.trials[0].folder / "wait").unlink()
     launcher(tmp_path / "runs")(jobs, PreemptionSignal())
     assert "3 jobs are in Slurm's queue already" in capsys.readouterr().out
-    assert all(job.points[0].result for job in jobs) and len(list(cluster.glob("*.sh"))) == 2
-    assert [job.points[0].tries for job in jobs] == [1, 2, 1]  # Slurm's, which the make-believe one did not stop
+    assert all(job.trials[0].result for job in jobs) and len(list(cluster.glob("*.sh"))) == 2
+    assert [job.trials[0].tries for job in jobs] == [1, 2, 1]  # Slurm's, which the make-believe one did not stop
 
 
 def test_what_was_cancelled_while_it_saved_is_not_requeued(tmp_path, cluster):
     jobs = jobs_of(tmp_path / "runs", "75,0")
-    point = jobs[0].points[0]
-    point.folder.mkdir(parents=True)
-    (point.folder / "wait").touch()
+    trial = jobs[0].trials[0]
+    trial.folder.mkdir(parents=True)
+    (trial.folder / "wait").touch()
     with pytest.raises(Stopped):
         launcher(tmp_path / "runs")(jobs, StopAt(3))
     (cluster / "queue" / "7").write_text("COMPLETING")
-    (point.folder / "wait").unlink()
+    (trial.folder / "wait").unlink()
     launcher(tmp_path / "runs")(jobs, PreemptionSignal())
-    assert point.tries == 1 and not point.result
+    assert trial.tries == 1 and not trial.result
     launcher(tmp_path / "runs")(jobs, PreemptionSignal())
-    assert point.tries == 2 and point.result
+    assert trial.tries == 2 and trial.result
 
 
 def test_options_of_sbatch(tmp_path, cluster):
-    given = ("partition=gpu", "time=01:00:00", "gpus-per-node=1", "exclusive", "job-name=mine")
+    options = ("partition=gpu", "time=01:00:00", "gpus-per-node=1", "exclusive", "job-name=mine")
     containers = ("container-image=ghcr.io#org/image:1", "container-mounts=/data", "no-container-mount-home")
-    launcher(tmp_path / "runs", *given, *containers)(jobs_of(tmp_path / "runs", "0", "0", "0"), PreemptionSignal())
+    launcher(tmp_path / "runs", *options, *containers)(jobs_of(tmp_path / "runs", "0", "0", "0"), PreemptionSignal())
     script = (cluster / "7.sh").read_text().splitlines()
     for option in (
         "array=0-2%2",

@@ -16,7 +16,8 @@ from tests.report import made
 from tljax.distributed.preemption import PreemptionSignal, Stopped
 from tljax.errors import InputError
 from tljax.sweeps.launchers import local
-from tljax.sweeps.launchers.local import Job, at_once, beside
+from tljax.sweeps.launchers.base import Job
+from tljax.sweeps.launchers.local import at_once, run_here
 from tljax.sweeps.trial import Trial
 
 pytestmark = pytest.mark.unoptimised
@@ -38,12 +39,12 @@ facts = {"began": began, "ended": time.monotonic(), "cores": sorted(os.sched_get
 
 def _jobs(folder: Path, count: int, seconds: float = 0.5, peak: int = 1) -> list[Job]:
     """Processes that sleep, with a plan as a run writes it, and leave how long they lived."""
-    found = []
+    jobs = []
     for number in range(count):
-        point = Trial({"seed": number}, made.experiment(seed=number), folder / f"point-{number}")
-        told = point.folder, folder, seconds, peak, f"mark-{number}"
-        found.append(Job(point.name, (sys.executable, "-c", MARK, *map(str, told)), (point,)))
-    return found
+        trial = Trial({"seed": number}, made.experiment(seed=number), folder / f"trial-{number}")
+        arguments = trial.folder, folder, seconds, peak, f"mark-{number}"
+        jobs.append(Job(trial.name, (sys.executable, "-c", MARK, *map(str, arguments)), (trial,)))
+    return jobs
 
 
 def _marks(folder: Path) -> list[dict]:
@@ -51,13 +52,13 @@ def _marks(folder: Path) -> list[dict]:
 
 
 def _most_at_once(marks: list[dict]) -> int:
-    return max(sum(one["began"] <= other["began"] < one["ended"] for one in marks) for other in marks)
+    return max(sum(mark["began"] <= other["began"] < mark["ended"] for mark in marks) for other in marks)
 
 
 def test_so_many_run_at_a_time_and_each_has_its_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "_gpus", lambda: [])
     cores = os.sched_getaffinity(0)
-    beside(_jobs(tmp_path, 5), PreemptionSignal(), 2, tmp_path / "logs")
+    run_here(_jobs(tmp_path, 5), PreemptionSignal(), 2, tmp_path / "logs")
     marks = _marks(tmp_path)
     assert len(marks) == 5 and _most_at_once(marks) == 2
     each = max(len(cores) // 2, 1)
@@ -79,7 +80,7 @@ def test_with_little_memory_fewer_run_at_a_time_and_it_is_said(tmp_path, monkeyp
     ]
     monkeypatch.setattr(local, "_gpus", lambda: [])
     monkeypatch.setattr(local, "host_bytes", lambda: (8 * 10**9, 5 * 10**9))
-    beside(_jobs(tmp_path, 3, peak=3 * 10**9), PreemptionSignal(), 3, tmp_path / "logs")
+    run_here(_jobs(tmp_path, 3, peak=3 * 10**9), PreemptionSignal(), 3, tmp_path / "logs")
     assert _most_at_once(_marks(tmp_path)) == 1
     assert "a run needs 3.0 GB, and 5.0 GB are free: 1 at a time" in capsys.readouterr().out
 
@@ -87,10 +88,10 @@ def test_with_little_memory_fewer_run_at_a_time_and_it_is_said(tmp_path, monkeyp
 def test_gpus_are_shared_out_and_not_shared(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
-    beside(_jobs(tmp_path, 2), PreemptionSignal(), 2, tmp_path / "logs")
+    run_here(_jobs(tmp_path, 2), PreemptionSignal(), 2, tmp_path / "logs")
     assert sorted(mark["gpus"] for mark in _marks(tmp_path)) == ["4,5", "6,7"]
     with pytest.raises(InputError, match="--jobs=6 processes cannot share 5 GPUs: give --jobs=5"):
-        beside([], PreemptionSignal(), 6, tmp_path / "logs")
+        run_here([], PreemptionSignal(), 6, tmp_path / "logs")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert local._gpus() == []
 
@@ -111,22 +112,23 @@ with PreemptionSignal().listening():
 DRIVER = """
 import sys
 from pathlib import Path
-from tljax.sweeps.launchers.local import Job, beside
+from tljax.sweeps.launchers.base import Job
+from tljax.sweeps.launchers.local import run_here
 from tljax.distributed.preemption import PreemptionSignal
 folder = Path(sys.argv[1])
 jobs = [Job(f"job-{i}", (sys.executable, "-c", sys.argv[2], str(folder / f"child-{i}")), ()) for i in range(2)]
-beside(jobs, PreemptionSignal(), 2, folder / "logs")
+run_here(jobs, PreemptionSignal(), 2, folder / "logs")
 """
 
 
 def test_processes_end_when_they_are_told_or_when_the_one_that_started_them_is_killed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(local, "at_once", lambda count, peaks, free: count)
-    told = Job("told", (sys.executable, "-c", WAIT, str(tmp_path / "told")), ())
+    job = Job("told", (sys.executable, "-c", WAIT, str(tmp_path / "told")), ())
     with pytest.raises(Stopped):
-        beside([told], _Once(tmp_path / "told"), 1, tmp_path / "logs")
+        run_here([job], _Once(tmp_path / "told"), 1, tmp_path / "logs")
     assert (tmp_path / "told-ended").read_text() == "saved"
     program = DRIVER.replace(
-        "beside(jobs", "import tljax.sweeps.launchers.local as l; l.at_once = lambda n, p, f: n; beside(jobs"
+        "run_here(jobs", "import tljax.sweeps.launchers.local as l; l.at_once = lambda n, p, f: n; run_here(jobs"
     )
     driver = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), WAIT], cwd=ROOT)
     _until(lambda: all((tmp_path / f"child-{i}").exists() for i in range(2)))
@@ -158,11 +160,11 @@ def _until(moment) -> None:
 def test_how_a_process_ended_is_told(tmp_path, capsys):
     codes = {"killed": "os.kill(os.getpid(), 9)", "crash": "sys.exit(3)", "fails": "sys.exit(1)", "does": "print('hi')"}
     jobs = [Job(name, (sys.executable, "-c", f"import os, sys; {code}"), ()) for name, code in codes.items()]
-    beside(jobs, PreemptionSignal(), 1, tmp_path)
-    told = capsys.readouterr().out
-    assert f"killed: killed by SIGKILL, see {tmp_path}/killed.log" in told
-    assert f"crash: ended with status 3, see {tmp_path}/crash.log" in told
-    assert "fails: failed" in told and "does: done" in told
+    run_here(jobs, PreemptionSignal(), 1, tmp_path)
+    shown = capsys.readouterr().out
+    assert f"killed: killed by SIGKILL, see {tmp_path}/killed.log" in shown
+    assert f"crash: ended with status 3, see {tmp_path}/crash.log" in shown
+    assert "fails: failed" in shown and "does: done" in shown
     assert (tmp_path / "does.log").read_text() == "hi\n"
 
 
@@ -187,14 +189,14 @@ def test_what_print_prints_can_be_run_from_anywhere(shapes, tiny_weights, tmp_pa
     root = f"--root={tmp_path / 'my runs'}"
     printed = tljax("sweep", *flags, root, "--launcher=print").stdout.splitlines()
     assert len(printed) == 3 and not (tmp_path / "my runs").exists()
-    points = re.findall(r"--points=(\S+)", "\n".join(printed))
-    assert [one.count(",") for one in points] == [1, 0]
+    shares = re.findall(r"--trials=(\S+)", "\n".join(printed))
+    assert [share.count(",") for share in shares] == [1, 0]
     for line in printed[:2]:
         subprocess.run(line, shell=True, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
     results = [json.loads(path.read_text()) for path in (tmp_path / "my runs").glob("*/result.json")]
-    assert [one["held"] for one in results] == [["test"]] * 3
+    assert [result["held"] for result in results] == [["test"]] * 3
     again = printed[2].removeprefix("# and when these have ended: ")
     subprocess.run(shlex.split(again), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     results = [json.loads(path.read_text()) for path in (tmp_path / "my runs").glob("*/result.json")]
-    assert sorted("test" in one["splits"] for one in results) == [False, True, True]
-    assert tljax("sweep", *flags, root, "--launcher=print").stdout.count("--points") == 0
+    assert sorted("test" in result["splits"] for result in results) == [False, True, True]
+    assert tljax("sweep", *flags, root, "--launcher=print").stdout.count("--trials") == 0

@@ -22,10 +22,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.conftest import PATIENCE, ROOT, tiny_run
-from tljax.checkpoints.checkpointer import named
+from tljax.checkpoints.checkpointer import flatten_state
 from tljax.checkpoints.workdir import Workdir
 from tljax.core.run import Run
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.distributed import mesh, processes
 from tljax.evals.predictions import load, predictions_of
 from tljax.io import arrays
@@ -65,7 +65,7 @@ def _digest(tree: Any) -> str:
     return multipliers.digest(flatten_dict(mesh.gathered(tree), sep="/"))
 
 
-def _restored(run: Run, workdir: Path, step: int) -> State:
+def _restored(run: Run, workdir: Path, step: int) -> TrainState:
     return Workdir(workdir).checkpoints(run.experiment).restore(step, run.abstract_state(step))
 
 
@@ -78,7 +78,7 @@ def _resumed(run: Run, source: Path, workdir: Path) -> None:
         shutil.rmtree(workdir / "checkpoints" / str(STEPS))
         return True
 
-    processes.on_first(copy)
+    processes.on_lead(copy)
     train(run.experiment, workdir, prepared=run)
 
 
@@ -87,7 +87,7 @@ def _statistics(root: Path) -> dict[str, list[float]]:
     run = _run(root, "tiny_resnet")
     state, stream = run.init_state(), run.train_input()
     for step in range(3):
-        state, _ = run.train_step(run.phases[0])(state, mesh.put_batch(stream.batch(step), run.mesh))
+        state, _ = run.programs.train_step(run.phases[0])(state, mesh.put_batch(stream.batch(step), run.mesh))
     return {path: np.asarray(leaf).tolist() for path, leaf in flatten_dict(state.batch_stats, sep="/").items()}
 
 
@@ -97,7 +97,7 @@ def _process(arguments: list[str]) -> None:
     parser.add_argument("name")
     processes.add_arguments(parser)
     options = parser.parse_args(arguments)
-    with processes.joined(options):
+    with processes.join(options):
         _part(options)
 
 
@@ -112,19 +112,21 @@ def _part(options: argparse.Namespace) -> None:
         "batches": [_digest(mesh.put_batch(stream.batch(step), run.mesh)) for step in (0, HALF, STEPS - 1)],
         "statistics": _statistics(root) if name in ("1x1", "2x2") else {},
     }
-    if processes.is_first():
+    if processes.is_lead():
         (root / f"{name}.trained").touch()
     deadline = time.monotonic() + PATIENCE
     while not all((root / f"{other}.trained").exists() for other in LAYOUTS):
         assert time.monotonic() < deadline, "another layout's run has not ended"
         time.sleep(0.1)
-    found["restored"] = [_digest(named(_restored(one, root / other, STEPS))) for other in LAYOUTS for one in others]
+    found["restored"] = [
+        _digest(flatten_state(_restored(one, root / other, STEPS))) for other in LAYOUTS for one in others
+    ]
     split = run.inputs.splits["test"]
     predicted = predictions_of(run, _restored(run, root / "1x1", STEPS), split, "test")
     found["logits"] = predicted.logits.tolist()
     before = list(LAYOUTS)[list(LAYOUTS).index(name) - 1]
     _resumed(run, root / before, root / f"{name}-from-{before}")
-    if processes.is_first():
+    if processes.is_lead():
         (root / f"{name}.json").write_text(json.dumps(found))
 
 

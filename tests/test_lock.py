@@ -21,8 +21,8 @@ def _quick(monkeypatch):
 
 
 def _write(folder: epath.Path, host: str, beats: int) -> None:
-    found = {"host": host, "pid": 7, "started": "2026-01-02T03:04:05+00:00", "beats": beats}
-    (folder / "writer.json").write_text(json.dumps(found))
+    holder = {"host": host, "pid": 7, "started": "2026-01-02T03:04:05+00:00", "beats": beats}
+    (folder / "writer.json").write_text(json.dumps(holder))
 
 
 def test_a_second_writer_is_refused_with_who_has_it_and_let_in_when_he_is_done(tmp_path):
@@ -53,9 +53,9 @@ def left(tmp_path) -> epath.Path:
 
 def test_a_dead_writers_lock_is_taken_over_at_once(left, monkeypatch):
     monkeypatch.setattr(Lock, "_wait_for_death", lambda *_: pytest.fail("waited to see whether he lives"))
-    mine = Lock(left)
-    mine.acquire()
-    mine.release()
+    lock = Lock(left)
+    lock.acquire()
+    lock.release()
 
 
 def test_what_a_dead_writer_left_is_cleared_and_a_living_one_is_left_alone(left):
@@ -71,17 +71,17 @@ def test_what_a_dead_writer_left_is_cleared_and_a_living_one_is_left_alone(left)
 
 @pytest.fixture(params=["disk", "bucket"])
 def folder(request, tmp_path, bucket):  # noqa: F811
-    found = epath.Path(tmp_path) if request.param == "disk" else bucket
-    found.mkdir(parents=True, exist_ok=True)
-    return found
+    place = epath.Path(tmp_path) if request.param == "disk" else bucket
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def test_on_another_machine_a_writer_that_shows_no_sign_of_life_is_taken_over(folder):
     _write(folder, "elsewhere", 3)
-    mine = Lock(folder)
-    mine.acquire()
+    lock = Lock(folder)
+    lock.acquire()
     assert json.loads((folder / "writer.json").read_text())["host"] == socket.gethostname()
-    mine.release()
+    lock.release()
 
 
 def test_on_another_machine_a_writer_that_lives_is_left_alone(folder):
@@ -103,9 +103,9 @@ def test_on_another_machine_a_writer_that_lives_is_left_alone(folder):
         done.set()
         thread.join()
     _write(folder, "elsewhere", 1000)
-    mine = Lock(folder)  # the refused one holds nothing back
-    mine.acquire()
-    mine.release()
+    lock = Lock(folder)  # the refused one holds nothing back
+    lock.acquire()
+    lock.release()
 
 
 def test_in_a_bucket_this_machines_live_writer_is_left_alone_too(bucket):  # noqa: F811

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from tests.conftest import ROOT, TINY, tiny_run, tljax
-from tljax.checkpoints.checkpointer import named
+from tljax.checkpoints.checkpointer import flatten_state
 from tljax.core.run import Run
 from tljax.errors import InputError
 from tljax.models.registry import BACKBONES
@@ -48,9 +48,9 @@ def _bytes(tree) -> int:
 @pytest.mark.parametrize("strategy", ["full", "linear_probe"])
 def test_what_moves_is_given_away_and_what_is_frozen_is_only_read(dataset, network, strategy):
     run = _run(dataset, network=network, tuning__strategy=strategy)
-    found = run.train_step(run.phases[0]).program.memory_analysis()
+    found = run.programs.train_step(run.phases[0]).program.memory_analysis()
     state = run.abstract_state()
-    frozen = [leaf for name, leaf in named(state).items() if name in run.unmoved(1)]
+    frozen = [leaf for name, leaf in flatten_state(state).items() if name in run.masks.frozen_names(1)]
     moves, leaves = _bytes(state) - _bytes(frozen), len(jax.tree.leaves(state)) - len(frozen)
     assert bool(frozen) == (strategy == "linear_probe")
     assert found.alias_size_in_bytes == moves
@@ -71,7 +71,7 @@ def test_remat_is_honoured(dataset):
 def test_evaluation_counts_the_state_beside_it(dataset):
     run = _run(dataset, task__train="train[:16]", task__test="train[16:]", task__eval_batch_size=6)
     assert evaluation_rows(run) == 6
-    state, found = run.abstract_state(), run.eval_step(6).memory_analysis()
+    state, found = run.abstract_state(), run.programs.eval_step(6).memory_analysis()
     assert memory._evaluation(run).peak == pytest.approx(
         _bytes(state) + found.temp_size_in_bytes + 6 * 64 * 64 * 3, abs=300
     )
@@ -82,10 +82,13 @@ def test_with_the_feature_cache_the_backbone_still_takes_its_memory(dataset):
     run = _run(dataset, tuning__strategy="linear_probe", **split)
     run.cached = True
     (phase,) = run.phases
-    state, features = _bytes(run.abstract_state()), 4 * run.abstract_batch(1, 0, run.start(phase))["input"].size
-    found = run.train_step(phase).program.memory_analysis()
+    state, features = (
+        _bytes(run.abstract_state()),
+        4 * run.programs.abstract_batch(1, 0, run.start(phase))["input"].size,
+    )
+    found = run.programs.train_step(phase, start=run.start(phase)).program.memory_analysis()
     assert found.argument_size_in_bytes == state + 16 * (features + 3 * 4) + 3 * 4
-    found = run.eval_step(6, start=run.start(phase)).memory_analysis()
+    found = run.programs.eval_step(6, start=run.start(phase)).memory_analysis()
     assert memory._evaluation(run).peak == pytest.approx(state + found.temp_size_in_bytes + 6 * features, abs=300)
 
 
@@ -108,9 +111,9 @@ def test_a_step_that_does_not_fit_is_an_error_that_names_what_fits(dataset, monk
     }
     for setting, values in tried.items():
         other = _run(dataset, **values)
-        assert ways[setting] == peak_bytes(other.train_step(other.phases[0]).program)
+        assert ways[setting] == peak_bytes(other.programs.train_step(other.phases[0]).program)
     probe = _run(dataset, task__batch_size=32, tuning__strategy="linear_probe")
-    exact = peak_bytes(probe.train_step(probe.phases[0]).program)
+    exact = peak_bytes(probe.programs.train_step(probe.phases[0]).program)
     assert ways["tuning.strategy=linear_probe"] == pytest.approx(exact, rel=0.1)
     assert all(peak <= 0.9 * has for peak in ways.values())
     with pytest.raises(InputError, match=r"a training step needs .* MB on each device, .*optim\.accumulate=2 \("):
@@ -127,7 +130,7 @@ from tljax.models.vision.vit import ViT
 
 BACKBONES["wide_vit"] = ViT(width=128, depth=1, heads=2, patch_size=8, grid=(4, 4))
 whole, shared = (tiny_run(sys.argv[1], "wide_vit", optim__name="adamw", mesh__fsdp=fsdp) for fsdp in (1, 4))
-needs, wants = (peak_bytes(run.train_step(run.phases[0]).program) for run in (whole, shared))
+needs, wants = (peak_bytes(run.programs.train_step(run.phases[0]).program) for run in (whole, shared))
 memory.device_bytes = lambda: (needs - 1, needs - 1)
 told = memory.predict(whole)["ways_out"]
 assert told["mesh.fsdp=4"] == wants < 0.9 * needs, told

@@ -17,14 +17,14 @@ def _batch(rows: int = 6, size: int = 16) -> dict[str, jax.Array]:
 
 def test_without_either_nothing_changes():
     batch = _batch()
-    assert mixup.mixed(batch, jax.random.key(0), 0.0, 0.0) is batch
+    assert mixup.apply_mixup_cutmix(batch, jax.random.key(0), 0.0, 0.0) is batch
     np.testing.assert_array_equal(mixup.loss(batch, lambda labels, weights: labels * 1.0), np.arange(6.0))
 
 
 def test_mixup_is_the_weighted_mean_of_each_image_and_the_reversed_batch():
     shares = []
     for seed in range(200):
-        found = mixup.mixed(_batch(), jax.random.key(seed), 0.4, 0.0)
+        found = mixup.apply_mixup_cutmix(_batch(), jax.random.key(seed), 0.4, 0.0)
         share = float(found["share"][0])
         wanted = 10 * (share * np.arange(6) + (1 - share) * np.arange(6)[::-1])
         np.testing.assert_allclose(found["input"][:, 3, 5, 1], wanted, rtol=1e-5)
@@ -37,7 +37,7 @@ def test_mixup_is_the_weighted_mean_of_each_image_and_the_reversed_batch():
 def test_cutmix_pastes_a_box_and_its_share_is_what_is_left():
     areas = []
     for seed in range(200):
-        found = mixup.mixed(_batch(), jax.random.key(seed), 0.0, 1.0)
+        found = mixup.apply_mixup_cutmix(_batch(), jax.random.key(seed), 0.0, 1.0)
         own = np.asarray(found["input"][0, :, :, 0]) == 0
         assert set(np.unique(found["input"][0])) <= {0.0, 50.0}
         assert float(found["share"][0]) == pytest.approx(own.mean(), abs=1e-6)
@@ -51,7 +51,7 @@ def test_cutmix_pastes_a_box_and_its_share_is_what_is_left():
 def test_both_take_turns_by_a_coin():
     kinds = []
     for seed in range(60):
-        image = np.asarray(mixup.mixed(_batch(), jax.random.key(seed), 1.0, 1.0)["input"])
+        image = np.asarray(mixup.apply_mixup_cutmix(_batch(), jax.random.key(seed), 1.0, 1.0)["input"])
         kinds.append(set(np.unique(image[0])) <= {0.0, 50.0})
     assert 15 < sum(kinds) < 45
 
@@ -65,6 +65,7 @@ def test_the_loss_is_of_both_labels_by_their_shares():
 
 
 def test_a_step_s_mix_is_a_function_of_its_key():
-    one, same, other = (mixup.mixed(_batch(), jax.random.key(seed), 0.3, 0.3)["input"] for seed in (3, 3, 4))
-    np.testing.assert_array_equal(one, same)
-    assert not np.array_equal(one, other)
+    keys = map(jax.random.key, (3, 3, 4))
+    first, same, other = (mixup.apply_mixup_cutmix(_batch(), key, 0.3, 0.3)["input"] for key in keys)
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)

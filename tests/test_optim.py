@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tests.conftest import GOLDEN
 from tljax.config.schema import OptimConfig
 from tljax.errors import InputError
-from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning import optimizers
+from tljax.tuning.masks import partition
 
 NUMERICS = GOLDEN / "numerics"
 
@@ -126,17 +126,13 @@ def test_leaves_that_go_on_keep_their_moments_and_others_start_afresh():
     ]
     params = {name: jnp.ones(3) for name in gradients[0]}
     trains = {"old": 1.0, "new": 0.0, "gone": 1.0}
-    state = first.init(tuning_multipliers.select(params, trains))
+    state = first.init(partition(params, trains)[0])
     for grads in gradients[:4]:
-        _, state = first.update(
-            tuning_multipliers.select(grads, trains), state, tuning_multipliers.select(params, trains)
-        )
+        _, state = first.update(partition(grads, trains)[0], state, partition(params, trains)[0])
     trains = {"old": 1.0, "new": 1.0, "gone": 0.0}
-    state = optimizers.carry_over(state, second.init(tuning_multipliers.select(params, trains)))
+    state = optimizers.carry_over(state, second.init(partition(params, trains)[0]))
     for grads in gradients[4:]:
-        updates, state = second.update(
-            tuning_multipliers.select(grads, trains), state, tuning_multipliers.select(params, trains)
-        )
+        updates, state = second.update(partition(grads, trains)[0], state, partition(params, trains)[0])
     for name, seen in (("old", gradients), ("new", gradients[4:])):
         alone = optax.scale_by_adam()
         one = alone.init(params[name])
@@ -151,8 +147,8 @@ def test_clip_sees_trainable_leaves_only_and_multipliers_scale_the_step():
     params = {name: jnp.zeros(1) for name in multipliers}
     grads = {"frozen": jnp.array([1e6]), "slow": jnp.array([3.0]), "fast": jnp.array([4.0])}
     tx = optimizers.optimizer(OptimConfig(name="sgd", momentum=0.0, clip_norm=1.0), multipliers)
-    masked = tuning_multipliers.select(params, multipliers)
-    updates, _ = tx.update(tuning_multipliers.select(grads, multipliers), tx.init(masked), masked)
+    masked = partition(params, multipliers)[0]
+    updates, _ = tx.update(partition(grads, multipliers)[0], tx.init(masked), masked)
     np.testing.assert_allclose(updates["slow"], [0.25 * 3 / 5], rtol=1e-6)
     np.testing.assert_allclose(updates["fast"], [4 / 5], rtol=1e-6)
     assert isinstance(updates["frozen"], optax.MaskedNode)

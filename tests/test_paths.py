@@ -13,7 +13,7 @@ from tljax import __main__
 from tljax.checkpoints.checkpointer import Checkpoints
 from tljax.checkpoints.workdir import Workdir
 from tljax.config.schema import CheckpointConfig
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.errors import InputError
 from tljax.io import arrays, storage
 from tljax.models.registry import BACKBONES
@@ -28,8 +28,8 @@ ODD = (
 )
 
 
-def _state(step: int) -> State:
-    return State(jnp.int32(step), {"w": jnp.arange(4.0), "b": jnp.ones(2)}, (), {}, {}, {}, jnp.int32(0))
+def _state(step: int) -> TrainState:
+    return TrainState(jnp.int32(step), {"w": jnp.arange(4.0), "b": jnp.ones(2)}, (), {}, {}, {}, jnp.int32(0))
 
 
 def _open(folder: epath.Path, writer: bool = False) -> Checkpoints:
@@ -52,7 +52,7 @@ def test_a_run_is_found_again_in_a_folder_of_whatever_name(tmp_path, name):
     assert {path.name for path in (tmp_path / name).iterdir()} == {".lock", "checkpoints", "metrics.jsonl", "plan.json"}
 
 
-def _abstract(state: State) -> State:
+def _abstract(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 

@@ -47,8 +47,10 @@ def _own_run(run: Run, pictures: np.ndarray, frozen: dict) -> dict[str, np.ndarr
         epoch, place = np.array(stream.indices(step)).T
         ones = np.ones(len(place), np.float32)
         batch = {"input": pictures[epoch % len(pictures), place], "label": stream.labels[place]}
-        state, _ = run.train_step(run.phases[0])(state, batch | {"mask": ones, "weight": stream.weights[place]})
-    return {name: np.asarray(leaf) for name, leaf in run.evaluated(state)[0]["head"].items()}
+        state, _ = run.programs.train_step(run.phases[0])(
+            state, batch | {"mask": ones, "weight": stream.weights[place]}
+        )
+    return {name: np.asarray(leaf) for name, leaf in run.evaluation_variables(state)[0]["head"].items()}
 
 
 CASES = {

@@ -76,7 +76,8 @@ def test_padding_changes_no_logit_and_each_length_is_a_program(table):
     state, tokenizer = run.init_state(), run.inputs.tokenizer
     rows, _ = tokenizer.encode(["a very good film", "the plot"], 16)
     logits = [
-        run.eval_step(2, length)(state.params, state.batch_stats, tokenizer.pad(rows, length)) for length in (8, 12, 16)
+        run.programs.eval_step(2, length)(state.params, state.batch_stats, tokenizer.pad(rows, length))
+        for length in (8, 12, 16)
     ]
     for other in logits[1:]:
         np.testing.assert_allclose(other, logits[0], atol=1e-6)
@@ -92,7 +93,7 @@ def test_a_killed_and_resumed_run_on_texts_has_the_same_bits(tmp_path, table):
     half = dataclasses.replace(experiment, backbone=BackboneConfig(weights=str(weights)))
     run = prepare(half)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tljax.training.train_loop.Loop._save", _stop_after(4))
+        patch.setattr("tljax.training.callbacks.Saver.save", _stop_after(4))
         with pytest.raises(KeyboardInterrupt):
             train(half, folder)
     (weights / "vocab.txt").unlink()  # what a run needs to go on is in its workdir
@@ -107,9 +108,9 @@ def test_a_killed_and_resumed_run_on_texts_has_the_same_bits(tmp_path, table):
 
 
 def _stop_after(last: int):
-    from tljax.training.train_loop import Loop
+    from tljax.training.callbacks import Saver
 
-    original = Loop._save
+    original = Saver.save
 
     def save(self, step, state):
         original(self, step, state)
@@ -212,7 +213,7 @@ def test_what_does_not_go_together_is_named(case, table):
     values, message = CASES[case]
     with pytest.raises(InputError) as error:
         run = prepare(_experiment(**values))
-        run.train_step(run.phases[0])
+        run.programs.train_step(run.phases[0])
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -226,7 +227,7 @@ def test_balance_gives_rare_classes_their_share(shapes, tmp_path):
     assert run.resolved.class_weights == pytest.approx((15 / (2 * 12), 15 / (2 * 3)))
     batch = run.train_input().batch(0)
     assert batch["weight"] == pytest.approx(np.array(run.resolved.class_weights)[batch["label"]])
-    _, found = run.train_step(run.phases[0])(run.init_state(), batch)
+    _, found = run.programs.train_step(run.phases[0])(run.init_state(), batch)
     assert float(found["loss"]) == pytest.approx(np.log(2))  # the head starts at zero, whatever the weights
     drawn = tiny_run(dataset, task__balance="sampling").train_input()
     labels = np.concatenate([drawn.batch(step)["label"] for step in range(3)])
@@ -239,9 +240,9 @@ def test_the_loss_is_the_mean_by_weight(shapes):
     each = []
     for row in range(8):
         one = batch | {"weight": np.eye(8, dtype=np.float32)[row]}
-        each.append(float(run.train_step(run.phases[0])(run.init_state(), one)[1]["loss"]))
+        each.append(float(run.programs.train_step(run.phases[0])(run.init_state(), one)[1]["loss"]))
     weights = np.arange(1, 9).astype(np.float32)
-    _, found = run.train_step(run.phases[0])(run.init_state(), batch | {"weight": weights})
+    _, found = run.programs.train_step(run.phases[0])(run.init_state(), batch | {"weight": weights})
     assert float(found["loss"]) == pytest.approx(np.average(each, weights=weights), rel=1e-5)
 
 
@@ -253,7 +254,7 @@ def test_evaluation_may_average_the_mirror_image(shapes):
     state = plain.init_state()
 
     def logits(run: Run, image):
-        return np.asarray(run.eval_step(8)(state.params, state.batch_stats, image))
+        return np.asarray(run.programs.eval_step(8)(state.params, state.batch_stats, image))
 
     wanted = (logits(plain, image) + logits(plain, image[:, :, ::-1])) / 2
     np.testing.assert_allclose(logits(flipped, image), wanted, atol=1e-6)
@@ -262,11 +263,11 @@ def test_evaluation_may_average_the_mirror_image(shapes):
 
 def test_mixing_trains_and_a_step_repeats_itself(shapes):
     run = tiny_run(f"folder:{shapes}", regularize__mixup=0.4, regularize__cutmix=1.0, optim__accumulate=2)
-    batch, program = run.train_input().batch(0), run.train_step(run.phases[0])
+    batch, program = run.train_input().batch(0), run.programs.train_step(run.phases[0])
     states = [program(run.init_state(), batch)[0] for _ in range(2)]
     jax.tree.map(np.testing.assert_array_equal, *states)
     plain = tiny_run(f"folder:{shapes}", optim__accumulate=2)
-    other, _ = plain.train_step(plain.phases[0])(plain.init_state(), batch)
+    other, _ = plain.programs.train_step(plain.phases[0])(plain.init_state(), batch)
     moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), states[0].params, other.params)
     assert any(jax.tree.leaves(moved))
 

@@ -49,7 +49,7 @@ def _options(*flags: str) -> argparse.Namespace:
     ],
 )
 def test_flags_that_cannot_be_are_named(flags, told):
-    with pytest.raises(InputError, match=told), processes.joined(_options(*flags)):
+    with pytest.raises(InputError, match=told), processes.join(_options(*flags)):
         pass
 
 
@@ -68,7 +68,7 @@ def test_one_process_by_itself_joins_nobody(environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("jax.distributed.initialize", lambda *_, **__: pytest.fail("joined"))
-    with processes.joined(_options()):
+    with processes.join(_options()):
         pass
 
 

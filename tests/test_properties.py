@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as draw
 
 from tljax.config.schema import OptimConfig, RegularizeConfig
-from tljax.core.train_step import Rules, State, train_step
+from tljax.core.state import TrainState
+from tljax.core.train_step import StepSpec, train_step
 from tljax.errors import InputError
 from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning import optimizers, strategies
+from tljax.tuning.masks import partition
 from tljax.tuning.strategies import Layout
 
 LEAVES = ("norm1/scale", "norm1/bias", "fc/kernel", "fc/bias", "attention/qkv/kernel", "attention/qkv/lora_a", "prompt")
@@ -72,13 +74,13 @@ def _forward(params, batch_stats, image, key):
     return x, batch_stats
 
 
-def _trained(params, multipliers, config: OptimConfig, steps: int, rate: float = 0.1) -> State:
+def _trained(params, multipliers, config: OptimConfig, steps: int, rate: float = 0.1) -> TrainState:
     tx = optimizers.optimizer(config, multipliers)
     ones = jax.tree.map(lambda _: 0.0, multipliers)
-    rules = Rules(_forward, tx, lambda step: rate, multipliers, config, RegularizeConfig(), 0.0, ones, 0, 0)
-    opt_state = tx.init(tuning_multipliers.select(params, multipliers))
+    rules = StepSpec(_forward, tx, lambda step: rate, multipliers, config, RegularizeConfig(), 0.0, ones, 0, 0)
+    opt_state = tx.init(partition(params, multipliers)[0])
     zero = jnp.zeros((), jnp.int32)
-    state = State(zero, params, opt_state, {}, {}, {}, zero)
+    state = TrainState(zero, params, opt_state, {}, {}, {}, zero)
     image = np.random.default_rng(1).normal(size=(4, 1, 2, 1))
     ones = jnp.ones(4)
     batch = {"input": jnp.array(image), "label": jnp.array([0, 1, 1, 0]), "mask": ones, "weight": ones}
@@ -104,7 +106,7 @@ def test_frozen_means_not_differentiated_no_state_and_the_same_bits(case, seed):
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
-    selected = flatten_dict(tuning_multipliers.select(params, multipliers), sep="/")
+    selected = flatten_dict(partition(params, multipliers)[0], sep="/")
     for path, multiplier in by_path.items():
         same = np.asarray(before[path]).tobytes() == np.asarray(after[path]).tobytes()
         kept = sum("/".join(map(str, keys)).endswith(path) for keys in moments)
@@ -124,7 +126,7 @@ def test_a_multiplier_scales_the_step_of_plain_sgd(case, seed):
     updates = {}
     for name, tree in (("whole", ones), ("scaled", multipliers)):
         tx = optimizers.optimizer(plain, tree)
-        masked = tuning_multipliers.select(params, tree)
+        masked = partition(params, tree)[0]
         updates[name] = flatten_dict(tx.update(masked, tx.init(masked), masked)[0], sep="/")
     for path, multiplier in flatten_dict(multipliers, sep="/").items():
         if multiplier:

@@ -62,7 +62,9 @@ def prepared(shapes: Path) -> Callable[[], Sequence[np.ndarray]]:
     def read() -> list[np.ndarray]:
         task = registry.load(TaskConfig(dataset=f"folder:{shapes}"))
         (base,) = task.bases.values()
-        images = [np.frombuffer(one["image"], np.uint8) for one in base.records.__getitems__(range(len(base.index)))]
+        images = [
+            np.frombuffer(record["image"], np.uint8) for record in base.records.__getitems__(range(len(base.index)))
+        ]
         index = base.index.to_pydict()
         return [*images, np.array(index["id"]), np.array(index["label"]), np.array([task.fingerprint, *task.classes])]
 
@@ -72,15 +74,15 @@ def prepared(shapes: Path) -> Callable[[], Sequence[np.ndarray]]:
 def decoded(shapes: Path) -> Callable[[], Sequence[np.ndarray]]:
     split = splits.cut(registry.load(TaskConfig(dataset=f"folder:{shapes}")), "train")
     config = TaskConfig(crop="inception")
-    return lambda: list(readers.Pictures(split, Preprocessing(size=16), config, True).keep(1e9, 0).decoded)
+    return lambda: list(readers.ImageReader(split, Preprocessing(size=16), config, True).keep(1e9, 0).decoded)
 
 
 def tokens(table: Path, vocabulary: Path) -> Callable[[], Sequence[np.ndarray]]:
     split = splits.cut(registry.load(TaskConfig(dataset=f"csv:{table}", text=("text",))), "train")
 
     def read() -> list[np.ndarray]:
-        found = tokenize.tokenized(split, tokenize.Tokenizer(vocabulary), 8)
-        return [*found, np.array(list(found.facts.values()))]
+        tokenized = tokenize.tokenized(split, tokenize.Tokenizer(vocabulary), 8)
+        return [*tokenized, np.array(list(tokenized.facts.values()))]
 
     return read
 
@@ -96,7 +98,7 @@ VIT = ViT(width=48, depth=3, heads=3, patch_size=8, grid=(4, 4))
 
 
 def arrays_and_facts(folder: Path) -> list[np.ndarray]:
-    facts, tree = arrays.load_facts(folder), flatten_dict(arrays.load_tree(folder), sep="/")
+    facts, tree = arrays.load_metadata(folder), flatten_dict(arrays.load_tree(folder), sep="/")
     return [*tree.values(), np.array(list(tree)), np.array(str(facts))]
 
 

@@ -18,6 +18,7 @@ from tests.flips import flip
 from tljax.cli.convert import convert
 from tljax.config.schema import BackboneConfig
 from tljax.core.model import Network
+from tljax.core.programs import CompiledPrograms
 from tljax.core.run import Run
 from tljax.io import compilation_cache
 from tljax.training.trainer import train
@@ -120,7 +121,7 @@ def test_a_run_of_another_seed_compiles_nothing(shapes):
     def begin(seed: int) -> Run:
         jax.clear_caches()
         run = tiny_run(f"folder:{shapes}", seed=seed)
-        run.train_step(run.phases[0])
+        run.programs.train_step(run.phases[0])
         return run
 
     first = begin(0).init_state()
@@ -148,9 +149,9 @@ def test_a_run_traces_each_program_once(strategy, cache, beside, shapes, tmp_pat
 
         monkeypatch.setattr(kind, name, trace)
 
-    noted(Run, "trace_train_step")
-    noted(Run, "trace_eval_step")
-    noted(Run, "trace_gradients")
+    noted(CompiledPrograms, "trace_train_step")
+    noted(CompiledPrograms, "trace_eval_step")
+    noted(CompiledPrograms, "trace_gradients")
     noted(Network, "_init")
     run = tiny_run(f"folder:{shapes}", tuning__strategy=strategy, cache=cache)
     train(run.experiment, tmp_path, prepared=run)

@@ -120,11 +120,11 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(tmp_path, shapes, bucket):
 
         for name, module in TINY.items():
             patch.setitem(BACKBONES, name, module)
-        wanted = train(run.experiment, tmp_path / "disk")
+        expected = train(run.experiment, tmp_path / "disk")
         with pytest.raises(Stopped, match="stopped at step 3 of 6 by a test"):
             train(run.experiment, bucket, StopAt(3))
         assert Workdir(bucket).checkpoints(run.experiment).steps == [2, 3]
-        found = train(run.experiment, bucket)
+        result = train(run.experiment, bucket)
         states = []
         for path in (tmp_path / "disk", bucket):
             with Workdir(path).checkpoints(run.experiment) as checkpoints:
@@ -132,11 +132,11 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(tmp_path, shapes, bucket):
                 states.append(checkpoints.restore(6, run.abstract_state(6)))
         jax.tree.map(np.testing.assert_array_equal, *states)
         for key in ("splits", "frozen_digest_after"):
-            assert found[key] == wanted[key]
+            assert result[key] == expected[key]
         lines = [(path / "metrics.jsonl").read_text().splitlines() for path in (epath.Path(tmp_path / "disk"), bucket)]
-        steps = [[(line["step"], line["split"], line["loss"]) for line in map(json.loads, some)] for some in lines]
+        steps = [[(line["step"], line["split"], line["loss"]) for line in map(json.loads, rows)] for rows in lines]
         assert steps[0] == steps[1] and len(steps[0]) == 9
-        assert evaluate(bucket)["loss"] == wanted["splits"]["test"]["loss"]  # from predictions that train stored
+        assert evaluate(bucket)["loss"] == expected["splits"]["test"]["loss"]  # from predictions that train stored
         (bucket / "evaluations").rmtree()
-        assert evaluate(bucket)["loss"] == wanted["splits"]["test"]["loss"]
+        assert evaluate(bucket)["loss"] == expected["splits"]["test"]["loss"]
         assert {path.name for path in (bucket / "evaluations").iterdir()} == {"6-test.parquet", "6-test.json"}

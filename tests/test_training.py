@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from tests.conftest import make_folder, tiny_run
 from tljax.core.run import Run
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.errors import InputError
 from tljax.tuning import multipliers as tuning_multipliers
 
@@ -38,13 +38,13 @@ def _batches(count: int = STEPS, size: int = 8, ragged: int | None = None) -> li
     return found
 
 
-def _train(run: Run, batches: list[dict], state: State | None = None) -> tuple[State, list[dict[str, float]]]:
+def _train(run: Run, batches: list[dict], state: TrainState | None = None) -> tuple[TrainState, list[dict[str, float]]]:
     state, history = run.init_state() if state is None else state, []
     for batch in batches:
         phase = run.phase_at(int(state.step))
         if 0 < int(state.step) == phase.start:
-            state = run.enter(state, phase)
-        state, found = run.train_step(phase)(state, batch)
+            state = run.enter_phase(state, phase)
+        state, found = run.programs.train_step(phase)(state, batch)
         history.append({name: float(value) for name, value in found.items()})
     return state, history
 
@@ -53,7 +53,7 @@ def _flat(tree) -> dict[str, np.ndarray]:
     return {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
-def _copy(state: State) -> State:
+def _copy(state: TrainState) -> TrainState:
     return jax.tree.map(jnp.copy, state)
 
 
@@ -84,14 +84,14 @@ def test_l2_sp_pulls_to_where_the_leaves_started(dataset):
     state = run.init_state()
     # Random weights are all new: they are pulled to 0.
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.anchor))
-    rules = run._rules(run.phases[0], jax.tree.map(jnp.asarray, run._numbers(run.phases[0])))
-    assert set(jax.tree.leaves(rules.pull)) == {0.25}
-    from tljax.core.train_step import _pull
+    spec = run.programs._spec(run.phases[0], jax.tree.map(jnp.asarray, run.programs._numbers(run.phases[0])), 0)
+    assert set(jax.tree.leaves(spec.pull)) == {0.25}
+    from tljax.core.train_step import _l2_sp
 
     moved = jax.tree.map(lambda leaf: leaf + 1.0, state.params)
     anchor = jax.tree.map(jnp.copy, state.params)
-    pull = jax.tree.map(lambda _: 0.5, rules.pull)
-    penalty, grads = _pull(moved, anchor, dataclasses.replace(rules, pull=pull))
+    pull = jax.tree.map(lambda _: 0.5, spec.pull)
+    penalty, grads = _l2_sp(moved, anchor, dataclasses.replace(spec, pull=pull))
     count = sum(leaf.size for leaf in jax.tree.leaves(moved))
     assert float(penalty) == pytest.approx(0.25 * count, rel=1e-4)
     assert all(np.allclose(leaf, 0.5, atol=1e-6) for leaf in jax.tree.leaves(grads))
@@ -133,7 +133,7 @@ def test_an_average_is_what_is_evaluated(dataset, average):
     for number, batch in enumerate(batches, 1):
         running, _ = _train(plain, [batch], running)
         seen[number] = _copy(running)
-    params, batch_stats = run.evaluated(state)
+    params, batch_stats = run.evaluation_variables(state)
     for wanted_of, found in ((lambda s: s.params, params), (lambda s: s.batch_stats, batch_stats)):
         values = [_flat(wanted_of(one)) for one in seen]
         for path, leaf in _flat(found).items():
@@ -175,7 +175,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(dataset):
 def test_the_optimizer_writes_each_of_its_arrays_once_and_copies_none(dataset, values, arrays):
     """Of three kernels: gradient, moments, kernel, average."""
     run = tiny_run(dataset, tuning__strategy="full", **values)
-    text = run.trace_train_step(run.phases[0]).lower().compile().as_text()
+    text = run.programs.trace_train_step(run.phases[0]).lower().compile().as_text()
     shape = ",".join(map(str, run.abstract_state().params["backbone"]["block_0"]["mlp"]["fc1"]["kernel"].shape))
     made = re.findall(
         rf"^  (?:ROOT )?%\S+ = f32\[{shape}\]\S* ([a-z-]+)\(", text[text.index("\nENTRY") :], re.MULTILINE
@@ -196,7 +196,7 @@ def test_bfloat16_computes_and_float32_keeps(dataset, backbone):
     (wanted, told), (found, again) = (_train(run, _batches(3)) for run in (exact, coarse))
     assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(found.batch_stats)} <= {jnp.dtype("float32")}
-    text = coarse.trace_train_step(coarse.phases[0]).lower().as_text()
+    text = coarse.programs.trace_train_step(coarse.phases[0]).lower().as_text()
     # Each product of the network is of bfloat16s; a convolution or product of float32s would be one that slipped.
     products = [line for line in text.splitlines() if "dot_general" in line or "convolution" in line]
     assert products and all("xbf16>" in line.split(":")[-1].split("->")[0] for line in products)
@@ -239,7 +239,7 @@ def test_batch_norm_of_frozen_groups_by_mode(dataset, mode):
     frozen_stats = [path for path in stats if path.split("/")[1] in run.phases[0].frozen]
     moved = [not np.array_equal(stats[path], _flat(before[1])[path]) for path in frozen_stats]
     assert frozen_stats and set(moved) == {mode == "update_stats"}
-    multipliers = flatten_dict(run.multipliers, sep="/")
+    multipliers = flatten_dict(run.masks.multipliers, sep="/")
     for path, old in _flat(before[0]).items():
         assert np.array_equal(old, params[path]) == (multipliers[path] == 0), path
     kept = run.frozen_leaves(after)
@@ -267,7 +267,7 @@ def test_a_switch_of_phases_keeps_what_goes_on_and_starts_what_is_new(dataset):
     run = tiny_run(dataset, optim__name="adamw", tuning__strategy="phases", tuning__phases=phases, optim__average="ema")
     state, _ = _train(run, _batches(3))
     old = jax.tree.map(np.array, state)
-    entered = run.enter(state, run.phases[1])
+    entered = run.enter_phase(state, run.phases[1])
     told = {
         jax.tree_util.keystr(path): np.array(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(entered.opt_state)

@@ -10,7 +10,7 @@ from tljax.config.schema import Experiment
 from tljax.data import registry
 from tljax.data.sources import vtab
 from tljax.errors import InputError
-from tljax.sweeps import sweep
+from tljax.sweeps.trial import make_trials
 from tljax.tuning import phases
 from tljax.tuning.multipliers import check_arguments
 from tljax.tuning.optimizers import OPTIMIZERS
@@ -32,16 +32,16 @@ def test_every_set_is_a_sweep(name, tmp_path):
     if name.startswith("vtab_"):
         assert spec == vtab.TASKS[name.removeprefix("vtab_")].dataset
         assert (experiment.task.train, experiment.task.test) == ("vtab:train800", "vtab:test")
-    row = pretrained.resolve(experiment.backbone)
+    row = pretrained.resolve_weights(experiment.backbone)
     assert pretrained.reads(row) == ("text" if name == "sst2" else "image")
     overrides = list(TRANSFER["sweep"](name))
-    points = sweep.points(experiment, (one for one in overrides if one["seed"] == 0), tmp_path)
-    strategies = {point.experiment.tuning.strategy for point in points}
-    assert len(overrides) == 3 * len(points) == 3 * 4 * len(strategies) and len(strategies) >= 3
-    for point in points:
-        tuning, optim = point.experiment.tuning, point.experiment.optim
+    trials = make_trials(experiment, (values for values in overrides if values["seed"] == 0), tmp_path)
+    strategies = {trial.experiment.tuning.strategy for trial in trials}
+    assert len(overrides) == 3 * len(trials) == 3 * 4 * len(strategies) and len(strategies) >= 3
+    for trial in trials:
+        tuning, optim = trial.experiment.tuning, trial.experiment.optim
         check_arguments(tuning.strategy, tuning.arguments, phases.arguments_of(tuning.strategy))
-        assert optim.name in OPTIMIZERS and optim.warmup_steps < point.experiment.total_steps(60_000)
+        assert optim.name in OPTIMIZERS and optim.warmup_steps < trial.experiment.total_steps(60_000)
 
 
 @pytest.mark.parametrize("name", ["cats", "vtab", "vtab_cats", "dtd", ""])

@@ -13,6 +13,7 @@ from tests.conftest import GOLDEN
 from tljax.errors import InputError
 from tljax.models.registry import BACKBONES
 from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning.masks import combine, partition
 from tljax.tuning.strategies import Layout
 from tljax.weights.pretrained import shapes
 
@@ -190,16 +191,18 @@ def test_what_cannot_be_used_is_named(strategy, arguments, message):
     assert message in str(error.value)
 
 
-def test_select_and_merge_are_inverse_and_masked_leaves_vanish():
+def test_partition_and_combine_are_inverse_and_masked_leaves_vanish():
     params = {"a": np.ones(2), "b": {"c": np.zeros(3), "d": np.full(1, 7.0)}}
     multipliers = {"a": 0.0, "b": {"c": 0.5, "d": 0.0}}
-    trainable = tuning_multipliers.select(params, multipliers)
+    trainable, frozen = partition(params, multipliers)
     assert [leaf.shape for leaf in jax.tree.leaves(trainable)] == [(3,)]
     assert isinstance(trainable["a"], optax.MaskedNode)
-    merged = tuning_multipliers.merge({"a": None, "b": {"c": np.ones(3), "d": None}}, params, multipliers)
-    assert merged["a"] is params["a"]
-    assert merged["b"]["d"] is params["b"]["d"]
-    assert merged["b"]["c"].tolist() == [1, 1, 1]
+    assert [leaf.shape for leaf in jax.tree.leaves(frozen)] == [(2,), (1,)]
+    for others in (frozen, params):
+        combined = combine(jax.tree.map(np.ones_like, trainable), others)
+        assert combined["a"] is params["a"]
+        assert combined["b"]["d"] is params["b"]["d"]
+        assert combined["b"]["c"].tolist() == [1, 1, 1]
 
 
 def test_frozen_groups_have_nothing_that_moves():

@@ -170,12 +170,12 @@ def test_json_of_another_shape_is_one_line_with_its_file_and_key(tmp_path, name)
 def test_manifests_and_facts_of_another_shape(tmp_path, damage):
     arrays.write(epath.Path(tmp_path / "1"), {"w": np.ones(3)}, {})
     arrays.save_tree(tmp_path / "2", {"w": np.ones(3)}, {"pretrained": {}, "ignored": [], "head": []})
-    arrays.load_facts(tmp_path / "2")
+    arrays.load_metadata(tmp_path / "2")
     (tmp_path / "1" / "manifest.json").write_bytes(DAMAGE[damage])
     (tmp_path / "2" / "tljax.json").write_bytes(DAMAGE[damage])
     assert arrays.wrong(epath.Path(tmp_path / "1")).startswith("manifest.json: ")
     with pytest.raises(InputError, match=r"2 is damaged \(tljax\.json has \d+ bytes, not 50\)"):
-        arrays.load_facts(tmp_path / "2")
+        arrays.load_metadata(tmp_path / "2")
     (tmp_path / "2" / checksums.NAME).unlink()  # as earlier versions left it
     with pytest.raises(InputError, match=r"2: not a folder made by `tljax convert` \(.*tljax\.json: damaged"):
-        arrays.load_facts(tmp_path / "2")
+        arrays.load_metadata(tmp_path / "2")

@@ -30,7 +30,7 @@ from tljax.io import lock, storage
 from tljax.checkpoints.checkpointer import Checkpoints
 from tljax.config.schema import CheckpointConfig
 from tljax.problems.registry import PROBLEMS
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.checkpoints.workdir import Workdir
 
 lock.BEAT, storage.PAUSES = 0.05, (0.01,)
@@ -59,7 +59,7 @@ for line in sys.stdin:
         elif verb == "limit":
             resource.setrlimit(resource.RLIMIT_FSIZE, (value, resource.RLIM_INFINITY))
         elif verb == "save":
-            saver.save(State(np.int32(value), {"w": np.ones(3, np.float32)}, (), {}, {}, {}, np.int32(0)))
+            saver.save(TrainState(np.int32(value), {"w": np.ones(3, np.float32)}, (), {}, {}, {}, np.int32(0)))
             saver.wait()
         elif verb == "finish":
             folder.finish({"steps": 1})

@@ -1,4 +1,4 @@
-"""`python -m tljax VERB …`"""
+"""The command line: `python -m tljax VERB …`."""
 
 import gc
 import importlib
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _imported(name: str) -> ModuleType:
-    """A module, and all that it imports set apart from what is searched for garbage.
+    """Imports a module, and sets all that it imports apart from what is searched for garbage.
 
     It is a quarter of a million objects that stay; to search them again and again took an eighth of a start.
     """

@@ -39,12 +39,12 @@ console = _Console()
 
 
 def on_stderr() -> AbstractContextManager[None]:
-    """Inside, a person is told on stderr: stdout has the results, for another program or a file."""
+    """Prints to stderr inside: stdout has the results, for another program or a file."""
     return _switched_on("stderr")
 
 
 def quiet() -> AbstractContextManager[None]:
-    """Inside, nothing is printed."""
+    """Prints nothing inside."""
     return _switched_on("quiet")
 
 
@@ -71,7 +71,13 @@ class _Rate(ProgressColumn):
 def progress(label: str, start: int, total: int | None, unit: str = "steps") -> Iterator[Any]:
     """Yields `report(done, text)`: `text` (metrics) beside the bar, or as a line of its own where there is no bar.
 
-    An empty text moves the bar and prints no line. A `total` of None is one that nobody knows yet.
+    An empty text moves the bar and prints no line.
+
+    Args:
+        label: of the bar or the lines.
+        start: how much is done already.
+        total: how much there is to do; None where nobody knows yet.
+        unit: of what is done.
     """
     if not console.is_terminal:
 
@@ -96,7 +102,7 @@ def progress(label: str, start: int, total: int | None, unit: str = "steps") -> 
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Prints a table; the first column is left-aligned, the others right."""
+    """Prints `rows` under the heads `columns` and a `title`; the first column is left-aligned, the others right."""
     lines = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         lines.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
@@ -105,21 +111,21 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> 
     console.print(lines, soft_wrap=False)
 
 
-def weights(become: Mapping[str, Any]) -> None:
-    """Prints `backbone.provenance`: what became of the pretrained arrays, with the first names of each kind."""
-    rows = [("kept", become["kept"], "")]
+def weights(kinds: Mapping[str, Any]) -> None:
+    """Prints what became of the pretrained arrays (`weights_become` of a plan), with the first names of each kind."""
+    rows = [("kept", kinds["kept"], "")]
     for what in ("resampled", "adapted", "initialized", "ignored"):
-        names = become[what]
+        names = kinds[what]
         rows.append((what, len(names), ", ".join(names[:4]) + (" …" if len(names) > 4 else "")))
     table("weights", ("", "arrays", ""), rows)
 
 
-def interval(found: Mapping[str, Any], metric: str) -> str:
-    """`0.9720 … 0.9827`, the 95% interval that was found of a metric; empty if none was."""
-    edges = found.get(f"{metric}_95")
+def interval(metrics: Mapping[str, Any], metric: str) -> str:
+    """Returns a metric's 95% interval as text, `0.9720 … 0.9827`; empty if there is none."""
+    edges = metrics.get(f"{metric}_95")
     return f"{edges[0]:.4f} … {edges[1]:.4f}" if edges else ""
 
 
 def plain(metrics: Mapping[str, Any]) -> str:
-    """`loss 0.123  accuracy 0.960` for a line or a bar."""
+    """Returns metrics as text for a line or a bar, `loss 0.123  accuracy 0.960`."""
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))

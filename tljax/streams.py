@@ -18,7 +18,7 @@ _closed: set[int] = set()  # descriptors that were closed when this process bega
 
 
 class Closed(Exception):
-    """Whoever read stdout reads no more, and what was to be written there is all that the command is for."""
+    """The reader of stdout has gone, and what was to be written there is all that the command is for."""
 
 
 def shown(text: str) -> str:
@@ -48,6 +48,7 @@ class Output(io.TextIOBase):
         self.stream, self._raw = stream, raw
 
     def write(self, text: str) -> int:
+        """Writes a text, its control characters shown unless `raw`."""
         encodable = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
         if not self._raw:
             start = int(text.startswith("\r"))  # as tqdm's bars do
@@ -56,6 +57,7 @@ class Output(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
+        """Flushes the stream."""
         self._tried(self.stream.flush)
 
     def _tried(self, act: Callable[[], Any]) -> None:
@@ -72,21 +74,25 @@ class Output(io.TextIOBase):
                 raise InputError(f"stdout: cannot be written ({reason}): what it was to hold is not whole") from error
 
     def drop(self) -> None:
-        """Has what is still to be written go nowhere, or Python would try again as it ends, and end with status 120."""
+        """Discards what is still to be written, or Python would try again as it ends, and end with status 120."""
         with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
             os.dup2(nowhere.fileno(), self.stream.fileno())
 
     @property
     def encoding(self) -> str:
+        """The stream's encoding, or UTF-8."""
         return getattr(self.stream, "encoding", None) or "utf-8"
 
     def fileno(self) -> int:
+        """Returns the stream's file descriptor."""
         return self.stream.fileno()
 
     def isatty(self) -> bool:
+        """Returns whether the stream is an open terminal."""
         return not getattr(self.stream, "closed", False) and self.stream.isatty()
 
     def writable(self) -> bool:
+        """Returns True."""
         return True
 
 

@@ -17,7 +17,7 @@ from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Base, Split, Task
 from tljax.data.loader import TrainInput, epoch_order, evaluation_batches
 from tljax.data.preprocessing import Preprocessing
-from tljax.data.readers import Pictures, Reader, Texts
+from tljax.data.readers import ImageReader, Reader, TextReader
 from tljax.data.transforms.tokenize import Tokenizer, tokenized
 
 PREPROCESSING = Preprocessing(size=8, interpolation="bilinear")
@@ -101,8 +101,8 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 def _reader(kind: str, split: Split, tokenizer: Tokenizer, cached: bool) -> Reader:
     if kind == "text":
-        return Texts(tokenized(split, tokenizer, 24), tokenizer, 8, 24)
-    read = Pictures(split, PREPROCESSING, RECIPES[kind], training=True)
+        return TextReader(tokenized(split, tokenizer, 24), tokenizer, 8, 24)
+    read = ImageReader(split, PREPROCESSING, RECIPES[kind], training=True)
     return read.keep(1e9, 2) if cached else read
 
 
@@ -141,7 +141,7 @@ def test_a_batch_has_the_same_bytes_whoever_makes_it(
 def _share(part: tuple[int, int]) -> list[str]:
     """What another process makes: hashes of its shares of three batches."""
     split = pictures(12)
-    stream = _stream(Pictures(split, PREPROCESSING, RECIPES["inception"], True), split, part=part)
+    stream = _stream(ImageReader(split, PREPROCESSING, RECIPES["inception"], True), split, part=part)
     return [hashlib.sha256(batch["input"].tobytes()).hexdigest() for batch in stream.batches(2, 5)]
 
 
@@ -150,7 +150,7 @@ def test_processes_of_their_own_make_the_shares_of_one():
         found = list(pool.map(_share, [(0, 2), (1, 2)]))
     assert found == [_share((0, 2)), _share((1, 2))]
     split = pictures(12)
-    whole = _stream(Pictures(split, PREPROCESSING, RECIPES["inception"], True), split)
+    whole = _stream(ImageReader(split, PREPROCESSING, RECIPES["inception"], True), split)
     assert [hashlib.sha256(whole.batch(step)["input"][:2].tobytes()).hexdigest() for step in (2, 3, 4)] == found[0]
 
 
@@ -188,7 +188,7 @@ def test_order_is_pinned():
 
 def test_augmentation_follows_the_example_not_its_place_in_the_batch():
     split = pictures(10)
-    read = Pictures(split, PREPROCESSING, RECIPES["inception"], True)
+    read = ImageReader(split, PREPROCESSING, RECIPES["inception"], True)
     whole = _stream(read, split, batch_size=10).batch(0)
     halves = [_stream(read, split, batch_size=5).batch(step) for step in (0, 1)]
     _same(_joined(halves), whole)
@@ -196,7 +196,7 @@ def test_augmentation_follows_the_example_not_its_place_in_the_batch():
 
 def test_another_seed_is_another_order_and_other_crops():
     split = pictures(12)
-    read = Pictures(split, PREPROCESSING, RECIPES["inception"], True)
+    read = ImageReader(split, PREPROCESSING, RECIPES["inception"], True)
     a, b = (_stream(read, split, batch_size=12, seed=seed).batch(0) for seed in (0, 1))
     assert a["label"].tolist() != b["label"].tolist()
     _, twice = (_stream(read, split, batch_size=12).batch(step) for step in (0, 1))
@@ -205,22 +205,22 @@ def test_another_seed_is_another_order_and_other_crops():
 
 def test_a_batch_larger_than_the_data_goes_round():
     split = pictures(3)
-    read = Pictures(split, PREPROCESSING, RECIPES["evaluation"], True)
+    read = ImageReader(split, PREPROCESSING, RECIPES["evaluation"], True)
     assert sorted(_stream(read, split, batch_size=7).batch(0)["label"])[:6] == [0, 0, 1, 1, 2, 2]
 
 
 def test_what_is_decoded_once_is_not_decoded_again(monkeypatch):
     split = pictures(11)
-    first = Pictures(split, PREPROCESSING, RECIPES["random"], True).keep(1e9, 2)
+    first = ImageReader(split, PREPROCESSING, RECIPES["random"], True).keep(1e9, 2)
     assert first._bytes == first.decoded.shapes.prod(axis=1).sum()
     monkeypatch.setattr("tljax.data.transforms.image.source_view", None)
-    again = Pictures(split, PREPROCESSING, RECIPES["random"], True).keep(0, 2)
+    again = ImageReader(split, PREPROCESSING, RECIPES["random"], True).keep(0, 2)
     _same(list(again.decoded), list(first.decoded))
 
 
 def test_images_are_not_kept_beyond_the_budget(tmp_path, monkeypatch):
     monkeypatch.setenv("TLJAX_CACHE", str(tmp_path))  # whose other contents count too
-    read = Pictures(pictures(12), PREPROCESSING, TaskConfig(crop="inception", resize=9), True)
+    read = ImageReader(pictures(12), PREPROCESSING, TaskConfig(crop="inception", resize=9), True)
     assert read.keep(read._bytes - 1, 2).decoded is None
     assert read.keep(read._bytes, 2).decoded is not None
 
@@ -232,7 +232,7 @@ def test_evaluation_counts_every_example_once(tokenizer, batch_size, processes, 
         if split.task.kind == "text":
             read = _reader("text", split, tokenizer, False)
         else:
-            read = Pictures(split, PREPROCESSING, RECIPES["inception"], training=False)
+            read = ImageReader(split, PREPROCESSING, RECIPES["inception"], training=False)
         whole = [read([place]) for place in range(len(split))]
         parts = [evaluation_batches(split, read, batch_size, workers, (i, processes)) for i in range(processes)]
         place = 0
@@ -253,7 +253,7 @@ def test_texts_are_padded_to_multiples_of_the_whole_batch(tokenizer):
     tokens = tokenized(split, tokenizer, 24)
     assert tokens.facts["truncated"] == sum(len(one["text"].split()) + 2 > 24 for one in split)
     assert tokens.facts["lost"] == sum(max(len(one["text"].split()) + 2 - 24, 0) for one in split)
-    stream = _stream(Texts(tokens, tokenizer, 8, 24), split, part=(1, 2))
+    stream = _stream(TextReader(tokens, tokenizer, 8, 24), split, part=(1, 2))
     for step in range(6):
         batch = stream.batch(step)["input"]
         longest = max(min(len(split[index]["text"].split()) + 2, 24) for _, index in stream.indices(step))

@@ -159,14 +159,14 @@ def test_a_subset_that_cannot_be_had_is_named():
 
 
 def test_a_config_names_the_splits():
-    found = splits.resolve(made(), TaskConfig(train="train[:80%]", validation="train[80%:]", test="test"))
+    found = splits.make_splits(made(), TaskConfig(train="train[:80%]", validation="train[80%:]", test="test"))
     assert {name: len(split) for name, split in found.items()} == {"train": 78, "validation": 19, "test": 20}
-    assert list(splits.resolve(made(), TaskConfig())) == ["train"]
-    few = splits.resolve(made(), TaskConfig(train="train[:80%]", validation="train[80%:]", shots=5, subset_seed=1))
+    assert list(splits.make_splits(made(), TaskConfig())) == ["train"]
+    few = splits.make_splits(made(), TaskConfig(train="train[:80%]", validation="train[80%:]", shots=5, subset_seed=1))
     assert counts(few["train"]) == [5, 5, 5]
     assert few["train"].ids == splits.shots(splits.cut(made(), "train[:80%]"), 5, seed=1).ids
     assert len(few["validation"]) == 19
-    part = splits.resolve(made(), TaskConfig(fraction=0.5))
+    part = splits.make_splits(made(), TaskConfig(fraction=0.5))
     assert counts(part["train"]) == [21, 14, 14]
 
 
@@ -195,7 +195,7 @@ def test_a_config_names_the_splits():
 )
 def test_a_config_that_would_mislead_is_refused(values, message):
     with pytest.raises(InputError) as error:
-        splits.resolve(made(), TaskConfig(**values))
+        splits.make_splits(made(), TaskConfig(**values))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

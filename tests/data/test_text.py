@@ -137,6 +137,6 @@ def test_a_text_encoder_carries_its_tokenizer_wherever_it_is_converted_to(tmp_pa
         assert {"tokenizer.json", "vocab.txt"} <= {path.name for path in folder.iterdir()}
         for name, ids in Tokenizer(folder)(TEXTS, length=16).items():
             np.testing.assert_array_equal(ids, wanted[name])
-    row = pretrained.resolve(BackboneConfig(weights=str(hf)))
+    row = pretrained.resolve_weights(BackboneConfig(weights=str(hf)))
     assert pretrained.module_of(row).pool == "mean"
     assert pretrained.restore(row, pretrained.module_of(row))["params"]["stem"]["word_embed"].shape == (30522, 384)

@@ -97,14 +97,14 @@ def test_a_task_that_tfds_prepared_is_cut():
 def test_a_config_of_the_protocol():
     chosen = {"train": "vtab:train800", "validation": "vtab:val200", "test": "vtab:test"}
     norb = prepared("tfds:smallnorb:2.0.0", train=24_300, test=24_300)
-    found = splits.resolve(norb, TaskConfig(**chosen))  # its validation is of TFDS's test split, by definition
+    found = splits.make_splits(norb, TaskConfig(**chosen))  # its validation is of TFDS's test split, by definition
     assert [(name, split.rows[0][0], len(split)) for name, split in found.items()] == [
         ("train", "train", 800),
         ("validation", "test", 200),
         ("test", "test", 12_150),
     ]
     with pytest.raises(InputError, match="share 200 examples"):
-        splits.resolve(prepared("tfds:dtd"), TaskConfig(**chosen | {"train": "vtab:train800val200"}))
+        splits.make_splits(prepared("tfds:dtd"), TaskConfig(**chosen | {"train": "vtab:train800val200"}))
 
 
 @pytest.mark.parametrize(
@@ -141,14 +141,14 @@ def test_sizes_are_checked():
 def test_objects_are_counted():
     label = vtab.LABELS["clevr_count"]
     for count in (3, 4, 10):
-        assert label.classes[label.of({"size": [0] * count})] == str(count)
+        assert label.classes[label.derive({"size": [0] * count})] == str(count)
 
 
 def test_the_nearest_object_is_found():
     label = vtab.LABELS["clevr_distance"]
     for distance, name in {7.9: "0-8", 8.0: "0-8", 8.1: "8-8.5", 9.2: "9-9.5", 10.0: "9.5-10", 10.5: "over 10"}.items():
         place = np.array([[0, 0, 12], [300, 200, distance]], np.float32)
-        assert label.classes[label.of({"pixel_coords": list(place)})] == name
+        assert label.classes[label.derive({"pixel_coords": list(place)})] == name
 
 
 def test_the_nearest_vehicle_is_found():
@@ -165,12 +165,12 @@ def test_the_nearest_vehicle_is_found():
         (): "no vehicle",
     }.items():
         found = {"type": [kind for kind, _ in objects], "location": [np.array([0, 0, z]) for _, z in objects]}
-        assert label.classes[label.of(found)] == name
+        assert label.classes[label.derive(found)] == name
 
 
 def test_dsprites_positions_and_turns_are_joined():
     place, turn = vtab.LABELS["dsprites_location"], vtab.LABELS["dsprites_orientation"]
-    assert [place.of(np.int64(x)) for x in range(32)] == sorted([*range(16), *range(16)])
-    turns = [turn.of(np.int64(x)) for x in range(40)]
+    assert [place.derive(np.int64(x)) for x in range(32)] == sorted([*range(16), *range(16)])
+    turns = [turn.derive(np.int64(x)) for x in range(40)]
     assert turns[:8] == [0, 0, 0, 1, 1, 2, 2, 2]
     assert np.bincount(turns).tolist() == [3, 2] * 8

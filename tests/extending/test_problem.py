@@ -20,7 +20,7 @@ from tljax.evals.predict import predict
 from tljax.models.registry import BACKBONES
 from tljax.problems.base import Problem
 from tljax.problems.registry import PROBLEMS, check_problem, problem_for, problem_of
-from tljax.reports.run_metrics import judge
+from tljax.reports.run_metrics import measure
 from tljax.reports.runs import read
 from tljax.training.trainer import train
 
@@ -47,7 +47,7 @@ def _trained(run, folder: Path) -> tuple[dict, list[dict]]:
 def _first_step(run) -> tuple[jax.Array, np.ndarray]:
     """The outputs and labels of the first batch, before a step is taken."""
     state, batch = run.init_state(), next(iter(run.train_input().batches(0, 1)))
-    outputs = run.eval_step(8)(state.params, state.batch_stats, jnp.asarray(batch["input"]))
+    outputs = run.programs.eval_step(8)(state.params, state.batch_stats, jnp.asarray(batch["input"]))
     return outputs, batch["label"]
 
 
@@ -76,9 +76,9 @@ def test_a_loss_and_a_metric_by_reference(dataset, tmp_path):
     }
 
     (stored,), _ = read([str(tmp_path / "run")])
-    judged = judge(stored, "test", "least_margin")
-    assert judged.value == pytest.approx(expected["least_margin"], rel=1e-12)
-    twice = judged.statistic(np.array([[2.0], *[[0.0]] * 5]))["least_margin"]
+    measured = measure(stored, "test", "least_margin")
+    assert measured.value == pytest.approx(expected["least_margin"], rel=1e-12)
+    twice = measured.statistic(np.array([[2.0], *[[0.0]] * 5]))["least_margin"]
     assert twice == pytest.approx(my_parts.margin(kept.logits[:1].astype(np.float64), kept.labels[:1])["least_margin"])
 
 
@@ -93,7 +93,7 @@ def test_a_problem_by_reference(dataset, tmp_path, monkeypatch):
     off = np.abs(kept.logits.argmax(axis=-1) - kept.labels).mean()
     assert result["splits"]["test"]["grades_off"] == evaluate(tmp_path / "run")["grades_off"] == off
     best = Workdir(tmp_path / "run").checkpoints(run.experiment)
-    assert best.resolve("best") == 3
+    assert best.find_step("best") == 3
     picture = next(Path(dataset.partition(":")[2]).glob("*/*.png"))
     ((_, answer),) = predict(tmp_path / "run", [picture])
     assert set(answer) == {"disc", "ring", "square"} and sum(answer.values()) == pytest.approx(1)

@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.conftest import golden
-from tests.models.test_additions import TINY, some_input, some_variables
+from tests.models.test_adapters import TINY, some_input, some_variables
 from tests.models.test_resnet import BASIC, BOTTLENECK, converted, weights_of
 from tests.models.test_vit import CASES as VITS
 from tests.models.test_vit import DINOV2, load, variables
@@ -53,7 +53,7 @@ def test_every_backbone_publishes_its_groups_and_tables_that_fill_it(name):
     shapes = pretrained.shapes(module)
     assert {path.split("/")[1] for path in shapes if path.startswith("params/")} == set(module.groups)
     required = shapes.keys() - pretrained.optional(module)
-    assert any(required <= {rule.target for rule in table.rules} for table in mappings.tables(module).values())
+    assert any(required <= {rule.target for rule in table.mappings} for table in mappings.tables(module).values())
 
 
 def test_batch_norms_move_their_statistics_in_groups_that_update_them_only():
@@ -102,7 +102,7 @@ def test_frozen_groups_give_the_same_bits_in_training():
 
 def test_a_size_that_patches_do_not_tile_is_refused():
     with pytest.raises(InputError, match="image size 225 is no multiple of the patch size 14"):
-        DINOV2.for_image_size(225)
+        DINOV2.resized(225)
 
 
 def test_an_attribute_that_a_network_lacks_is_refused():

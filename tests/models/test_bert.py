@@ -262,9 +262,9 @@ def test_every_published_name_is_mapped_and_nothing_else(name):
     used = [one for one in source if one not in done.ignored and not one.startswith("classifier.")]
     for one in used[:: len(used) // 2]:
         without = {key: shape for key, shape in source.items() if key != one}
-        (target,) = (rule.target for rule in table.rules if rule.source == table.canonical(one))
+        (target,) = (rule.target for rule in table.mappings if rule.source == table.canonical(one))
         for said, changed in (
-            (f"no rule for source {one}_", source | {f"{one}_": [1]}),
+            (f"no mapping for source {one}_", source | {f"{one}_": [1]}),
             (f"source .*{one}.* does not make target {target}", source | {one: [*source[one], 2]}),
             (f"target {target}", without),
         ):

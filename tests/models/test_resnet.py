@@ -162,7 +162,7 @@ def check_manifest(source: dict[str, list[int]], module, names: str) -> None:
     done = tried(source)
     assert set(done.arrays) == set(targets)
     assert all(name.endswith("num_batches_tracked") for name in done.ignored)
-    goes_to = {rule.source: rule.target for rule in table.rules}
+    goes_to = {rule.source: rule.target for rule in table.mappings}
     mapped = [name for name in source if goes_to.get(name, "head") in targets.keys() - heads]
     for name in [*mapped[:: len(mapped) // 3], mapped[-1]]:
         changes = {

@@ -116,7 +116,7 @@ def test_there_and_back_is_the_same_bits(case, file):
 
 def test_registers_have_a_prefix_of_their_own_in_transformers():
     for registers, prefix in ((0, "dinov2."), (4, "dinov2_with_registers.")):
-        rules = mappings.tables(HF_DINOV2.clone(registers=registers))["hf"].rules
+        rules = mappings.tables(HF_DINOV2.clone(registers=registers))["hf"].mappings
         assert all(rule.source.startswith((prefix, "classifier.")) for rule in rules)
 
 
@@ -170,7 +170,7 @@ def test_every_published_name_is_mapped_and_nothing_else(name):
         for one in used[:: len(used) // 3]:
             without = {key: shape for key, shape in source.items() if key != one}
             for said, changed in (
-                (f"no rule for source {one}_", source | {f"{one}_": [1]}),
+                (f"no mapping for source {one}_", source | {f"{one}_": [1]}),
                 (one, source | {one: [*source[one], 2]}),
                 ("target ", without),
             ):

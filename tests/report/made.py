@@ -29,15 +29,15 @@ def experiment(**values: Any) -> Experiment:
     base = to_dict(Experiment())
     base["steps"] = 20
     base["task"] |= {"dataset": "shapes", "train": "train[:100]", "validation": "train[100:140]", "test": "test"}
-    found = with_values(base, {key.replace("__", "."): value for key, value in values.items()})
-    return Experiment.from_config(found)
+    config = with_values(base, {key.replace("__", "."): value for key, value in values.items()})
+    return Experiment.from_config(config)
 
 
 def hits(accuracy: float, count: int, seed: int = 0) -> np.ndarray:
     """Which of so many examples are right: exactly this part of them, the rest drawn by the seed."""
-    found = np.zeros(count, bool)
-    found[: round(accuracy * count)] = True
-    return np.random.default_rng(seed).permutation(found)
+    right = np.zeros(count, bool)
+    right[: round(accuracy * count)] = True
+    return np.random.default_rng(seed).permutation(right)
 
 
 def predictions(right: np.ndarray, problem: str = "single_label", names: str = "test") -> Predictions:
@@ -64,7 +64,7 @@ def _metrics(right: bytes, problem: str) -> dict[str, Any]:
 
 def leave(
     folder: Path,
-    made: Experiment,
+    experiment: Experiment,
     right: Mapping[str, np.ndarray],
     curve: Sequence[float] = (0.3, 0.5, 0.6),
     key: str = "content",
@@ -79,18 +79,18 @@ def leave(
         curve: validation accuracy over the run.
         key: of the splits' content and order.
     """
-    problem, total = made.task.problem, 100
-    if made.task.fraction < 1:
-        total = round(made.task.fraction * total)
+    problem, total = experiment.task.problem, 100
+    if experiment.task.fraction < 1:
+        total = round(experiment.task.fraction * total)
     if problem == "regression":
         classes = ("length",)
     row = Pretrained("", "", "vit_tiny_patch16", "", Preprocessing(), "MIT")
-    resolved = Resolved(row, Preprocessing(), tuple(classes), made.steps, total, fingerprint)
+    resolved = Resolved(row, Preprocessing(), tuple(classes), experiment.steps, total, fingerprint)
     here = Workdir(folder)
     here.path.mkdir(parents=True)
-    here.start(made, resolved)
+    here.start(experiment, resolved)
     for place, accuracy in enumerate(curve, 1):
-        step = made.steps * place // len(curve)
+        step = experiment.steps * place // len(curve)
         times = {"step": step, "seconds": float(place), "input_seconds": 0.0}
         here.append(times | {"split": "train", "loss": 1.0 / place})
         here.append(times | {"split": "validation", "accuracy": accuracy})
@@ -98,15 +98,15 @@ def leave(
     if not finished:
         return folder
     splits = {}
-    for split, of in right.items():
-        found = predictions(of, problem, split)
-        found.save(here.evaluations / f"{made.steps}-{split}.parquet", {"data": f"{key} {split}"})
-        splits[split] = _metrics(of.tobytes(), problem)
-    trainable = TRAINABLE[made.tuning.strategy]
+    for split, right_of_split in right.items():
+        stored = predictions(right_of_split, problem, split)
+        stored.save(here.evaluations / f"{experiment.steps}-{split}.parquet", {"data": f"{key} {split}"})
+        splits[split] = _metrics(right_of_split.tobytes(), problem)
+    trainable = TRAINABLE[experiment.tuning.strategy]
     cost = {"trainable_params": trainable, "frozen_params": 200_000 - trainable}
     cost |= {"step_flops": 1e9 * (1 + trainable / 1e5), "step_share_of_full": (1 + trainable / 1e5) / 3}
-    result = {"splits": splits, "steps": made.steps, "skipped_steps": 0, "cost": cost}
-    here.finish(result | {"wall_seconds": 10.0 + made.seed + trainable / 1e4, "input_seconds": 0.5})
+    result = {"splits": splits, "steps": experiment.steps, "skipped_steps": 0, "cost": cost}
+    here.finish(result | {"wall_seconds": 10.0 + experiment.seed + trainable / 1e4, "input_seconds": 0.5})
     return folder
 
 
@@ -122,14 +122,14 @@ def sweep(
     Args:
         accuracies: of each strategy that of each seed on the test split.
     """
-    for strategy, of in accuracies.items():
+    for strategy, metrics in accuracies.items():
         for place, rate in enumerate(rates):
-            for seed, accuracy in zip(seeds, of, strict=True):
-                made = experiment(tuning__strategy=strategy, optim__learning_rate=rate, seed=seed, **values)
+            for seed, accuracy in zip(seeds, metrics, strict=True):
+                config = experiment(tuning__strategy=strategy, optim__learning_rate=rate, seed=seed, **values)
                 right = {"validation": hits(0.5 + 0.1 * place, COUNTS["validation"], seed)}
                 if place == len(rates) - 1:
                     right["test"] = hits(accuracy, COUNTS["test"], 100 * len(strategy) + seed)
-                leave(root / f"{strategy}-{rate:g}-{seed}", made, right)
+                leave(root / f"{strategy}-{rate:g}-{seed}", config, right)
     return root
 
 
@@ -142,5 +142,5 @@ def edit(path: Path, change: Any) -> None:
 
 def compared(folder: Path, out: Path, *more: Path, **options: Any) -> list[Section]:
     """A report of some folders, with few resamples."""
-    found, _ = report.report([str(folder), *map(str, more)], out, Options(draws=500, **options))
-    return found
+    sections, _ = report.report([str(folder), *map(str, more)], out, Options(draws=500, **options))
+    return sections

@@ -16,8 +16,8 @@ from tljax.reports.schema import Options
 
 
 def test_csv_reads_back_equal(runs, tmp_path):
-    found = compared(runs, tmp_path)
-    for name, made_of in (("methods.csv", tables.methods(found)), ("runs.csv", tables.runs(found))):
+    sections = compared(runs, tmp_path)
+    for name, made_of in (("methods.csv", tables.methods(sections)), ("runs.csv", tables.runs(sections))):
         back = pd.read_csv(tmp_path / name, keep_default_na=True)
         plain = made_of.astype(object).where(made_of.notna(), None)
         pd.testing.assert_frame_equal(back.astype(object).where(back.notna(), None), plain, check_dtype=False)

@@ -27,10 +27,10 @@ def page(runs, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def browser(page) -> Iterator[Page]:
-    with chromium() as found:
-        yield found
-        assert found.complaints == []
-        assert {address for address in found.requests if not address.startswith("data:")} == {page.as_uri()}
+    with chromium() as browser:
+        yield browser
+        assert browser.complaints == []
+        assert {address for address in browser.requests if not address.startswith("data:")} == {page.as_uri()}
 
 
 def test_a_column_sorts_by_mouse_and_by_keyboard(browser, page):
@@ -86,8 +86,8 @@ def test_a_number_leads_to_its_runs(browser, page):
     browser.value(f"{FIRST}.tBodies[0].rows[1].cells[9].querySelector('a').click()")
     number = browser.value("location.hash.slice(1)")
     assert browser.value(f"new Promise(done => setTimeout(() => done(document.getElementById('{number}').open), 100))")
-    told = browser.value(f"document.getElementById('{number}').innerText")
-    assert "last_k" in told and "--config.tuning.strategy=last_k" in told and "seed 0" in told
+    text = browser.value(f"document.getElementById('{number}').innerText")
+    assert "last_k" in text and "--config.tuning.strategy=last_k" in text and "seed 0" in text
     browser.value(f"{FIRST}.tBodies[0].rows[1].cells[1].querySelector('a').click()")
     heading = "document.getElementById(location.hash.slice(1)).querySelector('h4').textContent"
     assert browser.value(heading) == "last_k"

@@ -33,9 +33,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("other", "told"), REFUSED.values(), ids=REFUSED)
-def test_runs_that_cannot_be_compared_are_named(tmp_path, other, told):
+def test_runs_that_cannot_be_compared_are_named(tmp_path, other, message):
     _two(tmp_path, **other)
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         compared(tmp_path / "runs", tmp_path / "out")
     assert "runs/b" in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -86,11 +86,11 @@ def test_what_is_not_finished_is_told(tmp_path, capsys):
     (root / "torn").mkdir()
     (root / "torn" / "config.json").write_text('{"config": ')
     report.main([str(root), f"--out={tmp_path / 'out'}", "--resamples=200"])
-    told = capsys.readouterr().out
-    assert "half: not finished: at step 20 of 20" in told and "new: not finished: no step logged" in told
-    assert "4 runs, 5 more not finished" in told
+    output = capsys.readouterr().out
+    assert "half: not finished: at step 20 of 20" in output and "new: not finished: no step logged" in output
+    assert "4 runs, 5 more not finished" in output
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "failed: failed: the loss is nan at step 3" in told
+    assert "failed: failed: the loss is nan at step 3" in output
     for name in ("half", "new", "alien", "failed", "torn"):
         assert page.count(f"<code>{root / name}</code>") == 1
 
@@ -100,9 +100,9 @@ def test_a_method_that_is_not_tested_yet_is_left_out_and_told(tmp_path):
     for seed in (0, 1):
         right = {"validation": made.hits(0.9, 40, seed)}
         made.leave(root / f"lora-{seed}", made.experiment(tuning__strategy="lora", seed=seed), right)
-    (found,) = compared(root, tmp_path / "out")
-    assert [method.name for method in found.methods] == ["linear_probe", "full"]
-    (left,) = found.left_out
+    (section,) = compared(root, tmp_path / "out")
+    assert [method.name for method in section.methods] == ["linear_probe", "full"]
+    (left,) = section.left_out
     assert left.name == "lora" and left.reason.startswith("2 of the 2 chosen runs have no test metrics yet: python -m ")
     assert "<b>lora</b> is not in the table" in (tmp_path / "out" / "report.html").read_text()
     assert len(pd.read_csv(tmp_path / "out" / "runs.csv")) == 10
@@ -114,5 +114,7 @@ def test_an_evaluation_that_came_later_counts(tmp_path):
     later = {"split": "test", "step": 20, **result["splits"].pop("test")}
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "evaluations" / "20-test.json").write_text(json.dumps(later))
-    (found,) = compared(tmp_path / "runs", tmp_path / "out")
-    assert [method.name for method in found.methods] == ["lora", "full"] and found.methods[0].mean == pytest.approx(0.8)
+    (section,) = compared(tmp_path / "runs", tmp_path / "out")
+    assert [method.name for method in section.methods] == ["lora", "full"] and section.methods[0].mean == pytest.approx(
+        0.8
+    )

@@ -21,29 +21,29 @@ NAMES = ["linear_probe", "last_k", "full"]  # by parameters that train
 
 
 def test_the_table_is_what_numpy_says(runs, tmp_path):
-    (found,) = compared(runs, tmp_path, test="t")
-    assert [method.name for method in found.methods] == NAMES and found.baseline.name == "linear_probe"
+    (section,) = compared(runs, tmp_path, test="t")
+    assert [method.name for method in section.methods] == NAMES and section.baseline.name == "linear_probe"
     p = []
-    for method in found.methods:
-        wanted = np.array(ACCURACIES[method.name])
+    for method in section.methods:
+        expected = np.array(ACCURACIES[method.name])
         assert [run.seed for run in method.runs] == [0, 1, 2]
-        np.testing.assert_allclose(method.values, wanted, atol=1e-12)
-        assert method.mean == pytest.approx(wanted.mean()) and method.deviation == pytest.approx(wanted.std(ddof=1))
-        assert method.low < wanted.mean() < method.high
+        np.testing.assert_allclose(method.values, expected, atol=1e-12)
+        assert method.mean == pytest.approx(expected.mean()) and method.deviation == pytest.approx(expected.std(ddof=1))
+        assert method.low < expected.mean() < method.high
         if method.against:
-            assert method.against.difference == pytest.approx((wanted - ACCURACIES["linear_probe"]).mean())
-            p.append(stats.ttest_rel(method.values, found.baseline.values).pvalue)
+            assert method.against.difference == pytest.approx((expected - ACCURACIES["linear_probe"]).mean())
+            p.append(stats.ttest_rel(method.values, section.baseline.values).pvalue)
             assert method.against.p == p[-1]
     least, most = sorted(p)
-    adjusted = sorted(method.against.adjusted for method in found.methods if method.against)
+    adjusted = sorted(method.against.adjusted for method in section.methods if method.against)
     assert adjusted == pytest.approx([2 * least, max(2 * least, most)])
-    assert found.methods[1].cost("trainable_params") == 50_000 and found.methods[1].seconds == pytest.approx(16.0)
+    assert section.methods[1].cost("trainable_params") == 50_000 and section.methods[1].seconds == pytest.approx(16.0)
 
 
 def test_a_setting_is_chosen_by_validation_alone(runs, tmp_path):
-    (found,) = compared(runs, tmp_path)
-    assert found.tried == 6 and not found.peeked and len(found.runs) == 18
-    for method in found.methods:
+    (section,) = compared(runs, tmp_path)
+    assert section.tried == 6 and not section.peeked and len(section.runs) == 18
+    for method in section.methods:
         assert [setting.words for setting in method.settings] == ["learning_rate=0.001", "learning_rate=0.01"]
         assert [setting.chosen for setting in method.settings] == [False, True]
         np.testing.assert_allclose(method.settings[0].validation, [0.5] * 3)
@@ -58,8 +58,8 @@ def test_a_setting_is_chosen_by_validation_alone(runs, tmp_path):
 def test_settings_stand_in_the_order_of_their_numbers(tmp_path):
     rates = (1e-2, 3e-4, 1e-3, 1e-5)
     root = made.sweep(tmp_path / "runs", {"linear_probe": (0.8,)}, rates=rates, seeds=(0,))
-    (found,) = compared(root, tmp_path / "out")
-    words = [setting.words for setting in found.methods[0].settings]
+    (section,) = compared(root, tmp_path / "out")
+    words = [setting.words for setting in section.methods[0].settings]
     assert words == [f"learning_rate={rate:g}" for rate in sorted(rates)]
 
 
@@ -70,19 +70,19 @@ def test_a_look_at_the_test_split_is_told(tmp_path):
             right = {split: made.hits(0.4, count, seed) for split, count in made.COUNTS.items()}
             tried = made.experiment(tuning__strategy=strategy, optim__learning_rate=rate, seed=seed)
             made.leave(root / f"peeked-{strategy}-{seed}", tried, right)
-    (found,) = compared(root, tmp_path / "out")
-    assert sorted(run.name.rpartition("/")[2] for run in found.peeked) == [
+    (section,) = compared(root, tmp_path / "out")
+    assert sorted(run.name.rpartition("/")[2] for run in section.peeked) == [
         f"peeked-{strategy}-{seed}" for strategy in ("full", "linear_probe") for seed in (0, 1)
     ]
-    told = "The test split was looked at for 4 runs that were not chosen."
-    assert told in (tmp_path / "out" / "methods.md").read_text()
+    text = "The test split was looked at for 4 runs that were not chosen."
+    assert text in (tmp_path / "out" / "methods.md").read_text()
     page = (tmp_path / "out" / "report.html").read_text()
-    assert told in page and page.count("tested, not chosen") == 4
+    assert text in page and page.count("tested, not chosen") == 4
 
 
 def test_the_best_is_bold_and_what_is_not_told_from_it_is_marked(runs, tmp_path):
-    (found,) = compared(runs, tmp_path, test="t")
-    assert [(method.best, method.tied) for method in found.methods] == [(False, False), (True, False), (False, True)]
+    (section,) = compared(runs, tmp_path, test="t")
+    assert [(method.best, method.tied) for method in section.methods] == [(False, False), (True, False), (False, True)]
     markdown = (tmp_path / "methods.md").read_text()
     assert "| **92.0 ± 2.0** |" in markdown and "| 92.0 ± 1.0 ≈ |" in markdown and "| 81.0 ± 1.0 |" in markdown
     latex = (tmp_path / "methods.tex").read_text()
@@ -97,51 +97,51 @@ def test_equal_digits_are_a_tie_whatever_the_test_says(tmp_path):
             made.leave(
                 tmp_path / "runs" / f"{strategy}-{seed}", made.experiment(tuning__strategy=strategy, seed=seed), right
             )
-    (found,) = compared(tmp_path / "runs", tmp_path / "out", test="t")
-    probe, full = found.methods
+    (section,) = compared(tmp_path / "runs", tmp_path / "out", test="t")
+    probe, full = section.methods
     assert full.best and not probe.tied and full.against.adjusted == 0.0  # 80.0 and 80.1
     for seed in range(3):
         right = {"validation": made.hits(0.5, 40, seed), "test": made.hits(0.8008, 5000, seed)}
         made.leave(tmp_path / "more" / f"lora-{seed}", made.experiment(tuning__strategy="lora", seed=seed), right)
         right["test"] = made.hits(0.8012, 5000, seed)
         made.leave(tmp_path / "more" / f"full-{seed}", made.experiment(tuning__strategy="full", seed=seed), right)
-    (found,) = compared(tmp_path / "more", tmp_path / "out", test="t")
-    assert found.methods[0].tied and found.methods[1].best and found.methods[1].against.adjusted == 0.0
+    (section,) = compared(tmp_path / "more", tmp_path / "out", test="t")
+    assert section.methods[0].tied and section.methods[1].best and section.methods[1].against.adjusted == 0.0
 
 
 def test_the_default_test_is_the_paired_bootstrap(runs, tmp_path):
-    (found,) = compared(runs, tmp_path)
-    for method in found.methods[1:]:
+    (section,) = compared(runs, tmp_path)
+    for method in section.methods[1:]:
         assert method.against.p == 2 / 501 and method.against.low > 0.02  # no draw of 500 is on the other side
         assert method.against.adjusted == pytest.approx(4 / 501)
-    assert found.methods[2].tied
+    assert section.methods[2].tied
 
 
 def test_single_seeds_have_mcnemar(tmp_path):
     for strategy, accuracy in (("linear_probe", 0.8), ("full", 0.9)):
         right = {"validation": made.hits(0.5, 40), "test": made.hits(accuracy, 200, len(strategy))}
         made.leave(tmp_path / strategy, made.experiment(tuning__strategy=strategy), right)
-    (found,) = compared(tmp_path / "linear_probe", tmp_path / "out", tmp_path / "full", test="mcnemar")
-    mine, others = made.hits(0.9, 200, 4), made.hits(0.8, 200, 12)
-    gained, lost = (mine & ~others).sum(), (others & ~mine).sum()
-    wanted = stats.binomtest(int(gained), int(gained + lost)).pvalue
-    assert found.methods[1].against.p == pytest.approx(wanted, rel=1e-12)
-    assert np.isnan(found.methods[0].deviation) and "± is" not in (tmp_path / "out" / "methods.md").read_text()
+    (section,) = compared(tmp_path / "linear_probe", tmp_path / "out", tmp_path / "full", test="mcnemar")
+    first, second = made.hits(0.9, 200, 4), made.hits(0.8, 200, 12)
+    gained, lost = (first & ~second).sum(), (second & ~first).sum()
+    expected = stats.binomtest(int(gained), int(gained + lost)).pvalue
+    assert section.methods[1].against.p == pytest.approx(expected, rel=1e-12)
+    assert np.isnan(section.methods[0].deviation) and "± is" not in (tmp_path / "out" / "methods.md").read_text()
     with pytest.raises(InputError, match="a t-test needs two"):
         compared(tmp_path / "linear_probe", tmp_path / "out", tmp_path / "full", test="t")
 
 
 def test_one_run_is_a_report_too(runs, tmp_path):
-    (found,) = compared(runs / "full-0.01-1", tmp_path)
-    assert found.baseline is None and len(found.runs) == 1 and found.best.mean == pytest.approx(0.92)
+    (section,) = compared(runs / "full-0.01-1", tmp_path)
+    assert section.baseline is None and len(section.runs) == 1 and section.best.mean == pytest.approx(0.92)
     assert "difference" not in (tmp_path / "methods.md").read_text()
 
 
 def test_another_baseline_and_metric(runs, tmp_path):
-    (found,) = compared(runs, tmp_path, baseline="full", metric="loss")
-    assert found.baseline.name == "full" and found.options.metric == "loss"
-    best = min(found.methods, key=lambda method: method.mean)
-    assert best.best and found.scale.less_is_better
+    (section,) = compared(runs, tmp_path, baseline="full", metric="loss")
+    assert section.baseline.name == "full" and section.options.metric == "loss"
+    best = min(section.methods, key=lambda method: method.mean)
+    assert best.best and section.scale.less_is_better
     losses = [run.metrics("test")["loss"] for run in best.runs]
     assert best.mean == pytest.approx(np.mean(losses))
     assert f"{best.mean:.4f} ± " in (tmp_path / "methods.md").read_text()
@@ -157,9 +157,9 @@ def test_each_data_set_has_its_table(tmp_path):
             right = {split: made.hits(accuracy, count) for split, count in made.COUNTS.items()}
             tried = made.experiment(tuning__strategy=strategy, task__dataset=dataset)
             made.leave(tmp_path / "runs" / dataset / strategy, tried, right, fingerprint=dataset)
-    found = compared(tmp_path / "runs", tmp_path / "out")
-    assert [section.title for section in found] == ["shapes", "textures"]
-    assert [[method.name for method in section.methods] for section in found] == [["linear_probe", "full"]] * 2
+    sections = compared(tmp_path / "runs", tmp_path / "out")
+    assert [section.title for section in sections] == ["shapes", "textures"]
+    assert [[method.name for method in section.methods] for section in sections] == [["linear_probe", "full"]] * 2
     assert (tmp_path / "out" / "methods.md").read_text().count("\n## textures\n") == 1
     assert pd.read_csv(tmp_path / "out" / "methods.csv")["data"].tolist() == ["shapes"] * 2 + ["textures"] * 2
 
@@ -170,8 +170,8 @@ def test_methods_that_differ_in_examples_alone_make_a_curve(tmp_path):
             right = {split: made.hits(0.5 + 0.4 * fraction, count) for split, count in made.COUNTS.items()}
             tried = made.experiment(tuning__strategy=strategy, task__fraction=fraction)
             made.leave(tmp_path / "runs" / f"{strategy}-{fraction}", tried, right)
-    (found,) = compared(tmp_path / "runs", tmp_path / "out")
-    families = figures.by_training_examples(found)
+    (section,) = compared(tmp_path / "runs", tmp_path / "out")
+    families = figures.by_training_examples(section)
     assert list(families) == ["linear_probe", "full"]
     sizes = [[method.runs[0].resolved.train_examples for method in of] for of in families.values()]
     assert sizes == [[10, 50, 100]] * 2
@@ -185,11 +185,11 @@ def test_other_problems(tmp_path, problem):
             right = {split: made.hits(accuracy, count, seed) for split, count in made.COUNTS.items()}
             tried = made.experiment(tuning__strategy=strategy, seed=seed, task__problem=problem)
             made.leave(tmp_path / "runs" / f"{strategy}-{seed}", tried, right, curve=())
-    (found,) = compared(tmp_path / "runs", tmp_path / "out", tuned=("optim",))
-    assert found.options.metric == {"multi_label": "mean_average_precision", "regression": "mae"}[problem]
-    assert found.best.name == "full"
+    (section,) = compared(tmp_path / "runs", tmp_path / "out", tuned=("optim",))
+    assert section.options.metric == {"multi_label": "mean_average_precision", "regression": "mae"}[problem]
+    assert section.best.name == "full"
     if problem == "regression":
-        assert found.best.mean == pytest.approx(0.9 * 0.1 + 0.1 * 0.5, abs=1e-6)
+        assert section.best.mean == pytest.approx(0.9 * 0.1 + 0.1 * 0.5, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -201,8 +201,8 @@ def test_five_hundred_runs(tmp_path):
         tried = made.experiment(tuning__strategy="last_k", tuning__k=k + 1, optim__learning_rate=10.0**-rate, seed=seed)
         kept = right if rate == 0 else {"validation": right["validation"]}
         made.leave(tmp_path / "runs" / f"{number:03d}", tried, kept)
-    (found,) = compared(tmp_path / "runs", tmp_path / "out")
-    assert len(found.runs) == 500 and len(found.methods) == 25
+    (section,) = compared(tmp_path / "runs", tmp_path / "out")
+    assert len(section.runs) == 500 and len(section.methods) == 25
 
 
 @pytest.mark.slow
@@ -210,8 +210,8 @@ def test_a_real_sweep_ends_in_a_report(shapes, lively_weights, tmp_path):
     where = {"TLJAX_TEST_FOLDER": str(shapes), "TLJAX_TEST_WEIGHTS": str(lively_weights)}
     keys = ("--config.task.crop=center", "--config.task.augment=()")
     tljax("sweep", "--config=tests/configs_sweep.py:pretrained", f"--root={tmp_path / 'runs'}", *keys, **where)
-    told = tljax("report", tmp_path / "runs", f"--out={tmp_path / 'out'}", "--figures=pdf").stdout
-    assert f"6 runs: {tmp_path / 'out'}/report.html" in told
+    text = tljax("report", tmp_path / "runs", f"--out={tmp_path / 'out'}", "--figures=pdf").stdout
+    assert f"6 runs: {tmp_path / 'out'}/report.html" in text
     table = pd.read_csv(tmp_path / "out" / "methods.csv", dtype={"seeds": str})
     assert table["method"].tolist() == ["linear_probe", "last_k, k=1", "last_k, k=2"]
     assert table["settings_tried"].tolist() == [2, 1, 1] and table["seeds"].tolist() == ["0 1", "0", "0"]

@@ -28,8 +28,10 @@ def test_mean_and_deviation_are_of_a_sample():
 def test_one_seed_is_scipys_bootstrap_over_examples():
     values = _runs(1, 400, 0.8, 0)
     low, high = statistics.interval(statistics.over_seeds(_resampled(values, 20_000)))
-    wanted = stats.bootstrap((values[0],), np.mean, method="percentile", n_resamples=20_000, rng=0).confidence_interval
-    assert (low, high) == pytest.approx((wanted.low, wanted.high), abs=0.003)
+    expected = stats.bootstrap(
+        (values[0],), np.mean, method="percentile", n_resamples=20_000, rng=0
+    ).confidence_interval
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.003)
 
 
 def test_seeds_and_examples_are_both_drawn_in_each_resample():
@@ -52,15 +54,15 @@ def test_the_interval_covers_both_kinds_of_chance():
 
 
 def test_a_paired_bootstrap_is_scipys():
-    mine, others = _runs(1, 300, 0.85, 3), _runs(1, 300, 0.8, 4)
-    found = statistics.bootstrap_test((mine - others).mean(axis=1), _resampled(mine - others, 20_000))
+    values, others = _runs(1, 300, 0.85, 3), _runs(1, 300, 0.8, 4)
+    result = statistics.bootstrap_test((values - others).mean(axis=1), _resampled(values - others, 20_000))
     options = {"method": "percentile", "n_resamples": 20_000, "paired": True, "rng": 0, "vectorized": False}
-    wanted = stats.bootstrap((mine[0], others[0]), lambda a, b: np.mean(a - b), **options)
-    interval = wanted.confidence_interval
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), abs=0.005)
-    assert found.difference == pytest.approx(mine.mean() - others.mean())
-    side = min((wanted.bootstrap_distribution <= 0).mean(), (wanted.bootstrap_distribution >= 0).mean())
-    assert found.p == pytest.approx(2 * side, abs=0.02)
+    expected = stats.bootstrap((values[0], others[0]), lambda a, b: np.mean(a - b), **options)
+    interval = expected.confidence_interval
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high), abs=0.005)
+    assert result.difference == pytest.approx(values.mean() - others.mean())
+    side = min((expected.bootstrap_distribution <= 0).mean(), (expected.bootstrap_distribution >= 0).mean())
+    assert result.p == pytest.approx(2 * side, abs=0.02)
 
 
 def test_what_never_crosses_nothing_is_as_sure_as_the_resamples_are_many():
@@ -76,28 +78,28 @@ def test_an_undefined_resample_does_not_count():
 
 
 def test_the_t_test_is_scipys():
-    mine, others = np.array([0.951, 0.957, 0.962, 0.949]), np.array([0.947, 0.949, 0.958, 0.950])
-    found, wanted = statistics.t_test(mine, others), stats.ttest_rel(mine, others)
-    assert found.p == wanted.pvalue
-    assert (found.low, found.high) == tuple(wanted.confidence_interval(0.95))
-    assert found.difference == pytest.approx((mine - others).mean())
-    assert statistics.t_test(mine, mine).p == 1.0
-    assert statistics.t_test(mine + 0.25, mine).p == 0.0
+    values, others = np.array([0.951, 0.957, 0.962, 0.949]), np.array([0.947, 0.949, 0.958, 0.950])
+    result, expected = statistics.t_test(values, others), stats.ttest_rel(values, others)
+    assert result.p == expected.pvalue
+    assert (result.low, result.high) == tuple(expected.confidence_interval(0.95))
+    assert result.difference == pytest.approx((values - others).mean())
+    assert statistics.t_test(values, values).p == 1.0
+    assert statistics.t_test(values + 0.25, values).p == 0.0
 
 
 def test_mcnemar_is_statsmodels():
-    mine = np.array([True] * 12 + [False] * 3 + [True] * 40 + [False] * 5)
+    values = np.array([True] * 12 + [False] * 3 + [True] * 40 + [False] * 5)
     others = np.array([False] * 12 + [True] * 3 + [True] * 40 + [False] * 5)
     # statsmodels.stats.contingency_tables.mcnemar([[40, 12], [3, 5]], exact=True).pvalue
-    assert statistics.mcnemar(mine, others) == pytest.approx(0.03515625, abs=1e-12)
-    assert statistics.mcnemar(mine, mine) == 1.0
+    assert statistics.mcnemar(values, others) == pytest.approx(0.03515625, abs=1e-12)
+    assert statistics.mcnemar(values, values) == 1.0
 
 
 def test_holm_is_statsmodels():
     p = [0.01, 0.04, 0.03, 0.005, 0.5, 0.04]
     # statsmodels.stats.multitest.multipletests(p, method="holm")[1]
-    wanted = [0.05, 0.12, 0.12, 0.03, 0.5, 0.12]
-    np.testing.assert_allclose(statistics.holm(p), wanted, atol=1e-12)
+    expected = [0.05, 0.12, 0.12, 0.03, 0.5, 0.12]
+    np.testing.assert_allclose(statistics.holm(p), expected, atol=1e-12)
     assert statistics.holm([0.3]) == [0.3] and statistics.holm([]) == []
     assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
 

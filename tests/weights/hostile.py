@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from tljax.weights.mapping import LINEAR, Rule, Table, convert
+from tljax.weights.mapping import LINEAR, ParamMapping, Table, convert
 from tljax.weights.readers import files
 
-TABLE = Table((Rule("fc.weight", "fc/kernel", LINEAR), Rule("fc.bias", "fc/bias")))
+TABLE = Table((ParamMapping("fc.weight", "fc/kernel", LINEAR), ParamMapping("fc.bias", "fc/bias")))
 TARGETS = {"fc/kernel": (3, 4), "fc/bias": (4,)}
 WEIGHT, BIAS = np.arange(12, dtype=np.float32).reshape(4, 3), np.ones(4, np.float32)
 GOOD = {"fc.weight": WEIGHT, "fc.bias": BIAS}

@@ -35,7 +35,7 @@ NETWORKS = {
 @pytest.mark.parametrize("case", NETWORKS)
 def test_on_a_grey_image_one_channel_gives_what_three_equal_ones_give(case):
     module, arrays = NETWORKS[case][0], NETWORKS[case][1]()
-    first = pretrained.FIRST_KERNEL[type(module)]
+    first = module.input_kernel
     grey = jnp.asarray(golden(case)[1]["image"])[..., :1]
     whole, one = (
         unflatten_dict({path: jnp.asarray(array) for path, array in found.items()}, sep="/")
@@ -48,7 +48,7 @@ def test_on_a_grey_image_one_channel_gives_what_three_equal_ones_give(case):
 
 def test_a_standardised_sum_is_the_sum_of_the_standardised_up_to_a_factor_for_each_filter():
     source = bits.converted(bits.weights_of("timm_resnetv2_bit"), bits.TIMM, "timm")
-    kernel = source[pretrained.FIRST_KERNEL[type(bits.TIMM)]]
+    kernel = source[bits.TIMM.input_kernel]
     found = standardize(jnp.asarray(adapt_channels(kernel, 1)), 1e-10)
     summed = standardize(jnp.asarray(kernel), 1e-10).sum(2, keepdims=True)
     factors = found.std((0, 1, 2)) / summed.std((0, 1, 2))
@@ -67,7 +67,7 @@ def weights(tmp_path):
 
 @pytest.mark.parametrize(("channels", "adapted"), [(0, []), (1, ["params/stem/kernel"]), (4, ["params/stem/kernel"])])
 def test_restored_for_the_tasks_channels_and_said_so(weights, channels, adapted):
-    row = pretrained.resolve(BackboneConfig(weights=weights))
+    row = pretrained.resolve_weights(BackboneConfig(weights=weights))
     restored = flatten_dict(pretrained.restore(row, VIT, channels or 3), sep="/")
     assert restored["params/stem/kernel"].shape == (8, 8, channels or 3, 48)
     experiment = Experiment(steps=1, backbone=BackboneConfig(weights=weights), task=TaskConfig(channels=channels))
@@ -79,7 +79,7 @@ def test_restored_for_the_tasks_channels_and_said_so(weights, channels, adapted)
 @pytest.mark.parametrize("to", ["timm", "hf"])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_an_export_says_how_many_channels_it_takes(weights, tmp_path, channels, to):
-    row = pretrained.resolve(BackboneConfig(weights=weights))
+    row = pretrained.resolve_weights(BackboneConfig(weights=weights))
     arrays = flatten_dict(pretrained.restore(row, VIT, channels), sep="/")
     images = with_channels(row.preprocessing, channels)
     other = Pretrained(**{**vars(row), "preprocessing": images})
@@ -92,7 +92,7 @@ def test_an_export_says_how_many_channels_it_takes(weights, tmp_path, channels, 
         assert config["pretrained_cfg"]["first_conv"] is None
     else:
         assert config["num_channels"] == channels
-    again = pretrained.resolve(BackboneConfig(weights=str(tmp_path / to)))
+    again = pretrained.resolve_weights(BackboneConfig(weights=str(tmp_path / to)))
     assert again.preprocessing.channels == images.channels
     np.testing.assert_allclose(again.preprocessing.mean, images.mean)
     found = flatten_dict(pretrained.restore(again, pretrained.module_of(again), channels), sep="/")

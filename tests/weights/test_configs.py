@@ -51,7 +51,7 @@ def _repository(folder, weights, config, processor=None):
 )
 def test_a_repository_is_its_config_and_its_weights(tmp_path, case, file, config):
     folder = _repository(tmp_path / "repository", f"{case}/{file}", config)
-    row = pretrained.resolve(BackboneConfig(weights=str(folder)))
+    row = pretrained.resolve_weights(BackboneConfig(weights=str(folder)))
     module = pretrained.module_of(row)
     _, io = golden(case)
     variables = jax.tree.map(jnp.asarray, pretrained.restore(row, module))
@@ -65,7 +65,7 @@ def test_weights_in_half_precision_are_trained_in_float32(tmp_path):
     folder = _repository(tmp_path / "repository", "timm_vit_cls/weights.safetensors", TIMM)
     whole = load_file(folder / "model.safetensors")
     save_file({name: array.astype(np.float16) for name, array in whole.items()}, folder / "model.safetensors")
-    row = pretrained.resolve(BackboneConfig(weights=str(folder)))
+    row = pretrained.resolve_weights(BackboneConfig(weights=str(folder)))
     for leaf in jax.tree.leaves(pretrained.restore(row, pretrained.module_of(row))):
         assert leaf.dtype == np.float32
         np.testing.assert_array_equal(leaf, leaf.astype(np.float16))
@@ -93,7 +93,7 @@ DISTILBERT = {"dim": 36, "n_layers": 2, "n_heads": 3, "hidden_dim": 80, "vocab_s
 )
 def test_a_text_repository_too(tmp_path, case, config):
     folder = _repository(tmp_path / "repository", f"{case}/weights.safetensors", config)
-    row = pretrained.resolve(BackboneConfig(weights=str(folder)))
+    row = pretrained.resolve_weights(BackboneConfig(weights=str(folder)))
     module, _, io = text.load(case)
     assert pretrained.module_of(row) == module.clone(gelu="erf")
     variables = jax.tree.map(jnp.asarray, pretrained.restore(row, module))
@@ -122,11 +122,11 @@ def test_text_goes_back_to_the_same_files(tmp_path, case, kind, architecture):
     assert (config["model_type"], config["architectures"]) == (kind, [architecture])
     found, table = load_file(tmp_path / "hf" / "model.safetensors"), mappings.tables(module)[names]
     wanted = {table.canonical(key): value for key, value in text.weights_of(case).items()}
-    kept = {rule.source for rule in table.rules}
+    kept = {rule.source for rule in table.mappings}
     assert set(found) == kept & wanted.keys()
     for key, array in found.items():
         assert array.tobytes() == wanted[key].tobytes(), key
-    again = pretrained.resolve(BackboneConfig(weights=str(tmp_path / "hf")))
+    again = pretrained.resolve_weights(BackboneConfig(weights=str(tmp_path / "hf")))
     assert pretrained.module_of(again) == module
 
 
@@ -185,7 +185,7 @@ VARIANTS = {
 def test_the_size_in_timms_name_is_the_grid(tmp_path, architecture, name, grid):
     config = {"architecture": architecture, "pretrained_cfg": {"crop_mode": "squash"}}
     folder = _repository(tmp_path / "repository", "timm_vit_cls/weights.safetensors", config)
-    row = pretrained.resolve(BackboneConfig(weights=str(folder)))
+    row = pretrained.resolve_weights(BackboneConfig(weights=str(folder)))
     assert (row.backbone, pretrained.module_of(row).grid, row.preprocessing.resize) == (name, grid, "squash")
 
 
@@ -242,7 +242,7 @@ def test_timm_counts_a_deep_stems_width_before_it_doubles(tmp_path):
 def test_a_network_that_tljax_does_not_have(tmp_path, config, message):
     folder = _repository(tmp_path / "r", "hf_vit/weights_hub.safetensors", config)
     with pytest.raises(InputError) as error:
-        pretrained.resolve(BackboneConfig(weights=str(folder)))
+        pretrained.resolve_weights(BackboneConfig(weights=str(folder)))
     assert message in str(error.value)
 
 
@@ -274,5 +274,7 @@ def test_a_network_that_the_library_does_not_have(library, name, message):
 def test_googles_own_files_are_computed_as_google_did(tmp_path, name, attribute, value):
     file = tmp_path / "weights.npz"
     file.touch()
-    assert getattr(pretrained.module_of(pretrained.resolve(BackboneConfig(name, str(file)))), attribute) == value
+    assert (
+        getattr(pretrained.module_of(pretrained.resolve_weights(BackboneConfig(name, str(file)))), attribute) == value
+    )
     assert getattr(BACKBONES[name], attribute) != value  # timm's reading of the same weights

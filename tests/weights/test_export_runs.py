@@ -28,7 +28,7 @@ def test_a_run_on_dinov2_goes_to_transformers_where_it_pools_as_its_classifier_d
     assert found["problem_type"] == "single_label_classification"
     assert found["id2label"] == {"0": "disc", "1": "square"}
     assert load_file(tmp_path / "hf" / "model.safetensors")["classifier.weight"].shape == (2, 32)
-    again = pretrained.resolve(BackboneConfig(weights=str(tmp_path / "hf")))
+    again = pretrained.resolve_weights(BackboneConfig(weights=str(tmp_path / "hf")))
     assert (pretrained.module_of(again).pool, again.problem, again.preprocessing.size) == (
         "class_mean",
         "single_label",

@@ -403,11 +403,11 @@ MEASURE = r"""
 import re, sys
 from pathlib import Path
 from tljax.weights.readers import files
-from tljax.weights.mapping import LINEAR, Rule, Table, convert
+from tljax.weights.mapping import LINEAR, ParamMapping, Table, convert
 
 # Not getrusage, whose peak is the parent's where that was higher.
 peak = lambda: 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-table = Table(tuple(Rule(f"w{i}", f"w{i}/kernel", LINEAR) for i in range(32)))
+table = Table(tuple(ParamMapping(f"w{i}", f"w{i}/kernel", LINEAR) for i in range(32)))
 before = peak()
 source = files.read(Path(sys.argv[1]))
 arrays = convert(source, table, {f"w{i}/kernel": (1024, 512) for i in range(32)}).arrays

@@ -83,14 +83,14 @@ def test_outputs_are_the_references_within_their_rounding(case, capsys):
 
 @pytest.mark.parametrize("case", [case for case in CASES if (GOLDEN / case / "config.json").is_file()])
 def test_a_folder_says_what_its_network_is(case):
-    module = pretrained.module_of(pretrained.resolve(BackboneConfig(weights=str(GOLDEN / case))))
+    module = pretrained.module_of(pretrained.resolve_weights(BackboneConfig(weights=str(GOLDEN / case))))
     assert attributes(module) == attributes(CASES[case][0])
 
 
 def test_a_last_norm_after_the_pooling_says_that_the_mean_is_pooled():
     for case, pool in (("foreign_mae_finetuned", {"pool": "mean"}), ("foreign_mae_pretrained", {})):
         config = BackboneConfig("vit_base_patch16", str(GOLDEN / case / CASES[case][1]))
-        assert pretrained.resolve(config).architecture == pool
+        assert pretrained.resolve_weights(config).architecture == pool
 
 
 DISTILLED = ViT(width=36, depth=2, heads=3, patch_size=8, grid=(4, 4), distilled=True, pool="distilled")

@@ -187,7 +187,7 @@ def test_a_folder_that_timm_saved_for_the_hub_is_followed(tmp_path):
     assert (module.grid, module.patch_size, module.pool, module.pooled_norm) == ((4, 4), 8, "mean", True)
     assert row.preprocessing == Preprocessing(32, 0.9, HALF, HALF, "rgb", "lanczos", "crop")
     assert row.origins["interpolation"] == "config.json: pretrained_cfg.interpolation"
-    assert any(rule.source == "fc_norm.weight" for rule in mappings.tables(module)["timm"].rules)
+    assert any(rule.source == "fc_norm.weight" for rule in mappings.tables(module)["timm"].mappings)
 
 
 @pytest.mark.parametrize(
@@ -258,10 +258,10 @@ def test_inspect_says_how_pictures_are_prepared_and_why(shapes, tmp_path, capsys
 
 def test_weights_of_which_nothing_is_said_are_taken_at_their_own_size(shapes):
     weights = GOLDEN / "timm_vit_cls" / "weights.safetensors"
-    row = pretrained.resolve(BackboneConfig("vit_base_patch14_dinov2", str(weights)))
+    row = pretrained.resolve_weights(BackboneConfig("vit_base_patch14_dinov2", str(weights)))
     assert row.preprocessing.size == 518
     assert row.origins["size"].endswith("the network's own image size")
-    assert pretrained.resolve(BackboneConfig("vit_base_patch14_dinov2")).preprocessing.size == 224
+    assert pretrained.resolve_weights(BackboneConfig("vit_base_patch14_dinov2")).preprocessing.size == 224
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "élan", "elan", "中国", "中", "国", "a"]

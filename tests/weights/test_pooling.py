@@ -31,7 +31,7 @@ def folder_of(case: str, path: Path) -> Path:
 
 def load(path: Path, grid: tuple[int, int] | None = None, **config: str):
     """The row, module and variables of a repository."""
-    row = pretrained.resolve(BackboneConfig(weights=str(path), **config))
+    row = pretrained.resolve_weights(BackboneConfig(weights=str(path), **config))
     module = pretrained.module_of(row)
     module = module.clone(grid=grid) if grid else module
     return row, module, jax.tree.map(jnp.asarray, pretrained.restore(row, module))
@@ -91,7 +91,7 @@ def test_a_resnet_pools_as_its_config_says_and_goes_back_to_timm(case, tmp_path)
         assert_within(found, io[name], facts, name)
     assert row.origins["pool"] == "config.json: model_args.global_pool"
     convert(BackboneConfig(weights=str(tmp_path / "r")), tmp_path / "timm", to="timm")
-    again = pretrained.resolve(BackboneConfig(weights=str(tmp_path / "timm")))
+    again = pretrained.resolve_weights(BackboneConfig(weights=str(tmp_path / "timm")))
     assert pretrained.module_of(again) == module
 
 
@@ -135,14 +135,16 @@ def test_pooling_that_is_not_here_is_named_with_the_way_out(file, change, messag
     else:
         (path / file).write_text(change if isinstance(change, str) else json.dumps(values | change))
     with pytest.raises(InputError) as error:
-        pretrained.resolve(BackboneConfig(weights=str(path)))
+        pretrained.resolve_weights(BackboneConfig(weights=str(path)))
     assert message in str(error.value)
     assert "damaged" in message or "known here" in message or "set backbone.pool" in str(error.value)
-    assert pretrained.module_of(pretrained.resolve(BackboneConfig(weights=str(path), pool="mean"))).pool == "mean"
+    assert (
+        pretrained.module_of(pretrained.resolve_weights(BackboneConfig(weights=str(path), pool="mean"))).pool == "mean"
+    )
 
 
 def test_a_name_that_the_config_contradicts_is_an_error(tmp_path):
     path = str(folder_of("hf_bert_mlm", tmp_path / "r"))
     for name, message in (("vit_tiny_patch16", "describes a Bert"), ("bert_base", "width=32 and not 768")):
         with pytest.raises(InputError, match=f"backbone.name={name} contradicts .*{message}.*leave backbone.name out"):
-            pretrained.resolve(BackboneConfig(name=name, weights=path))
+            pretrained.resolve_weights(BackboneConfig(name=name, weights=path))

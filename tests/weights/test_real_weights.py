@@ -41,8 +41,8 @@ def _reference(path, output: str, image: np.ndarray) -> np.ndarray:
     ],
 )
 def test_features_are_onnxruntimes(weights, output):
-    row = pretrained.resolve(BackboneConfig(weights=weights))
-    module = pretrained.module_of(row).for_image_size(row.preprocessing.size)
+    row = pretrained.resolve_weights(BackboneConfig(weights=weights))
+    module = pretrained.module_of(row).resized(row.preprocessing.size)
     variables = jax.tree.map(jnp.asarray, pretrained.restore(row, module))
     image = np.asarray(normalize(jnp.asarray(_pictures(row.preprocessing)), row.preprocessing))
     features = module.apply(variables, jnp.asarray(image))
@@ -55,15 +55,15 @@ def test_features_are_onnxruntimes(weights, output):
 
 def test_a_name_and_its_uri_mean_the_same_and_bring_their_preprocessing():
     for name, row in CATALOG.items():
-        assert pretrained.resolve(BackboneConfig(weights=name)) == row
-        assert pretrained.resolve(BackboneConfig(weights=row.uri)) == row
+        assert pretrained.resolve_weights(BackboneConfig(weights=name)) == row
+        assert pretrained.resolve_weights(BackboneConfig(weights=row.uri)) == row
     found = to_dict(CATALOG["resnet50_half.open_nsfw"].preprocessing)
     assert (found["channels"], found["mean"], found["size"]) == ("bgr", (104.0, 117.0, 123.0), 224)
 
 
 def test_only_the_position_embedding_depends_on_the_image_size():
-    row = pretrained.resolve(BackboneConfig(weights="vit_small_patch14.dinov2"))
-    small, native = (pretrained.restore(row, pretrained.module_of(row).for_image_size(size)) for size in (112, 518))
+    row = pretrained.resolve_weights(BackboneConfig(weights="vit_small_patch14.dinov2"))
+    small, native = (pretrained.restore(row, pretrained.module_of(row).resized(size)) for size in (112, 518))
     small, native = (flatten_dict(tree, sep="/") for tree in (small, native))
     assert small["params/stem/pos_embed"].shape == (1, 65, 384)
     np.testing.assert_array_equal(small["params/stem/pos_embed"][0, 0], native["params/stem/pos_embed"][0, 0])
@@ -80,8 +80,8 @@ def test_only_the_position_embedding_depends_on_the_image_size():
 )
 def test_what_becomes_of_every_array_is_told(weights, init, resampled, initialized, ignored):
     config = Experiment(steps=1, backbone=BackboneConfig(weights=weights), head=HeadConfig(init))
-    row = pretrained.resolve(config.backbone)
-    module = pretrained.module_of(row).for_image_size(224)
+    row = pretrained.resolve_weights(config.backbone)
+    module = pretrained.module_of(row).resized(224)
     found = pretrained.provenance(config, row, module, initialized)
     assert found["resampled"] == resampled
     assert found["initialized"] == initialized

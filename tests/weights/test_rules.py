@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 
 from tljax.errors import InputError
-from tljax.weights.mapping import LINEAR, Rule, Table, convert, unconvert
+from tljax.weights.mapping import LINEAR, ParamMapping, Table, convert, unconvert
 
 TABLE = Table(
     rules=(
-        Rule("fc1.weight", "fc1/kernel", LINEAR),
-        Rule("fc2.weight", "fc2/kernel", LINEAR),
-        Rule("q", "qk", part=(0, 2)),
-        Rule("k", "qk", part=(2, 4)),
-        Rule("heads", "joint", fold=(2, -1), axes=(1, 0)),
+        ParamMapping("fc1.weight", "fc1/kernel", LINEAR),
+        ParamMapping("fc2.weight", "fc2/kernel", LINEAR),
+        ParamMapping("q", "qk", part=(0, 2)),
+        ParamMapping("k", "qk", part=(2, 4)),
+        ParamMapping("heads", "joint", fold=(2, -1), axes=(1, 0)),
     ),
     ignored=(r"old\..*",),
     aliases=((r"^module\.", ""), (r"gamma$", "weight")),
@@ -51,7 +51,7 @@ def test_and_back():
 
 def test_a_source_that_no_rule_knows_and_the_nearest_that_one_does():
     message = _message(SOURCE | {"fc1.weigth": np.zeros(5)})
-    assert "no rule for source fc1.weigth (5,) (nearest: fc1.weight)" in message
+    assert "no mapping for source fc1.weigth (5,) (nearest: fc1.weight)" in message
 
 
 def test_a_target_that_nothing_fills():

@@ -26,7 +26,7 @@ from tljax.errors import InputError
 from tljax.io import checksums
 from tljax.io.download import fetch as download_fetch
 from tljax.io.download import hub as hub_files
-from tljax.io.download.fetch import fetch, made_once
+from tljax.io.download.fetch import create_once, fetch
 from tljax.weights import pretrained
 
 CONTENT = b"weights"
@@ -303,7 +303,7 @@ def test_what_the_hub_does_not_have(hub, uri):
 def test_a_network_that_is_not_here_is_refused_before_its_weights_are_fetched(hub):
     _Hub.asked.clear()
     with pytest.raises(InputError, match="swin"):
-        pretrained.resolve(BackboneConfig(weights="hf://org/swin"))
+        pretrained.resolve_weights(BackboneConfig(weights="hf://org/swin"))
     assert {path.rpartition("/")[2] for path in _Hub.asked} == {"config.json", "preprocessor_config.json"}
 
 
@@ -341,7 +341,7 @@ def test_a_path_that_is_no_file_is_not_opened(tmp_path, name):
 
 
 def _make(target: Path, results) -> None:
-    with made_once(target) as making:
+    with create_once(target) as making:
         if making:
             (making / "one").write_text("x")
         results.put(making is not None)
@@ -363,7 +363,7 @@ def test_many_processes_make_a_thing_once(tmp_path):
 def test_what_fails_in_the_making_is_not_there_and_what_a_killed_process_left_is_cleaned(tmp_path):
     target = tmp_path / "thing"
     (tmp_path / "thing.making-killed").mkdir()
-    with pytest.raises(RuntimeError), made_once(target) as making:
+    with pytest.raises(RuntimeError), create_once(target) as making:
         (making / "half").write_text("x")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["thing.lock"]
@@ -371,26 +371,26 @@ def test_what_fails_in_the_making_is_not_there_and_what_a_killed_process_left_is
 
 def test_what_can_be_gone_on_with_is_kept(tmp_path):
     target = tmp_path / "thing"
-    with pytest.raises(RuntimeError), made_once(target, resume=True) as making:
+    with pytest.raises(RuntimeError), create_once(target, resume=True) as making:
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["thing.lock"]  # an empty folder is nothing to go on with
-    with pytest.raises(RuntimeError), made_once(target, resume=True) as making:
+    with pytest.raises(RuntimeError), create_once(target, resume=True) as making:
         (making / "half").write_text("x")
         raise RuntimeError
-    with made_once(target, resume=True) as making:
+    with create_once(target, resume=True) as making:
         assert making == tmp_path / "thing.partial" and (making / "half").read_text() == "x"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["thing", "thing.lock"]
-    with made_once(target, resume=True) as making:
+    with create_once(target, resume=True) as making:
         assert making is None
 
 
 def test_who_waits_says_so_once(tmp_path, capsys):
     def other():
-        with made_once(tmp_path / "thing") as making:
+        with create_once(tmp_path / "thing") as making:
             made.append(making)
 
     made: list[Path | None] = []
-    with made_once(tmp_path / "thing"):
+    with create_once(tmp_path / "thing"):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join(timeout=1.5)

@@ -15,7 +15,7 @@ from flax import serialization
 
 from tljax import console
 from tljax.config.schema import CheckpointConfig
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.distributed import mesh
 from tljax.errors import InputError
 from tljax.io import arrays, storage
@@ -28,9 +28,9 @@ _BASE = "base-"
 
 
 class Checkpoints:
-    """`STEP/` holds the leaves of a State that have moved since the start, `base-DIGEST/`, for all steps, the others.
+    """The checkpoints of a run: in `STEP/` the leaves that have changed since the start, in `base-DIGEST/` all others.
 
-    Saving is asynchronous; of a State as it is at the call, of a base as it has to stay until it is waited for.
+    Saving is asynchronous; of a train state as it is at the call, of a base as it has to stay until it is waited for.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Of the checkpoints that are there now, from the first to the latest."""
+        """Returns the steps of the checkpoints that are there now, from the first to the latest."""
         numbered = [path for path in storage.children(self._folder) if _is_step(path.name)]
         return sorted(int(path.name) for path in numbered if (path / MANIFEST).exists())
 
@@ -75,31 +75,33 @@ class Checkpoints:
         """Starts storing leaves that do not move, unless they are there; all steps saved from now on refer to them.
 
         Args:
-            leaves: some of a State, as `named` names them.
+            leaves: of a train state, as `flatten_state` names them.
 
         Raises:
             InputError: the steps that there are have another base. `wait` says whether the disk takes this one.
         """
         self.wait()
-        found = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-        self._base, steps = multipliers.digest(found) if found else "", self.steps
+        base = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+        self._base, steps = multipliers.digest(base) if base else "", self.steps
         if steps and self._base_of(steps[-1]) != self._base:
             raise InputError(f"{self._folder}: what does not train is not what it was: are these the same weights?")
         if self._base:
-            self._saving = self._thread.submit(self._save_base, self._base_folder(self._base), found)
+            self._saving = self._thread.submit(self._save_base, self._base_folder(self._base), base)
 
     def base_is_whole(self) -> bool:
-        """Whether what the step that `newest` found refers to, and those that are saved from now on, is undamaged."""
+        """Returns whether the base is undamaged to which the step of `newest`, and all that are saved now, refer."""
         self.wait()
         return not self._base or not arrays.wrong(self._base_folder(self._base))
 
-    def save(self, state: State, unmoved: Collection[str] = (), validation: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self, state: TrainState, frozen: Collection[str] = (), validation: Mapping[str, Any] | None = None
+    ) -> None:
         """Starts saving `state` under its step, when the save before it is done.
 
         With several processes, all have to call it, as each may have a part of an array; one writes.
 
         Args:
-            unmoved: names of leaves that still are as in the base.
+            frozen: names of leaves that still are as in the base.
             validation: metrics, which decide which step is best.
 
         Raises:
@@ -107,7 +109,7 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        leaves = mesh.gathered({name: leaf for name, leaf in named(state).items() if name not in unmoved})
+        leaves = mesh.gathered({name: leaf for name, leaf in flatten_state(state).items() if name not in frozen})
         if not self._writer or step in self.steps:
             return
         for leaf in leaves.values():
@@ -115,11 +117,11 @@ class Checkpoints:
                 leaf.copy_to_host_async()
         # Copied, not viewed: on a CPU the step that follows may write into donated buffers that are still being read.
         copied = {name: np.array(leaf) for name, leaf in leaves.items()}
-        facts = {"step": step, "base": self._base, "metrics": dict(validation or {})}
-        self._saving = self._thread.submit(self._save, step, copied, facts)
+        metadata = {"step": step, "base": self._base, "metrics": dict(validation or {})}
+        self._saving = self._thread.submit(self._save, step, copied, metadata)
 
     def wait(self) -> None:
-        """Until the last save is whole.
+        """Waits until the last save is whole.
 
         Raises:
             InputError: it failed for good.
@@ -128,8 +130,8 @@ class Checkpoints:
         if saving:
             saving.result()
 
-    def resolve(self, which: str) -> int:
-        """The step meant by `latest` (the last that is undamaged), `best` or a number.
+    def find_step(self, which: str) -> int:
+        """Returns the step meant by `latest` (the last that is undamaged), `best` or a number.
 
         Raises:
             InputError: there is no such checkpoint; those that there are are named.
@@ -156,11 +158,11 @@ class Checkpoints:
         raise InputError(f"no checkpoint {which!r}; there are: latest, best, {', '.join(map(str, steps))}")
 
     def identity(self, step: int) -> str:
-        """A hash of all that the checkpoint holds."""
+        """Returns a hash of all that the checkpoint holds."""
         return hashlib.sha256(storage.read(self._folder / str(step) / MANIFEST)).hexdigest()
 
-    def restore(self, step: int, abstract: State) -> State:
-        """The State saved at `step`, laid out as `abstract` (shapes, dtypes and shardings) says.
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """Returns the train state saved at `step`, laid out as `abstract` (shapes, dtypes and shardings) says.
 
         Raises:
             Damaged: its files are not the ones that were written.
@@ -174,15 +176,15 @@ class Checkpoints:
             leaves = stored | leaves
             if not self._writer:  # who evaluates restores one step after another
                 self._base_leaves = stored
-        wanted = named(abstract)
-        _check_fit(_shapes(leaves), _shapes(wanted), str(folder))
-        placed = {name: mesh.place(leaves[name], leaf.sharding) for name, leaf in wanted.items()}
+        expected = flatten_state(abstract)
+        _check_fit(_shapes(leaves), _shapes(expected), str(folder))
+        placed = {name: mesh.place(leaves[name], leaf.sharding) for name, leaf in expected.items()}
         tree = serialization.to_state_dict(abstract)
         filled = jax.tree_util.tree_map_with_path(lambda path, _: placed[_name(path)], tree, is_leaf=_is_leaf)
         return serialization.from_state_dict(abstract, filled)
 
     def newest(self) -> int:
-        """The latest step that is undamaged; 0 if there is none at all.
+        """Returns the latest step that is undamaged; 0 if there is none at all.
 
         A writer sets aside those that are damaged, and removes what a killed one had no time to.
 
@@ -206,8 +208,8 @@ class Checkpoints:
             raise InputError(f"{self._folder}: no step is undamaged; begin anew with another --workdir")
         return 0
 
-    def _save(self, step: int, leaves: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-        self._write(self._folder / str(step), leaves, facts)
+    def _save(self, step: int, leaves: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+        self._write(self._folder / str(step), leaves, metadata)
         if step not in self.steps:
             raise InputError(f"{self._folder / str(step)}: just saved, and not there; is the disk whole?")
         storage.persistently(self._prune, str(self._folder))
@@ -216,12 +218,12 @@ class Checkpoints:
         if arrays.wrong(folder) and not self._link(folder):
             self._write(folder, leaves, {})
 
-    def _write(self, folder: epath.Path, leaves: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    def _write(self, folder: epath.Path, leaves: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
         """Writes a step, or a base, whole; the first of each in a run is looked at again as a reader would."""
-        is_base = not facts
+        is_base = not metadata
         verify = is_base not in self._verified
         try:
-            storage.persistently(lambda: arrays.write(folder, leaves, facts, self._check, verify), str(folder))
+            storage.persistently(lambda: arrays.write(folder, leaves, metadata, self._check, verify), str(folder))
             if verify:
                 arrays.manifest(folder)
                 self._verified.add(is_base)
@@ -297,8 +299,8 @@ class Checkpoints:
         return qualities
 
 
-def named(state: State) -> dict[str, Any]:
-    """The leaves of a State by name: `params/backbone/…`, `opt_state/…`, …"""
+def flatten_state(state: TrainState) -> dict[str, Any]:
+    """Returns the leaves of a train state by name, as `params/backbone/…` and `opt_state/…`."""
     leaves = jax.tree_util.tree_leaves_with_path(serialization.to_state_dict(state), is_leaf=_is_leaf)
     return {_name(path): leaf for path, leaf in leaves}
 
@@ -319,8 +321,8 @@ def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
-def _check_fit(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str) -> None:
-    wrong = [path for path in wanted | found if found.get(path) != wanted.get(path)]
+def _check_fit(stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+    wrong = [path for path in expected | stored if stored.get(path) != expected.get(path)]
     if wrong:
-        some = "; ".join(f"{path} is {found.get(path)} there, {wanted.get(path)} here" for path in wrong[:3])
-        raise InputError(f"{where}: saved from another model ({some})")
+        first = "; ".join(f"{path} is {stored.get(path)} there, {expected.get(path)} here" for path in wrong[:3])
+        raise InputError(f"{where}: saved from another model ({first})")

@@ -76,21 +76,24 @@ class Workdir:
     def start(self, experiment: Experiment, resolved: Resolved, tokenizer: Tokenizer | None = None) -> None:
         """Claims the folder for an experiment, or finds that it is this experiment's already.
 
-        A folder in which no step was logged, as a failed start leaves it, is claimed anew. A text's `tokenizer` is
-        copied there.
+        A folder in which no step was logged, as a failed start leaves it, is claimed anew.
+
+        Args:
+            experiment, resolved: the run's.
+            tokenizer: of a text's network; it is copied there.
 
         Raises:
             InputError: it holds a run of another config or of other data; the differences are shown.
         """
-        mine = {"config": to_dict(experiment), "resolved": to_dict(resolved)}
+        settings = {"config": to_dict(experiment), "resolved": to_dict(resolved)}
         if self._config.exists() and self._metrics.exists():
-            theirs = self._settings
-            differences = _differences({key: theirs[key] for key in mine}, json.loads(strict_json.dumps(mine)))
+            stored = self._settings
+            differences = _differences({key: stored[key] for key in settings}, json.loads(strict_json.dumps(settings)))
             if differences:
                 shown = "; ".join(differences)
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
             return
-        facts = {"versions": versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
+        metadata = {"versions": versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
         self.check()
         try:
             for name, file in tokenizer.files.items() if tokenizer else ():
@@ -98,16 +101,16 @@ class Workdir:
                 storage.write_whole(self.path / "tokenizer" / name, file.read_bytes())
         except OSError as error:
             raise _unwritable(self.path / "tokenizer", error) from error
-        self._write(self._config, mine | {"sha256": _digest(mine)} | facts)
+        self._write(self._config, settings | {"sha256": _digest(settings)} | metadata)
 
     @property
     def tokenizer(self) -> Path | None:
-        """The folder of the tokenizer of a run on texts that has begun, on this machine; else None."""
+        """Returns the folder of the tokenizer of a run on texts that has begun, on this machine; else None."""
         folder = self.path / "tokenizer"
         return storage.local(folder) if folder.is_dir() and self._metrics.exists() else None
 
     def load(self) -> tuple[Experiment, Resolved]:
-        """What `start` wrote, but for the mesh, which was that of the devices then.
+        """Returns what `start` wrote, but for the mesh, which was that of the devices then.
 
         Raises:
             InputError: there is no run here, or its config cannot be read.
@@ -129,12 +132,12 @@ class Workdir:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """How the run that `load` gives was made: `versions`, `git_commit` and `command`."""
+        """Returns how the run that `load` gives was made: `versions`, `git_commit` and `command`."""
         settings = self._settings
         return {key: settings.get(key) for key in ("versions", "git_commit", "command")}
 
     def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
-        """The run's checkpoints, of which its config says which are kept and which is best."""
+        """Returns the run's checkpoints, of which its config says which are kept and which is best."""
         config, best = experiment.checkpoint, problem_of(experiment.task.problem).headline
         if config.best:
             best = problem_for(experiment).metric(config.best)
@@ -142,7 +145,7 @@ class Workdir:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The finished run's result, or None."""
+        """Returns the finished run's result, or None."""
         if not self._result.exists():
             return None
         kinds = {"splits": dict, "steps": int, "wall_seconds": int | float, "input_seconds": int | float}
@@ -163,16 +166,18 @@ class Workdir:
 
     @property
     def error(self) -> dict[str, Any] | None:
-        """Why the run has failed: `error`, in a line, and `when`. None if it has not, or has ended well since."""
+        """Returns why the run has failed: `error`, in a line, and `when`; None if it has not, or ended well since."""
         mend = "remove it, and the run is tried again"
         return storage.read_json(self._error, mend, error=str) if self._error.exists() else None
 
     def fail(self, error: Exception) -> None:
         """Writes `error.json`, by which a sweep does not try the run again."""
         line = " ".join(str(error).split())
-        told = {"error": line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"}
+        message = {"error": line if isinstance(error, InputError) else f"{type(error).__name__}: {line}"}
         trace = [] if isinstance(error, InputError) else traceback.format_exception(error)
-        self._write(self._error, told | {"when": datetime.now(UTC).isoformat(timespec="seconds"), "traceback": trace})
+        self._write(
+            self._error, message | {"when": datetime.now(UTC).isoformat(timespec="seconds"), "traceback": trace}
+        )
 
     def forget_error(self) -> None:
         """Removes `error.json`, if it is there."""
@@ -180,22 +185,22 @@ class Workdir:
         self._error.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """As `lock.clear` does."""
+        """Removes the lock of a writer that has died, as `lock.clear` does."""
         clear(self.path)
 
     @property
     def writer(self) -> dict[str, Any] | None:
-        """As `lock.writer` sees it."""
+        """Returns who writes here, as `lock.writer` sees it."""
         return writer(self.path)
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What `save_plan` wrote."""
+        """Returns what `save_plan` wrote."""
         return storage.read_json(self._plan, _MOVE, steps=int, cost=dict, frozen_digest=str, cached=bool)
 
-    def save_plan(self, found: Mapping[str, Any]) -> None:
+    def save_plan(self, plan: Mapping[str, Any]) -> None:
         """Writes `plan.json`: what `inspect` says, what a step needs of memory, and the digest of what is frozen."""
-        self._write(self._plan, found)
+        self._write(self._plan, plan)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Adds a line of metrics. Where the disk does not take it now, or it is a bucket, `flush` writes it.
@@ -243,7 +248,7 @@ class Workdir:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The whole lines of `metrics.jsonl`, in order; none if the run has not logged yet."""
+        """Returns the whole lines of `metrics.jsonl`, in order; none if the run has not logged yet."""
         rows = map(_row, _content(self._metrics).splitlines())
         return [row for row in rows if row is not None]  # but for what a process that was killed had begun to write
 
@@ -259,9 +264,9 @@ class Workdir:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def save_evaluation(self, name: str, found: Mapping[str, Any]) -> None:
+    def save_evaluation(self, name: str, metrics: Mapping[str, Any]) -> None:
         """Writes `evaluations/NAME.json`."""
-        self._write(self.evaluations / f"{name}.json", found)
+        self._write(self.evaluations / f"{name}.json", metrics)
 
     def check(self) -> None:
         """Raises `Lost` if this process, which was the folder's writer, is so no more. Who writes asks before."""
@@ -332,8 +337,8 @@ def _digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(strict_json.dumps(content).encode()).hexdigest()
 
 
-def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
-    old, new = (flatten_dict(tree, keep_empty_nodes=True, sep=".") for tree in (theirs, mine))
+def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    old, new = (flatten_dict(tree, keep_empty_nodes=True, sep=".") for tree in (stored, settings))
     free = tuple(f"config.{section}." for section in RESULT_NEUTRAL_SECTIONS)
     keys = [key for key in old | new if old.get(key) != new.get(key) and not key.startswith(free)]
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]
@@ -341,17 +346,17 @@ def _differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str
 
 def versions() -> dict[str, str]:
     """Returns the version of Python and of each package on which a run's numbers hang."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that runs, with `-dirty` where it was changed; None outside a checkout."""
+    """Returns the commit of the code that runs, with `-dirty` where it was changed; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)

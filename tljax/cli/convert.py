@@ -22,11 +22,10 @@ from tljax.core.run import Run
 from tljax.errors import InputError
 from tljax.io import arrays as io_arrays
 from tljax.io import buckets, storage
-from tljax.io.download.fetch import fetch, made_once
+from tljax.io.download.fetch import create_once, fetch
 from tljax.io.download.hub import TOKENIZER_FILES
-from tljax.models.registry import BACKBONES, Backbone, attributes, build
-from tljax.models.text.bert import Bert
-from tljax.models.vision.vit import ViT
+from tljax.models.base import Backbone, attributes
+from tljax.models.registry import BACKBONES, build
 from tljax.peft.config import Lora
 from tljax.peft.interceptors import merge_lora
 from tljax.weights import export_config, mappings, pretrained
@@ -60,7 +59,7 @@ def convert(config: BackboneConfig, output: str | os.PathLike, to: str = "orbax"
             pretrained.write(making, row, arrays, ignored)
         else:
             _export(making, row, arrays, to)
-        if isinstance(pretrained.module_of(row), Bert):
+        if pretrained.reads(row) == "text":
             _copy_tokenizer((run.tokenizer or Path(run.path)) if run else fetch(row.uri, row.sha256), making)
     return row
 
@@ -75,7 +74,7 @@ def _new_folder(place: epath.Path) -> Iterator[Path]:
             storage.copy(epath.Path(name), place, last=("config.json", "tljax.json"))
         return
     try:
-        with made_once(Path(place)) as making:
+        with create_once(Path(place)) as making:
             yield making
     finally:
         Path(f"{place}.lock").unlink(missing_ok=True)
@@ -90,10 +89,10 @@ def _run_at(weights: str) -> Workdir | None:
 
 
 def _from_weights(config: BackboneConfig) -> tuple[Pretrained, dict[str, np.ndarray], Sequence[str]]:
-    row = pretrained.resolve(config)
+    row = pretrained.resolve_weights(config)
     path = fetch(row.uri, row.sha256)
     if (path / "tljax.json").is_file():
-        return row, flatten_dict(io_arrays.load_tree(path), sep="/"), io_arrays.load_facts(path)["ignored"]
+        return row, flatten_dict(io_arrays.load_tree(path), sep="/"), io_arrays.load_metadata(path)["ignored"]
     return row, *pretrained.read(row, path)  # not by way of the cache, which would be a second copy
 
 
@@ -101,22 +100,21 @@ def _from_run(folder: Workdir, step: str) -> tuple[Pretrained, dict[str, np.ndar
     experiment, resolved = folder.load()
     run = Run(experiment, resolved)
     with folder.checkpoints(experiment) as checkpoints:
-        number = checkpoints.resolve(step)
-        params, batch_stats = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
-    for one in run.network.additions:
-        if not isinstance(one, Lora):
-            raise InputError(f"{folder.path}: a plain network has no place for {one}; only LoRA can be merged into it")
-    params = merge_lora(params, run.network.additions)
+        number = checkpoints.find_step(step)
+        params, batch_stats = run.evaluation_variables(checkpoints.restore(number, run.abstract_state(number)))
+    for adapter in run.network.adapters:
+        if not isinstance(adapter, Lora):
+            raise InputError(f"{folder.path}: a plain network has no place for {adapter}; only LoRA can be merged")
+    params = merge_lora(params, run.network.adapters)
     head = _in_own_units(params["head"], resolved.targets) if resolved.targets else params["head"]
     tree = {"params": params["backbone"], "head": head}
     if batch_stats:
         tree["batch_stats"] = batch_stats["backbone"]
     row = resolved.pretrained
-    architecture = dict(row.architecture)
-    if isinstance(run.network.backbone, ViT):  # whose positions are those of the run's image size now
-        architecture["grid"] = list(run.network.backbone.grid)
-    if row.pool:  # as the head that was trained wants it
-        architecture |= {"pool": row.pool} | ({"normalize": False} if isinstance(run.network.backbone, Bert) else {})
+    # Of the run's image size, and pooled as the head that was trained reads it.
+    plain, own = attributes(pretrained.in_file(row)), attributes(run.network.backbone)
+    changes = {name: value for name, value in own.items() if value != plain[name]}
+    architecture = row.architecture | changes
     facts = {"architecture": architecture, "preprocessing": resolved.preprocessing, "classes": resolved.classes}
     facts |= {"pool": "", "problem": experiment.task.problem}
     row = Pretrained(**{**vars(row), "uri": str(folder.path), "sha256": "", **facts})
@@ -151,31 +149,33 @@ def _copy_tokenizer(weights: Path, folder: Path) -> None:
 
 def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: str) -> None:
     module = pretrained.module_of(row)
-    mine = attributes(module)
+    exported = attributes(module)
     if "head/kernel" in arrays and not row.classes:
         unnamed = tuple(f"LABEL_{i}" for i in range(arrays["head/kernel"].shape[1]))  # what transformers calls them
         row = dataclasses.replace(row, classes=unnamed)
     if to == "timm":
         row = dataclasses.replace(row, backbone=_name_of(module, row.backbone))
-    if isinstance(module, ViT) and module.distilled:  # a run's one head reads the mean of what its two would read
-        heads = {name: array for name, array in arrays.items() if name.startswith("head/")}
-        arrays = {name.replace("head/", "head_dist/"): array for name, array in heads.items()} | arrays
-    config = (export_config.timm if to == "timm" else export_config.transformers)(type(module).__name__, mine, row)
+    own = {name: array for name, array in arrays.items() if name.startswith("head/")}
+    for head in module.pretrained_heads:  # where there are two, a run's one head reads the mean of what they would
+        arrays = {name.replace("head", head, 1): array for name, array in own.items()} | arrays
+    write_config = export_config.timm if to == "timm" else export_config.transformers
+    config = write_config(type(module).__name__, exported, row)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    if to == "hf" and not isinstance(module, Bert):
+    is_text = module.input_spec.kind == "text"
+    if to == "hf" and not is_text:
         (folder / "preprocessor_config.json").write_text(
             json.dumps(export_config.processor(row.preprocessing), indent=1)
         )
-    found = import_config.read(folder, str(folder))
-    again = attributes(build(found.backbone, found.architecture))
+    described = import_config.read(folder, str(folder))
+    imported = attributes(build(described.backbone, described.architecture))
     # LayerScale's initial value is no part of a trained network, an MLP's width of None is four times the width, and
     # without a head nothing follows the pooling.
-    free = {"layer_scale", "mlp_width"} | (set() if "head/kernel" in arrays or isinstance(module, Bert) else {"pool"})
-    lost = {name for name in mine if again[name] != mine[name]} - free
+    free = {"layer_scale", "mlp_width"} | (set() if "head/kernel" in arrays or is_text else {"pool"})
+    lost = {name for name in exported if imported[name] != exported[name]} - free
     if lost:
         raise InputError(f"{to} has no such network: its config cannot say {', '.join(sorted(lost))}")
     weights = folder / "model.safetensors"
-    save_file(unconvert(arrays, mappings.tables(module)[found.source]), weights, metadata={"format": "pt"})
+    save_file(unconvert(arrays, mappings.tables(module)[described.source]), weights, metadata={"format": "pt"})
     weights.chmod((folder / "config.json").stat().st_mode)  # the library gives it to its owner alone
 
 

@@ -1,14 +1,18 @@
 """`--config=FILE[:arg] --config.key=value …` on the command line, read by ml_collections."""
 
 import argparse
+import ast
+import contextlib
 import functools
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from tljax.config.choices import FREE_SECTIONS
 from tljax.config.schema import Experiment, default
 from tljax.config.serialization import unknown_key
 from tljax.errors import InputError, printable
@@ -67,7 +71,8 @@ def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tu
     for argument in rest:
         if not argument.startswith("--config."):
             raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
-        keys.append(argument.removeprefix("--config.").split("=")[0])
+        key = argument.removeprefix("--config.").split("=")[0]
+        keys.append(next((section for section in FREE_SECTIONS if key.startswith(f"{section}.")), key))
         _check_key(default(), keys[-1])
     config = _read(rest, default()).to_dict()
     return {key: functools.reduce(lambda tree, part: tree[part], key.split("."), config) for key in keys}, options
@@ -77,31 +82,58 @@ def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
     """Of the file that the arguments name, or of `config`, with the values that they give."""
     # A registry of our own: absl's global one would keep the first config of the process.
     values = flags.FlagValues()
-    argv = ["tljax", *arguments]
+    own = [argument for argument in arguments if _is_free(argument)]
+    argv = ["tljax", *(argument for argument in arguments if argument not in own)]
     if config is None:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     else:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    file = next((argument for argument in arguments if argument.startswith("--config=")), "").partition("=")[2]
     try:
-        values(argv)
-        return values["config"].value
-    except Exception as error:
-        root = error
-        while root.__context__:
-            root = root.__context__
-        # What a config itself objected to stands alone; absl has wrapped it in a traceback.
-        if isinstance(root, InputError):
-            raise InputError(str(root)) from error
-        file = next((argument for argument in arguments if argument.startswith("--config=")), "").partition("=")[2]
-        if fault := fault_in(file.partition(":")[0], root):
-            raise fault from error
-        if not isinstance(error, flags.Error):
-            raise
+        with config_faults(file.partition(":")[0]):
+            values(argv)
+            config = values["config"].value
+            for argument in own:
+                key, _, text = argument.removeprefix("--config.").partition("=")
+                section, _, name = key.rpartition(".")
+                with config.unlocked():
+                    functools.reduce(lambda tree, part: tree[part], section.split("."), config)[name] = _literal(text)
+            return config
+    except flags.Error as error:
         raise InputError(printable(str(error))) from error
 
 
-def fault_in(file: str, error: BaseException) -> InputError | None:
-    """Returns what to say of an exception that came out of a config file: its line there; None of any other."""
+def _is_free(argument: str) -> bool:
+    return any(argument.startswith(f"--config.{section}.") for section in FREE_SECTIONS)
+
+
+def _literal(text: str) -> Any:
+    """Returns the Python value that a text is, or the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+@contextlib.contextmanager
+def config_faults(file: str) -> Iterator[None]:
+    """Turns an exception that comes out of a config file into an InputError that names its line there."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        root = error  # absl wraps what a config raised
+        while root.__context__:
+            root = root.__context__
+        if isinstance(root, InputError):
+            raise InputError(str(root)) from error
+        if fault := _fault_in(file, root):
+            raise fault from error
+        raise
+
+
+def _fault_in(file: str, error: BaseException) -> InputError | None:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == Path(file).absolute()]
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).absolute() == Path(file).absolute():
@@ -114,6 +146,8 @@ def fault_in(file: str, error: BaseException) -> InputError | None:
 def _check_key(config: ConfigDict, key: str) -> None:
     here, path = config, "config"
     for part in key.split("."):
+        if path.removeprefix("config.") in FREE_SECTIONS:
+            return
         if not isinstance(here, ConfigDict) or part not in here:
             known = here.keys() if isinstance(here, ConfigDict) else []
             raise unknown_key(part, path, known)

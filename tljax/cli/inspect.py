@@ -28,9 +28,10 @@ _SHEET = (12, 8)  # classes, pictures of each
 
 
 def examine(experiment: Experiment, sheet: Path | None = None) -> dict[str, Any]:
-    """The state of an experiment's data (`health.examine`), whatever is to be trained on them.
+    """Examines an experiment's data (`diagnostics.examine`), whatever is to be trained on them.
 
     Args:
+        experiment: whose data.
         sheet: a PNG to draw training images in, as the network sees them.
 
     Raises:
@@ -38,13 +39,13 @@ def examine(experiment: Experiment, sheet: Path | None = None) -> dict[str, Any]
     """
     task = _every_example(experiment.task)
     if sheet is None:
-        return diagnostics.examine(task, splits.resolve(task, experiment.task), experiment.task.image_size)
+        return diagnostics.examine(task, splits.make_splits(task, experiment.task), experiment.task.image_size)
     if task.kind == "text":
         raise InputError(f"--sheet draws images, and {experiment.task.dataset} holds texts")
     inputs = Inputs(experiment, *resolve(experiment, task))
-    found = diagnostics.examine(task, inputs.splits, inputs.resolved.preprocessing.size)
+    report = diagnostics.examine(task, inputs.splits, inputs.resolved.preprocessing.size)
     diagnostics.contact_sheet(pictures(inputs), sheet, f"{task.name}, as the network sees it in training")
-    return found | {"contact_sheet": str(sheet)}
+    return report | {"contact_sheet": str(sheet)}
 
 
 def _every_example(config: TaskConfig) -> Task:
@@ -61,7 +62,7 @@ def _every_example(config: TaskConfig) -> Task:
 
 
 def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
-    """Class name -> training images of it, cut and augmented as in the first epoch; of values, all are together."""
+    """Returns training images by class name, cut and augmented as in the first epoch; of values, all together."""
     train, classes = inputs.splits["train"], inputs.resolved.classes
     labels, read = train.labels, inputs.reader(train, training=True)
     most, each = _SHEET
@@ -70,12 +71,11 @@ def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
     else:
         has = labels > 0 if labels.ndim == 2 else labels[:, None] == np.arange(len(classes))
         places = {name: np.flatnonzero(has[:, number])[:each] for number, name in enumerate(classes)}
-    return {
-        name: list(read(found.tolist(), [0] * len(found))) for name, found in list(places.items())[:most] if len(found)
-    }
+    return {name: list(read(rows.tolist(), [0] * len(rows))) for name, rows in list(places.items())[:most] if len(rows)}
 
 
 def main(arguments: list[str]) -> None:
+    """Runs `tljax inspect` with its arguments."""
     parser = flag_types.Parser("python -m tljax inspect", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every leaf that trains")
     parser.add_argument(
@@ -93,23 +93,23 @@ def main(arguments: list[str]) -> None:
 
 def _inspect(experiment: Experiment, options: argparse.Namespace) -> None:
     if options.data or options.sheet:
-        found = examine(experiment, options.sheet)
-        print(strict_json.dumps(found)) if options.json else diagnostics.show(found)
+        report = examine(experiment, options.sheet)
+        print(strict_json.dumps(report)) if options.json else diagnostics.show(report)
         return
     run = prepare(experiment)
-    run.cached, told = feature_cache.choice(run)
-    found = plan(run) | {"memory": memory.predict(run)}
+    run.cached, reason = feature_cache.choice(run)
+    report = plan(run) | {"memory": memory.predict(run)}
     if options.lr_find:
         from tljax.training.lr_finder import lr_find
 
-        found["lr_find"] = lr_find(run, options.lr_find)
+        report["lr_find"] = lr_find(run, options.lr_find)
     if options.json:
-        print(strict_json.dumps(found))
+        print(strict_json.dumps(report))
         return
-    show(found)
-    if told:
-        console.console.print(told)
-    memory.show(found["memory"])
+    show(report)
+    if reason:
+        console.console.print(reason)
+    memory.show(report["memory"])
     if options.lr_find:
-        rate = f"{found['lr_find']['suggestion']:.2g}"
+        rate = f"{report['lr_find']['suggestion']:.2g}"
         console.console.print(f"the loss falls fastest at a learning rate of {rate}: {options.lr_find}")

@@ -22,23 +22,30 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=flag_types.path,
         metavar="DIR",
-        help="of runs, at any depth below; or a run's workdir",
+        help="a folder with runs at any depth, or a run's workdir",
     )
-    told = "required: a folder for report.html, methods.md, .tex, .csv (a row per method) and runs.csv (a row per run)"
-    parser.add_argument("--out", required=True, type=flag_types.path, help=told)
-    told = "the method that the others are compared with, by its name in the table; the first by default"
-    parser.add_argument("--baseline", default="", metavar="NAME", help=told)
-    told = "sections of a config, with commas between, in which the settings of one method differ (default: optim)"
-    parser.add_argument("--tuned", default=",".join(selection.TUNED), metavar="SECTIONS", help=told)
-    parser.add_argument("--metric", default="", help="of result.json; by default the problem's headline")
-    parser.add_argument("--split", default="test", choices=("test", "validation"), help="that methods are compared on")
-    told = "of a difference: paired bootstrap, paired t-test over seeds, or McNemar's (of single seeds)"
-    parser.add_argument("--test", default="bootstrap", choices=TESTS, help=told)
+    text = "required: a folder for report.html, methods.md, .tex, .csv (a row per method) and runs.csv (a row per run)"
+    parser.add_argument("--out", required=True, type=flag_types.path, help=text)
+    text = "the method that the others are compared with, by its name in the table; the first by default"
+    parser.add_argument("--baseline", default="", metavar="NAME", help=text)
+    text = "comma-separated sections of the config in which the settings of a method differ (default: optim)"
+    parser.add_argument("--tuned", default=",".join(selection.TUNED), metavar="SECTIONS", help=text)
     parser.add_argument(
-        "--resamples", type=_RESAMPLES, default=10_000, metavar="N", help="of a bootstrap (default: 10000)"
+        "--metric", default="", help="a metric of result.json (default: the headline metric of the problem)"
     )
-    told = f"also write the figures as files: {', '.join(KINDS)}; repeatable"
-    parser.add_argument("--figures", action="append", default=[], choices=KINDS, metavar="KIND", help=told)
+    parser.add_argument(
+        "--split",
+        default="test",
+        choices=("test", "validation"),
+        help="the split on which methods are compared (default: test)",
+    )
+    text = "of a difference: paired bootstrap (default), paired t-test over seeds, or McNemar's test (single seeds)"
+    parser.add_argument("--test", default="bootstrap", choices=TESTS, help=text)
+    parser.add_argument(
+        "--resamples", type=_RESAMPLES, default=10_000, metavar="N", help="bootstrap resamples (default: 10000)"
+    )
+    text = f"also write the figures as files: {', '.join(KINDS)}; repeatable"
+    parser.add_argument("--figures", action="append", default=[], choices=KINDS, metavar="KIND", help=text)
     parser.epilog = (
         "Settings of a method are its runs that differ in the tuned sections; the one with the best mean over seeds on "
         "the validation split is chosen, and alone is compared. Runs of other splits, classes or metrics are refused; "
@@ -48,29 +55,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> None:
+    """Runs the verb."""
     options = _parser().parse_args(arguments)
     tuned = tuple(options.tuned.split(","))
-    asked = Options(options.split, options.metric, tuned, options.baseline, options.test, options.resamples)
+    comparison = Options(options.split, options.metric, tuned, options.baseline, options.test, options.resamples)
     command = shlex.join(["python", "-m", "tljax", "report", *arguments])
-    found, unfinished = report(options.folders, options.out, asked, options.figures, command)
-    for one in found:
-        _show(one)
-    for one in unfinished:
-        console.console.print(f"{one.name}: {one.reason}")
-    runs = sum(len(one.runs) for one in found)
-    told = f"{runs} runs" + (f", {len(unfinished)} more not finished" if unfinished else "")
-    console.console.print(f"{told}: {options.out.rstrip('/')}/report.html")
+    sections, unfinished = report(options.folders, options.out, comparison, options.figures, command)
+    for section in sections:
+        _show(section)
+    for run in unfinished:
+        console.console.print(f"{run.name}: {run.reason}")
+    runs = sum(len(section.runs) for section in sections)
+    message = f"{runs} runs" + (f", {len(unfinished)} more not finished" if unfinished else "")
+    console.console.print(f"{message}: {options.out.rstrip('/')}/report.html")
 
 
-def _show(one: Section) -> None:
-    shown = 5 if one.baseline else 3  # what it costs is in the files
-    rows = [tables.row(one, method)[:shown] for method in one.methods]
-    for cells, method in zip(rows, one.methods, strict=True):
+def _show(section: Section) -> None:
+    count = 5 if section.baseline else 3  # what it costs is in the files
+    rows = [tables.row(section, method)[:count] for method in section.methods]
+    for cells, method in zip(rows, section.methods, strict=True):
         cells[1] += " *" if method.best and len(rows) > 1 else " ≈" if method.tied else ""
-    title = f"{one.title} (* best, ≈ not significantly worse)" if len(rows) > 1 else one.title
-    console.table(title, tables.columns(one)[:shown], rows)
-    for left in one.left_out:
-        console.console.print(f"not in the table: {left.name}: {left.reason}")
-    if one.peeked:
-        told = f"the test split was looked at for {len(one.peeked)} runs that were not chosen"
-        console.console.print(told)
+    title = f"{section.title} (* best, ≈ not significantly worse)" if len(rows) > 1 else section.title
+    console.table(title, tables.columns(section)[:count], rows)
+    for method in section.left_out:
+        console.console.print(f"not in the table: {method.name}: {method.reason}")
+    if section.peeked:
+        message = f"the test split was looked at for {len(section.peeked)} runs that were not chosen"
+        console.console.print(message)

@@ -8,13 +8,14 @@ from tljax.training.trainer import train
 
 
 def main(arguments: list[str]) -> None:
+    """Runs the verb."""
     parser = flag_types.Parser("python -m tljax train", description=__doc__)
     parser.add_argument(
         "--workdir", required=True, type=flag_types.path, help="required: a new folder or bucket, or one to resume"
     )
-    told = "stop with all saved before so many seconds are over, with exit status 75; the same command goes on"
-    parser.add_argument("--max-seconds", type=flag_types.seconds, default=0, metavar="S", help=told)
+    text = "save and stop before S seconds have passed, with exit status 75; the same command resumes"
+    parser.add_argument("--max-seconds", type=flag_types.seconds, default=0, metavar="S", help=text)
     processes.add_arguments(parser)
     experiment, options = parse_experiment(parser, arguments)
-    with PreemptionSignal(options.max_seconds).listening() as preemption, processes.joined(options):
+    with PreemptionSignal(options.max_seconds).listening() as preemption, processes.join(options):
         train(experiment, options.workdir, preemption)

@@ -30,7 +30,9 @@ Optimizer = Annotated[str, OneOf("adamw", "sgd", "adafactor", "lamb", "lion", "m
 Average = Annotated[str, OneOf("", "ema", "swa")]
 Augmentation = Annotated[
     str,
-    OneOf("flip", "flip_vertical", "shift", "rand_augment", "trivial_augment", "color_jitter", "random_erasing"),
+    OneOfOrReference(
+        "flip", "flip_vertical", "shift", "rand_augment", "trivial_augment", "color_jitter", "random_erasing"
+    ),
 ]
 Crop = Annotated[str, OneOf("center", "random", "inception")]
 Decoder = Annotated[str, OneOf("exact", "fast")]
@@ -45,6 +47,8 @@ Direction = Annotated[str, OneOf("down", "up")]
 NormWith = Annotated[str, OneOf("last_block", "head")]
 FrozenLayout = Annotated[str, OneOf("replicated", "sharded")]
 CacheMode = Annotated[str, OneOf("on", "off", "auto")]
+
+FREE_SECTIONS = ("task.dataset_args",)  # whose keys are the arguments of a function of the user's own
 
 # Philox takes words of 64 bits without a sign, JAX with one.
 Seed = Annotated[int, Interval(at_least=0), Interval(below=2**63)]

@@ -140,6 +140,8 @@ def coerce(value: Any, kind: Any, path: str) -> Any:
     plain = origin or kind
     if plain is tuple and isinstance(value, list | tuple):
         return _coerce_tuple(value, typing.get_args(kind), path)
+    if plain is dict and isinstance(value, Mapping):
+        return _coerce_dict(value, path)
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) <= FLOAT32 else math.inf if value > 0 else -math.inf
     if not isinstance(value, plain) or isinstance(value, bool) != (plain is bool):
@@ -162,6 +164,17 @@ def _coerce_tuple(values: list | tuple, kinds: tuple[Any, ...], path: str) -> tu
     return tuple(
         coerce(item, kind, f"{path}[{place}]") for place, (item, kind) in enumerate(zip(values, kinds, strict=True))
     )
+
+
+def _coerce_dict(values: Mapping[Any, Any], path: str) -> dict[str, Any]:
+    """Returns a dict of arguments as `config.json` gives it back, with lists as tuples."""
+    arguments = {}
+    for key, value in values.items():
+        if not isinstance(key, str) or not isinstance(value, str | int | float | list | tuple | Mapping | None):
+            raise InputError(f"{path}[{shown(key)}] must be text, a number or a list, not {shown(value)}")
+        items = _coerce_tuple(value, (), path) if isinstance(value, list | tuple) else value
+        arguments[key] = _coerce_dict(value, f"{path}.{key}") if isinstance(value, Mapping) else items
+    return arguments
 
 
 def check_fields(instance: Any, path: str) -> None:

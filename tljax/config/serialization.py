@@ -12,8 +12,9 @@ from tljax.config.ranges import coerce, shown
 from tljax.errors import InputError
 
 RENAMED = {"regularise": "regularize"}
-_LEFT_OUT_IF_EMPTY = ("loss", "loss_args", "metrics")  # which earlier versions had not: names of runs stay
 _RENAMED_VALUES = {"centre": "center", "colour_jitter": "color_jitter"}
+
+_LEFT_OUT_IF_EMPTY = ("dataset_args", "loss", "loss_args", "metrics")  # which earlier versions had not
 
 
 def with_present_names(config: Any) -> Any:
@@ -27,7 +28,9 @@ def with_present_names(config: Any) -> Any:
 
 def to_dict(value: Any) -> dict[str, Any]:
     """A frozen config as plain nested dicts, as `config.json` holds it."""
-    return {key: item for key, item in dataclasses.asdict(value).items() if item or key not in _LEFT_OUT_IF_EMPTY}
+    sections = {key: to_dict(item) for key, item in vars(value).items() if dataclasses.is_dataclass(item)}
+    plain = {key: item for key, item in dataclasses.asdict(value).items() if item or key not in _LEFT_OUT_IF_EMPTY}
+    return plain | sections
 
 
 def unknown_key(key: str, path: str, known: Iterable[str]) -> InputError:
@@ -93,8 +96,9 @@ def with_values(values: Mapping[str, Any], overrides: Mapping[Any, Any], path: s
     for key, value in overrides.items():
         section, _, rest = str(key).partition(".")
         if rest:
-            if not isinstance(found.get(section), Mapping):
+            nested = found.get(section, {} if section in _LEFT_OUT_IF_EMPTY else None)
+            if not isinstance(nested, Mapping):
                 raise unknown_key(section, path, found)
-            value = with_values(found[section], {rest: value}, f"{path}.{section}")
+            value = with_values(nested, {rest: value}, f"{path}.{section}")
         found[section] = value
     return found

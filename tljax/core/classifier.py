@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tljax.models.base import Backbone
 from tljax.models.kernels import ops
-from tljax.peft.config import Addition, MlpHead
-from tljax.peft.interceptors import added, drop
+from tljax.peft.config import AdapterConfig, MlpHead
+from tljax.peft.interceptors import apply_adapters, drop
 
 HEAD_INITS = {"zeros": nn.initializers.zeros, "truncated_normal": nn.initializers.truncated_normal(0.02)}
 
@@ -35,28 +36,28 @@ class _TwoLayers(nn.Module):
 
 
 class Classifier(nn.Module):
-    """`head(backbone(x))`.
+    """A backbone and a head on its features, `head(backbone(x))`.
 
     Attributes:
-        backbone: a module of `tljax.models` that ends in pooled features.
+        backbone: a network that ends in pooled features.
         classes: the number of classes.
         head_init: a name in `HEAD_INITS`: how a new head, or its last layer, starts.
         bias: whether that layer has one.
-        additions: what the backbone, or the head, has besides its own layers.
-        dropout: the rate at which branch ends and pooled features are silenced; see `additions.added`.
+        adapters: what the backbone, or the head, has besides its own layers.
+        dropout: the rate at which branch ends and pooled features are silenced; see `apply_adapters`.
         drop_path: the rate of stochastic depth in the last block.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     classes: int
     head_init: str = "zeros"
     bias: bool = True
-    additions: tuple[Addition, ...] = ()
+    adapters: tuple[AdapterConfig, ...] = ()
     dropout: float = 0.0
     drop_path: float = 0.0
 
     def setup(self):
-        hidden = [addition.hidden for addition in self.additions if isinstance(addition, MlpHead)]
+        hidden = [adapter.hidden for adapter in self.adapters if isinstance(adapter, MlpHead)]
         if hidden:
             self.head = _TwoLayers(hidden[0], self.classes, self.bias, self.head_init)
         else:
@@ -75,17 +76,17 @@ class Classifier(nn.Module):
         """Returns logits, in float32.
 
         Args:
-            x: normalized images, or a text as `Bert.__call__` takes it; or what `features` gave at `start`.
+            x: what `Backbone.input_spec` says, images normalized; or what `features` gave at `start`.
             start: how many of the backbone's groups it has behind it.
-            batch_norm, remat: as in `ResNet.__call__`.
+            batch_norm, remat: as in `Backbone.__call__`.
             noisy: groups, and `head`, in which dropout, LoRA's dropout and stochastic depth act; the others compute
                 what they compute in evaluation, to the bit. Needs `rngs={"dropout": key}`.
 
         Raises:
-            InputError: the backbone cannot take an addition; see `additions.added`.
+            InputError: the backbone cannot take an adapter; see `apply_adapters`.
         """
         rates = {"dropout": self.dropout, "drop_path": self.drop_path}
-        with added(self.backbone, self.additions, whole=not start, noisy=noisy, **rates):
+        with apply_adapters(self.backbone, self.adapters, whole=not start, noisy=noisy, **rates):
             x = self.backbone(x, start=start, batch_norm=batch_norm, remat=remat)
         if "head" in noisy and self.dropout:
             x = drop(self.make_rng("dropout"), x, self.dropout)
@@ -94,20 +95,20 @@ class Classifier(nn.Module):
     def features(
         self, x: Float[Array, "batch height width channels"] | Mapping[str, Array], stops: Sequence[int]
     ) -> list:
-        """What the backbone's first groups give in evaluation, after as many as each of the rising `stops` says.
+        """Returns what the backbone gives in evaluation after as many groups as each of the rising `stops` says.
 
         Each is what `__call__` takes at that `start`; after all groups, the pooled features [batch, feature_dim].
         """
-        found = []
-        with added(self.backbone, self.additions, whole=False):
+        outputs = []
+        with apply_adapters(self.backbone, self.adapters, whole=False):
             for start, stop in zip((0, *stops), stops, strict=False):
                 x = self.backbone(x, start=start, stop=stop)
-                found.append(x)
-        return found
+                outputs.append(x)
+        return outputs
 
 
-class _Features(nn.Module):
-    """In a backbone's place: what comes in is features."""
+class _Features(Backbone):
+    """A stand-in for a backbone, whose input is features."""
 
     @nn.compact
     def __call__(self, x, start, batch_norm, remat):
@@ -117,6 +118,14 @@ class _Features(nn.Module):
 def init_head(
     seed: int, features: int, classes: int, head_init: str = "zeros", bias: bool = True
 ) -> dict[str, Float[Array, "..."]]:
-    """The `kernel` [features, classes] and `bias` of a linear head as `Classifier` starts it on any backbone."""
+    """Returns the `kernel` [features, classes] and `bias` of a linear head as `Classifier` starts it on any backbone.
+
+    Args:
+        seed: of the initialization.
+        features: the backbone's `feature_dim`.
+        classes: the number of classes.
+        head_init: a name in `HEAD_INITS`.
+        bias: whether it has a bias.
+    """
     model = Classifier(_Features(), classes, head_init, bias)
     return model.init(jax.random.key(seed), jnp.zeros((1, features)))["params"]["head"]

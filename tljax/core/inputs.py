@@ -5,14 +5,18 @@ import functools
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
+from tljax.config.ranges import INT32
 from tljax.config.schema import Experiment
 from tljax.core.resolve import Resolved
-from tljax.data import registry, splits
+from tljax.data import registry
 from tljax.data.dataset import Split, Task, in_stored_order
 from tljax.data.loader import TrainInput
-from tljax.data.readers import Pictures, Reader, Texts
-from tljax.data.transforms.tokenize import Tokenizer, tokenized
+from tljax.data.readers import ExampleReader, Reader
+from tljax.data.splits import make_splits
+from tljax.data.transforms.tokenize import Tokenizer
+from tljax.distributed.mesh import check_batch
 from tljax.errors import InputError
 from tljax.weights import pretrained
 
@@ -21,7 +25,9 @@ class Inputs:
     """The data of a run; nothing is read before it is asked for.
 
     Args:
-        found: the splits, where `resolve` has just cut them.
+        experiment: which data, how they are cut, and how fast they are read.
+        resolved: what of it the data and the weights decided.
+        cut: the splits, where `resolve` has just cut them.
         tokenizer: the folder in the workdir; by default what lies beside the weights.
     """
 
@@ -29,21 +35,21 @@ class Inputs:
         self,
         experiment: Experiment,
         resolved: Resolved,
-        found: dict[str, Split] | None = None,
+        cut: dict[str, Split] | None = None,
         tokenizer: Path | None = None,
     ):
         self.experiment, self.resolved = experiment, resolved
-        self._found, self._tokenizer = found, tokenizer
+        self._cut, self._tokenizer = cut, tokenizer
 
     @functools.cached_property
     def task(self) -> Task:
-        """The data set.
+        """The prepared data set.
 
         Raises:
             InputError: it is not the one that the run was made for.
         """
-        if self._found:
-            return self._found["train"].task
+        if self._cut:
+            return self._cut["train"].task
         task = registry.load(self.experiment.task)
         task = in_stored_order(task, self.resolved.classes, self.resolved.data)
         if task.fingerprint != self.resolved.data:
@@ -52,47 +58,70 @@ class Inputs:
 
     @functools.cached_property
     def splits(self) -> dict[str, Split]:
-        """`train`, and `validation` and `test` where the config has them."""
-        return self._found or splits.resolve(self.task, self.experiment.task)
+        """The splits by name: `train`, and `validation` and `test` where the config has them."""
+        return self._cut or make_splits(self.task, self.experiment.task)
 
     @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """That of a text's network.
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of a network that reads texts; None of one that reads images.
 
         Raises:
             InputError: it is not the one that the run was made with.
         """
+        if not self.resolved.tokenizer:
+            return None
         path = self._tokenizer or pretrained.tokenizer(self.resolved.pretrained, self.experiment.task.tokenizer)
-        found = Tokenizer(path)
-        if found.sha256 != self.resolved.tokenizer:
+        tokenizer = Tokenizer(path)
+        if tokenizer.sha256 != self.resolved.tokenizer:
             raise InputError(f"{path} is not the tokenizer that this run was trained with")
-        return found
+        return tokenizer
 
-    def of(self, experiment: Experiment) -> "Inputs":
-        """The same data in the order, and with the crops and augmentations, of another seed."""
+    def with_experiment(self, experiment: Experiment) -> "Inputs":
+        """Returns the same data in the order, and with the crops and augmentations, of another seed."""
         other = copy.copy(self)
         other.experiment = experiment
         return other
 
-    def reader(self, split: Split, passes: float = 1.0, training: bool = False) -> Reader:
-        """Reads examples of a split.
+    def batch_size(self, mesh: Mesh) -> int:
+        """Returns the training examples of a step.
+
+        Raises:
+            InputError: the devices cannot share them evenly, or would have more values of them at a time than are
+                counted in 32 bits. Only training asks: evaluation pads.
+        """
+        parts, size = self.experiment.optim.accumulate, self.experiment.task.batch_size
+        largest = INT32 // self.resolved.input_spec.values * mesh.size * parts
+        if size > largest:
+            raise InputError(
+                f"task.batch_size={size} is too large: {largest} have {INT32} values on each device; use fewer, or"
+                " more optim.accumulate"
+            )
+        return check_batch(size, mesh, "task.batch_size", parts)
+
+    def reader(self, split: Split, passes: float = 1.0, training: bool = False) -> ExampleReader:
+        """Returns what reads examples of a split.
 
         Args:
+            split: whose examples.
             passes: how often each example is going to be read; above 1, images are decoded once where disk allows.
             training: whether images are cut and augmented for training.
         """
-        config = self.experiment.task
-        if self.resolved.length:
-            tokens = tokenized(split, self.tokenizer, config.max_tokens)
-            return Texts(tokens, self.tokenizer, config.token_multiple, config.max_tokens)
-        reader = Pictures(split, self.resolved.preprocessing, config, training, seed=self.experiment.seed)
-        budget = self.experiment.input.cache_gb * 1e9 if passes > 1 else 0
-        return reader.keep(budget, self.experiment.input.workers)
+        return self.resolved.input_spec.reader(
+            split,
+            self.experiment.task,
+            tokenizer=self.tokenizer,
+            training=training,
+            seed=self.experiment.seed,
+            cache_bytes=self.experiment.input.cache_gb * 1e9 if passes > 1 else 0,
+            workers=self.experiment.input.workers,
+        )
 
     def train_input(self, batch_size: int, part: tuple[int, int] = (0, 1), read: Reader | None = None) -> TrainInput:
-        """The training stream, of `batch_size` examples per step, of which this is one process's `part`.
+        """Returns the training stream.
 
         Args:
+            batch_size: examples per step, over all processes.
+            part: the number of this process, and of how many: its share of each batch.
             read: reads the examples; as pictures or tokens by default.
         """
         train, config = self.splits["train"], self.experiment.task

@@ -1,6 +1,7 @@
 """What a config leaves to the data and the weights."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,20 +9,17 @@ import numpy as np
 
 from tljax.config.ranges import INT32
 from tljax.config.schema import Experiment, TaskConfig
-from tljax.data import splits
 from tljax.data.dataset import Split, Task
+from tljax.data.input_spec import INPUTS, ImageInput, InputSpec, input_spec
 from tljax.data.preprocessing import Preprocessing
-from tljax.data.readers import Texts
+from tljax.data.splits import make_splits
 from tljax.data.transforms import image
-from tljax.data.transforms.tokenize import Tokenizer, tokenized
+from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
-from tljax.models.text.bert import longest
 from tljax.problems.registry import check_problem, problem_of
 from tljax.weights import pretrained as weights_pretrained
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
-
-_OF_IMAGES = ("image_size", "channels", "decode", "resize", "crop", "augment", "views", "flip_test")
 
 
 @dataclass(frozen=True)
@@ -57,34 +55,45 @@ class Resolved:
     length: int = 0
     truncated: tuple[int, int] = (0, 0)
 
+    @functools.cached_property
+    def input_spec(self) -> InputSpec:
+        """What the network reads."""
+        return input_spec(weights_pretrained.reads(self.pretrained), self.preprocessing, self.length)
+
 
 def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -> tuple[Resolved, dict[str, Split]]:
-    """Looks at the catalogue and the data set; of weights, reads only a text's `tokenizer`, if that is not given.
+    """Looks up what a config leaves open in the catalog and the data set; reads no weights.
+
+    Args:
+        experiment: the config.
+        task: its data set.
+        tokenizer: of a text's network, if not what lies beside the weights.
 
     Returns:
-        What was left open, and the splits of the task that the config names (`splits.resolve`).
+        What was left open, and the splits of the task that the config names (`splits.make_splits`).
 
     Raises:
         InputError: anything in the config names a thing that does not exist, or does not fit another.
     """
     config = experiment.task
-    row = weights_pretrained.resolve(experiment.backbone)
+    row = weights_pretrained.resolve_weights(experiment.backbone)
     preprocessing = row.preprocessing
     if config.image_size:
         preprocessing = dataclasses.replace(preprocessing, size=config.image_size)
     if config.channels:
         preprocessing = with_channels(preprocessing, config.channels)
-    _check(experiment, task, weights_pretrained.reads(row))
+    spec = input_spec(weights_pretrained.reads(row), preprocessing)
+    _check(experiment, task, spec)
     if task.kind == "text":
         check_length(row, config.max_tokens)
     else:
         image.check_size(preprocessing)
-    cut = splits.resolve(task, config)
+    cut = make_splits(task, config)
     train = cut["train"]
     weights, steps = _class_weights(config, train), experiment.total_steps(len(train))
     if steps > INT32:
         raise InputError(f"config.epochs={experiment.epochs:g} are {steps} steps: at most {INT32} are counted")
-    found = Resolved(
+    resolved = Resolved(
         row,
         preprocessing,
         task.classes,
@@ -95,17 +104,15 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
         weights,
         _targets(train),
     )
-    if task.kind == "image":
-        return found, cut
-    words = Tokenizer(tokenizer or weights_pretrained.tokenizer(row, config.tokenizer))
-    tokens = tokenized(train, words, config.max_tokens)
-    longest = Texts(tokens, words, config.token_multiple, config.max_tokens).padded(int(tokens.shapes[:, 1].max()))
-    truncated = tokens.facts["truncated"], tokens.facts["lost"]
-    return dataclasses.replace(found, tokenizer=words.sha256, length=longest, truncated=truncated), cut
+
+    def load_tokenizer() -> Tokenizer:
+        return Tokenizer(tokenizer or weights_pretrained.tokenizer(row, config.tokenizer))
+
+    return dataclasses.replace(resolved, **spec.measured(train, config, load_tokenizer)), cut
 
 
 def warnings(experiment: Experiment, resolved: Resolved) -> list[str]:
-    """Returns what a run can be told to do, but is seldom meant: a line for each."""
+    """Returns a line for each thing that a run can be asked to do, but is seldom meant."""
     lines, size, rates = [], experiment.task.batch_size, [experiment.optim.learning_rate]
     if experiment.tuning.strategy == "phases":
         rates = [phase.get("learning_rate", rates[0]) for phase in experiment.tuning.phases]
@@ -117,13 +124,12 @@ def warnings(experiment: Experiment, resolved: Resolved) -> list[str]:
     return lines
 
 
-def _check(experiment: Experiment, task: Task, reads: str) -> None:
+def _check(experiment: Experiment, task: Task, spec: InputSpec) -> None:
     """Raises InputError where the network, the data and what is asked of them do not go together."""
-    config = experiment.task
-    if reads != task.kind:
+    config, held = experiment.task, INPUTS[task.kind].noun()
+    if spec.kind != task.kind:
         name = experiment.backbone.name or experiment.backbone.weights
-        held = {"image": "images", "text": "texts"}
-        raise InputError(f"{name} reads {held[reads]}, and {config.dataset} holds {held[task.kind]}")
+        raise InputError(f"{name} reads {spec.noun()}, and {config.dataset} holds {held}")
     if problem_of(task.problem).one_class and len(task.classes) < 2:
         has = ", ".join(task.classes) or "none"
         raise InputError(f"{config.dataset} has one class, {has}: to train there must be at least two to tell apart")
@@ -136,27 +142,26 @@ def _check(experiment: Experiment, task: Task, reads: str) -> None:
         )
     for key in ("mixup", "cutmix"):
         if getattr(experiment.regularize, key) and task.kind == "text":
-            raise InputError(f"regularize.{key} mixes images, and {config.dataset} holds texts")
+            raise InputError(f"regularize.{key} mixes images, and {config.dataset} holds {held}")
     if task.kind == "image":
         image.check(config)
         return
-    for key in _OF_IMAGES:
+    for key in ImageInput.config_keys:
         if getattr(config, key) != getattr(TaskConfig(), key):
-            raise InputError(f"task.{key} is of images, and {config.dataset} holds texts: leave it out")
+            raise InputError(f"task.{key} is of images, and {config.dataset} holds {held}: leave it out")
 
 
 def check_length(row: Pretrained, max_tokens: int) -> None:
     """Raises InputError for texts that may have more tokens than a row's network has positions."""
-    module = weights_pretrained.module_of(row)
-    most = longest(module.positions, module.pad_id)
-    if max_tokens > most:
+    most = weights_pretrained.module_of(row).input_spec.max_tokens
+    if most is not None and max_tokens > most:
         raise InputError(
             f"task.max_tokens={max_tokens} is more than the {most} positions of {row.backbone}: shorten it"
         )
 
 
 def _class_weights(config: TaskConfig, train: Split) -> tuple[float, ...]:
-    """n / (classes × n of the class), as scikit-learn balances; a class without examples weighs nothing.
+    """Computes n / (classes × n of the class), as scikit-learn balances; a class without examples weighs nothing.
 
     Raises:
         InputError: the config's are 0 for all classes that are trained on.

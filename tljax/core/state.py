@@ -1,80 +1,107 @@
-"""How the State of a phase begins, and how it lies on the mesh."""
+"""The train state: all that a run carries from step to step, how it begins, and how it lies on the mesh."""
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.sharding import Mesh
 
 from tljax.config.schema import Experiment
 from tljax.core.model import Network, Variables
-from tljax.core.train_step import State
 from tljax.distributed import mesh as distributed_mesh
-from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning import optimizers
+from tljax.tuning.masks import partition
+from tljax.tuning.multipliers import Tree
 from tljax.tuning.phases import Phase
 
-_NONE = {"batch_stats": {}}  # of a network without BatchNorm
+_NO_BATCH_NORM = {"batch_stats": {}}
 
 
-@dataclass(frozen=True)
-class Beginning:
-    """Makes States.
+@struct.dataclass
+class TrainState:
+    """All that a run carries from step to step; the input needs no state, it is a function of `step`.
 
     Attributes:
-        experiment, network, mesh: a run's.
-        multipliers: the highest that each leaf has in any phase.
+        step: steps taken, a scalar int32.
+        params, batch_stats: nested dicts of arrays.
+        opt_state: of the leaves that train in the phase of the last step.
+        average: {params, batch_stats} of those leaves, where `optim.average` is set; else empty.
+        anchor: the values that leaves started at, and 0 for new ones, which L2-SP pulls them to; else empty.
+        skipped: steps that were not finite and left everything as it was, a scalar int32.
     """
 
-    experiment: Experiment
-    network: Network
-    mesh: Mesh
-    multipliers: tuning_multipliers.Tree
+    step: Any
+    params: Any
+    opt_state: Any
+    batch_stats: Any
+    average: Any
+    anchor: Any
+    skipped: Any
 
-    def abstract(self, phase: Phase) -> State:
-        """Shapes and dtypes of a State, with how each array lies on the mesh: in every phase the same."""
 
-        def make(variables):
-            return State(**variables, **self._beside(variables, phase))
+def abstract_state(phase: Phase, experiment: Experiment, network: Network, mesh: Mesh, multipliers: Tree) -> TrainState:
+    """Returns the shapes, dtypes and shardings of the train state in a phase.
 
-        state = jax.eval_shape(make, _NONE | self.network.abstract)
-        state = jax.tree.map(
-            lambda leaf: distributed_mesh.placed(leaf, distributed_mesh.spread(self.mesh, leaf.shape)), state
-        )
-        if self.experiment.mesh.frozen == "sharded":
-            return state
-        whole = functools.partial(distributed_mesh.placed, sharding=distributed_mesh.replicated(self.mesh))
-        params = jax.tree.map(lambda m, leaf: leaf if m else whole(leaf), self.multipliers, state.params)
-        return state.replace(params=params)
+    Args:
+        phase: whose optimizer it has.
+        experiment, network, mesh: a run's.
+        multipliers: the highest that each leaf has in any phase of the run.
+    """
 
-    def state(self, variables: Variables, phase: Phase, abstract: State) -> State:
-        """A State that begins with these variables, laid as `abstract` says.
+    def make(variables: Variables) -> TrainState:
+        return TrainState(**variables, **_beside(variables, phase, experiment, network, multipliers))
 
-        What is beside the variables is made there by one program: an operation by itself has one for each shape.
-        """
-        laid = distributed_mesh.layouts(abstract)
-        variables = distributed_mesh.place(_NONE | variables, {"params": laid.params, "batch_stats": laid.batch_stats})
-        beside = {name: getattr(laid, name) for name in ("step", "opt_state", "average", "anchor", "skipped")}
-        make = jax.jit(functools.partial(self._beside, phase=phase), out_shardings=beside)
-        return State(**variables, **make(variables))
+    state = jax.eval_shape(make, _NO_BATCH_NORM | network.abstract)
+    state = jax.tree.map(lambda leaf: distributed_mesh.placed(leaf, distributed_mesh.spread(mesh, leaf.shape)), state)
+    if experiment.mesh.frozen == "sharded":
+        return state
+    whole = functools.partial(distributed_mesh.placed, sharding=distributed_mesh.replicated(mesh))
+    return state.replace(params=jax.tree.map(lambda m, leaf: leaf if m else whole(leaf), multipliers, state.params))
 
-    def _beside(self, variables: Variables, phase: Phase) -> dict[str, Any]:
-        """What a State has at its beginning beside the variables, with the optimizer of `phase`."""
-        params, config, regularize = variables["params"], self.experiment.optim, self.experiment.regularize
-        trainable = tuning_multipliers.select(params, phase.multipliers)
-        average, anchor = {}, {}
-        # Copies: a step gives its State's arrays away, and none may be given twice.
-        if config.average:
-            average = jax.tree.map(jnp.copy, variables | {"params": trainable})
-        if regularize.l2_sp or regularize.l2_sp_new:
-            # Of all that trains in `phase`, too, which need not be one of the run's.
-            ever = jax.tree.map(max, self.multipliers, phase.multipliers)
-            kept, pretrained = (
-                tuning_multipliers.select(tree, ever) for tree in (params, self.network.by_origin(1.0, 0.0))
-            )
-            anchor = jax.tree.map(lambda leaf, one: leaf * one, kept, pretrained)
-        opt_state = optimizers.optimizer(config, phase.multipliers, phase.since).init(trainable)
-        zero = jnp.zeros((), jnp.int32)
-        return {"step": zero, "opt_state": opt_state, "average": average, "anchor": anchor, "skipped": jnp.copy(zero)}
+
+def init_state(
+    variables: Variables,
+    phase: Phase,
+    abstract: TrainState,
+    experiment: Experiment,
+    network: Network,
+    multipliers: Tree,
+) -> TrainState:
+    """Returns the train state with which a phase begins.
+
+    Args:
+        variables: its parameters and batch statistics.
+        phase: whose optimizer it has.
+        abstract: `abstract_state` of the phase.
+        experiment, network: a run's.
+        multipliers: the highest that each leaf has in any phase of the run.
+    """
+    layouts = distributed_mesh.layouts(abstract)
+    shardings = {"params": layouts.params, "batch_stats": layouts.batch_stats}
+    variables = distributed_mesh.place(_NO_BATCH_NORM | variables, shardings)
+    # One program for all that is beside them: an operation by itself would have a program for each shape.
+    beside = functools.partial(_beside, phase=phase, experiment=experiment, network=network, multipliers=multipliers)
+    shardings = {name: getattr(layouts, name) for name in ("step", "opt_state", "average", "anchor", "skipped")}
+    return TrainState(**variables, **jax.jit(beside, out_shardings=shardings)(variables))
+
+
+def _beside(
+    variables: Variables, phase: Phase, experiment: Experiment, network: Network, multipliers: Tree
+) -> dict[str, Any]:
+    """Returns what a train state has at its beginning beside the variables, with the optimizer of `phase`."""
+    params, config, regularize = variables["params"], experiment.optim, experiment.regularize
+    trainable, _ = partition(params, phase.multipliers)
+    average, anchor = {}, {}
+    # Copies: a step donates the arrays of its state, and none may be donated twice.
+    if config.average:
+        average = jax.tree.map(jnp.copy, variables | {"params": trainable})
+    if regularize.l2_sp or regularize.l2_sp_new:
+        # Of all that trains in `phase`, too, which need not be one of the run's.
+        ever_trained = jax.tree.map(max, multipliers, phase.multipliers)
+        start, is_pretrained = (partition(tree, ever_trained)[0] for tree in (params, network.by_origin(1.0, 0.0)))
+        anchor = jax.tree.map(lambda leaf, kept: leaf * kept, start, is_pretrained)
+    opt_state = optimizers.optimizer(config, phase.multipliers, phase.since).init(trainable)
+    zero = jnp.zeros((), jnp.int32)
+    return {"step": zero, "opt_state": opt_state, "average": average, "anchor": anchor, "skipped": jnp.copy(zero)}

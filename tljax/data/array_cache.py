@@ -12,16 +12,16 @@ from tljax import console
 from tljax.data import decoded_cache
 from tljax.errors import InputError
 from tljax.io import checksums
-from tljax.io.download.fetch import made_once
+from tljax.io.download.fetch import create_once
 
 
-class Store(Sequence[np.ndarray]):
-    """One array per example, all of one dtype; reading one copies nothing.
+class ArrayCache(Sequence[np.ndarray]):
+    """Arrays of one dtype, one for each example; reading one copies nothing.
 
     Each block of the file is checked when it is first read; an array in a damaged one is made again.
 
     Args:
-        folder: that `stored` filled.
+        folder: that `get_or_create` filled.
         again: makes the array of a place as it was made at first.
     """
 
@@ -51,18 +51,21 @@ class Store(Sequence[np.ndarray]):
         return self._values[start:end].reshape(shape)
 
 
-def stored(
+def get_or_create(
     folder: Path, arrays: Iterable[np.ndarray], facts: dict[str, Any], again: Callable[[int], np.ndarray]
-) -> Store:
-    """Returns the store in `folder`; if it is not there, `arrays` are written to it, whole or not at all.
+) -> ArrayCache:
+    """Returns the arrays in `folder`; if they are not there, writes them, whole or not at all.
 
     Args:
-        again: as in `Store`.
+        folder: of the cache.
+        arrays: in order, all of one dtype.
+        facts: what is to be known of them; read after the last array.
+        again: as in `ArrayCache`.
 
     Raises:
         InputError: the disk is full.
     """
-    with made_once(folder, wrong=_wrong) as making:
+    with create_once(folder, wrong=_wrong) as making:
         if making:
             try:
                 _write(making, arrays, facts)
@@ -71,7 +74,7 @@ def stored(
                     f"{folder}: cannot be written ({error.strerror}): free some disk, name another TLJAX_CACHE,"
                     f" or set input.cache_gb=0"
                 ) from error
-    return Store(folder, again)
+    return ArrayCache(folder, again)
 
 
 def _wrong(folder: Path) -> str:

@@ -55,12 +55,12 @@ class Source:
 
 @runtime_checkable
 class Records(Protocol):
-    """The stored inputs of one split, in any order."""
+    """The inputs of one split as they lie on disk, in any order."""
 
     def __len__(self) -> int: ...
 
     def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """{image: bytes}, {text: str} or {text: str, text_pair: str} of each row."""
+        """Returns `{image: bytes}`, `{text: str}` or `{text: str, text_pair: str}` of each row."""
         ...
 
 
@@ -103,7 +103,7 @@ class Task:
 
 
 def among(task: Task, classes: Sequence[str]) -> Task:
-    """The same examples, their labels among `classes` by name: those of another task in another order, or more.
+    """Renumbers a task's labels by name among `classes`: those of another task in another order, or more.
 
     Of a regression, `classes` are the names of its values, and must be the same.
 
@@ -144,7 +144,13 @@ def numbered(names: Sequence[str], whose: str) -> dict[str, int]:
 
 
 def fingerprint(problem: str, classes: Sequence[str], indices: Mapping[str, pa.Table]) -> str:
-    """Returns a hash of a data set's classes and of the id, label and content of each example."""
+    """Returns a hash of a data set's classes and of the id, label and content of each example.
+
+    Args:
+        problem: a name that `problem_of` knows.
+        classes: in label order.
+        indices: split name -> its index, as in `Base`.
+    """
     digest = hashlib.sha256(json.dumps([problem, classes]).encode())
     for split in sorted(indices):
         columns = [indices[split].column(name).to_pylist() for name in ("id", "label", "sha256")]
@@ -197,51 +203,52 @@ class Split(Sequence[dict[str, Any]]):
         return self.__getitems__([place])[0]
 
     def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = [{}] * len(places)
+        examples: list[dict[str, Any]] = [{}] * len(places)
         bases, starts = self._located
-        wanted = np.asarray(places, np.int64)
+        chosen = np.asarray(places, np.int64)
         for number, (name, rows) in enumerate(self.rows):
-            mine = np.flatnonzero(bases[wanted] == number)
-            if not len(mine):
+            here = np.flatnonzero(bases[chosen] == number)
+            if not len(here):
                 continue
-            inputs = self.task.bases[name].records.__getitems__(rows[wanted[mine] - starts[number]].tolist())
-            for i, one in zip(mine.tolist(), inputs, strict=True):
-                place = int(wanted[i])
-                found[i] = {**one, "label": self.labels[place], "id": self.ids[place], "place": place}
-        return found
+            inputs = self.task.bases[name].records.__getitems__(rows[chosen[here] - starts[number]].tolist())
+            for i, fields in zip(here.tolist(), inputs, strict=True):
+                place = int(chosen[i])
+                examples[i] = {**fields, "label": self.labels[place], "id": self.ids[place], "place": place}
+        return examples
 
     def take(self, places: np.ndarray, name: str) -> "Split":
-        """Some of these examples: in the order of `places` among those of one split, splits in the order they have."""
+        """Selects examples: in the order of `places` among those of one split, splits in the order they have."""
         bases, starts = self._located
         parts = []
         for number, (base, rows) in enumerate(self.rows):
-            mine = places[bases[places] == number]
-            if len(mine):
-                parts.append((base, rows[mine - starts[number]]))
+            here = places[bases[places] == number]
+            if len(here):
+                parts.append((base, rows[here - starts[number]]))
         return Split(self.task, name, tuple(parts))
 
     @cached_property
     def ids(self) -> list[str]:
+        """The id of each example."""
         return self.column("id").to_pylist()
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """As `labels_of` gives them."""
+        """The labels of all examples, as `labels_of` gives them."""
         return labels_of(self.column("label"), problem_of(self.task.problem), len(self.task.classes))
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Height and width in pixels, int32 [n, 2]."""
+        """The height and width of each example in pixels, int32 [n, 2]."""
         return np.stack([values_of(self.column(name)).astype(np.int32) for name in ("height", "width")], axis=1)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A column of the index."""
+        """Returns a column of the index."""
         parts = [self.task.bases[base].index.column(name).take(places_of(rows)) for base, rows in self.rows]
         return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
 
     @cached_property
     def key(self) -> str:
-        """Of content and order: names what is computed from it."""
+        """A hash of content and order, which names what is computed from them."""
         digest = hashlib.sha256(self.task.fingerprint.encode())
         for base, rows in self.rows:
             digest.update(base.encode() + rows.astype("<i8").tobytes())
@@ -249,7 +256,7 @@ class Split(Sequence[dict[str, Any]]):
 
     @cached_property
     def _located(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which part each place is in, and where each part starts."""
+        """The part that each place is in, and where each part starts."""
         lengths = [len(rows) for _, rows in self.rows]
         return np.repeat(np.arange(len(lengths)), lengths), np.cumsum([0, *lengths])
 
@@ -258,22 +265,22 @@ class Split(Sequence[dict[str, Any]]):
 
 
 def places_of(rows: np.ndarray) -> pa.Array:
-    """Rows of a table, int64, for its `take`."""
+    """Converts rows of a table, int64, for its `take`."""
     return pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows, np.int64))])
 
 
 def values_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Numbers of a column that has one in each row."""
+    """Converts a column that has a number in each row to an array."""
     return np.from_dlpack(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
 
 
 def labels_of(column: pa.ChunkedArray, problem: Problem, classes: int) -> np.ndarray:
-    """Returns an index's labels as the array that the problem's loss and metrics take.
+    """Converts an index's labels to the array that the problem's loss and metrics take.
 
     Args:
-        column: `label` of the index.
+        column: of the index.
         problem: what encodes them.
-        classes: how many classes, or values, there are.
+        classes: how many classes there are, or values of a regression.
     """
     is_number = pa.types.is_primitive(column.type)
     return problem.encode(values_of(column) if is_number else column.to_pylist(), classes)

@@ -17,7 +17,7 @@ KINDS = ("decoded", "tokens", "features")  # what `make_room` counts and evicts
 
 
 def name(kind: str, *parts: object) -> Path:
-    """Where what is made of `parts` is kept; the same for every run that makes it."""
+    """Returns where what is made of `parts` is kept; the same for every run that makes it."""
     key = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
     return cache_dir() / kind / key[:24]
 
@@ -36,25 +36,30 @@ def using(folder: Path) -> IO[bytes]:
 
 
 def make_room(folder: Path, needed: float, budget: float) -> bool:
-    """Whether `folder` may grow by so many bytes, all of `KINDS` together staying within `budget`, and on the disk.
+    """Tells whether `folder` may grow, all of `KINDS` together staying within `budget`, and on the disk.
 
     Where that needs room, what was not used for the longest time goes first, and nothing that a process holds.
+
+    Args:
+        folder: of the cache.
+        needed: bytes by which it grows.
+        budget: bytes that all may have.
     """
-    found = [one for kind in KINDS for one in (cache_dir() / kind).glob("*") if one.is_dir() and one != folder]
-    sizes = {one: size(one) for one in found}
+    folders = [path for kind in KINDS for path in (cache_dir() / kind).glob("*") if path.is_dir() and path != folder]
+    sizes = {path: size(path) for path in folders}
     cache_dir().mkdir(parents=True, exist_ok=True)
     over = needed + size(folder) + sum(sizes.values()) - budget
     short = needed / 0.9 - shutil.disk_usage(cache_dir()).free
-    for one in sorted(found, key=_last_used):
+    for path in sorted(folders, key=_last_used):
         if max(over, short) <= 0:
             break
-        if _evict(one):
-            over, short = over - sizes[one], short - sizes[one]
+        if _evict(path):
+            over, short = over - sizes[path], short - sizes[path]
     return max(over, short) <= 0
 
 
 def size(folder: Path) -> int:
-    """Bytes of its files; 0 if it is not there."""
+    """Returns the bytes of a folder's files; 0 if it is not there."""
     total = 0
     for path in folder.glob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -64,7 +69,7 @@ def size(folder: Path) -> int:
 
 @contextlib.contextmanager
 def claimed(path: Path, patient: bool) -> Iterator[bool]:
-    """Whether what is to be made at `path` is this process's to make; it ends with the process, however that ends.
+    """Yields whether what is to be made at `path` is this process's to make; it ends with the process.
 
     Args:
         patient: whether to wait for another one that is at it.

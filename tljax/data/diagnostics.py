@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 from tljax import console
 from tljax.data.dataset import Split, Task, values_of
+from tljax.data.input_spec import INPUTS
 from tljax.problems.registry import problem_of
 from tljax.streams import in_one_line
 
@@ -18,9 +19,10 @@ _PAIRS = 5  # examples of a finding
 
 
 def examine(task: Task, splits: Mapping[str, Split], size: int = 0) -> dict[str, Any]:
-    """A report that JSON can hold.
+    """Examines what a task's index tells; the report can be held by JSON.
 
     Args:
+        task: the data set.
         splits: as a run uses them, by name.
         size: pixels along each side of what the network takes; 0 leaves out how many pictures are smaller.
 
@@ -46,19 +48,19 @@ def examine(task: Task, splits: Mapping[str, Split], size: int = 0) -> dict[str,
 
 
 def _labels(split: Split) -> dict[str, Any]:
-    """Examples of each class, or the range of each target."""
+    """Counts the examples of each class, or the range of each target."""
     task, labels = split.task, split.labels
-    found: dict[str, Any] = {"slicing": split.name, "examples": len(split)}
+    report: dict[str, Any] = {"slicing": split.name, "examples": len(split)}
     problem = problem_of(task.problem)
     if not problem.has_classes:
         columns = zip(task.classes, labels.T.astype(np.float64), strict=True)
-        return found | {"targets": {name: _spread(values) for name, values in columns}}
+        return report | {"targets": {name: _spread(values) for name, values in columns}}
     if not problem.one_class:
         counts = labels.sum(axis=0, dtype=np.float64).astype(int)
-        found["classes_per_example"] = _spread(labels.sum(axis=1)) | {"mean": float(labels.sum() / len(labels))}
+        report["classes_per_example"] = _spread(labels.sum(axis=1)) | {"mean": float(labels.sum() / len(labels))}
     else:
         counts = np.bincount(labels, minlength=len(task.classes))
-    return found | {
+    return report | {
         "classes": dict(zip(task.classes, counts.tolist(), strict=True)),
         "smallest": int(counts.min()),
         "largest": int(counts.max()),
@@ -67,15 +69,15 @@ def _labels(split: Split) -> dict[str, Any]:
 
 
 def _inputs(split: Split, size: int) -> dict[str, Any]:
-    """Sizes of pictures in pixels, or lengths of texts in bytes of UTF-8 (characters, where all are ASCII)."""
-    if split.task.kind == "text":
-        return {"bytes": _spread(values_of(split.column("bytes")))}
-    height, width = split.sizes.T
-    found: dict[str, Any] = {"height": _spread(height), "width": _spread(width)}
-    found["sizes"] = len(np.unique(height.astype(np.int64) << 32 | width))
-    if size:
-        found["smaller"] = int((np.minimum(height, width) < size).sum())
-    return found
+    """Summarizes sizes of pictures in pixels, or lengths of texts in bytes of UTF-8."""
+    columns = INPUTS[split.task.kind].size_columns
+    summary: dict[str, Any] = {name: _spread(values_of(split.column(name))) for name in columns}
+    if "height" in columns:
+        height, width = split.sizes.T
+        summary["sizes"] = len(np.unique(height.astype(np.int64) << 32 | width))
+        if size:
+            summary["smaller"] = int((np.minimum(height, width) < size).sum())
+    return summary
 
 
 def _spread(values: np.ndarray) -> dict[str, int | float]:
@@ -83,44 +85,44 @@ def _spread(values: np.ndarray) -> dict[str, int | float]:
 
 
 def _repeated(splits: Mapping[str, Split]) -> list[list[tuple[str, str, Any]]]:
-    """(split, id, label) of the examples with equal content, a list for each content that there is more than once."""
+    """Lists (split, id, label) of the examples with equal content, for each content that occurs more than once."""
     if not splits:
         return []
     content = pa.concat_arrays([chunk for split in splits.values() for chunk in split.column("sha256").chunks])
     codes = values_of(content.dictionary_encode().indices)
     places = np.flatnonzero(np.bincount(codes)[codes] > 1)
     names, starts = list(splits), np.cumsum([0, *map(len, splits.values())])
-    found: dict[int, list[tuple[str, str, Any]]] = {}
+    examples: dict[int, list[tuple[str, str, Any]]] = {}
     for place in places.tolist():
         number = int(np.searchsorted(starts, place, side="right")) - 1
         split, own = splits[names[number]], place - starts[number]
-        found.setdefault(int(codes[place]), []).append((names[number], split.ids[own], split.labels[own].tolist()))
-    return list(found.values())
+        examples.setdefault(int(codes[place]), []).append((names[number], split.ids[own], split.labels[own].tolist()))
+    return list(examples.values())
 
 
 def _copies(repeated: Sequence[Sequence[tuple[str, str, Any]]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Per pair of splits, or split by itself, that share content.
+    """Reports each pair of splits, or split by itself, that share content.
 
     `count` is of examples in the second split whose content is in the first, or of a split that are another's copy;
     `pairs` are the ids of the first five.
     """
-    found = []
-    for i, one in enumerate(names):
+    report = []
+    for i, first in enumerate(names):
         for other in names[i:]:
             count, pairs = 0, []
             for group in repeated:
-                mine = [id for split, id, _ in group if split == one]
-                others = mine[1:] if one == other else [id for split, id, _ in group if split == other]
-                if mine and others:
-                    count += len(others)
-                    pairs.append([mine[0], others[0]])
+                here = [id for split, id, _ in group if split == first]
+                there = here[1:] if first == other else [id for split, id, _ in group if split == other]
+                if here and there:
+                    count += len(there)
+                    pairs.append([here[0], there[0]])
             if count:
-                found.append({"splits": [one, other], "count": count, "pairs": pairs[:_PAIRS]})
-    return found
+                report.append({"splits": [first, other], "count": count, "pairs": pairs[:_PAIRS]})
+    return report
 
 
 def _conflicts(repeated: Sequence[Sequence[tuple[str, str, Any]]], task: Task) -> dict[str, Any]:
-    """`count` of contents that have two labels: one of them must be wrong; `pairs` of [split, id, label] are five."""
+    """Counts contents that have two labels, one of which must be wrong; `pairs` are five of [split, id, label]."""
     pairs, text = [], problem_of(task.problem).label_text
     for group in repeated:
         other = next((example for example in group if example[2] != group[0][2]), None)
@@ -131,10 +133,10 @@ def _conflicts(repeated: Sequence[Sequence[tuple[str, str, Any]]], task: Task) -
 
 def _about_copies(report: Mapping[str, Any]) -> Iterable[str]:
     for copies in report["copies"]:
-        one, other = copies["splits"]
-        if one != other:
-            named = ", ".join(f"{first} = {second}" for first, second in copies["pairs"])
-            yield f"examples of {other} that {one} has too, by content: {copies['count']} ({named})"
+        first, other = copies["splits"]
+        if first != other:
+            named = ", ".join(f"{id} = {copy}" for id, copy in copies["pairs"])
+            yield f"examples of {other} that {first} has too, by content: {copies['count']} ({named})"
     conflicts = report["conflicts"]
     if conflicts["count"]:
         named = ", ".join(" / ".join(f"{id} in {split}: {label}" for split, id, label in p) for p in conflicts["pairs"])
@@ -166,10 +168,10 @@ def show(report: Mapping[str, Any]) -> None:
     if splits and all("classes" in split for split in splits.values()):
         _show_classes(splits)
     for copies in report["copies"]:
-        one, other = copies["splits"]
-        if one == other:
-            named = ", ".join(f"{first} = {second}" for first, second in copies["pairs"])
-            console.console.print(f"examples of {one} that are another's copy: {copies['count']} ({named})")
+        split, again = copies["splits"]
+        if split == again:
+            named = ", ".join(f"{id} = {copy}" for id, copy in copies["pairs"])
+            console.console.print(f"examples of {split} that are another's copy: {copies['count']} ({named})")
     for example in report["notes"]:
         console.console.print(f"{example['id']} in {example['split']}: {example['note']}")
     for example in report["skipped"]:
@@ -184,30 +186,30 @@ def warn(report: Mapping[str, Any]) -> None:
 
 
 def _summary(split: Mapping[str, Any]) -> dict[str, str]:
-    found = {"slicing": split["slicing"], "examples": f"{split['examples']:,}"}
+    summary = {"slicing": split["slicing"], "examples": f"{split['examples']:,}"}
     if "classes" in split:
-        found["of a class"] = f"{split['smallest']:,} … {split['largest']:,}"
-        found["imbalance"] = f"{split['imbalance']:.1f}" if split["imbalance"] else "∞"
+        summary["of a class"] = f"{split['smallest']:,} … {split['largest']:,}"
+        summary["imbalance"] = f"{split['imbalance']:.1f}" if split["imbalance"] else "∞"
     if "classes_per_example" in split:
-        found["classes of each"] = (
+        summary["classes of each"] = (
             f"{_range(split['classes_per_example'])}, mean {split['classes_per_example']['mean']:.2f}"
         )
-    found |= {name: _range(spread) for name, spread in split.get("targets", {}).items()}
-    found |= {name: _range(split[name]) for name in ("height", "width", "bytes") if name in split}
+    summary |= {name: _range(spread) for name, spread in split.get("targets", {}).items()}
+    summary |= {name: _range(split[name]) for name in ("height", "width", "bytes") if name in split}
     if "sizes" in split:
-        found["sizes"] = f"{split['sizes']:,}"
+        summary["sizes"] = f"{split['sizes']:,}"
     if "smaller" in split:
-        found["smaller than the input"] = f"{split['smaller']:,}"
-    return found
+        summary["smaller than the input"] = f"{split['smaller']:,}"
+    return summary
 
 
 def _range(spread: Mapping[str, float]) -> str:
-    """Lowest, median, highest."""
+    """Shows the lowest, the median and the highest value."""
     return f"{spread['min']:.6g} … {spread['median']:.6g} … {spread['max']:.6g}"
 
 
 def _show_classes(splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Every class, or the most and the least frequent of the first split."""
+    """Prints the count of every class, or of the most and the least frequent of the first split."""
     counts = next(iter(splits.values()))["classes"]
     by_count = sorted(counts, key=lambda name: -counts[name])
     rows = [[name, *(f"{split['classes'][name]:,}" for split in splits.values())] for name in by_count]
@@ -239,8 +241,8 @@ def contact_sheet(
     columns = max(map(len, shown.values()))
     figure = Figure(figsize=(_INCHES * columns + 2, _INCHES * len(shown) + 0.6), layout="constrained")
     cells = figure.subplots(len(shown), columns, squeeze=False)
-    for row, (name, found) in zip(cells, shown.items(), strict=True):
-        for axes, picture in zip(row, found, strict=False):
+    for row, (name, row_pictures) in zip(cells, shown.items(), strict=True):
+        for axes, picture in zip(row, row_pictures, strict=False):
             axes.imshow(picture if picture.shape[-1] > 1 else picture.repeat(3, axis=-1))
         for axes in row:
             axes.set(xticks=[], yticks=[])

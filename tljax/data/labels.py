@@ -46,7 +46,7 @@ class Labels:
     classes: tuple[str, ...]
     form: str = "names"
 
-    def of(self, values: Sequence[Any]) -> Label:
+    def encode(self, values: Sequence[Any]) -> Label:
         """Returns the label.
 
         Raises:
@@ -92,8 +92,14 @@ class Labels:
         return {name: i for i, name in enumerate(self.classes)}
 
     def describe(self, columns: Sequence[str], where: str, values: Sequence[Any]) -> str:
-        """Returns a line that says how the columns are read, with one example that has a label."""
-        label = self.of(values)
+        """Returns a line that says how the columns are read, with one example that has a label.
+
+        Args:
+            columns: their names.
+            where: what the example is called.
+            values: in its label columns.
+        """
+        label = self.encode(values)
         if not problem_of(self.problem).has_classes:
             classes, names = "", ", ".join(map(str, label))
         else:
@@ -288,7 +294,7 @@ _BLANK = " \t\n\r\v\f\u00a0\u200b\u2060\ufeff"  # what nobody sees at the ends o
 
 
 def as_name(value: Any) -> str:
-    """A class's name as text, without the white space around it; empty where there is none.
+    """Returns a class's name as text, without the white space around it; empty where there is none.
 
     A column of integers with a gap in it has been read as floats by some library before: 3.0 is the class 3.
     """
@@ -300,7 +306,7 @@ def as_name(value: Any) -> str:
 
 
 def is_missing(values: Sequence[Any]) -> bool:
-    """Whether these are what data sets have in place of the labels that they keep to themselves: nothing, or -1."""
+    """Tells whether these are what data sets have in place of labels that they keep to themselves: nothing, or -1."""
     return all(value is None or (isinstance(value, int | np.integer) and value == -1) for value in values)
 
 
@@ -354,7 +360,7 @@ def _number(value: Any, column: str) -> float:
 
 
 def _flag(value: Any, column: str) -> bool:
-    found = _FLAGS.get(str(value).strip().lower())
-    if found is None:
+    flag = _FLAGS.get(str(value).strip().lower())
+    if flag is None:
         raise InputError(f"{column} is {value!r}, neither 0 nor 1")
-    return found
+    return flag

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tljax.data.dataset import Split
-from tljax.data.keyed_random import words
+from tljax.data.keyed_random import philox
 from tljax.data.readers import Reader
 
 # input: what a `Reader` gives; label [batch] int32, or [batch, classes] float32; mask and weight [batch] float32
@@ -21,11 +21,16 @@ _CLASSES, _TURNS = 1 << 63, 1 << 62  # counters that no example's place reaches
 
 @lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """A permutation of range(count), keyed by (seed, epoch).
+    """Returns a permutation of range(count), keyed by (seed, epoch).
 
     It sorts raw Philox words, which NumPy keeps stable across versions, unlike its own `permutation`.
+
+    Args:
+        seed: of the run.
+        epoch: which pass over the data.
+        count: of examples.
     """
-    return _permutation(words(seed, epoch, 0), count)
+    return _permutation(philox(seed, epoch, 0), count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +62,12 @@ class TrainInput:
     class_weights: tuple[float, ...] = ()
 
     def indices(self, step: int) -> list[tuple[int, int]]:
-        """(epoch, example) of each row of the batch that step `step` (from 0) trains on, over all processes."""
+        """Returns (epoch, example) of each row of step `step`'s batch (from 0), over all processes."""
         draw = self._draw if self.balanced is None else self._draw_balanced
         return [draw(step * self.batch_size + row) for row in range(self.batch_size)]
 
     def order(self, steps: int) -> Int[np.ndarray, "steps batch 2"]:
-        """What `indices` says of steps 0 to `steps` - 1, in one array; a thousand times faster where not balanced."""
+        """Returns `indices` of steps 0 to `steps` - 1 in one array; a thousand times faster where not balanced."""
         if self.balanced is not None:
             return np.array([self.indices(step) for step in range(steps)], np.int32)
         count = len(self.labels)
@@ -72,17 +77,17 @@ class TrainInput:
         return rows.reshape(steps, self.batch_size, 2).astype(np.int32)
 
     def batch(self, step: int) -> HostBatch:
-        """This process's share of the batch of step `step`."""
+        """Returns this process's share of the batch of step `step`."""
         rows = self.indices(step)
         share = len(rows) // self.part[1]
-        mine = rows[self.part[0] * share : (self.part[0] + 1) * share]
-        places = [index for _, index in mine]
-        made = self.read(places, [epoch for epoch, _ in mine], among=[index for _, index in rows])
-        ones = np.ones(len(mine), np.float32)
-        return {"input": made, "label": self.labels[places], "mask": ones, "weight": self.weights[places]}
+        local_rows = rows[self.part[0] * share : (self.part[0] + 1) * share]
+        places = [index for _, index in local_rows]
+        examples = self.read(places, [epoch for epoch, _ in local_rows], among=[index for _, index in rows])
+        ones = np.ones(len(local_rows), np.float32)
+        return {"input": examples, "label": self.labels[places], "mask": ones, "weight": self.weights[places]}
 
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
-        """The batches of steps start … stop - 1, made ahead."""
+        """Returns the batches of steps start … stop - 1, made ahead."""
         return ahead(self.batch, range(start, stop), self.workers)
 
     def _draw(self, place: int) -> tuple[int, int]:
@@ -91,7 +96,7 @@ class TrainInput:
 
     def _draw_balanced(self, place: int) -> tuple[int, int]:
         turn, place = divmod(place, len(self._members))
-        number = _permutation(words(self.seed, turn, _TURNS), len(self._members))[place]
+        number = _permutation(philox(self.seed, turn, _TURNS), len(self._members))[place]
         members = self._members[number]
         epoch, place = divmod(turn, len(members))
         return epoch, int(members[_class_order(self.seed, epoch, int(number), len(members))[place]])
@@ -105,35 +110,48 @@ class TrainInput:
 def evaluation_batches(
     split: Split, read: Reader, batch_size: int, workers: int = 2, part: tuple[int, int] = (0, 1)
 ) -> Iterator[HostBatch]:
-    """The `input` of every example once, in stored order: of each batch this process's `part`.
+    """Yields the `input` of every example once, in stored order.
 
     The last batch, or what a process has of it, is padded; what is said of rows past the split's end is to be dropped.
+
+    Args:
+        split: whose examples.
+        read: reads them.
+        batch_size: over all processes.
+        workers: threads that work ahead; 0 for none.
+        part: (number of this process, of how many): which share of each batch is read here.
     """
     share = batch_size // part[1]
 
     def batch(start: int) -> HostBatch:
         every = range(start, min(start + batch_size, len(split)))
         # A process whose share lies past the end reads one row all the same: the others compute with it.
-        mine = every[part[0] * share : (part[0] + 1) * share] or every[:1]
-        return {"input": padded(read(list(mine), among=list(every)), share)}
+        local_rows = every[part[0] * share : (part[0] + 1) * share] or every[:1]
+        return {"input": padded(read(list(local_rows), among=list(every)), share)}
 
     return ahead(batch, range(0, len(split), batch_size), workers)
 
 
-def padded(found: Any, size: int) -> Any:
-    """Each array with its first row again, up to `size` rows."""
-    if isinstance(found, dict):
-        return {name: padded(one, size) for name, one in found.items()}
-    return np.concatenate([found, np.repeat(found[:1], size - len(found), axis=0)])
+def padded(batch: Any, size: int) -> Any:
+    """Repeats each array's first row at its end, up to `size` rows."""
+    if isinstance(batch, dict):
+        return {name: padded(array, size) for name, array in batch.items()}
+    return np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])
 
 
 def length_of(batch: HostBatch) -> int:
-    """The tokens that each text of a batch is padded to; 0 of images. Each length is a program of its own."""
+    """Returns the tokens that each text of a batch is padded to, 0 of images; each length is a program of its own."""
     return batch["input"]["attention_mask"].shape[1] if isinstance(batch["input"], dict) else 0
 
 
 def ahead(make: Callable[[int], HostBatch], places: Sequence[int], workers: int) -> Iterator[HostBatch]:
-    """`make(place)` of each, in order, made by `workers` threads while the one before is used."""
+    """Returns `make(place)` of each place, in order, made by threads while the one before is used.
+
+    Args:
+        make: makes a batch.
+        places: in order.
+        workers: how many threads; 0 to make each when it is asked for.
+    """
     if not workers:
         return map(make, places)
     dataset = grain.MapDataset.source(places).map(make)
@@ -143,7 +161,7 @@ def ahead(make: Callable[[int], HostBatch], places: Sequence[int], workers: int)
 
 @lru_cache(maxsize=4096)
 def _class_order(seed: int, epoch: int, number: int, count: int) -> np.ndarray:
-    return _permutation(words(seed, epoch, _CLASSES + number), count)
+    return _permutation(philox(seed, epoch, _CLASSES + number), count)
 
 
 def _permutation(words: np.random.Philox, count: int) -> np.ndarray:

@@ -10,10 +10,12 @@ from jaxtyping import Array, Float
 KEY = 1 << 30  # folded into a step's key: no part of a batch has this number
 
 
-def mixed(batch: dict[str, Any], key: jax.Array, mixup: float, cutmix: float) -> dict[str, Any]:
-    """The batch with images [batch, height, width, channels] mixed by one draw from Beta(alpha, alpha).
+def apply_mixup_cutmix(batch: dict[str, Any], key: jax.Array, mixup: float, cutmix: float) -> dict[str, Any]:
+    """Mixes a batch of images [batch, height, width, channels] with itself by one draw from Beta(alpha, alpha).
 
     Args:
+        batch: `input`, `label` and `weight`.
+        key: of this step.
         mixup, cutmix: alpha of each; 0 for never. With both, each has every other step, by a coin.
 
     Returns:
@@ -36,17 +38,17 @@ def mixed(batch: dict[str, Any], key: jax.Array, mixup: float, cutmix: float) ->
     return {**batch, **other, "input": image, "share": shares}
 
 
-def loss(batch: dict[str, Any], of: Callable[[jax.Array, jax.Array], jax.Array]) -> Float[Array, " batch"]:
+def loss(batch: dict[str, Any], loss_of: Callable[[jax.Array, jax.Array], jax.Array]) -> Float[Array, " batch"]:
     """Returns the loss of each example: where it is mixed, that of both labels, by their shares of the image.
 
     Args:
-        batch: as `mixed` gives it.
-        of: (labels, weight of each) -> loss of each example, as if it had that label.
+        batch: as `apply_mixup_cutmix` gives it.
+        loss_of: (labels, weight of each) -> loss of each example, as if it had that label.
     """
-    losses = of(batch["label"], batch["weight"])
+    losses = loss_of(batch["label"], batch["weight"])
     if "share" not in batch:
         return losses
-    return batch["share"] * losses + (1 - batch["share"]) * of(batch["other"], batch["other_weight"])
+    return batch["share"] * losses + (1 - batch["share"]) * loss_of(batch["other"], batch["other_weight"])
 
 
 def weights(batch: dict[str, Any]) -> Float[Array, " batch"]:
@@ -55,11 +57,11 @@ def weights(batch: dict[str, Any]) -> Float[Array, " batch"]:
 
 
 def _box(key: jax.Array, share: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """A box of 1 - share of the area, of the image's shape, cut off at its edges: true inside, [height, width]."""
+    """Draws a box of 1 - share of the area and of the image's shape, cut off at its edges: true inside."""
     edges = []
-    for axis, (side, one) in enumerate(zip(size, jax.random.split(key), strict=True)):
+    for axis, (side, axis_key) in enumerate(zip(size, jax.random.split(key), strict=True)):
         half = jnp.floor(side * jnp.sqrt(1 - share)) // 2
-        center = jax.random.randint(one, (), 0, side)
+        center = jax.random.randint(axis_key, (), 0, side)
         places = jnp.arange(side)
         within = (places >= center - half) & (places < center + half)
         edges.append(within[:, None] if axis == 0 else within[None, :])

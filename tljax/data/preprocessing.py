@@ -35,7 +35,7 @@ class Preprocessing:
 
     @property
     def inputs(self) -> int:
-        """How many channels an image has."""
+        """The count of an image's channels."""
         return len(self.mean)
 
     @property

@@ -15,6 +15,7 @@ from tljax.data.dataset import Split
 from tljax.data.keyed_random import generators
 from tljax.data.preprocessing import Preprocessing
 from tljax.data.transforms import image
+from tljax.data.transforms.augment import version_of
 from tljax.data.transforms.tokenize import Tokenizer
 
 
@@ -23,9 +24,10 @@ class Reader(Protocol):
     """Reads examples of one split."""
 
     def __call__(self, places: Sequence[int], epochs: Sequence[int] | None = None, among: Sequence[int] = ()) -> Any:
-        """The examples at `places` as one input.
+        """Reads the examples at `places` as one input.
 
         Args:
+            places: in the split.
             epochs: in which each is seen, for training; None for evaluation.
             among: the places of the whole batch, where `places` are one process's share of it.
         """
@@ -33,7 +35,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class ImageReader:
     """Reads uint8 [n, size, size, channels].
 
     Attributes:
@@ -49,7 +51,7 @@ class Pictures:
     preprocessing: Preprocessing
     config: TaskConfig
     training: bool
-    decoded: array_cache.Store | None = None
+    decoded: array_cache.ArrayCache | None = None
     seed: int = 0
 
     def __call__(
@@ -69,18 +71,25 @@ class Pictures:
             return np.stack(list(views))
         examples = self.split.__getitems__(places)
         if rngs is None:
-            views = [image.source_view(one["image"], one["id"], self.preprocessing, **cut) for one in examples]
+            views = [
+                image.source_view(example["image"], example["id"], self.preprocessing, **cut) for example in examples
+            ]
         else:
             views = [
                 image.training_view_of(
-                    one["image"], one["id"], self.preprocessing, **cut, augment=self.config.augment, rng=rng
+                    example["image"], example["id"], self.preprocessing, **cut, augment=self.config.augment, rng=rng
                 )
-                for one, rng in zip(examples, rngs, strict=True)
+                for example, rng in zip(examples, rngs, strict=True)
             ]
         return np.stack(views)
 
-    def keep(self, budget: float, workers: int) -> "Pictures":
-        """The same reader with each image decoded once, if that takes at most `budget` bytes of disk or is there."""
+    def keep(self, budget: float, workers: int) -> "ImageReader":
+        """Returns the same reader with each image decoded once, if disk allows or that is done.
+
+        Args:
+            budget: bytes of disk that all such caches may take.
+            workers: threads that decode.
+        """
         cut = self._cut()
         if not image.cacheable(**cut):
             return self
@@ -95,16 +104,16 @@ class Pictures:
         def views() -> Iterator[np.ndarray]:
             options = grain.ReadOptions(num_threads=max(workers, 1), prefetch_buffer_size=16)
             with console.progress(f"decoding {self.split.name}, once", 0, len(self.split), "images") as report:
-                found = grain.MapDataset.source(range(len(self.split))).map(view).to_iter_dataset(options)
-                for number, one in enumerate(found, 1):
-                    yield one
+                pictures = grain.MapDataset.source(range(len(self.split))).map(view).to_iter_dataset(options)
+                for number, example in enumerate(pictures, 1):
+                    yield example
                     report(number)
 
-        return replace(self, decoded=array_cache.stored(folder, views(), {}, view))
+        return replace(self, decoded=array_cache.get_or_create(folder, views(), {}, view))
 
     @functools.cached_property
     def _bytes(self) -> int:
-        """What `keep` takes."""
+        """The bytes that `keep` takes."""
         cut = self._cut()
         size = functools.partial(image.source_size, resize=cut["resize"], crop=cut["crop"])
         pixels = 0
@@ -113,6 +122,33 @@ class Pictures:
             rows, columns = size(height, width, self.preprocessing)
             pixels += rows * columns * count
         return pixels * self.preprocessing.inputs
+
+    @property
+    def recipe(self) -> tuple:
+        """Returns all that decides what is read, beside the split's examples."""
+        return (self.preprocessing, *self._cut().values(), *self._chance)
+
+    @property
+    def _chance(self) -> tuple:
+        if not (self.training and self.config.varies):
+            return ()
+        return tuple(map(version_of, self.config.augment)), self.seed, self.config.views
+
+    def length(self, places: Sequence[int]) -> int:
+        """Returns the tokens that a batch of examples is padded to: 0 of images."""
+        del places
+        return 0
+
+    def with_features(self, rows: Sequence[np.ndarray], places: Sequence[int], among: Sequence[int] = ()) -> np.ndarray:
+        """Returns one batch of activations of some examples, as a backbone's later groups take it.
+
+        Args:
+            rows: the activations of each.
+            places: of the examples in the split.
+            among: as in `Reader`.
+        """
+        del places, among
+        return np.stack(rows)
 
     def _train(self, source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return image.training_view(
@@ -131,7 +167,7 @@ class Pictures:
 
 
 @dataclass(frozen=True, eq=False)
-class Texts:
+class TextReader:
     """Reads `input_ids`, `attention_mask` and `token_type_ids`, each int32 [n, length].
 
     Attributes:
@@ -150,9 +186,36 @@ class Texts:
         self, places: Sequence[int], epochs: Sequence[int] | None = None, among: Sequence[int] = ()
     ) -> dict[str, np.ndarray]:
         del epochs
-        longest = max(self.tokens[place].shape[1] for place in among or places)
-        return self.tokenizer.pad([self.tokens[place] for place in places], self.padded(longest))
+        return self.tokenizer.pad([self.tokens[place] for place in places], self.length(among or places))
+
+    @property
+    def recipe(self) -> tuple:
+        """Returns all that decides what is read, beside the split's examples."""
+        return self.tokenizer.sha256, self.tokenizer.cut(self.longest)
+
+    def length(self, places: Sequence[int]) -> int:
+        """Returns the tokens that a batch of examples is padded to."""
+        return self.padded(max(self.tokens[place].shape[1] for place in places))
+
+    def with_features(self, rows: Sequence[np.ndarray], places: Sequence[int], among: Sequence[int] = ()) -> Any:
+        """Returns one batch of activations of some examples, as a backbone's later groups take it.
+
+        Args:
+            rows: the activations of each: pooled, or [tokens, width].
+            places: of the examples in the split.
+            among: as in `Reader`.
+        """
+        if rows[0].ndim == 1:
+            return np.stack(rows)
+        mask = self(places, among=among)["attention_mask"]
+        hidden = np.zeros((*mask.shape, rows[0].shape[-1]), rows[0].dtype)
+        for padded, row in zip(hidden, rows, strict=True):
+            padded[: len(row)] = row[: len(padded)]
+        return {"hidden": hidden, "attention_mask": mask}
 
     def padded(self, tokens: int) -> int:
-        """The length of a batch whose longest text has that many tokens."""
+        """Returns the length of a batch whose longest text has that many tokens."""
         return min(-(-tokens // self.multiple) * self.multiple, self.tokenizer.cut(self.longest))
+
+
+ExampleReader = ImageReader | TextReader

@@ -5,11 +5,13 @@ import hashlib
 import json
 from collections.abc import Callable
 
+from tljax.config.references import is_reference
 from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Source, Task
 from tljax.data.records.array_records import open_prepared, prepare
 from tljax.data.sources import builtin, huggingface, table, tfds
 from tljax.data.sources import folder as sources_folder
+from tljax.data.sources.reference import reference
 from tljax.errors import InputError
 from tljax.io.download.fetch import cache_dir
 from tljax.problems.registry import problem_of
@@ -30,7 +32,7 @@ _CSV = ("separator", "quote")
 
 
 def load(config: TaskConfig) -> Task:
-    """The task of `config.task`, prepared in the cache if it is not there yet.
+    """Returns the task of `config.task`, prepared in the cache if it is not there yet.
 
     Raises:
         InputError: no such data set, its files are damaged or incomplete (the file is named, or the row), or a key
@@ -40,7 +42,10 @@ def load(config: TaskConfig) -> Task:
     kind, _, rest = config.dataset.partition(":")
     if kind == "tfds":
         return tfds.load(rest, config)
-    source = SOURCES[kind](rest, config) if kind in SOURCES else TASKS[config.dataset]()
+    if kind in SOURCES:
+        source = SOURCES[kind](rest, config)
+    else:
+        source = TASKS[config.dataset]() if config.dataset in TASKS else reference(config)
     problem = problem_of(config.problem)
     if not isinstance(problem, type(problem_of(source.problem))):
         raise InputError(f"{config.dataset} is {source.problem}; task.problem={config.problem} does not fit it")
@@ -55,12 +60,15 @@ def load(config: TaskConfig) -> Task:
 
 def _check(config: TaskConfig) -> None:
     kind, _, rest = config.dataset.partition(":")
-    if config.dataset not in TASKS and not (kind in (*SOURCES, "tfds") and rest):
-        known = ", ".join((*TASKS, *(f"{one}:PATH" for one in SOURCES), "tfds:NAME"))
+    is_own = kind not in (*SOURCES, "tfds") and is_reference(config.dataset)
+    if config.dataset not in TASKS and not is_own and not (kind in (*SOURCES, "tfds") and rest):
+        known = ", ".join((*TASKS, *(f"{name}:PATH" for name in SOURCES), "tfds:NAME", "MODULE:FUNCTION"))
         raise InputError(f"no task.dataset {config.dataset!r}; there are: {known}")
-    given = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
-    if given and (config.dataset in TASKS or kind == "folder"):
-        raise InputError(f"{config.dataset} has no columns, so {given[0]} names none; leave it empty")
+    named = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
+    if named and (config.dataset in TASKS or is_own or kind == "folder"):
+        raise InputError(f"{config.dataset} has no columns, so {named[0]} names none; leave it empty")
+    if config.dataset_args and not is_own:
+        raise InputError(f"task.dataset_args are of a function, and {config.dataset} is none; leave them out")
     if kind not in table.READERS and (config.separator or config.quote):
         raise InputError(f"{config.dataset} is no CSV: leave task.separator and task.quote as they are")
     if config.image and config.text:

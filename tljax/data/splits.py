@@ -14,7 +14,7 @@ from tljax.problems.registry import problem_of
 
 
 def cut(task: Task, slicing: str) -> Split:
-    """Examples in TFDS's slicing notation (`train[:80%]`, `train[10:20]+test[:5]`), or `vtab:` and a part of VTAB-1k.
+    """Selects examples in TFDS's notation (`train[:80%]`, `train[10:20]+test[:5]`), or `vtab:` and a part of VTAB-1k.
 
     Percentages round to the nearest example, as TFDS does.
 
@@ -30,33 +30,39 @@ def cut(task: Task, slicing: str) -> Split:
 
 
 def _slices(task: Task, slicing: str) -> list[tuple[str, int, int]]:
-    """(split, from, to) of each slice."""
+    """Returns (split, from, to) of each slice."""
     sizes = {name: len(base.index) for name, base in task.bases.items()}
     if slicing in sizes:  # importing TFDS takes half a second
-        found = [(slicing, 0, sizes[slicing])]
+        parts = [(slicing, 0, sizes[slicing])]
     else:
         import tensorflow_datasets as tfds
 
         infos = {name: SimpleNamespace(num_examples=size) for name, size in sizes.items()}
         try:
-            parts = tfds.core.ReadInstruction.from_spec(slicing).to_absolute(infos)
+            instructions = tfds.core.ReadInstruction.from_spec(slicing).to_absolute(infos)
         except (ValueError, AttributeError) as error:  # slices by shards, which a prepared set has none of, lack more
             why = str(error).splitlines()[0] if isinstance(error, ValueError) else "shards cannot be sliced"
             raise InputError(f"{task.name}: no split {slicing!r} ({why.rstrip('.')}); it has {sizes}") from error
-        found = [
-            (part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to) for part in parts
+        parts = [
+            (part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to)
+            for part in instructions
         ]
-    for _, start, stop in found:
+    for _, start, stop in parts:
         if start >= stop:
             raise InputError(f"{task.name}: no split {slicing!r} (it is empty); it has {sizes}")
-    return found
+    return parts
 
 
 def shots(split: Split, k: int, seed: int) -> Split:
-    """`k` examples of each class, in the order of `split`.
+    """Selects `k` examples of each class, in the order of `split`.
 
     They are those with the smallest hashes of (seed, split, id): a smaller `k` gives a subset of a larger one, whatever
     is added to the data set only ever displaces others of its class, and no random generator's version matters.
+
+    Args:
+        split: that they are of.
+        k: how many.
+        seed: which.
 
     Raises:
         InputError: the task is not `single_label`, or a class has fewer than `k`.
@@ -76,7 +82,12 @@ def shots(split: Split, k: int, seed: int) -> Split:
 
 
 def fraction(split: Split, part: float, seed: int) -> Split:
-    """That part of each class, rounded, at least one; for other problems of all examples. Chosen as `shots` does.
+    """Selects a part of each class, rounded, at least one; for other problems of all examples. Chosen as `shots` does.
+
+    Args:
+        split: that they are of.
+        part: above 0, at most 1.
+        seed: which.
 
     Raises:
         InputError: the part is not above 0 and at most 1.
@@ -84,13 +95,13 @@ def fraction(split: Split, part: float, seed: int) -> Split:
     if not 0 < part <= 1:
         raise InputError(f"task.fraction={part} must be above 0 and at most 1")
     strata = split.labels if problem_of(split.task.problem).one_class else np.zeros(len(split), np.int32)
-    wanted = np.maximum(1, np.floor(part * np.bincount(strata) + 0.5))
-    chosen = np.flatnonzero(_ranks(split, strata, seed) < wanted[strata])
+    counts = np.maximum(1, np.floor(part * np.bincount(strata) + 0.5))
+    chosen = np.flatnonzero(_ranks(split, strata, seed) < counts[strata])
     return split.take(chosen, f"{split.name}, {part:g} of it, seed {seed}")
 
 
 def _ranks(split: Split, strata: np.ndarray, seed: int) -> np.ndarray:
-    """The place of each example among those of its stratum, from 0, by the hash of what it is called."""
+    """Returns the place of each example among those of its stratum, from 0, by the hash of what it is called."""
     names = np.repeat([base for base, _ in split.rows], [len(rows) for _, rows in split.rows])
     digests = (
         hashlib.sha256(f"{seed}\0{base}\0{id}".encode()).digest()[:8]
@@ -103,8 +114,8 @@ def _ranks(split: Split, strata: np.ndarray, seed: int) -> np.ndarray:
     return ranks
 
 
-def resolve(task: Task, config: TaskConfig) -> dict[str, Split]:
-    """The splits that a config names, of `train`, `validation` and `test`, with no example in two of them.
+def make_splits(task: Task, config: TaskConfig) -> dict[str, Split]:
+    """Returns the splits that a config names, of `train`, `validation` and `test`, with no example in two of them.
 
     Raises:
         InputError: a split cannot be had; two share examples (before `shots` and `fraction`, so that no seed hides it);
@@ -113,19 +124,19 @@ def resolve(task: Task, config: TaskConfig) -> dict[str, Split]:
     if config.shots and config.fraction != 1:
         raise InputError(f"task.shots={config.shots} and task.fraction={config.fraction:g}: set one of them")
     named = {"train": config.train, "validation": config.validation, "test": config.test}
-    found = {name: _cut_by_key(task, f"task.{name}", slicing) for name, slicing in named.items() if slicing}
+    splits = {name: _cut_by_key(task, f"task.{name}", slicing) for name, slicing in named.items() if slicing}
     # VTAB validates smallnorb on one half of TFDS's test split and tests on the other: its definition stands.
-    own = "validation" in found and not config.validation.startswith("vtab:")
-    if own and "test" in dict(found["validation"].rows):
+    own = "validation" in splits and not config.validation.startswith("vtab:")
+    if own and "test" in dict(splits["validation"].rows):
         raise InputError(f"task.validation={config.validation!r} is cut from the test set; cut it from train")
-    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        if one in found and other in found:
-            _check_apart(one, found[one], other, found[other])
+    for name, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if name in splits and other in splits:
+            _check_apart(name, splits[name], other, splits[other])
     if config.shots:
-        found["train"] = shots(found["train"], config.shots, config.subset_seed)
+        splits["train"] = shots(splits["train"], config.shots, config.subset_seed)
     elif config.fraction != 1:
-        found["train"] = fraction(found["train"], config.fraction, config.subset_seed)
-    return found
+        splits["train"] = fraction(splits["train"], config.fraction, config.subset_seed)
+    return splits
 
 
 def _cut_by_key(task: Task, key: str, slicing: str) -> Split:
@@ -140,8 +151,8 @@ def _check_apart(name: str, split: Split, other_name: str, other: Split) -> None
     for base, rows in split.rows:
         for other_base, other_rows in other.rows:
             if base == other_base:
-                both = np.intersect1d(rows, other_rows)
-                shared += split.task.bases[base].index.column("id").take(places_of(both)).to_pylist()
+                common = np.intersect1d(rows, other_rows)
+                shared += split.task.bases[base].index.column("id").take(places_of(common)).to_pylist()
     if shared:
         first = ", ".join(shared[:3]) + (" …" if len(shared) > 3 else "")
         raise InputError(

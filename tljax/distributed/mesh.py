@@ -19,7 +19,7 @@ _LEAST = 4096
 
 
 def make_mesh(devices: Sequence[jax.Device] = (), fsdp: int = 1) -> Mesh:
-    """Devices along `data` × `fsdp`; by default those of all processes.
+    """Returns a mesh of devices along `data` × `fsdp`; by default of those of all processes.
 
     Those of a process stand side by side, as its rows of a batch do, and so do as many as share parameters (`spread`).
 
@@ -35,25 +35,25 @@ def make_mesh(devices: Sequence[jax.Device] = (), fsdp: int = 1) -> Mesh:
 
 
 def cores() -> int:
-    """Cores of the CPU that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding in which every device has the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """Each device holds its share of the first axis."""
+    """Returns the sharding in which each device has its share of the first axis."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def spread(mesh: Mesh | AbstractMesh, shape: Sequence[int]) -> NamedSharding:
-    """How an array of parameters, or of an optimizer's state, lies: its longest axis that `fsdp` divides is shared out.
+    """Returns the sharding of an array of parameters, or of an optimizer's state.
 
-    Small arrays, and those without such an axis, are whole on every device. As it goes by the shape alone, moments and
-    averages lie as their parameters do.
+    The longest axis that `fsdp` divides is shared out. Small arrays, and those without such an axis, are whole on
+    every device. As it goes by the shape alone, moments and averages lie as their parameters do.
     """
     count = mesh.shape[FSDP]
     axes = [axis for axis, length in enumerate(shape) if length % count == 0]
@@ -64,7 +64,7 @@ def spread(mesh: Mesh | AbstractMesh, shape: Sequence[int]) -> NamedSharding:
 
 
 def whole(tree: Any, mesh: Mesh) -> Any:
-    """Within a program: the arrays of a tree as every device needs them whole, to compute its rows of a batch.
+    """Replicates the arrays of a tree within a program: every device needs them to compute its rows of a batch.
 
     Their gradients are summed over all devices before they are shared out again.
     """
@@ -73,14 +73,15 @@ def whole(tree: Any, mesh: Mesh) -> Any:
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
-def place(tree: Any, laid: Sharding | Any) -> Any:
-    """Arrays that every process has whole, or that already lie on the devices of all, laid out otherwise.
+def place(tree: Any, shardings: Sharding | Any) -> Any:
+    """Lays arrays out that every process has whole, or that already lie on the devices of all.
 
     Args:
-        laid: one sharding, or a tree of them.
+        tree: of arrays.
+        shardings: one sharding, or a tree of them.
     """
     if jax.process_count() == 1:
-        return jax.device_put(tree, laid)
+        return jax.device_put(tree, shardings)
 
     def put(leaf, sharding):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -88,13 +89,13 @@ def place(tree: Any, laid: Sharding | Any) -> Any:
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
-    if isinstance(laid, Sharding):
-        return jax.tree.map(lambda leaf: put(leaf, laid), tree)
-    return jax.tree.map(put, tree, laid)
+    if isinstance(shardings, Sharding):
+        return jax.tree.map(lambda leaf: put(leaf, shardings), tree)
+    return jax.tree.map(put, tree, shardings)
 
 
 def gathered(tree: Any) -> Any:
-    """The same arrays, such that each process can read them: those of which others have a part are brought together.
+    """Brings the arrays together of which other processes have a part, so that each process can read them.
 
     With several processes, all have to call it.
     """
@@ -108,13 +109,19 @@ def gathered(tree: Any) -> Any:
 
 
 def shares(tree: Any) -> int:
-    """Bytes of a tree's arrays on each device."""
+    """Returns the bytes of a tree's arrays on each device."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def check_batch(size: int, mesh: Mesh, key: str, parts: int = 1) -> int:
-    """`size`, if it can be shared out evenly, in `parts` one after another.
+    """Returns `size`, if the devices can share it evenly.
+
+    Args:
+        size: rows of a batch.
+        mesh: of the devices.
+        key: of the config, for the message.
+        parts: in how many the batch is computed, one after another.
 
     Raises:
         InputError: it cannot; the nearest sizes that can are named.
@@ -129,14 +136,14 @@ def check_batch(size: int, mesh: Mesh, key: str, parts: int = 1) -> int:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's share of a batch, laid on the mesh beside the others'."""
+    """Lays this process's share of a batch on the mesh, beside the others'."""
     if jax.process_count() == 1:
         return jax.device_put(batch, split(mesh))
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(split(mesh), leaf), batch)
 
 
 def put_ahead(batches: Iterable[Any], mesh: Mesh) -> Iterator[Any]:
-    """Host batches, each laid on the mesh while the one before it is computed with."""
+    """Yields host batches, each laid on the mesh while the batch before it is computed with."""
     waiting = None
     for batch in batches:
         laid = put_batch(batch, mesh)
@@ -148,10 +155,10 @@ def put_ahead(batches: Iterable[Any], mesh: Mesh) -> Iterator[Any]:
 
 
 def layouts(tree: Any) -> Any:
-    """How each array of a tree lies on its mesh."""
+    """Returns the sharding of each array of a tree."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of an array that is to lie so."""
+    """Returns the shape and dtype of an array that is to have this sharding."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -19,20 +19,20 @@ class Stopped(BaseException):
 
 
 class PreemptionSignal:
-    """Whether a run was told to stop. Until a loop says that it looks itself (`held`), a signal raises `Stopped`.
+    """Notes that a run is told to stop; a signal raises `Stopped`, but not within `deferred`.
 
     Args:
         max_seconds: from now; 0 for no limit.
     """
 
     def __init__(self, max_seconds: float = 0.0):
-        self._reason, self._held = "", False
+        self._reason, self._deferred = "", False
         self._began, self._limit = time.monotonic(), max_seconds
         self._last, self._longest = 0.0, 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator["PreemptionSignal"]:
-        """Hears the signals; a second one ends the process at once, whatever it is doing, with status 128 + its number.
+        """Hears the signals, for the block; a second one ends the process at once, with status 128 + its number.
 
         Only in the main thread.
         """
@@ -53,15 +53,15 @@ class PreemptionSignal:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, signals are only noted: the loop inside asks for `reason` between its steps."""
-        self._held = True
+        """Defers signals, for the block: the loop inside asks for `reason` between its steps."""
+        self._deferred = True
         try:
             yield
         finally:
-            self._held = False
+            self._deferred = False
 
     def reason(self) -> str:
-        """Why to stop now; empty if not. To be asked once between two steps.
+        """Returns why to stop now; empty if not. To be asked once between two steps.
 
         A time limit counts as reached when what took longest between two steps would no longer fit.
         """
@@ -74,25 +74,26 @@ class PreemptionSignal:
         return self._reason
 
     def raise_if_set(self) -> None:
-        """Stops here, if there is a reason to."""
+        """Raises `Stopped`, if there is a reason to."""
         if reason := self.reason():
             raise Stopped(f"stopped by {reason}")
 
     def _hear(self, number: int, frame: object) -> None:
         self._reason = self._reason or signal.Signals(number).name
-        if not self._held:
+        if not self._deferred:
             raise Stopped(f"stopped by {self._reason}")
 
 
 def _count(heard: socket.socket) -> None:
     count = 0
-    while found := heard.recv(1):
-        if found[0] in SIGNALS:
-            name = signal.Signals(found[0]).name
-            if count and found[0] == signal.SIGHUP:  # a terminal's shell and the system both send it
+    while received := heard.recv(1):
+        number = received[0]
+        if number in SIGNALS:
+            name = signal.Signals(number).name
+            if count and number == signal.SIGHUP:  # a terminal's shell and the system both send it
                 continue
             count += 1
             if count > 1:
-                os._exit(128 + found[0])
+                os._exit(128 + number)
             with contextlib.suppress(OSError, ValueError):  # a console that is gone: this thread must live
                 print(f"{name}: stopping at the next step, with all saved; once more stops at once", file=sys.stderr)

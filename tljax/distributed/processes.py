@@ -30,9 +30,9 @@ from tljax.streams import in_one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `joined`."""
-    told = "Slurm's srun, Open MPI's mpirun and TPU slices on GKE are seen by themselves"
-    group = parser.add_argument_group("several processes of one run", told)
+    """Adds the flags of `join` to a parser."""
+    note = "Slurm's srun, Open MPI's mpirun and TPU slices on GKE are seen by themselves"
+    group = parser.add_argument_group("several processes of one run", note)
     where = "where the first process is to be reached; auto: where Slurm, Open MPI, a TPU slice or Kubernetes say"
     group.add_argument("--coordinator", default="", metavar="HOST:PORT", help=where)
     group.add_argument("--num-processes", type=flag_types.positive, default=1, metavar="N")
@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def joined(options: argparse.Namespace) -> Iterator[None]:
-    """Within, this process is one of those that the flags or the launcher tell of; only the first of them prints.
+def join(options: argparse.Namespace) -> Iterator[None]:
+    """Joins the processes that the flags or the launcher tell of, for the block; only the lead prints.
 
     To be entered before any device is touched. Where another process is lost, this one ends, with `LOST`: none can go
     on by itself. Where another ends with an error that this one does not meet, it ends with that one's status.
@@ -70,7 +70,7 @@ def _end(peers: Peers, error: BaseException) -> NoReturn:
 
     At its end Python would wait, in jax, for processes that themselves wait for what this one should compute.
     """
-    me = f"process {peers.number} of {peers.count}"
+    name = f"process {peers.number} of {peers.count}"
     if isinstance(error, InputError):
         status, reason = 2, str(error)
     elif isinstance(error, Stopped):
@@ -81,7 +81,7 @@ def _end(peers: Peers, error: BaseException) -> NoReturn:
         peers.settle()
         status, reason = 1, f"{type(error).__name__}: {error}"
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            lost = f"{me} lost another, or its device ({message_of(error)})"
+            lost = f"{name} lost another, or its device ({message_of(error)})"
             status, reason = LOST, f"{lost}: the same command goes on from the last step saved"
         else:
             traceback.print_exception(error)
@@ -100,7 +100,7 @@ def _join(options: argparse.Namespace) -> Peers | None:
         return None
     if options.peer_timeout < 3:
         raise InputError(f"--peer-timeout={options.peer_timeout}: give 3 s or more")
-    address, count, number, devices = _place(options)
+    address, count, number, devices = _location(options)
     host, _, port = address.rpartition(":")
     # Its handler would take SIGTERM away from `stopping`, which all processes agree upon.
     jax.config.update("jax_enable_preemption_service", False)
@@ -139,7 +139,7 @@ def _join(options: argparse.Namespace) -> Peers | None:
     return peers
 
 
-def _place(options: argparse.Namespace) -> tuple[str, int, int, list[int] | None]:
+def _location(options: argparse.Namespace) -> tuple[str, int, int, list[int] | None]:
     """Returns the first process's address, how many there are, which this is, and its devices if a launcher says."""
     if options.coordinator not in ("", "auto"):
         _check(options)
@@ -160,11 +160,11 @@ def _place(options: argparse.Namespace) -> tuple[str, int, int, list[int] | None
 
 
 def _launched() -> bool:
-    """Whether a launcher started this process as one of several, and left word of the others that jax finds."""
-    told = os.environ
-    by_slurm = int(told.get("SLURM_STEP_NUM_TASKS", 1)) > 1
-    by_mpi = "OMPI_MCA_orte_hnp_uri" in told and int(told.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
-    return by_slurm or by_mpi or "," in told.get("TPU_WORKER_HOSTNAMES", "")
+    """Returns whether a launcher started this process as one of several, and left word of the others for jax."""
+    environment = os.environ
+    by_slurm = int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    by_mpi = "OMPI_MCA_orte_hnp_uri" in environment and int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+    return by_slurm or by_mpi or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -176,41 +176,46 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--process-id={options.process_id} is none of {few}: they count from 0")
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+def is_lead() -> bool:
+    """Returns whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
-def part() -> tuple[int, int]:
-    """The number of this process, and of how many."""
+def process_info() -> tuple[int, int]:
+    """Returns the number of this process, and of how many."""
     return jax.process_index(), jax.process_count()
 
 
-def on_first(make: Callable[[], Any]) -> Any:
-    """What `make` returns (JSON) in the first process, which alone calls it, to all of them.
+def on_lead(function: Callable[[], Any]) -> Any:
+    """Calls `function` in the lead process alone; all processes return what it returned there (JSON).
 
     Raises:
         InputError: the one that it raised there, in each.
     """
     if jax.process_count() == 1:
-        return make()
-    told = {}
-    if is_first():
+        return function()
+    message = {}
+    if is_lead():
         try:
-            told = {"found": make()}
+            message = {"result": function()}
         except InputError as error:
-            told = {"error": str(error)}
-    content = np.frombuffer(json.dumps(told).encode(), np.uint8)
+            message = {"error": str(error)}
+    message = broadcast_from_lead(message)
+    if "error" in message:
+        raise InputError(message["error"])
+    return message["result"]
+
+
+def broadcast_from_lead(message: Any) -> Any:
+    """Returns in each process the message (JSON) of the lead."""
+    content = np.frombuffer(json.dumps(message).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    content = content if is_first() else np.zeros(size, np.uint8)
-    told = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
-    if "error" in told:
-        raise InputError(told["error"])
-    return told["found"]
+    content = content if is_lead() else np.zeros(size, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """Checks that all processes are about to do the same: a hash of what each says of itself, compared by all.
+    """Checks that all processes are about to do the same, by a hash of what each says of itself.
 
     Args:
         facts: JSON, of dicts by name.
@@ -243,21 +248,21 @@ def agree(facts: Mapping[str, Any]) -> None:
     )
 
 
-def code() -> str:
+def source_digest() -> str:
     """Returns the SHA-256 of tljax's own source, in which two checkouts may differ that have the same version."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def anyone(wanted: bool) -> bool:
-    """Whether any process wants something; all wait for each other. For each step there is `Agreement`."""
-    return wanted if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.array(wanted))))
+def any_process(flag: bool) -> bool:
+    """Returns whether `flag` is set in any process; all wait for each other. For each step there is `Agreement`."""
+    return flag if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 class Agreement:
-    """Lets all processes learn at the same step that one of them wants something, two steps after it said so.
+    """Lets all processes learn at the same step that a flag is set in any of them, two steps after it was.
 
     So late, nobody waits for a device that still computes.
     """
@@ -267,11 +272,10 @@ class Agreement:
         self._any = jax.jit(jnp.any, out_shardings=distributed_mesh.replicated(mesh))
         self._asked: deque[jax.Array] = deque()
 
-    def __call__(self, wanted: bool) -> bool:
-        """To be called once a step, in each process; with one process, `wanted` itself."""
+    def __call__(self, flag: bool) -> bool:
+        """Returns whether a flag was set; to be called once a step in each process. With one process, `flag` itself."""
         if jax.process_count() == 1:
-            return wanted
-        mine = np.full(len(self._mesh.local_devices), wanted)
-        laid = distributed_mesh.put_batch(mine, self._mesh)
-        self._asked.append(self._any(laid))
+            return flag
+        flags = np.full(len(self._mesh.local_devices), flag)
+        self._asked.append(self._any(distributed_mesh.put_batch(flags, self._mesh)))
         return len(self._asked) > 2 and bool(self._asked.popleft())

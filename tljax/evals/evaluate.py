@@ -91,7 +91,7 @@ def evaluate_all(
                 if step != "all":
                     yield evaluation.evaluate(checkpoints, step)
                     continue
-                for number in checkpoints.steps or [checkpoints.resolve("latest")]:  # which says what to do
+                for number in checkpoints.steps or [checkpoints.find_step("latest")]:  # which says what to do
                     attempt = functools.partial(evaluation.evaluate_at, checkpoints, number)
                     yield from _tried(attempt, f"{workdir} step {number}", say)
         except Exception as error:  # another run may well have enough memory, or whatever it was

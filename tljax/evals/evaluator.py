@@ -14,7 +14,7 @@ from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict
 from tljax.core.resolve import Resolved
 from tljax.core.run import Run
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.data.dataset import Split
 from tljax.data.readers import Reader
 from tljax.errors import InputError
@@ -131,7 +131,7 @@ class Evaluation:
             InputError: there is none, or it cannot be restored.
         """
         while True:
-            result = self.evaluate_at(checkpoints, checkpoints.resolve(which))
+            result = self.evaluate_at(checkpoints, checkpoints.find_step(which))
             if result is not None:  # else the run has just put another in its place
                 return result
 
@@ -173,10 +173,10 @@ class Evaluation:
             return None
         return predicted if stored_facts == facts else None
 
-    def _restored(self, checkpoints: Checkpoints, step: int) -> State:
+    def _restored(self, checkpoints: Checkpoints, step: int) -> TrainState:
         """Returns the state to evaluate, at the size at which it is evaluated."""
         state = checkpoints.restore(step, self._trained.abstract_state(step))
-        params, batch_stats = self._trained.evaluated(state)
+        params, batch_stats = self._trained.evaluation_variables(state)
         params = self._run.network.resized(params, self._trained.network)
         return state.replace(params=params, batch_stats=batch_stats, average={})
 

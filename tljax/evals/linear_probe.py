@@ -23,7 +23,8 @@ from jaxtyping import Array, Float
 from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict
 from tljax.core.classifier import HEAD_INITS, init_head
-from tljax.core.train_step import Rules, State, train_step
+from tljax.core.state import TrainState
+from tljax.core.train_step import StepSpec, train_step
 from tljax.data.loader import TrainInput
 from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
@@ -52,7 +53,7 @@ class Head:
 
     experiment: Experiment
     params: Params
-    state: State
+    state: TrainState
     validation: dict[str, Any] = dataclasses.field(default_factory=dict)
     test: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -61,8 +62,8 @@ class Head:
         """Whether `train` would have stopped with an error."""
         return bool(self.state.skipped) and self.experiment.optim.on_nonfinite == "stop"
 
-    def in_state(self, beside: State) -> State:
-        """Returns a run's State at its end: the head's, with the backbone of `beside`, the run's at its beginning."""
+    def in_state(self, beside: TrainState) -> TrainState:
+        """Returns a run's state at its end: the head's, with the backbone of `beside`, the run's at its beginning."""
         head, average = self.state, beside.average
         if average:
             average = average | {"params": _laid(head.average["params"], average["params"])}
@@ -264,15 +265,15 @@ def _rules(
     steps: int,
     numbers: dict[str, Float[Array, ""]],
     class_weights: Float[Array, " classes"] | None = None,
-) -> Rules:
-    """Returns the rules of a step as `Run` has them, but with numbers that are traced."""
+) -> StepSpec:
+    """Returns what a step needs as `Run` has it, but with numbers that are traced."""
     config, multipliers = like.optim, _everywhere(like, 1.0)
     unit = optimizers.schedule(config.schedule, 1.0, config.warmup_steps, steps)
-    return Rules(
+    return StepSpec(
         forward=functools.partial(forward, dtype=jnp.dtype(like.compute_dtype)),
-        tx=optimizers.optimizer(config, multipliers, weight_decay=numbers.get("weight_decay")),
+        optimizer=optimizers.optimizer(config, multipliers, weight_decay=numbers.get("weight_decay")),
         schedule=lambda step: numbers["learning_rate"] * unit(step),
-        multipliers=multipliers,
+        trainable_mask=multipliers,
         optim=config,
         regularize=like.regularize,
         smoothing=numbers.get("label_smoothing", like.regularize.label_smoothing),
@@ -288,14 +289,14 @@ def _everywhere(like: Experiment, value: float) -> dict[str, dict[str, float]]:
     return {"head": dict.fromkeys(("kernel", "bias") if like.head.bias else ("kernel",), value)}
 
 
-def _start(like: Experiment, steps: int, head: dict[str, Float[Array, "..."]]) -> State:
-    """Returns a head's State at step 0, as `Run` makes it, with the kernel transposed."""
+def _start(like: Experiment, steps: int, head: dict[str, Float[Array, "..."]]) -> TrainState:
+    """Returns a head's state at step 0, as `Run` makes it, with the kernel transposed."""
     params = {"head": {name: leaf.T for name, leaf in head.items()}}
     regularize, zero = like.regularize, jnp.zeros((), jnp.int32)
     average = {"params": params, "batch_stats": {}} if like.optim.average else {}
     anchor = jax.tree.map(jnp.zeros_like, params) if regularize.l2_sp or regularize.l2_sp_new else {}
     opt_state = optimizers.optimizer(like.optim, _everywhere(like, 1.0)).init(params)
-    return State(zero, params, opt_state, {}, average, anchor, zero)
+    return TrainState(zero, params, opt_state, {}, average, anchor, zero)
 
 
 def forward(params, batch_stats, x, key=None, *, dtype):

@@ -11,20 +11,21 @@ from tljax.core.inputs import Inputs
 from tljax.core.resolve import Resolved, check_length
 from tljax.data import registry
 from tljax.data.dataset import Split, Task, among, in_stored_order, numbered, shown
+from tljax.data.input_spec import INPUTS
 from tljax.data.splits import cut
 from tljax.data.transforms import image
 from tljax.errors import InputError
 from tljax.problems.registry import problem_of
 
 SPLITS = ("train", "validation", "test")
-_TABLE = ("classes", "separator", "quote")
+_TABLE, _COLUMNS = ("classes", "separator", "quote"), ("image", "text", "label", "split")
 # What says which examples there are.
-_DATA = tuple(f"task.{name}" for name in ("dataset", "image", "text", "label", "split", "on_error", *_TABLE))
-_OF_IMAGES, _OF_TEXTS = ("task.image_size", "task.flip_test"), ("task.max_tokens", "task.token_multiple")
+_DATA = tuple(f"task.{name}" for name in ("dataset", "dataset_args", *_COLUMNS, "on_error", *_TABLE))
+_OF_INPUTS = ("task.image_size", "task.flip_test", "task.max_tokens", "task.token_multiple")
 # What changes speed and memory only.
 _SPEED = ("task.eval_batch_size", "task.token_multiple", "input.workers", "input.cache_gb")
 _SLICES = tuple(f"task.{name}" for name in SPLITS)
-_ALLOWED = (*_DATA, *_SLICES, *_OF_IMAGES, *_OF_TEXTS, "compute_dtype", *_SPEED)
+_ALLOWED = (*_DATA, *_SLICES, *_OF_INPUTS, "compute_dtype", *_SPEED)
 
 
 def check(keys: Mapping[str, Any]) -> None:
@@ -53,12 +54,15 @@ def changed(
         InputError: a key that no evaluation may change, or none of this kind of network; or a value of another type.
     """
     check(overrides)
-    reads, foreign = ("texts", _OF_IMAGES) if resolved.length else ("images", _OF_TEXTS)
+    spec = resolved.input_spec
     values = to_dict(experiment)
+    if "task.dataset" in overrides:  # whose arguments, if it has any, are those that are named here
+        values["task"]["dataset_args"] = {}
+    values["task"].setdefault("dataset_args", {})
     changes = {}
     for key, value in overrides.items():
-        if key in foreign:
-            raise InputError(f"config.{key} has no effect on this run, which reads {reads}")
+        if key in _OF_INPUTS and key.removeprefix("task.") not in spec.config_keys:
+            raise InputError(f"config.{key} has no effect on this run, which reads {spec.noun()}")
         *path, name = key.split(".")
         place = values[path[0]] if path else values
         if value != place[name] and key not in _SPEED:
@@ -159,7 +163,6 @@ def _no_split(split: str) -> InputError:
 
 def _check_kind(task: Task, resolved: Resolved) -> None:
     """Raises InputError where the network was trained on inputs of another kind."""
-    kinds = {("image", False): "images", ("text", False): "texts", ("text", True): "pairs of texts"}
-    held, read = kinds[task.kind, task.pairs], kinds["text" if resolved.length else "image", resolved.pairs]
+    held, read = INPUTS[task.kind].noun(task.pairs), resolved.input_spec.noun(resolved.pairs)
     if held != read:
         raise InputError(f"{task.name} holds {held}, and the run reads {read}")

@@ -15,7 +15,6 @@ from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict, with_values
 from tljax.core.run import Run
 from tljax.data.loader import length_of, padded
-from tljax.data.readers import Texts
 from tljax.distributed import mesh
 from tljax.errors import InputError
 from tljax.evals.predict_inputs import COLUMN_KEYS, Item, Read, Source, sources
@@ -64,8 +63,8 @@ def answers_of(
     experiment, resolved = folder.load()
     run = Run(experiment, resolved, tokenizer=folder.tokenizer)
     with folder.checkpoints(experiment) as checkpoints:
-        number = checkpoints.resolve(step)
-        variables = run.evaluated(checkpoints.restore(number, run.abstract_state(number)))
+        number = checkpoints.find_step(step)
+        variables = run.evaluation_variables(checkpoints.restore(number, run.abstract_state(number)))
     items = itertools.chain.from_iterable(source.items() for source in inputs)
     return _predict(run, variables, items, batch_size or experiment.task.eval_batch_size)
 
@@ -87,15 +86,8 @@ def _launch(run: Run, variables: tuple[Any, Any], values: Sequence[Any], size: i
     """Returns the outputs for what was read, before they are computed; rows of padding follow."""
     if not values:
         return np.empty((0, run.network.outputs))
-    if run.network.reads == "text":
-        config = run.experiment.task
-        tokens, _ = run.inputs.tokenizer.encode(values, config.max_tokens)
-        texts = Texts(tokens, run.inputs.tokenizer, config.token_multiple, config.max_tokens)
-        rows = texts(range(len(tokens)))
-    else:
-        rows = np.stack(values)
-    batch = padded(rows, size)
-    return run.eval_step(size, length_of({"input": batch}))(*variables, mesh.put_batch(batch, run.mesh))
+    batch = padded(run.network.input_spec.batch(values, run.experiment.task, run.inputs.tokenizer), size)
+    return run.programs.eval_step(size, length_of({"input": batch}))(*variables, mesh.put_batch(batch, run.mesh))
 
 
 def _answers(run: Run, chunk: Sequence[tuple[Item, Any]], logits: jax.Array | np.ndarray) -> Iterator[tuple[Item, Any]]:

@@ -18,7 +18,6 @@ from tljax.data.sources.columns import Columns, Table
 from tljax.data.sources.folder import images_below
 from tljax.data.sources.table import images_folder
 from tljax.data.sources.table_files import KINDS, kind_of, read_table
-from tljax.data.transforms import image
 from tljax.errors import InputError
 from tljax.io.download.fetch import local_copy
 
@@ -73,7 +72,7 @@ def sources(files: Sequence[str | os.PathLike], config: TaskConfig, resolved: Re
 
 def _source(file: str, config: TaskConfig, resolved: Resolved) -> Source:
     kind, _, rest = file.partition(":")
-    reads_text = bool(resolved.length)
+    reads_text = resolved.input_spec.kind == "text"
     if file != STDIN and not Path(file).exists() and kind in KINDS and rest:
         return _table(kind, rest, config, resolved)
     if not Path(file).exists() and kind == "folder" and rest:
@@ -122,20 +121,14 @@ def _view(path: Path, resolved: Resolved) -> np.ndarray:
         data = path.read_bytes()
     except OSError as error:
         raise _unread(path, error) from error
-    return _prepared(data, _name(path), resolved)
-
-
-def _prepared(data: bytes, name: str, resolved: Resolved) -> np.ndarray:
-    """Returns an encoded image as evaluation sees it."""
-    return image.source_view(data, name, resolved.preprocessing, decode="exact", resize=0, crop="center")
+    return resolved.input_spec.prepare(data, _name(path))
 
 
 def _table(kind: str, path: str, config: TaskConfig, resolved: Resolved) -> Source:
     style = {"separator": config.separator, "quote": config.quote} if kind == "csv" else {}
     file = read_table(path, kind, **style)
     inputs = _inputs(file.header, config, resolved, file.name)
-    reads = "text" if resolved.length else "image"
-    columns = Columns(reads, inputs, (), id="id" if "id" in file.header else "")
+    columns = Columns(resolved.input_spec.kind, inputs, (), id="id" if "id" in file.header else "")
     table = Table(file.name, file.columns, file.where, images_folder(path, file, columns), faults=file.faults)
 
     def items() -> Iterator[tuple[Item, Read]]:
@@ -148,21 +141,16 @@ def _table(kind: str, path: str, config: TaskConfig, resolved: Resolved) -> Sour
 
 def _inputs(header: Sequence[str], config: TaskConfig, resolved: Resolved, name: str) -> tuple[str, ...]:
     """Returns the columns of a table that the network reads: those that the config names, or with usual names."""
-    reads = "text" if resolved.length else "image"
-    named = config.text if resolved.length else tuple(filter(None, [config.image]))
-    count = 1 + resolved.pairs
-    if resolved.pairs:
-        usual = [pair for pair in sources_columns.PAIRS if set(pair) <= set(header)]
-    else:
-        names = sources_columns.TEXTS if resolved.length else sources_columns.IMAGES
-        usual = [(column,) for column in names if column in header]
+    spec, count = resolved.input_spec, 1 + resolved.pairs
+    named = spec.named_columns(config)
+    usual = [names for names in sources_columns.USUAL[spec.noun(resolved.pairs)] if set(names) <= set(header)]
     if not named and len(usual) == 1:
         return usual[0]
     lacking = [column for column in named if column not in header]
     if len(named) == count and not lacking:
         return tuple(named)
-    what = f"no column {lacking[0]!r}" if lacking else f"this run reads {count} column(s) of {reads}s"
-    raise InputError(f"{name}: {what}; it has {', '.join(header)}: give --config.task.{reads}=…")
+    what = f"no column {lacking[0]!r}" if lacking else f"this run reads {count} column(s) of {spec.noun()}"
+    raise InputError(f"{name}: {what}; it has {', '.join(header)}: give --config.task.{spec.kind}=…")
 
 
 def _id(table: Table, columns: Columns, row: int) -> str | int:
@@ -187,7 +175,7 @@ def _of_row(table: Table, columns: Columns, row: int, resolved: Resolved) -> Any
         raise InputError(f"{where}: cannot be read ({error.strerror or error})") from error
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
-    return _prepared(content, where, resolved) if columns.kind == "image" else content
+    return resolved.input_spec.prepare(content, where)
 
 
 def _lines(file: str, pairs: bool) -> Iterator[tuple[Item, Read]]:

@@ -14,7 +14,7 @@ from etils import epath
 
 from tljax import console
 from tljax.core.run import Run
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.data.dataset import Split, labels_of, values_of
 from tljax.data.loader import evaluation_batches, length_of
 from tljax.data.readers import Reader
@@ -83,7 +83,13 @@ class Predictions:
 
 
 def predictions_of(
-    run: Run, state: State, split: Split, label: str, batch_size: int = 0, read: Reader | None = None, start: int = 0
+    run: Run,
+    state: TrainState,
+    split: Split,
+    label: str,
+    batch_size: int = 0,
+    read: Reader | None = None,
+    start: int = 0,
 ) -> Predictions:
     """Returns what a run's network says of a whole split; `train` and `evaluate` both come here.
 
@@ -99,12 +105,12 @@ def predictions_of(
     size = min(batch_size or run.experiment.task.eval_batch_size, len(split))
     size = -(-size // run.mesh.size) * run.mesh.size
     read = read or run.inputs.reader(split)
-    params, batch_stats = run.evaluated(state)
+    params, batch_stats = run.evaluation_variables(state)
     logits = []
-    batches = evaluation_batches(split, read, size, run.experiment.input.workers, processes.part())
+    batches = evaluation_batches(split, read, size, run.experiment.input.workers, processes.process_info())
     with console.progress(label, 0, -(-len(split) // size), "batches") as report:
         for i, batch in enumerate(batches):
-            step = run.eval_step(size, length_of(batch), start)
+            step = run.programs.eval_step(size, length_of(batch), start)
             logits.append(step(params, batch_stats, mesh.put_batch(batch["input"], run.mesh)))
             if i > 1:  # two batches in flight keep the device busy; more would only fill its memory
                 logits[i - 2] = np.asarray(logits[i - 2])

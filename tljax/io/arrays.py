@@ -1,4 +1,4 @@
-"""Arrays in a folder, by Orbax, which only this module imports; and what is known of them, as JSON."""
+"""Arrays in a folder, by Orbax, which only this module imports; and metadata about them, as JSON."""
 
 import contextlib
 import hashlib
@@ -25,7 +25,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every file t
 
 MANIFEST = "manifest.json"
 _DESCRIPTORS = Path("/proc/self/fd")  # by number, the files and folders that this process has opened
-_FACTS = "tljax.json"
+_METADATA = "tljax.json"
 _KINDS = {"pretrained": dict, "ignored": list, "head": list}  # of what it must have
 
 
@@ -44,15 +44,18 @@ class Damaged(InputError):
 def write(
     folder: epath.Path,
     arrays: Mapping[str, np.ndarray],
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     check: Callable[[], None] = lambda: None,
     verify: bool = False,
 ) -> None:
-    """Writes arrays by name, then a manifest: `facts`, and the size and SHA-256 of every file.
+    """Writes arrays by name, then a manifest: `metadata`, and the size and SHA-256 of every file.
 
     A folder with a manifest is whole, on a disk as in a bucket; `remove` takes the manifest away first.
 
     Args:
+        folder: where to; what it holds is removed.
+        arrays: by name, in which `/` parts the levels of a tree.
+        metadata: what JSON can hold.
         check: raises if this process may not write there; called first, and before the manifest is written.
         verify: whether what was written is looked for as `read` would, but for the arrays' values.
 
@@ -66,14 +69,14 @@ def write(
         if verify:
             _verify(Path(local / "arrays"), arrays)
         # As a reader gets it, so that the seal is of the same.
-        content = json.loads(strict_json.dumps({**facts, "files": storage.files_of(local)}))
+        content = json.loads(strict_json.dumps({**metadata, "files": storage.files_of(local)}))
     check()
     signed = {"content": content, "sha256": _seal(content)}
     storage.write_whole(folder / MANIFEST, strict_json.dumps(signed).encode())
 
 
 def read(folder: epath.Path) -> dict[str, np.ndarray]:
-    """The arrays that `write` wrote, by name, on the host.
+    """Returns the arrays that `write` wrote, by name, on the host.
 
     Raises:
         Damaged: a file is missing or has other bytes.
@@ -86,15 +89,15 @@ def read(folder: epath.Path) -> dict[str, np.ndarray]:
 
 
 def manifest(folder: epath.Path) -> dict[str, Any]:
-    """The facts that `write` was given, and `files`.
+    """Returns the metadata that `write` was given, and `files`.
 
     Raises:
         Damaged: it is missing or not as it was written.
     """
     try:
-        found = json.loads((folder / MANIFEST).read_text())
-        if _seal(found["content"]) == found["sha256"]:
-            return storage.checked(found["content"], MANIFEST, "it is not one of tljax", {"files": dict})
+        signed = json.loads((folder / MANIFEST).read_text())
+        if _seal(signed["content"]) == signed["sha256"]:
+            return storage.checked(signed["content"], MANIFEST, "it is not one of tljax", {"files": dict})
         wrong = "has other content than was written"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         wrong = storage.reason(error)
@@ -102,7 +105,7 @@ def manifest(folder: epath.Path) -> dict[str, Any]:
 
 
 def wrong(folder: epath.Path) -> str:
-    """What is not as it was written, in words; empty if nothing is."""
+    """Returns what is not as it was written, in words; empty if nothing is."""
     try:
         return storage.check(folder, manifest(folder)["files"])
     except Damaged as error:
@@ -110,35 +113,41 @@ def wrong(folder: epath.Path) -> str:
 
 
 def remove(folder: epath.Path) -> None:
-    """Takes a folder away, if it is there; one that is half removed counts as none."""
+    """Removes a folder, if it is there; one that is half removed counts as none."""
     (folder / MANIFEST).unlink(missing_ok=True)
     if folder.exists():
         folder.rmtree()
 
 
-def save_tree(folder: Path, tree: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes a nested dict of arrays, `facts` about it as `tljax.json`, and checksums of both, into a new folder."""
+def save_tree(folder: Path, tree: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Writes a nested dict of arrays, `metadata` about it, and checksums of both, into a new folder.
+
+    Args:
+        folder: the new folder.
+        tree: the arrays.
+        metadata: what JSON can hold, for `tljax.json`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _save(folder / "arrays", tree)
-    (folder / _FACTS).write_text(strict_json.dumps(facts, indent=1))
+    (folder / _METADATA).write_text(strict_json.dumps(metadata, indent=1))
     checksums.seal_folder(folder)
 
 
-def load_facts(folder: Path) -> dict[str, Any]:
-    """The facts that `save_tree` wrote.
+def load_metadata(folder: Path) -> dict[str, Any]:
+    """Returns the metadata that `save_tree` wrote.
 
     Raises:
-        InputError: `folder` is not one that it made, or the facts are damaged.
+        InputError: `folder` is not one that it made, or the metadata are damaged.
     """
-    _check(folder, (_FACTS,))
+    _check(folder, (_METADATA,))
     try:
-        return storage.read_json(epath.Path(folder / _FACTS), "convert it again", **_KINDS)
+        return storage.read_json(epath.Path(folder / _METADATA), "convert it again", **_KINDS)
     except InputError as error:
         raise InputError(f"{folder}: not a folder made by `tljax convert` ({error})") from error
 
 
 def load_tree(folder: Path) -> dict[str, Any]:
-    """The arrays that `save_tree` wrote, on the host.
+    """Returns the arrays that `save_tree` wrote, on the host.
 
     Raises:
         InputError: they are damaged, or cannot be read.
@@ -191,9 +200,9 @@ def _alone() -> v1.Context:
 
 
 def _save(folder: Path, tree: Mapping[str, Any]) -> None:
-    """Without a copy of the arrays, which nobody changes, and without compression, which takes another.
+    """Saves arrays without a copy of them, which nobody changes, and without compression, which takes another.
 
-    By Orbax's first interface: where a run has several processes, the second lets none of them save alone.
+    This is Orbax's first interface: where a run has several processes, the second lets none of them save alone.
     """
     me = jax.process_index()
     alone = orbax.options.MultiprocessingOptions(primary_host=me, active_processes={me})
@@ -229,7 +238,7 @@ def _seal(content: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _here(folder: epath.Path, writing: bool = False) -> Iterator[epath.Path]:
-    """The folder itself where it is on a disk; else a copy, which is brought there when all is `writing`-ten."""
+    """Yields the folder itself on a disk; of a bucket a copy, which is brought there at the end when `writing`."""
     if not storage.is_remote(folder):
         folder.mkdir(parents=True, exist_ok=True)
         yield folder

@@ -80,7 +80,9 @@ def put(path: epath.Path, content: bytes, expected: str) -> str:
     written then, which two writers at the same moment can both pass.
 
     Args:
-        expected: of `version_of` or of the last `put`; empty where there must be no object.
+        path: of the object.
+        content: all of it.
+        expected: its version, of `version_of` or of the last `put`; empty where there must be no object.
 
     Raises:
         Conflict: another writer was there first.
@@ -143,7 +145,12 @@ def objects(url: str) -> dict[str, tuple[int, str]]:
 
 
 def download(url: str, names: Iterable[str], folder: Path) -> None:
-    """Copies objects below a URL, by the names that `objects` gives, into a folder on this machine.
+    """Copies objects below a URL into a folder on this machine.
+
+    Args:
+        url: of a folder or an object.
+        names: the objects, as `objects` gives them.
+        folder: where to.
 
     Raises:
         InputError: one cannot be read, or its name would lie outside the folder.
@@ -167,7 +174,7 @@ def _version(details: Mapping[str, Any]) -> str:
 
 
 def _is_conflict(error: BaseException, expected: str) -> bool:
-    """Tells whether a store refused a conditional write because its condition did not hold."""
+    """Returns whether a store refused a conditional write because its condition did not hold."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tljax.errors import InputError
+from tljax.io import storage
 
 NAME = "sealed.json"
 BLOCK = 2**20  # bytes of each checksum
@@ -34,12 +35,7 @@ def seal(path: Path, files: Mapping[str, Path], by_size: Collection[str] = ()) -
         by_size: names of which only the size is noted, as their format has checksums of its own.
     """
     content = {name: [file.stat().st_size, [] if name in by_size else _crcs(file)] for name, file in files.items()}
-    making = path.with_name(f"{path.name}.making-{os.getpid()}")
-    with making.open("w") as file:
-        json.dump({"files": content, "crc": _crc_of(content)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    making.replace(path)
+    storage.write_whole(path, json.dumps({"files": content, "crc": _crc_of(content)}).encode())
 
 
 def seal_folder(folder: Path, by_size: str = "") -> None:
@@ -125,7 +121,7 @@ class Blocks:
         self._whole = np.zeros(len(crcs), bool)
 
     def whole(self, start: int, stop: int) -> bool:
-        """Tells whether the bytes [start, stop) are as they were written."""
+        """Returns whether the bytes [start, stop) are as they were written."""
         first, last = start // BLOCK, -(-stop // BLOCK)
         if self._whole[first:last].all():
             return True

@@ -23,7 +23,7 @@ KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def keep(folder: Path) -> None:
-    """Has jax, which must not have been imported yet, keep programs in a folder, and mends what others left there.
+    """Makes jax, which must not have been imported yet, keep programs in a folder, and mends what others left there.
 
     Whoever sets JAX_COMPILATION_CACHE_DIR has a folder of their own, of which nothing is changed.
     """
@@ -39,7 +39,7 @@ def keep(folder: Path) -> None:
 
 
 def check_programs() -> None:
-    """Has jax keep a checksum at the end of each program in the folder of `keep`, and compile a damaged one again.
+    """Makes jax keep a checksum at the end of each program in the folder of `keep`, and compile a damaged one again.
 
     What jax writes has none: of a flipped bit it may make a program that computes something else.
     """
@@ -92,7 +92,7 @@ def mend(folder: Path, timeout: float = 10.0) -> list[str]:
 
 
 def wide_vectors() -> dict[str, int]:
-    """Options with which XLA's CPU compiler uses vectors of 512 bits, where a processor has them, and not of 256.
+    """Returns options with which XLA's CPU compiler uses vectors of 512 bits, where a processor has them.
 
     For programs with much of an optimizer's roots and divisions: AdamW's of a head take 0.7 of the time on a Zen 5,
     and a network's whole step 0.99. None where XLA_FLAGS says something of them.
@@ -101,7 +101,7 @@ def wide_vectors() -> dict[str, int]:
 
 
 def quick_products(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, bool | str] | None:
-    """Options with which XLA's compiler takes a CPU's matrix products from oneDNN, where that is known to be faster.
+    """Returns options with which XLA takes a CPU's matrix products from oneDNN, where that is known to be faster.
 
     That is on Intel's processors, where a ViT's features take 0.83 of the time. It is for programs that are compiled
     soon and run long: jaxlib cannot write such ones to disk, so that each start waits for the compiler. None elsewhere,

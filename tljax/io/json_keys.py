@@ -64,18 +64,18 @@ class Keys:
         return self._values[key] if key in self else default
 
     def is_null(self, key: str) -> bool:
-        """Tells whether the key is there, and null."""
+        """Returns whether the key is there, and null."""
         return key in self._values and self._values[key] is None
 
     def whole(self, key: str, default: Any = None, least: int = 1) -> int:
-        """Returns a whole number of at least `least`."""
+        """Returns the whole number under `key`, or `default`: at least `least`."""
         value = self.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise self.refusal(key, f"must be a whole number, {least} or more")
         return value
 
     def number(self, key: str, default: Any = None, least: float = 0.0) -> float:
-        """Returns a finite number above `least`."""
+        """Returns the finite number under `key`, or `default`: above `least`."""
         value = self.get(key, default)
         if not _is_number(value) or value <= least:
             raise self.refusal(key, f"must be a number above {least:g}")
@@ -142,7 +142,7 @@ class Keys:
         return values[0], values[1]
 
     def choice(self, key: str, default: Any, known: Mapping[Any, str]) -> str:
-        """Returns what `known` has for the value."""
+        """Returns what `known` has for the value under `key`, or for `default`."""
         value = self.get(key, default)
         if not isinstance(value, str | int) or isinstance(value, bool) or value not in known:
             raise self.refusal(key, f"is not supported, only {', '.join(map(str, known))}")
@@ -156,7 +156,7 @@ class Keys:
                 raise self.refusal(key, f"is not supported, only {json.dumps(supported)}")
 
     def inside(self, key: str, harmless: Mapping[str, str] = {}, default: Mapping[str, Any] = {}) -> "Keys":
-        """Returns the object under a key; `default` where there is none."""
+        """Returns the object under `key`, or `default`, with its own keys that are `harmless`."""
         return Keys(self.get(key, default), self._file, self._folder, harmless, f"{self._under}{key}.")
 
     def origin(self, key: str, otherwise: str) -> str:
@@ -178,7 +178,7 @@ class Keys:
 
 
 def _is_number(value: Any) -> bool:
-    """Tells whether a value is a finite number."""
+    """Returns whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -31,7 +31,7 @@ class Lost(Taken):
 
 
 class Lock:
-    """Held from `acquire` to `release`, or until its process is dead.
+    """A lock of a folder, held from `acquire` to `release`, or until its process is dead.
 
     On a disk the system lets go of `.lock` when the process ends, however it ends. Across machines, and in a bucket,
     where that may not hold, `writer.json` changes every `BEAT` seconds as long as the writer lives. Who was stopped
@@ -90,7 +90,7 @@ class Lock:
         )
 
     def release(self) -> None:
-        """Lets go, so that nobody need wait."""
+        """Releases the folder, so that nobody need wait."""
         self._done.set()
         if self._beating:
             self._beating.join()
@@ -211,7 +211,7 @@ class _BucketSign:
         return True
 
     def renew(self, content: bytes, token: str) -> None:
-        """Renews it as `_DiskSign.renew` does."""
+        """Writes other content as `_DiskSign.renew` does."""
         with contextlib.suppress(buckets.Conflict):  # another has taken it over, which `check` will find
             self._version = buckets.put(self._file, content, self._version)
 
@@ -227,7 +227,7 @@ def check(folder: epath.Path) -> None:
 
 
 def writer(folder: epath.Path) -> dict[str, Any] | None:
-    """Who writes to a folder, as `host`, `pid` and `started`, by a look from outside; None if nobody does.
+    """Returns who writes to a folder, as `host`, `pid` and `started`, by a look from outside; None if nobody does.
 
     A look is for people: a writer elsewhere that has shown no sign of life for a minute counts as dead by the clocks of
     both. Who wants to write asks `acquire`.

@@ -7,7 +7,7 @@ from tljax.io.checked_files import check_file, one_line, read_json
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """What a sharded checkpoint's `….index.json` says: name of an array -> name of the file beside it.
+    """Returns what a sharded checkpoint's index says: name of an array -> name of the file beside it.
 
     Raises:
         InputError: it says no such thing.
@@ -22,7 +22,7 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def shards(index: Path) -> list[Path]:
-    """A sharded checkpoint's files, by name.
+    """Returns a sharded checkpoint's files, by name.
 
     Raises:
         InputError: one of them is missing.
@@ -36,7 +36,7 @@ def shards(index: Path) -> list[Path]:
 
 
 def is_index(path: Path) -> bool:
-    """Tells whether a file is the index of a sharded checkpoint."""
+    """Returns whether a file is the index of a sharded checkpoint."""
     return path.name.endswith(".index.json")
 
 

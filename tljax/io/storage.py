@@ -36,14 +36,12 @@ def locate(path: str | os.PathLike) -> epath.Path:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a bucket's URL."""
     return "://" in os.fspath(path)
 
 
-def write_whole(path: epath.Path, content: bytes) -> None:
-    """The file appears with all of its content, or stays as it was. A bucket does so by itself."""
-    if is_remote(path):
-        path.write_bytes(content)
-        return
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file that has all of its content, or stays as it was."""
     with replacing(path) as file:
         file.write(content)
 
@@ -111,7 +109,12 @@ def _own_temporary(path: Path) -> IO[bytes]:
 
 
 def append(path: str | os.PathLike, content: bytes, torn: bytes = b"") -> None:
-    """Adds lines to a file on a disk, in the place of a `torn` one at its end: all of them, or none.
+    """Adds lines to a file on a disk: all of them, or none.
+
+    Args:
+        path: of the file.
+        content: the lines.
+        torn: the half line that the file ends with, which they replace.
 
     Raises:
         OSError: the disk does not take them; the file has the lines that it had.
@@ -144,13 +147,13 @@ def last_line(path: str | os.PathLike) -> bytes:
 
 
 def files_of(folder: epath.Path) -> Files:
-    """All files below a folder, by relative name, with size and SHA-256."""
+    """Returns all files below a folder, by relative name, with size and SHA-256."""
     return {name: [path.stat().length, _sha256(path)] for name, path in sorted(_walk(folder).items())}
 
 
-def check(folder: epath.Path, wanted: Files) -> str:
-    """What is wrong with the files that a folder should have, in words; empty if nothing is."""
-    for name, (size, sha256) in wanted.items():
+def check(folder: epath.Path, files: Files) -> str:
+    """Returns what is wrong with the files that a folder should have, in words; empty if nothing is."""
+    for name, (size, sha256) in files.items():
         path = folder / name
         if not path.exists():
             return f"{name} is missing"
@@ -180,7 +183,13 @@ def read_json(path: epath.Path, mend: str, **kinds: type | UnionType) -> dict[st
 
 
 def checked(content: Any, where: str, mend: str, kinds: Mapping[str, type | UnionType]) -> dict[str, Any]:
-    """Returns what was read from JSON if it is an object with certain keys; else raises as `read_json` does."""
+    """Returns what was read from JSON if it is an object with certain keys; else raises as `read_json` does.
+
+    Args:
+        content: what was read.
+        where: what errors call it.
+        mend, kinds: as in `read_json`.
+    """
     if not isinstance(content, dict):
         raise InputError(f"{where}: damaged (it holds {_json_kind(content)}, not an object); {mend}")
     for key, kind in kinds.items():
@@ -193,7 +202,13 @@ def checked(content: Any, where: str, mend: str, kinds: Mapping[str, type | Unio
 
 
 def copy(source: epath.Path, target: epath.Path, last: Collection[str] = ()) -> None:
-    """Copies all files below a folder to another, on whatever system; those with names in `last` after all others."""
+    """Copies all files below a folder to another, on whatever system.
+
+    Args:
+        source: the folder to read.
+        target: the folder to write.
+        last: names of files that are copied after all others.
+    """
     for name, path in sorted(_walk(source).items(), key=lambda item: item[0] in last):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with path.open("rb") as read, (target / name).open("wb") as write:
@@ -201,7 +216,7 @@ def copy(source: epath.Path, target: epath.Path, last: Collection[str] = ()) -> 
 
 
 def local(folder: epath.Path) -> Path:
-    """The folder on this machine: itself, or a copy that is there as long as the process."""
+    """Returns the folder on this machine: itself, or a copy that is there as long as the process."""
     if not is_remote(folder):
         return Path(folder)
     here = Path(tempfile.mkdtemp(prefix="tljax-"))
@@ -211,7 +226,11 @@ def local(folder: epath.Path) -> Path:
 
 
 def persistently(write: Callable[[], T], what: str) -> T:
-    """`write()`, tried again for three quarters of a minute if the disk is full, read-only, slow or gone.
+    """Returns `write()`, tried again for three quarters of a minute if the disk is full, read-only, slow or gone.
+
+    Args:
+        write: what to do.
+        what: the name in messages of what is written.
 
     Raises:
         InputError: it never worked; or `write` raised it.
@@ -222,21 +241,21 @@ def persistently(write: Callable[[], T], what: str) -> T:
         except InputError:  # which no further try mends
             raise
         except Exception as error:  # Orbax and buckets' clients wrap what the system said in kinds of their own
-            told = f"{what}: cannot be written ({reason(error)})"
+            message = f"{what}: cannot be written ({reason(error)})"
             if pause is None:
-                raise InputError(f"{told}, tried {len(PAUSES) + 1} times in {sum(PAUSES):g} s") from error
-            console.console.print(f"{told}; again in {pause:g} s")
+                raise InputError(f"{message}, tried {len(PAUSES) + 1} times in {sum(PAUSES):g} s") from error
+            console.console.print(f"{message}; again in {pause:g} s")
             time.sleep(pause)
     raise AssertionError
 
 
 def reason(error: BaseException) -> str:
-    """What first went wrong, in one line."""
+    """Returns what first went wrong, in one line."""
     root = error
     while root.__cause__ or root.__context__:
         root = root.__cause__ or root.__context__
-    told = getattr(root, "strerror", None) or f"{type(root).__name__}: {root}"
-    return " ".join(told.split())[:300]
+    message = getattr(root, "strerror", None) or f"{type(root).__name__}: {root}"
+    return " ".join(message.split())[:300]
 
 
 def _json_kind(value: Any) -> str:
@@ -259,11 +278,11 @@ def children(folder: epath.Path) -> list[epath.Path]:
 
 
 def _walk(folder: epath.Path, prefix: str = "") -> dict[str, epath.Path]:
-    found = {}
+    files = {}
     for path in children(folder):
         name = f"{prefix}{path.name}"
-        found |= _walk(path, f"{name}/") if path.is_dir() else {name: path}
-    return found
+        files |= _walk(path, f"{name}/") if path.is_dir() else {name: path}
+    return files
 
 
 def _sha256(path: epath.Path) -> str:

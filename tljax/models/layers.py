@@ -4,15 +4,32 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+from tljax.models.base import Backbone
 from tljax.models.kernels import ops
 
-# Module paths in a backbone made of blocks of these layers: what ends a residual branch, and what LoRA adapts.
-BRANCHES = r"block_\d+/(attention|mlp)"
-LORA_TARGETS = (r"block_\d+/attention/qkv",)
+
+class TransformerBackbone(Backbone):
+    """A backbone of blocks with an `Attention` and an `Mlp` of these; a subclass has an attribute `width`."""
+
+    @property
+    def residual_branches(self) -> str:
+        return r"block_\d+/(attention|mlp)"
+
+    @property
+    def mlp_branches(self) -> str:
+        return r"block_\d+/mlp"
+
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        return (r"block_\d+/attention/qkv",)
+
+    @property
+    def prompt_width(self) -> int:
+        return self.width
 
 
 class Dense(nn.Module):
-    """`x @ kernel + bias` over the last axis.
+    """A dense layer, `x @ kernel + bias` over the last axis.
 
     Attributes:
         features: outputs.

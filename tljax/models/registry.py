@@ -1,17 +1,20 @@
-"""The backbones that exist, by name: timm's, without an image size, where timm has the network."""
+"""The backbones that come with tljax, by name (timm's, without an image size, where timm has it), and users' own."""
 
+import hashlib
+import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from tljax.config.references import is_reference, resolve_reference
 from tljax.errors import InputError
+from tljax.models.base import Backbone, attributes
 from tljax.models.text.bert import Bert
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.resnet import BATCH_NORM_MODES, ResNet
 from tljax.models.vision.vit import ViT
 
 __all__ = ["BACKBONES", "BATCH_NORM_MODES", "Backbone", "attributes", "build"]
-
-Backbone = ResNet | BiT | ViT | Bert
 
 _HALF = (32, 64, 128, 256)
 _TINY = {"width": 192, "heads": 3}
@@ -83,20 +86,41 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def build(name: str, architecture: Mapping[str, Any]) -> Backbone:
-    """A row of `BACKBONES`, with the attributes in which a checkpoint's network differs.
+    """Returns a row of `BACKBONES`, or a user's `module:name`, with the attributes in which a checkpoint differs.
 
     Raises:
-        InputError: there is no such row, or it has no such attribute.
+        InputError: there is no such row or module, it is no backbone, or it has no such attribute.
     """
-    if name not in BACKBONES:
-        raise InputError(f"no backbone.name {name!r}; there are: {', '.join(BACKBONES)}")
+    module = _imported(name) if is_reference(name) else BACKBONES.get(name)
+    if module is None:
+        raise InputError(f"no backbone.name {name!r}; there are: {', '.join(BACKBONES)}, and yours as module:name")
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
-    unknown = plain.keys() - attributes(BACKBONES[name]).keys()
+    unknown = plain.keys() - attributes(module).keys()
     if unknown:
         raise InputError(f"{name} has no attribute {', '.join(sorted(unknown))}")
-    return BACKBONES[name].clone(**plain)
+    return module.clone(**plain)
 
 
-def attributes(module: Backbone) -> dict[str, Any]:
-    """What a network was made of: its fields, without the two that Linen adds."""
-    return {name: getattr(module, name) for name in module.__dataclass_fields__ if name not in ("parent", "name")}
+def _imported(name: str) -> Backbone:
+    """Returns the backbone that a reference names, a class with its attributes' defaults or an instance.
+
+    Raises:
+        InputError: it is none, or has attributes without a default, or some that cannot be compared.
+    """
+    reference = resolve_reference(name, "backbone.name")
+    is_class = isinstance(reference, type) and issubclass(reference, Backbone)
+    if not is_class and not isinstance(reference, Backbone):
+        raise InputError(f"backbone.name={name} is no backbone: give a subclass of tljax.models.base.Backbone")
+    try:
+        module = reference() if is_class else reference
+        hash((module, module.groups, module.feature_dim))  # which have no default
+    except TypeError as error:
+        raise InputError(f"backbone.name={name}: {error}; give attributes hashable defaults") from error
+    return module
+
+
+def user_source(module: Backbone) -> tuple[str, ...]:
+    """Returns the SHA-256 of the file that a user's backbone stands in, for keys of caches; () of ours."""
+    if type(module).__module__.startswith("tljax."):
+        return ()
+    return (hashlib.sha256(Path(inspect.getfile(type(module))).read_bytes()).hexdigest(),)

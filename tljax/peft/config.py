@@ -1,11 +1,11 @@
-"""What a strategy may add to a network, as data; `models.additions` builds it."""
+"""What a strategy may add to a network, as data; `peft.interceptors` applies it."""
 
 import math
 from dataclasses import dataclass
 
 from tljax.config.ranges import AboveZero, Positive, Rate, RegexStr, check_fields
 
-_ADDED = {"lora_a", "lora_b", "adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias", "prompt"}
+_LEAVES = {"lora_a", "lora_b", "adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias", "prompt"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Lora:
         alpha: the scale is `alpha / rank`.
         dropout: the share of the adapter's inputs that noise silences.
         rslora: whether the scale is `alpha / sqrt(rank)` instead (2312.03732).
-        targets: regexes of the layers; () is the backbone's own choice, `lora_targets`.
+        targets: regexes of the layers; () is the backbone's own choice, `adapter_targets`.
     """
 
     rank: Positive = 8
@@ -94,11 +94,11 @@ class MlpHead:
         check_fields(self, "tuning")
 
 
-Addition = Lora | Adapter | Prompt | MlpHead
+AdapterConfig = Lora | Adapter | Prompt | MlpHead
 # Strategy -> what it adds.
-ADDITIONS: dict[str, type] = {"lora": Lora, "adapter": Adapter, "prompt": Prompt, "mlp_head": MlpHead}
+ADAPTERS: dict[str, type] = {"lora": Lora, "adapter": Adapter, "prompt": Prompt, "mlp_head": MlpHead}
 
 
-def is_added(path: str) -> bool:
-    """Whether a parameter's path (`…/qkv/lora_a`) is one that `Lora`, `Adapter` or `Prompt` made."""
-    return path.rsplit("/", 1)[-1] in _ADDED
+def is_adapter_param(path: str) -> bool:
+    """Tells whether a parameter's path (`…/qkv/lora_a`) is one of `Lora`, `Adapter` or `Prompt`."""
+    return path.rsplit("/", 1)[-1] in _LEAVES

@@ -1,15 +1,14 @@
-"""What a strategy adds to a backbone: LoRA, adapters, prompts, noise; and, in the head's place, an MLP.
+"""LoRA, adapters, prompts and noise in a backbone's forward pass.
 
-The backbones know nothing of it. `added` intercepts the calls of their modules (`flax.linen.intercept_methods`, as
-gemma's `peft` does), and what is new becomes parameters of the module that it acts on: `backbone/block_0/attention/
-qkv/lora_a`. So a pretrained parameter's path is the same with additions and without. Regexes are of whole module
-paths below `backbone/`.
+The backbones know nothing of it. `apply_adapters` intercepts the calls of their modules
+(`flax.linen.intercept_methods`, as gemma's `peft` does), and what is new becomes parameters of the module that it acts
+on: `backbone/block_0/attention/qkv/lora_a`. So a pretrained parameter's path is the same with adapters and without.
+Regexes are of whole module paths below `backbone/`.
 """
 
 import contextlib
 import difflib
 import functools
-import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,12 +20,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax.errors import InputError
 from tljax.models import remat
+from tljax.models.base import Backbone
 from tljax.models.kernels import ops
 from tljax.models.layers import Dense
-from tljax.models.vision.bit import BiT
-from tljax.models.vision.resnet import Conv, ResNet
-from tljax.models.vision.vit import ViT
-from tljax.peft.config import ADDITIONS, Adapter, Addition, Lora, MlpHead, Prompt
+from tljax.models.vision.resnet import Conv
+from tljax.peft.config import ADAPTERS, Adapter, AdapterConfig, Lora, MlpHead, Prompt
 
 # torch's Kaiming-uniform with a = sqrt(5): between -1/sqrt(inputs) and 1/sqrt(inputs).
 _kaiming = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -35,18 +33,18 @@ _PARTS_OF_QKV = ("query", "key", "value", "q_proj", "k_proj", "v_proj")  # as ot
 
 
 @contextlib.contextmanager
-def _lora(lora: Lora, backbone: nn.Module, noisy: Collection[str], whole: bool) -> Iterator[None]:
+def _lora(lora: Lora, backbone: Backbone, noisy: Collection[str], whole: bool) -> Iterator[None]:
     """Adapts the layers that are called inside.
 
     Raises:
         InputError: they are the whole backbone's and a target matches none of them, or the convolutions are
             weight-standardized.
     """
-    if isinstance(backbone, BiT):
+    if backbone.standardizes_weights:
         raise InputError(
-            "no LoRA on BiT: its convolutions standardize their weights, so that adapters could not be merged"
+            f"no LoRA on {type(backbone).__name__}: it standardizes its weights, so that adapters could not be merged"
         )
-    targets = lora.targets or backbone.lora_targets
+    targets = lora.targets or backbone.adapter_targets
     layers: list[str] = []
     sides: dict[str, tuple[int, int]] = {}  # of the kernels that are adapted
 
@@ -76,7 +74,7 @@ def _lora(lora: Lora, backbone: nn.Module, noisy: Collection[str], whole: bool) 
 
 
 def _no_layer(target: str, layers: Sequence[str]) -> str:
-    """Says that LoRA's target is no layer: the nearest name, or some of those that there are."""
+    """Says that LoRA's target is no layer: the nearest name, or a few of those that there are."""
     examples = ", ".join(layers[:: max(1, len(layers) // 4)][:4]) or "none"
     names = sorted({layer.rsplit("/", 1)[-1] for layer in layers})
     parts = _PARTS_OF_QKV if "qkv" in names else ()
@@ -95,7 +93,7 @@ def _low_rank(lora, module, x, outputs, rate):
 
 
 def _adapter(
-    adapter: Adapter, backbone: nn.Module, noisy: Collection[str], whole: bool
+    adapter: Adapter, backbone: Backbone, noisy: Collection[str], whole: bool
 ) -> contextlib.AbstractContextManager[None]:
     """Adapts the branches that are called inside.
 
@@ -104,9 +102,11 @@ def _adapter(
     """
     del noisy, whole
     if not adapter.parallel:
-        return _at(backbone.branches, functools.partial(_after, adapter))
-    _refuse_resnets(backbone, "tuning.parallel goes beside the MLP of a transformer's block")
-    return _at(r"block_\d+/mlp", functools.partial(_beside, adapter))
+        return _at(backbone.residual_branches, functools.partial(_after, adapter))
+    if not backbone.mlp_branches:
+        name = type(backbone).__name__
+        raise InputError(f"tuning.parallel goes beside the MLP of a transformer's block, and a {name} has none")
+    return _at(backbone.mlp_branches, functools.partial(_beside, adapter))
 
 
 def _after(adapter, module, call, *args):
@@ -128,7 +128,7 @@ def _bottleneck(adapter, module, x, activation):
 
 
 def _prompt(
-    prompt: Prompt, backbone: nn.Module, noisy: Collection[str], whole: bool
+    prompt: Prompt, backbone: Backbone, noisy: Collection[str], whole: bool
 ) -> contextlib.AbstractContextManager[None]:
     """Puts prompts before the blocks that are called inside.
 
@@ -136,69 +136,76 @@ def _prompt(
         InputError: a backbone without tokens.
     """
     del noisy, whole
-    _refuse_resnets(backbone, "prompts are tokens of a transformer")
+    if not backbone.prompt_width:
+        raise InputError(f"prompts are tokens of a transformer, and a {type(backbone).__name__} has none")
     blocks = _blocks(backbone)
-    init = _prompt_init(backbone)
+    shape = prompt.tokens, backbone.prompt_width
 
     def act(module, call, x, *rest):
         if prompt.deep or _path(module) == blocks[0]:
-            x = _with_prompt(x, module.param("prompt", init, (prompt.tokens, backbone.width)))
+            x = _with_prompt(x, module.param("prompt", backbone.prompt_init, shape))
         x = call(x, *rest)
         return _without_prompt(x, prompt.tokens) if prompt.deep or _path(module) == blocks[-1] else x
 
     return _at(r"block_\d+", act)
 
 
-_BUILD = {Lora: _lora, Adapter: _adapter, Prompt: _prompt}
+_INTERCEPTORS = {Lora: _lora, Adapter: _adapter, Prompt: _prompt}
 
 
 @contextlib.contextmanager
-def added(
-    backbone: nn.Module,
-    additions: tuple[Addition, ...],
+def apply_adapters(
+    backbone: Backbone,
+    adapters: tuple[AdapterConfig, ...],
     *,
     whole: bool = True,
     noisy: Collection[str] = (),
     dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> Iterator[None]:
-    """Every call of `backbone` inside has the additions and, in the groups `noisy`, dropout and stochastic depth.
+    """Gives every call of `backbone` inside the adapters and, in the groups `noisy`, dropout and stochastic depth.
 
-    `whole` says that all of its groups are called, so that an addition can tell whether it found its place.
+    Noise acts on what `backbone.residual_branches` give, after adapters and before LayerScale and the sum. Dropout as
+    BERT's (1810.04805) hidden dropout; stochastic depth (1603.09382) silences a branch for a whole example, in block i
+    of n at the rate `drop_path * i / (n - 1)` as timm does. What stays is scaled up by 1 / (1 - rate).
 
-    Both act on what `backbone.branches` give, after adapters and before LayerScale and the sum. Dropout as BERT's
-    (1810.04805) hidden dropout; stochastic depth (1603.09382) silences a branch for a whole example, in block i of n
-    at the rate `drop_path * i / (n - 1)` as timm does. What stays is scaled up by 1 / (1 - rate).
+    Args:
+        backbone: the network.
+        adapters: at most one of each kind; an `MlpHead` is nothing of the backbone's.
+        whole: whether all groups are called, so that an adapter can tell whether it has a place at all.
+        noisy: the groups with noise.
+        dropout: the rate at which single outputs of branches are silenced.
+        drop_path: the rate of stochastic depth in the last block.
 
     Raises:
-        InputError: two additions of one kind, or an addition that the backbone cannot take.
+        InputError: two adapters of one kind, or one that the backbone cannot take.
     """
-    kinds = [type(addition) for addition in additions]
-    for name, kind in ADDITIONS.items():
+    kinds = [type(adapter) for adapter in adapters]
+    for name, kind in ADAPTERS.items():
         if kinds.count(kind) > 1:
-            raise InputError(f"{name} twice among the additions: their parameters would have the same names")
+            raise InputError(f"{name} twice among the adapters: their parameters would have the same names")
     with contextlib.ExitStack() as stack:
         if noisy and (dropout or drop_path):  # entered first, so that it acts last
             stack.enter_context(_noise(backbone, noisy, dropout, drop_path))
-        for addition in additions:
-            if not isinstance(addition, MlpHead):
-                stack.enter_context(_BUILD[type(addition)](addition, backbone, noisy, whole))
+        for adapter in adapters:
+            if not isinstance(adapter, MlpHead):
+                stack.enter_context(_INTERCEPTORS[type(adapter)](adapter, backbone, noisy, whole))
         yield
 
 
-def merge_lora(params: Mapping[str, Any], additions: tuple[Addition, ...]) -> dict[str, Any]:
-    """A classifier's `params` with every LoRA pair folded into its kernel, `W + scale * A @ B`, and gone.
+def merge_lora(params: Mapping[str, Any], adapters: tuple[AdapterConfig, ...]) -> dict[str, Any]:
+    """Returns a classifier's `params` with every LoRA pair folded into its kernel, `W + scale * A @ B`, and gone.
 
     The sum is taken in float32 and rounded to the kernel's own dtype.
 
     Raises:
-        InputError: there are pairs, and the additions have no `Lora` to scale them by.
+        InputError: there are pairs, and the adapters have no `Lora` to scale them by.
     """
     leaves = flatten_dict(params, sep="/")
     layers = [path.removesuffix("/lora_a") for path in leaves if path.endswith("/lora_a")]
-    scale = next((addition.scale for addition in additions if isinstance(addition, Lora)), None)
+    scale = next((adapter.scale for adapter in adapters if isinstance(adapter, Lora)), None)
     if layers and scale is None:
-        raise InputError(f"{layers[0]} has LoRA parameters, but lora is not among the additions")
+        raise InputError(f"{layers[0]} has LoRA parameters, but lora is not among the adapters")
     for layer in layers:
         a, b = (leaves.pop(f"{layer}/{name}").astype(jnp.float32) for name in ("lora_a", "lora_b"))
         kernel = leaves[f"{layer}/kernel"]
@@ -208,14 +215,21 @@ def merge_lora(params: Mapping[str, Any], additions: tuple[Addition, ...]) -> di
 
 
 def drop(key: jax.Array, x: jax.Array, rate: float, shape: tuple[int, ...] | None = None) -> jax.Array:
-    """`x` with a share `rate` of the entries of `shape` (by default its own) silenced, and the rest scaled up."""
+    """Returns `x` with a share of its entries silenced, and the rest scaled up.
+
+    Args:
+        key: the noise's.
+        x: any array.
+        rate: the share.
+        shape: of what is drawn, which is broadcast to `x`; by default that of `x`.
+    """
     kept = jax.random.bernoulli(key, 1 - rate, x.shape if shape is None else shape)
     return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
 @contextlib.contextmanager
 def _at(pattern: str, act: Callable) -> Iterator[None]:
-    """Has `act(module, call, *args)` answer for the modules at paths like `pattern`; `call` is their own `__call__`."""
+    """Calls `act(module, call, *args)` for the modules at paths like `pattern`; `call` is their own `__call__`."""
     regex = re.compile(pattern)
 
     def intercept(call, args, kwargs, context):
@@ -223,7 +237,7 @@ def _at(pattern: str, act: Callable) -> Iterator[None]:
             return call(*args, **kwargs)
         return act(context.module, functools.partial(call, **kwargs), *args)
 
-    with remat.each_by_itself(), nn.intercept_methods(intercept):
+    with remat.trace_each_group(), nn.intercept_methods(intercept):
         yield
 
 
@@ -258,18 +272,11 @@ def _noise(backbone, noisy, dropout, drop_path):
         y = _dropped(module, y, dropout)
         return _dropped(module, y, rates[group], (len(y),) + (1,) * (y.ndim - 1))
 
-    return _at(backbone.branches, act)
-
-
-def _prompt_init(backbone):
-    if not isinstance(backbone, ViT):
-        return nn.initializers.normal(0.02)
-    limit = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.width))
-    return lambda key, shape: jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+    return _at(backbone.residual_branches, act)
 
 
 def _after_first(x, prompt):
-    """`prompt` [tokens, …] put into each row of `x` [batch, length, …]."""
+    """Returns `x` [batch, length, …] with `prompt` [tokens, …] after the first of each row."""
     return jnp.concatenate([x[:, :1], jnp.broadcast_to(prompt, (len(x), *prompt.shape)), x[:, 1:]], axis=1)
 
 
@@ -282,8 +289,3 @@ def _with_prompt(x, prompt):
 
 def _without_prompt(x, tokens):
     return jax.tree.map(lambda leaf: jnp.concatenate([leaf[:, :1], leaf[:, 1 + tokens :]], axis=1), x)
-
-
-def _refuse_resnets(backbone, why: str):
-    if isinstance(backbone, ResNet | BiT):
-        raise InputError(f"{why}, and a {type(backbone).__name__} has none")

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from tljax.core.run import Run
 from tljax.models.kernels import ops
 from tljax.profiling import flops
-from tljax.tuning import multipliers as tuning_multipliers
+from tljax.tuning.masks import partition
+from tljax.tuning.multipliers import Tree
 from tljax.tuning.phases import Phase
 
 Block = dict[str, Any]
@@ -20,7 +21,7 @@ _ANALYSED: weakref.WeakKeyDictionary[jax.stages.Compiled, Any] = weakref.WeakKey
 
 
 def cost(run: Run) -> Block:
-    """The cost block of `result.json` and `inspect`.
+    """Returns the cost block of `result.json` and `inspect`.
 
     Returns:
         `trainable_params`, `frozen_params`: numbers of parameters that train in some phase, and in none.
@@ -42,15 +43,16 @@ def cost(run: Run) -> Block:
     with ThreadPoolExecutor() as pool:
         traced, compiled = [], []
         for phase in run.phases:
-            traced.append(run.trace_train_step(phase))
-            compiled.append(pool.submit(run.train_step, phase, lowered=traced[-1].lower()))
+            traced.append(run.programs.trace_train_step(phase, start=run.start(phase)))
+            lowered = traced[-1].lower()
+            compiled.append(pool.submit(run.programs.train_step, phase, start=run.start(phase), lowered=lowered))
         last = run.phases[-1]
         start = run.evaluation_start(last)
-        evaluated = run.trace_eval_step(rows, start=start)
-        evaluating = pool.submit(run.eval_step, rows, start=start, lowered=evaluated.lower())
-        counted = [flops.count(one.jaxpr) for one in traced]
+        evaluated = run.programs.trace_eval_step(rows, start=start)
+        evaluating = pool.submit(run.programs.eval_step, rows, start=start, lowered=evaluated.lower())
+        counted = [flops.count(step.jaxpr) for step in traced]
         full = counted[-1] if _trains_everything(last) else _of_everything(run, last)
-        programs, evaluation = [one.result().program for one in compiled], evaluating.result()
+        programs, evaluation = [future.result().program for future in compiled], evaluating.result()
     if start or not _counts():
         forward = flops.count(evaluated.jaxpr) + of_prefix(run, start) * rows
     else:
@@ -72,7 +74,7 @@ def cost(run: Run) -> Block:
 
     bytes_ = ("optimizer_state_bytes", "step_temp_bytes", "step_peak_bytes")
     return {
-        **_parameters(run, run.multipliers),
+        **_parameters(run, run.masks.multipliers),
         **common,
         **{key: mean(key) for key in ("step_flops", "step_share_of_full")},
         **{key: max(block[key] for block in blocks) for key in bytes_},
@@ -81,12 +83,12 @@ def cost(run: Run) -> Block:
 
 
 def of_prefix(run: Run, stop: int) -> float:
-    """FLOPs of the first `stop` groups for one example."""
-    return flops.count(run.trace_prefix(stop).jaxpr) / run.mesh.size if stop else 0.0
+    """Returns the FLOPs of the first `stop` groups for one example."""
+    return flops.count(run.programs.trace_prefix(stop).jaxpr) / run.mesh.size if stop else 0.0
 
 
 def evaluation_rows(run: Run) -> int:
-    """Examples at a time in evaluation, over all devices; of a run that evaluates nothing, those of training."""
+    """Returns how many examples are evaluated at a time, over all devices; the batch size where none are."""
     config = run.experiment.task
     held_out = [name for name in ("validation", "test") if getattr(config, name)]
     if not held_out:
@@ -100,7 +102,7 @@ def _of_phase(run: Run, phase: Phase, program: jax.stages.Compiled, counted: flo
     parts = run.experiment.optim.accumulate
     return {
         **_parameters(run, phase.multipliers),
-        "optimizer_state_bytes": optimizer_state_bytes(run.abstract(phase).opt_state),
+        "optimizer_state_bytes": optimizer_state_bytes(run.programs.abstract_state(phase).opt_state),
         "step_flops": _flops(program) * run.mesh.size * parts if _counts() else counted,
         "step_temp_bytes": _memory(program).temp_size_in_bytes,
         "step_peak_bytes": peak_bytes(program),
@@ -108,14 +110,14 @@ def _of_phase(run: Run, phase: Phase, program: jax.stages.Compiled, counted: flo
 
 
 def peak_bytes(program: jax.stages.Compiled) -> int:
-    """On each device: arguments, what is needed beside them, and results that do not take the place of arguments."""
-    found = _memory(program)
-    results = found.output_size_in_bytes - found.alias_size_in_bytes
-    return found.argument_size_in_bytes + found.temp_size_in_bytes + results
+    """Returns a program's bytes on each device: arguments, temporaries, and results that replace no argument."""
+    memory = _memory(program)
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
 
 
 def _memory(program: jax.stages.Compiled) -> Any:
-    """XLA's analysis, once: it takes a twentieth of a second of a ViT's step, and a start asks thrice."""
+    """Returns XLA's analysis, kept: it takes a twentieth of a second of a ViT's step, and a start asks thrice."""
     if program not in _ANALYSED:
         _ANALYSED[program] = program.memory_analysis()
     return _ANALYSED[program]
@@ -126,31 +128,31 @@ def _trains_everything(phase: Phase) -> bool:
 
 
 def _of_everything(run: Run, phase: Phase) -> float:
-    """FLOPs of a step of the same phase with nothing frozen, for comparison."""
+    """Returns the FLOPs of a step of the same phase with nothing frozen, for comparison."""
     ones, zeros = (jax.tree.map(lambda _, n=n: n, phase.multipliers) for n in (1.0, 0))
     everything = dataclasses.replace(phase, multipliers=ones, since=zeros, frozen=frozenset())
     # Only Muon's update has products; what others compute for each leaf takes as long to trace as the network.
-    trace = run.trace_train_step if run.experiment.optim.name == "muon" else run.trace_gradients
-    return flops.count(trace(everything).jaxpr)
+    trace = run.programs.trace_train_step if run.experiment.optim.name == "muon" else run.programs.trace_gradients
+    return flops.count(trace(everything, start=run.start(phase)).jaxpr)
 
 
-def _parameters(run: Run, multipliers: tuning_multipliers.Tree) -> Block:
+def _parameters(run: Run, multipliers: Tree) -> Block:
     sizes = jax.tree.map(lambda leaf: leaf.size, run.abstract_state().params)
-    trainable = sum(jax.tree.leaves(tuning_multipliers.select(sizes, multipliers)))
+    trainable = sum(jax.tree.leaves(partition(sizes, multipliers)[0]))
     return {"trainable_params": trainable, "frozen_params": sum(jax.tree.leaves(sizes)) - trainable}
 
 
 def optimizer_state_bytes(opt_state) -> int:
-    """Bytes of an optimizer state's floating-point arrays (its counters are integers)."""
+    """Returns the bytes of an optimizer state's floating-point arrays (its counters are integers)."""
     leaves = jax.tree.leaves(opt_state)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def _counts() -> bool:
-    """Whether XLA counts all that its programs compute."""
+    """Returns whether XLA counts all that its programs compute."""
     return ops.platform() != "gpu"
 
 
 def _flops(program: jax.stages.Compiled) -> float:
-    """Of one device's share of the batch."""
+    """Returns the FLOPs of one device's share of the batch."""
     return float(program.cost_analysis()["flops"])

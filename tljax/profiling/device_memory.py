@@ -10,31 +10,31 @@ from jax.experimental import multihost_utils
 
 
 def device_bytes() -> tuple[int, int]:
-    """What a device has, and what is free of it: the least of all devices of all processes, told to each.
+    """Returns the bytes that a device has, and those free: the least of all devices of all processes.
 
     CPU devices, of all processes on a host, share its memory evenly.
     """
     stats = [device.memory_stats() or {} for device in jax.local_devices() if device.platform != "cpu"]
-    if stats and all("bytes_limit" in found for found in stats):
-        has = min(found["bytes_limit"] for found in stats)
-        return _least(has, min(found["bytes_limit"] - found.get("bytes_in_use", 0) for found in stats), sharers=0)
+    if stats and all("bytes_limit" in device for device in stats):
+        has = min(device["bytes_limit"] for device in stats)
+        return _least(has, min(device["bytes_limit"] - device.get("bytes_in_use", 0) for device in stats), sharers=0)
     return _least(*host_bytes(), sharers=len(jax.local_devices()))
 
 
 def _least(has: int, free: int, sharers: int) -> tuple[int, int]:
-    """Of all processes, after division by the sharers that each host has in them; 0 where nothing is shared."""
+    """Returns the least of all processes, divided by the sharers on each host; 0 sharers where nothing is shared."""
     if jax.process_count() == 1:
         return has // max(sharers, 1), free // max(sharers, 1)
     # As float32, for integers of 64 bits are not sent.
     host = zlib.crc32(os.uname().nodename.encode()) % 2**24
-    told = np.asarray(multihost_utils.process_allgather(np.array([host, sharers, has, free], np.float32)))
-    shares = np.array([max(told[told[:, 0] == one, 1].sum(), 1) for one in told[:, 0]])
-    has, free = (int(column) for column in np.min(told[:, 2:] / shares[:, None], axis=0))
+    rows = np.asarray(multihost_utils.process_allgather(np.array([host, sharers, has, free], np.float32)))
+    shares = np.array([max(rows[rows[:, 0] == host, 1].sum(), 1) for host in rows[:, 0]])
+    has, free = (int(column) for column in np.min(rows[:, 2:] / shares[:, None], axis=0))
     return has, free
 
 
 def host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """What this host has, and what is free of it, within the limits of the containers around this process."""
+    """Returns the bytes that this host has, and those free, within the limits of the containers around this process."""
     try:
         lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
         has, free = (1024 * int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
@@ -55,7 +55,7 @@ def host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup"
 
 
 def _control_groups(proc: Path, cgroups: Path) -> list[Path]:
-    """The folders of those that this process is in, and of those around them."""
+    """Returns the folders of the control groups that this process is in, and of those around them."""
     try:
         rows = [line.split(":", 2)[1:] for line in (proc / "self" / "cgroup").read_text().splitlines()]
     except OSError:

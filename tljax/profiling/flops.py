@@ -14,20 +14,22 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 
 def count(traced: ClosedJaxpr) -> float:
-    """Of what the results need; the body of a loop as often as it runs, of branches the dearest."""
+    """Returns the FLOPs that the results need; the body of a loop as often as it runs, of branches the dearest."""
     return _count(traced.jaxpr, [True] * len(traced.jaxpr.outvars))[0]
 
 
-def _count(jaxpr: Jaxpr, wanted: Sequence[bool]) -> tuple[float, list[bool]]:
-    """FLOPs of the results that are wanted, and which arguments they need."""
-    live = {var for var, want in zip(jaxpr.outvars, wanted, strict=True) if want and isinstance(var, Var)}
+def _count(jaxpr: Jaxpr, needed: Sequence[bool]) -> tuple[float, list[bool]]:
+    """Returns the FLOPs of the results that are needed, and which arguments they need."""
+    live = {var for var, need in zip(jaxpr.outvars, needed, strict=True) if need and isinstance(var, Var)}
     total = 0.0
     for equation in reversed(jaxpr.eqns):
         used = [var in live for var in equation.outvars]
         if any(used):
-            own, needed = _of(equation, used)
+            own, arguments = _of(equation, used)
             total += own
-            live.update(var for var, need in zip(equation.invars, needed, strict=True) if need and isinstance(var, Var))
+            live.update(
+                var for var, need in zip(equation.invars, arguments, strict=True) if need and isinstance(var, Var)
+            )
     return total, [var in live for var in jaxpr.invars]
 
 
@@ -45,26 +47,26 @@ def _of(equation: JaxprEqn, used: list[bool]) -> tuple[float, list[bool]]:
             (q, k), products = (var.aval for var in equation.invars[:2]), 2 if "fwd" in name else 5
             return 2.0 * products * q.size * k.shape[1], everything
         case "scan" | "while" | "cond" as name:
-            found = [_count(body, [True] * len(body.outvars))[0] for body in _bodies(equation)]
-            return (max(found) if name == "cond" else sum(found) * equation.params.get("length", 1)), everything
+            counts = [_count(body, [True] * len(body.outvars))[0] for body in _bodies(equation)]
+            return (max(counts) if name == "cond" else sum(counts) * equation.params.get("length", 1)), everything
     total, needed = 0.0, everything
     for body in _bodies(equation):
         same = len(body.outvars) == len(used) and len(body.invars) == len(everything)
-        found, own = _count(body, used if same else [True] * len(body.outvars))
-        total += found
-        needed = own if same else everything
+        own, arguments = _count(body, used if same else [True] * len(body.outvars))
+        total += own
+        needed = arguments if same else everything
     return total, needed
 
 
 def _bodies(equation: JaxprEqn) -> Iterator[Jaxpr]:
     for value in equation.params.values():
-        for one in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(one, ClosedJaxpr | Jaxpr):
-                yield one.jaxpr if isinstance(one, ClosedJaxpr) else one
+        for body in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(body, ClosedJaxpr | Jaxpr):
+                yield body.jaxpr if isinstance(body, ClosedJaxpr) else body
 
 
 def _convolution(equation: JaxprEqn) -> float:
-    """Without the products with padding and with the holes of a dilated input, which nobody computes."""
+    """Returns the FLOPs without products with padding and with the holes of a dilated input, which nobody computes."""
     params, (lhs, rhs) = equation.params, (var.aval.shape for var in equation.invars)
     out, numbers = equation.outvars[0].aval.shape, params["dimension_numbers"]
     places = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], strict=True)

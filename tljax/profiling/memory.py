@@ -13,7 +13,8 @@ from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
 from tljax.profiling.cost import evaluation_rows, peak_bytes
 from tljax.profiling.device_memory import device_bytes
-from tljax.tuning import multipliers
+from tljax.tuning.masks import partition
+from tljax.tuning.multipliers import Tree
 from tljax.tuning.phases import Phase
 
 # Of what a device has or has free: beyond it a run is warned, and an estimate, which may be 10% off, is no way out.
@@ -37,12 +38,12 @@ class Need:
         return self.fixed + self.growing
 
     def shared(self, parts: int) -> int:
-        """The peak with one in so many of the rows."""
+        """Returns the peak with one in so many of the rows."""
         return self.fixed + -(-self.growing // parts)
 
 
 def predict(run: Run) -> dict[str, Any]:
-    """The memory block of `inspect`, in bytes per device.
+    """Returns the memory block of `inspect`, in bytes per device.
 
     Returns:
         `peak`: of the training or the evaluation step, from the compiled programs, whichever is the higher; `of` says
@@ -51,54 +52,55 @@ def predict(run: Run) -> dict[str, Any]:
         `ways_out`: where the step does not fit, setting -> peak with it, from the program that it makes, which is
             compiled for it; a linear probe's from evaluation's.
     """
-    phase, training = max(((phase, _training(run, phase)) for phase in run.phases), key=lambda found: found[1].peak)
+    phase, training = max(((phase, _training(run, phase)) for phase in run.phases), key=lambda pair: pair[1].peak)
     evaluation = _evaluation(run)
     worst = max(training, evaluation, key=lambda need: need.peak)
     has, free = device_bytes()
-    found = {"peak": worst.peak, "of": "a training step" if worst is training else "evaluation"}
-    ways = {}
+    report = {"peak": worst.peak, "of": "a training step" if worst is training else "evaluation"}
+    alternatives = {}
     if worst.peak > has:
-        find = _beside_evaluation if worst is evaluation else _beside_training
-        ways = find(run, phase, worst, int(_SAFE * has))
-    return found | {"has": has, "free": free, "ways_out": ways}
+        search = _beside_evaluation if worst is evaluation else _beside_training
+        alternatives = search(run, phase, worst, int(_SAFE * has))
+    return report | {"has": has, "free": free, "ways_out": alternatives}
 
 
-def check(found: dict[str, Any]) -> None:
-    """Of what `predict` found: a warning where little would be left.
+def check(report: dict[str, Any]) -> None:
+    """Warns when the peak of a `predict` report leaves less than 10% of the free memory.
 
     Raises:
         InputError: a step needs more than a device has; the ways out are named.
     """
-    if found["peak"] > found["has"]:
-        raise InputError(_sentence(found))
-    if found["peak"] > _SAFE * found["free"]:
-        show(found)
+    if report["peak"] > report["has"]:
+        raise InputError(_sentence(report))
+    if report["peak"] > _SAFE * report["free"]:
+        show(report)
 
 
-def show(found: dict[str, Any]) -> None:
-    """Prints what `predict` found, in a line."""
-    little = found["has"] >= found["peak"] > _SAFE * found["free"]
-    console.console.print(f"memory: {_sentence(found)}{', which may be too little' if little else ''}")
+def show(report: dict[str, Any]) -> None:
+    """Prints a report of `predict`, in a line."""
+    little = report["has"] >= report["peak"] > _SAFE * report["free"]
+    console.console.print(f"memory: {_sentence(report)}{', which may be too little' if little else ''}")
 
 
-def _sentence(found: dict[str, Any]) -> str:
-    told = f"{found['of']} needs {_gb(found['peak'])} on each device, which has {_gb(found['has'])}"
-    if found["peak"] <= found["has"]:
-        return f"{told}, {_gb(found['free'])} of it free"
-    ways = ", ".join(f"{setting} ({_gb(peak)})" for setting, peak in found["ways_out"].items())
-    return f"{told}: use one of {ways}; estimated" if ways else f"{told}, and no single setting makes it fit"
+def _sentence(report: dict[str, Any]) -> str:
+    need = f"{report['of']} needs {_gb(report['peak'])} on each device, which has {_gb(report['has'])}"
+    if report["peak"] <= report["has"]:
+        return f"{need}, {_gb(report['free'])} of it free"
+    ways = ", ".join(f"{setting} ({_gb(peak)})" for setting, peak in report["ways_out"].items())
+    return f"{need}: use one of {ways}; estimated" if ways else f"{need}, and no single setting makes it fit"
 
 
 def _training(run: Run, phase: Phase) -> Need:
-    fixed = distributed_mesh.shares(run.abstract(phase)) + distributed_mesh.shares(_trained(run, phase))
-    return Need(fixed, max(peak_bytes(run.train_step(phase).program) - fixed, 0))
+    fixed = distributed_mesh.shares(run.programs.abstract_state(phase)) + distributed_mesh.shares(_trained(run, phase))
+    return Need(fixed, max(peak_bytes(run.programs.train_step(phase, start=run.start(phase)).program) - fixed, 0))
 
 
 def _evaluation(run: Run) -> Need:
-    """With the whole State beside it, of the phase in which that is the largest."""
-    state, largest = run.abstract_state(), max(distributed_mesh.shares(run.abstract(phase)) for phase in run.phases)
+    """Returns the need with the whole train state beside it, of the phase in which that is the largest."""
+    largest = max(distributed_mesh.shares(run.programs.abstract_state(phase)) for phase in run.phases)
+    state = run.abstract_state()
     variables = distributed_mesh.shares((state.params, state.batch_stats))
-    program = run.eval_step(evaluation_rows(run), start=run.evaluation_start(run.phases[-1]))
+    program = run.programs.eval_step(evaluation_rows(run), start=run.evaluation_start(run.phases[-1]))
     return Need(largest, max(peak_bytes(program) - variables, 0))
 
 
@@ -116,25 +118,24 @@ def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str,
         return f"task.batch_size={rows // n}", _peak_with(run, phase, task=task)
 
     shares = rows // (run.mesh.size * parts)
-    found = _first(shares, in_parts, need, sums, room) | _first(shares, smaller, need, 0, room)
+    peaks = _first(shares, in_parts, need, sums, room) | _first(shares, smaller, need, 0, room)
     if run.mesh.size > experiment.mesh.fsdp:
         mesh = dataclasses.replace(experiment.mesh, fsdp=run.mesh.size)
-        found[f"mesh.fsdp={mesh.fsdp}"] = _peak_with(run, phase, mesh=mesh)
+        peaks[f"mesh.fsdp={mesh.fsdp}"] = _peak_with(run, phase, mesh=mesh)
     if not experiment.remat:
-        found["remat=True"] = _peak_with(run, phase, remat=True)
+        peaks["remat=True"] = _peak_with(run, phase, remat=True)
     if experiment.compute_dtype == "float32":
-        found["compute_dtype=bfloat16"] = _peak_with(run, phase, compute_dtype="bfloat16")
+        peaks["compute_dtype=bfloat16"] = _peak_with(run, phase, compute_dtype="bfloat16")
     if experiment.tuning.strategy != "linear_probe":
         # Nothing is kept for a backward pass: what evaluation needs, for as many rows.
-        state, one = run.abstract(phase), _evaluation(run).growing / evaluation_rows(run)
-        found["tuning.strategy=linear_probe"] = distributed_mesh.shares((state.params, state.batch_stats)) + round(
-            one * rows
-        )
-    return {setting: peak for setting, peak in found.items() if peak <= room}
+        state, row_bytes = run.programs.abstract_state(phase), _evaluation(run).growing / evaluation_rows(run)
+        variables = distributed_mesh.shares((state.params, state.batch_stats))
+        peaks["tuning.strategy=linear_probe"] = variables + round(row_bytes * rows)
+    return {setting: peak for setting, peak in peaks.items() if peak <= room}
 
 
 def _first(shares: int, make: Callable[[int], tuple[str, int]], need: Need, beside: int, room: int) -> dict[str, int]:
-    """Setting -> peak of the fewest parts that fit; what an estimate says will not is not compiled."""
+    """Returns the setting and peak of the fewest parts that fit; what an estimate says will not is not compiled."""
     likely = (n for n in range(2, shares + 1) if shares % n == 0 and need.shared(n) + beside <= room)
     return dict(itertools.islice((way for way in map(make, likely) if way[1] <= room), 1))
 
@@ -146,18 +147,19 @@ def _beside_evaluation(run: Run, phase: Phase, need: Need, room: int) -> dict[st
 
 
 def _peak_with(run: Run, phase: Phase, **changes: Any) -> int:
-    """Of the training step with other settings: compiled, for what they save depends on network and device.
+    """Returns the peak of the training step with other settings, compiled: what they save depends on the network.
 
     The program is then there for a run that takes the way out.
     """
     experiment: Experiment = dataclasses.replace(run.experiment, **changes)
     other = Run(experiment, run.resolved, run.inputs.splits)
     other.cached = run.cached
-    return peak_bytes(other.train_step(other.phase_at(phase.start)).program)
+    same_phase = other.phase_at(phase.start)
+    return peak_bytes(other.programs.train_step(same_phase, start=other.start(same_phase)).program)
 
 
-def _trained(run: Run, phase: Phase) -> multipliers.Tree:
-    return multipliers.select(run.abstract(phase).params, phase.multipliers)
+def _trained(run: Run, phase: Phase) -> Tree:
+    return partition(run.programs.abstract_state(phase).params, phase.multipliers)[0]
 
 
 def _gb(count: int) -> str:

@@ -15,7 +15,7 @@ from tljax.weights.pretrained import provenance
 
 
 def plan(run: Run) -> dict[str, Any]:
-    """What `inspect` prints and `plan.json` holds; the compiled programs are made for it, and kept by the run.
+    """Returns what `inspect` prints and `plan.json` holds; the compiled programs are made for it, and kept by the run.
 
     Returns:
         `backbone`, `weights`, `licence`, `preprocessing`, `classes`, `steps`, `weights_become`
@@ -54,45 +54,18 @@ def plan(run: Run) -> dict[str, Any]:
         "weights_become": provenance(
             run.experiment, run.resolved.pretrained, run.network.backbone, run.network.new, run.network.shapes
         ),
-        "cost": run.once(("cost", run.cached), lambda: cost(run)),
+        "cost": run.programs.get_or_compile(("cost", run.cached), lambda: cost(run)),
     }
 
 
 def expected(run: Run) -> dict[str, dict[str, str]]:
     """Returns how evaluation prepares inputs and pools features: part -> its `value`, and where that is `from`."""
     origins, module = dict(run.resolved.pretrained.origins), run.network.backbone
-    values = (_of_texts if run.network.reads == "text" else _of_images)(run, origins)
+    task, own = run.experiment.task, run.resolved.pretrained.preprocessing
+    values = run.network.input_spec.expected(task, own, run.inputs.tokenizer, origins)
     normalized = ", then divided by its norm" if getattr(module, "normalize", False) else ""
     values["pool"] = f"{module.pool}{normalized}"
     return {part: {"value": value, "from": origins.get(part, "")} for part, value in values.items()}
-
-
-def _of_texts(run: Run, origins: dict[str, str]) -> dict[str, str]:
-    words, asked = run.inputs.tokenizer, run.experiment.task.max_tokens
-    limited = words.cut(asked) < asked
-    origins["tokens"] = words.settings.limited_by if limited else "task.max_tokens"
-    return {"tokens": f"at most {words.cut(asked)}"}
-
-
-def _of_images(run: Run, origins: dict[str, str]) -> dict[str, str]:
-    images, task = run.resolved.preprocessing, run.experiment.task
-    if task.image_size:
-        origins["size"] = "task.image_size"
-    if task.channels and task.channels != run.resolved.pretrained.preprocessing.inputs:
-        origins |= {part: f"{origins.get(part, '')}, for task.channels" for part in ("mean", "std")}
-    origins["channels"], edge = origins.get("mean", ""), images.edge
-    ways = {"crop": f"shorter side to {edge}", "squash": f"to {edge} × {edge}", "none": "none: others are refused"}
-    most = 255 * images.rescale
-    return {
-        "size": f"{images.size} × {images.size}",
-        "resize": ways[images.resize],
-        "crop": f"center {images.size} × {images.size}" + (f" of {edge}" if images.size < edge else ""),
-        "interpolation": images.interpolation,
-        "rescaling": f"grey levels × {images.rescale:.6g}: 0 … {most:.4g}",
-        "channels": images.channels,
-        "mean": ", ".join(f"{value:.4g}" for value in images.rescaled(images.mean)),
-        "std": ", ".join(f"{value:.4g}" for value in images.rescaled(images.std)),
-    }
 
 
 def assumptions(run: Run) -> str:
@@ -102,13 +75,13 @@ def assumptions(run: Run) -> str:
 
 
 def _groups(run: Run, phase: Phase) -> list[dict[str, Any]]:
-    state = run.abstract(phase)
+    state = run.programs.abstract_state(phase)
     multipliers = flatten_dict(phase.multipliers, sep="/")
     sizes = flatten_dict(jax.tree.map(lambda leaf: leaf.size, state.params), sep="/")
     state_bytes = _state_bytes(state.opt_state)
     rows = []
     for group in run.layout.groups:
-        paths = [path for path, found in run.layout.group_of.items() if found == group]
+        paths = [path for path, name in run.layout.group_of.items() if name == group]
         trainable = [path for path in paths if multipliers[path]]
         rows.append(
             {
@@ -125,29 +98,29 @@ def _groups(run: Run, phase: Phase) -> list[dict[str, Any]]:
 
 
 def _state_bytes(opt_state: Any) -> dict[str, int]:
-    """Parameter path -> bytes of the moments that an optimizer keeps for it."""
-    found: dict[str, int] = {}
+    """Returns by parameter path the bytes of the moments that an optimizer keeps for it."""
+    sizes: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
         keys = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
         start = next((i for i, key in enumerate(keys) if key in ("backbone", "head")), None)
         if start is not None and jnp.issubdtype(leaf.dtype, jnp.floating):
             name = "/".join(keys[start:])
-            found[name] = found.get(name, 0) + leaf.size * leaf.dtype.itemsize
-    return found
+            sizes[name] = sizes.get(name, 0) + leaf.size * leaf.dtype.itemsize
+    return sizes
 
 
-def show(found: dict[str, Any]) -> None:
+def show(plan: dict[str, Any]) -> None:
     """Prints a plan as tables."""
-    title = f"{found['backbone']}, {found['strategy']['name']}"
-    if len(found["phases"]) == 1:
+    title = f"{plan['backbone']}, {plan['strategy']['name']}"
+    if len(plan["phases"]) == 1:
         columns = ("group", "rate ×", "parameters", "trained", "state, MB", "leaves that train")
-        console.table(title, columns, [_row(row) for row in found["groups"]])
+        console.table(title, columns, [_row(row) for row in plan["groups"]])
     else:
-        _show_phases(title, found["phases"])
-    rows = [(part, row["value"], row["from"]) for part, row in found["input"].items()]
+        _show_phases(title, plan["phases"])
+    rows = [(part, row["value"], row["from"]) for part, row in plan["input"].items()]
     console.table("input, as evaluation prepares it", ("", "value", "from"), rows)
-    console.weights(found["weights_become"])
-    block = {name: value for name, value in found["cost"].items() if name != "phases"}
+    console.weights(plan["weights_become"])
+    block = {name: value for name, value in plan["cost"].items() if name != "phases"}
     rows = [(name, f"{value:,.0f}" if value > 1 else f"{value:.3f}") for name, value in block.items()]
     console.table("cost of a step", ("", "value"), rows)
 
@@ -182,8 +155,8 @@ def _rates(row: dict[str, Any]) -> str:
 
 
 def _leaves(row: dict[str, Any]) -> str:
-    """How many of a group's leaves train; where it is only some, the first names."""
+    """Returns how many of a group's leaves train; where not all do, the first names."""
     names = [path.split(f"{row['group']}/", 1)[1] for path in row["trainable_leaves"]]
     count = f"{len(names)} of {row['leaves']}"
-    some = ", ".join(names[:2]) + (" …" if len(names) > 2 else "")
-    return f"{count}: {some}" if 0 < len(names) < row["leaves"] else count
+    first = ", ".join(names[:2]) + (" …" if len(names) > 2 else "")
+    return f"{count}: {first}" if 0 < len(names) < row["leaves"] else count

@@ -9,14 +9,14 @@ from tljax.reports.runs import Run
 
 
 def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """The runs of each data set, by its name; of one with several kinds of labels, by theirs too."""
-    found: dict[tuple, list[Run]] = {}
+    """Returns the runs of each data set, by its name; of a set with several kinds of labels, by theirs too."""
+    members_of: dict[tuple, list[Run]] = {}
     for run in runs:
-        found.setdefault((run.experiment.task.dataset, run.experiment.task.label), []).append(run)
-    datasets = [dataset for dataset, _ in found]
+        members_of.setdefault((run.experiment.task.dataset, run.experiment.task.label), []).append(run)
+    datasets = [dataset for dataset, _ in members_of]
     return {
         dataset if datasets.count(dataset) == 1 else f"{dataset}, {' '.join(label) or 'default label'}": members
-        for (dataset, label), members in found.items()
+        for (dataset, label), members in members_of.items()
     }
 
 
@@ -55,15 +55,22 @@ def check_examples(runs: Sequence[Run], examples: Sequence[tuple[str, str]]) -> 
 
 
 def check_metric(run: Run, metric: str, split: str, counted: float) -> None:
-    """Raises InputError where a metric of stored predictions is not what the run's result says."""
-    found = run.metrics(split) or {}
-    if metric not in found:
-        raise InputError(f"{run.name} has no metric {metric!r} of {split}; there are: {', '.join(_names(found))}")
-    if not math.isfinite(counted) or not math.isfinite(found[metric]):
+    """Raises InputError where a metric of stored predictions is not what the run's result says.
+
+    Args:
+        run: whose result it is.
+        metric: its name.
+        split: that the predictions are of.
+        counted: the metric's value of the predictions.
+    """
+    metrics = run.metrics(split) or {}
+    if metric not in metrics:
+        raise InputError(f"{run.name} has no metric {metric!r} of {split}; there are: {', '.join(_names(metrics))}")
+    if not math.isfinite(counted) or not math.isfinite(metrics[metric]):
         raise InputError(f"{run.name}: {metric} of {split} is not a number, and nothing is best by it: name another")
-    if abs(found[metric] - counted) > 1e-6 * max(1.0, abs(counted)):
+    if abs(metrics[metric] - counted) > 1e-6 * max(1.0, abs(counted)):
         raise InputError(
-            f"{run.name} says {split} {metric} {found[metric]:.6g}, and of its predictions it is {counted:.6g}: that "
+            f"{run.name} says {split} {metric} {metrics[metric]:.6g}, and of its predictions it is {counted:.6g}: that "
             "is of another definition, or version of tljax: leave it out, or train it anew"
         )
 
@@ -72,22 +79,22 @@ def _names(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(name for name, value in metrics.items() if isinstance(value, float)))
 
 
-def _same(runs: Sequence[Run], what: str, of: Callable[[Run], Any]) -> None:
+def _same(runs: Sequence[Run], what: str, value_of: Callable[[Run], Any]) -> None:
     for run in runs[1:]:
-        mine, other = of(run), of(runs[0])
-        if mine != other:
+        value, first = value_of(run), value_of(runs[0])
+        if value != first:
             raise InputError(
-                f"{runs[0].name} and {run.name} differ in {what} ({_apart(other, mine)}): they cannot be compared, "
+                f"{runs[0].name} and {run.name} differ in {what} ({_apart(first, value)}): they cannot be compared, "
                 "report them apart"
             )
 
 
-def _apart(one: Any, other: Any) -> str:
-    """The two in a few words; of tuples the first place where they part."""
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        for mine, theirs in zip(one, other, strict=False):
-            if mine != theirs:
-                return _apart(mine, theirs)
-        return f"{len(one)} and {len(other)} of them"
-    short = [text if len(text) <= 40 else f"{text[:12]}…" for text in (str(one), str(other))]
+def _apart(first: Any, second: Any) -> str:
+    """Returns two values in a few words; of tuples the first place where they part."""
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        for left, right in zip(first, second, strict=False):
+            if left != right:
+                return _apart(left, right)
+        return f"{len(first)} and {len(second)} of them"
+    short = [text if len(text) <= 40 else f"{text[:12]}…" for text in (str(first), str(second))]
     return " and ".join(repr(text) for text in short)

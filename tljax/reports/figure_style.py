@@ -62,7 +62,7 @@ class Drawing:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Inside, figures are made and written as a report has them, whatever matplotlib is told elsewhere."""
+    """Sets how figures are drawn and written inside, whatever matplotlib is configured to elsewhere."""
     import matplotlib as mpl
 
     with mpl.rc_context():
@@ -72,7 +72,7 @@ def style() -> Iterator[None]:
 
 
 def inline(drawing: Drawing, name: str) -> str:
-    """An SVG element for the page: its colors and font are the page's, so they change with its theme.
+    """Returns an SVG element for the page: its colors and font are the page's, so they change with its theme.
 
     Args:
         name: begins each of its ids, which are the page's; `NAME-title` is that of its title there.
@@ -86,7 +86,11 @@ def inline(drawing: Drawing, name: str) -> str:
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
     text = re.sub(r"'DejaVu Sans'|DejaVu Sans", "var(--sans)", text)
-    for color, role in ((INK, "ink"), (GRID, "grid"), *((one, f"series-{i}") for i, one in enumerate(COLORS))):
+    for color, role in (
+        (INK, "ink"),
+        (GRID, "grid"),
+        *((series_color, f"series-{i}") for i, series_color in enumerate(COLORS)),
+    ):
         text = text.replace(color, f"var(--{role})")
     text = _own_names(text, name)
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()
@@ -96,7 +100,7 @@ def inline(drawing: Drawing, name: str) -> str:
 
 
 def write(drawing: Drawing, kind: str) -> bytes:
-    """A file: `svg`, `pdf`, or a `png` on white."""
+    """Returns a figure as a file: `svg`, `pdf`, or a `png` on white."""
     written = io.BytesIO()
     ground = "white" if kind == "png" else "none"
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
@@ -105,7 +109,7 @@ def write(drawing: Drawing, kind: str) -> bytes:
 
 
 def _own_names(text: str, prefix: str) -> str:
-    """The ids that something refers to, with a prefix that is this figure's own on the page; the others go."""
+    """Returns SVG in which ids that something refers to have a prefix of this figure's own, and the others are gone."""
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
 
     def renamed(match: re.Match) -> str:

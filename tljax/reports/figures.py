@@ -26,32 +26,32 @@ _CONFUSED = 40  # and up to which a confusion matrix fits a whole one
 
 
 def drawings(section: Section) -> Iterator[Drawing]:
-    """All that the section's runs have something to draw for, in the order of the page."""
+    """Yields the figures that the section's runs have something to draw for, in the order of the page."""
     yield from _costs(section)
     yield from _efficiency(section)
     yield from _learning(section)
-    one = section.methods[0].judged[0]
-    if one.bins is not None:
+    metrics = section.methods[0].run_metrics[0]
+    if metrics.bins is not None:
         yield _reliability(section)
-    if one.confused is not None and section.baseline is not None:
+    if metrics.confused is not None and section.baseline is not None:
         yield _per_class(section)
-    if one.confused is not None and len(_classes(section)) <= _CONFUSED:
+    if metrics.confused is not None and len(_classes(section)) <= _CONFUSED:
         yield from _confusions(section)
 
 
 def look(number: int) -> dict[str, Any]:
-    """Color and marker of the method in a place of the table."""
+    """Returns color and marker of the method in a place of the table."""
     return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def _costs(section: Section) -> Iterator[Drawing]:
-    of = {
+    axis_costs = {
         "parameters": ("parameters that train", lambda method: method.cost("trainable_params")),
         "flops": ("GFLOP of a training step", lambda method: method.cost("step_flops") / 1e9),
         "time": ("wall time of a run, s", lambda method: method.seconds),
     }
     title, sign = section.scale.title, -1 if section.scale.less_is_better else 1
-    for name, (label, cost) in of.items():
+    for name, (label, cost) in axis_costs.items():
         figure, axes = _figure(section, len(section.methods))
         spent = np.array([cost(method) for method in section.methods])
         for number, method in enumerate(section.methods):
@@ -63,8 +63,8 @@ def _costs(section: Section) -> Iterator[Drawing]:
         _cost_axis(axes, spent)
         _legend(figure)
         caption = "The dotted line joins those that no other beats at no more cost (Pareto front); bars: 95% intervals."
-        told = section.scale.metric.replace("_", " ").capitalize()
-        yield Drawing(name, f"{told} against {label}", caption, figure)
+        metric = section.scale.metric.replace("_", " ").capitalize()
+        yield Drawing(name, f"{metric} against {label}", caption, figure)
 
 
 def _efficiency(section: Section) -> Iterator[Drawing]:
@@ -79,7 +79,8 @@ def _efficiency(section: Section) -> Iterator[Drawing]:
         means = [section.scale.shown(method.mean) for method in members]
         axes.plot(sizes, means, label=name, markersize=4, **look(number))
     axes.set(xlabel="training examples", ylabel=f"{section.options.split} {section.scale.title}")
-    _cost_axis(axes, np.array([method.runs[0].resolved.train_examples for of in families.values() for method in of]))
+    every = [method for members in families.values() for method in members]
+    _cost_axis(axes, np.array([method.runs[0].resolved.train_examples for method in every]))
     _legend(figure)
     yield Drawing("efficiency", "Data efficiency", "Methods that differ in training examples alone, joined.", figure)
 
@@ -105,11 +106,11 @@ def _learning(section: Section) -> Iterator[Drawing]:
             continue
         axes.set(xlabel="step", ylabel=label)
         _legend(figure)
-        told = "Mean over the seeds of each chosen setting; bands: one standard deviation to each side."
+        caption = "Mean over the seeds of each chosen setting; bands: one standard deviation to each side."
         lacking = len(section.methods) - len(axes.lines)
         if lacking:
-            told += f" {lacking} of {len(section.methods)} methods have logged it at one step only, and no curve."
-        yield Drawing(f"learning-{split}", f"Learning curves: {label.removesuffix(', %')}", told, figure)
+            caption += f" {lacking} of {len(section.methods)} methods have logged it at one step only, and no curve."
+        yield Drawing(f"learning-{split}", f"Learning curves: {label.removesuffix(', %')}", caption, figure)
 
 
 def _per_class(section: Section) -> Drawing:
@@ -130,8 +131,8 @@ def _per_class(section: Section) -> Drawing:
     for (row, column), change in np.ndenumerate(changes):
         if not np.isnan(change):
             color = "white" if abs(change) > 0.75 * bound else INK
-            told = f"{change:+.0f}".replace("-", "−")
-            axes.text(column + 0.5, row + 0.5, told, ha="center", va="center", color=color, fontsize=7.5)
+            text = f"{change:+.0f}".replace("-", "−")
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=color, fontsize=7.5)
     axes.set_xticks(np.arange(len(names)) + 0.5, [_short(name) for name in names], rotation=90 if _long(names) else 0)
     axes.set_yticks(np.arange(len(rest)) + 0.5, [_short(method.name, 36) for method in rest])
     axes.tick_params(length=0)
@@ -149,7 +150,7 @@ def _reliability(section: Section) -> Drawing:
     figure, axes = _figure(section, len(section.methods))
     axes.plot((0, 1), (0, 1), ":", color=INK, linewidth=0.8)
     for number, method in enumerate(section.methods):
-        bins = pooled([one.bins for one in method.judged])
+        bins = pooled([metrics.bins for metrics in method.run_metrics])
         there = bins.count > 0
         label = f"{method.name} (ECE {bins.ece:.3f})"
         axes.plot(bins.confidence[there], bins.accuracy[there], label=label, markersize=3.5, **look(number))
@@ -161,10 +162,10 @@ def _reliability(section: Section) -> Drawing:
 
 def _confusions(section: Section) -> Iterator[Drawing]:
     for method in dict.fromkeys((section.best, section.baseline or section.best)):
-        counts = np.mean([one.confused for one in method.judged], axis=0)
+        counts = np.mean([metrics.confused for metrics in method.run_metrics], axis=0)
         picture = plots.confusions(counts, _classes(section))
         name = "confusion-best" if method is section.best else "confusion-baseline"
-        seeds = f", mean over {len(method.judged)} seeds" if len(method.judged) > 1 else ""
+        seeds = f", mean over {len(method.run_metrics)} seeds" if len(method.run_metrics) > 1 else ""
         caption = f"Examples of each class by what they are taken for{seeds}."
         yield Drawing(name, f"Confusion: {method.name}", caption, picture, "half" if len(counts) <= _CELLS else "full")
 
@@ -181,15 +182,15 @@ def _legend(figure: Any) -> None:
 
 
 def _point(section: Section, axes: "Axes", x: float, method: Method, number: int, label: str | None = None) -> None:
-    """A method's mean over its cost, with its interval."""
+    """Draws a method's mean over its cost, with its interval."""
     mean, low, high = (section.scale.shown(value) for value in (method.mean, method.low, method.high))
-    told = _short(method.name, 44) if label is None else label
+    text = _short(method.name, 44) if label is None else label
     apart = [[max(mean - low, 0)], [max(high - mean, 0)]]  # a mean may lie outside of an interval of quantiles
-    axes.errorbar(x, mean, apart, label=told, linestyle="none", markersize=6, elinewidth=1, **look(number))
+    axes.errorbar(x, mean, apart, label=text, linestyle="none", markersize=6, elinewidth=1, **look(number))
 
 
 def _cost_axis(axes: "Axes", values: np.ndarray) -> None:
-    """Logarithmic where values are far apart."""
+    """Makes the axis logarithmic where values are far apart."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = values.min(), values.max()
@@ -204,8 +205,8 @@ def _cost_axis(axes: "Axes", values: np.ndarray) -> None:
 
 
 def _recall(method: Method) -> np.ndarray:
-    """Of each class, over all seeds together; NaN of one that does not occur."""
-    counts = np.sum([one.confused for one in method.judged], axis=0)
+    """Returns the recall of each class, over all seeds together; NaN of a class that does not occur."""
+    counts = np.sum([metrics.confused for metrics in method.run_metrics], axis=0)
     occur = counts.sum(axis=1)
     return np.divide(np.diag(counts), occur, out=np.full(len(counts), np.nan), where=occur > 0)
 
@@ -223,29 +224,34 @@ def _long(names: Sequence[str]) -> bool:
 
 
 def over_steps(method: Method, split: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """The steps at which every run of a method logged a metric [steps], and its values [seeds, steps].
+    """Returns the steps at which every run of a method logged a metric [steps], and its values [seeds, steps].
 
     Of long logs, every so many steps are taken.
+
+    Args:
+        method: whose runs.
+        split: of which the metric is.
+        metric: its name.
     """
     logged = []
     for run in method.runs:
         lines = [line for line in run.folder.metrics if line["split"] == split and metric in line]
         logged.append({line["step"]: line[metric] for line in lines})
-    steps = sorted(set.intersection(*(set(one) for one in logged)))
+    steps = sorted(set.intersection(*(set(values) for values in logged)))
     steps = steps[:: -(-len(steps) // _POINTS)] if steps else []
-    return np.array(steps, int), np.array([[one[step] for step in steps] for one in logged], float)
+    return np.array(steps, int), np.array([[values[step] for step in steps] for values in logged], float)
 
 
 def by_training_examples(section: Section) -> dict[str, list[Method]]:
-    """Name -> methods that differ in their training examples alone, by how many they have; of at least two numbers."""
+    """Returns name -> methods that differ in their training examples alone, by how many they have (two or more)."""
     families: dict[Experiment, list[Method]] = {}
     for method in section.methods:
         families.setdefault(_without_examples(method, section), []).append(method)
-    found = {}
+    by_examples = {}
     for name, members in zip(selection.names(list(families)), families.values(), strict=True):
         if len({method.runs[0].resolved.train_examples for method in members}) > 1:
-            found[name] = sorted(members, key=lambda method: method.runs[0].resolved.train_examples)
-    return found
+            by_examples[name] = sorted(members, key=lambda method: method.runs[0].resolved.train_examples)
+    return by_examples
 
 
 def _without_examples(method: Method, section: Section) -> Experiment:

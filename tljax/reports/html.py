@@ -16,7 +16,7 @@ from tljax.streams import shown
 
 @dataclass(frozen=True)
 class Cell:
-    """Of a table: what is shown, what a column is sorted by, and how it is marked: `best`, `tied` or not."""
+    """A cell of a table: what is shown, what a column is sorted by, and how it is marked: `best`, `tied` or not."""
 
     text: str
     key: float | str
@@ -26,12 +26,13 @@ class Cell:
 def page(
     sections: Sequence[Section], drawn: Sequence[Sequence[Drawing]], unfinished: Sequence[Unfinished], command: str
 ) -> str:
-    """The page.
+    """Returns the page.
 
     Args:
+        sections: of each data set.
         drawn: the figures of each section.
         unfinished: runs that are in no section.
-        command: that made the report.
+        command: of the report.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -39,8 +40,9 @@ def page(
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
-    numbers = {run: number for number, run in enumerate((run for one in sections for run in one.runs), 1)}
-    listed = [_section(f"s{i}", section, of) for i, (section, of) in enumerate(zip(sections, drawn, strict=True), 1)]
+    numbers = {run: number for number, run in enumerate((run for section in sections for run in section.runs), 1)}
+    pairs = enumerate(zip(sections, drawn, strict=True), 1)
+    listed = [_section(f"s{number}", section, figures) for number, (section, figures) in pairs]
     runs = counted(len(numbers), "finished run")
     return environment.get_template("page.html").render(
         title=", ".join(section.title for section in sections),
@@ -85,7 +87,7 @@ def _section(key: str, section: Section, drawn: Sequence[Drawing]) -> dict[str, 
         "groups": [_group(section, number, method, differing) for number, method in enumerate(section.everything)],
         "left_out": section.left_out,
         "versions": dict(versions.pop()) if len(versions) == 1 else None,
-        "drawn": [(one, f"{key}-{one.name}", inline(one, f"{key}-{one.name}")) for one in drawn],
+        "drawn": [(drawing, f"{key}-{drawing.name}", inline(drawing, f"{key}-{drawing.name}")) for drawing in drawn],
     }
 
 
@@ -123,20 +125,20 @@ def _tried(section: Section, number: int, setting: Setting) -> dict[str, Any]:
 
 
 def _group(section: Section, number: int, method: Method | LeftOut, differing: Sequence[str]) -> dict[str, Any]:
-    """A method's runs, as the appendix lists them."""
+    """Returns a method's runs, as the appendix lists them."""
     runs = []
     for setting in method.settings:
         for run in setting.runs:
             scores = []
             for split, scale in (("validation", section.selected_scale), (section.options.split, section.scale)):
-                found = run.metrics(split)
-                if found and (split, scale.metric) not in [(one, metric) for one, metric, _ in scores]:
-                    scores.append((split, scale.metric, f"{scale.title}: {scale.text(found[scale.metric])}"))
+                metrics = run.metrics(split)
+                if metrics:
+                    scores.append(f"{split} {scale.title}: {scale.text(metrics[scale.metric])}")
             runs.append(
                 {
                     "run": run,
                     "setting": setting,
-                    "scores": [f"{split} {text}" for split, _, text in scores],
+                    "scores": list(dict.fromkeys(scores)),
                     "differs": {key: run.values[key] for key in differing},
                     "peeked": run in section.peeked,
                     "command": " \\\n  ".join([" ".join(run.command[:4]), *run.command[4:]]),
@@ -146,5 +148,5 @@ def _group(section: Section, number: int, method: Method | LeftOut, differing: S
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """The keys of which runs have different values."""
+    """Returns the keys of which runs have different values."""
     return [key for key in runs[0].values if len({repr(run.values.get(key)) for run in runs}) > 1]

@@ -22,11 +22,14 @@ def report(
     kinds: Sequence[str] = (),
     command: str = "python -m tljax report",
 ) -> tuple[list[Section], list[Unfinished]]:
-    """Compares all finished runs below some folders; writes what `main` says into another.
+    """Compares all finished runs below some folders; writes a page, tables and figures into another.
 
     Args:
+        folders: of runs, or workdirs.
+        out: where to.
+        options: how to compare.
         kinds: `png`, `pdf`, `svg`: also write the figures as such files.
-        command: that the page says made it.
+        command: of the report, for the page.
 
     Returns:
         What is said of each data set, and the runs that were left out because they are not finished.
@@ -40,21 +43,21 @@ def report(
     if not runs:
         first = unfinished[0]
         raise InputError(f"{', '.join(folders)}: no run is finished; the first: {first.name}: {first.reason}")
-    found = [section_of(title, members, options) for title, members in checks.by_task(runs).items()]
+    sections = [section_of(title, members, options) for title, members in checks.by_task(runs).items()]
     folder = storage.locate(out)
     with figure_style.style():
-        drawn = [list(figures.drawings(one)) for one in found]
-        _write(folder / "report.html", html.page(found, drawn, unfinished, command))
-        for number, of in enumerate(drawn, 1):
-            for drawing in of:
+        drawn = [list(figures.drawings(section)) for section in sections]
+        _write(folder / "report.html", html.page(sections, drawn, unfinished, command))
+        for number, drawings in enumerate(drawn, 1):
+            for drawing in drawings:
                 for kind in kinds:
                     name = drawing.name if len(drawn) == 1 else f"{number}-{drawing.name}"
                     _write(folder / "figures" / f"{name}.{kind}", figure_style.write(drawing, kind))
-    _write(folder / "methods.md", tables.markdown(found))
-    _write(folder / "methods.tex", tables.latex(found))
-    _write(folder / "methods.csv", tables.methods(found).to_csv(index=False))
-    _write(folder / "runs.csv", tables.runs(found).to_csv(index=False))
-    return found, unfinished
+    _write(folder / "methods.md", tables.markdown(sections))
+    _write(folder / "methods.tex", tables.latex(sections))
+    _write(folder / "methods.csv", tables.methods(sections).to_csv(index=False))
+    _write(folder / "runs.csv", tables.runs(sections).to_csv(index=False))
+    return sections, unfinished
 
 
 def _write(path: epath.Path, content: str | bytes) -> None:

@@ -17,7 +17,7 @@ from tljax.reports.runs import Run
 
 @dataclass(frozen=True, eq=False)
 class RunMetrics:
-    """A run's metric on a split, and what figures and tests need of it.
+    """A metric of a run on a split, and what comparisons and figures need of its predictions.
 
     Attributes:
         value: the metric.
@@ -39,46 +39,53 @@ class RunMetrics:
     confused: Int[np.ndarray, "classes classes"] | None
 
 
-def judge(run: Run, split: str, metric: str) -> RunMetrics:
-    """Reads a run's predictions of a split.
+def measure(run: Run, split: str, metric: str) -> RunMetrics:
+    """Returns a metric of a run, from its predictions of a split.
+
+    Args:
+        run: a finished run.
+        split: its name.
+        metric: a name in `Problem.summarize`.
 
     Raises:
         InputError: they are not there, there is no such metric, or the run's result says another value of it.
     """
-    found, facts = run.predictions(split)
-    problem = found.problem
-    statistic = problem.statistic(found.logits, found.labels, metric)
-    value = float(statistic(np.ones((len(found.ids), 1)))[metric][0])
+    predictions, metadata = run.predictions(split)
+    problem, outputs, labels = predictions.problem, predictions.logits, predictions.labels
+    statistic = problem.statistic(outputs, labels, metric)
+    value = float(statistic(np.ones((len(predictions.ids), 1)))[metric][0])
     checks.check_metric(run, metric, split, value)
-    digest = hashlib.sha256(json.dumps(found.ids).encode() + np.ascontiguousarray(found.labels).tobytes())
-    hits = problem.hits(found.logits, found.labels)
+    digest = hashlib.sha256(json.dumps(predictions.ids).encode() + np.ascontiguousarray(labels).tobytes())
+    hits = problem.hits(outputs, labels)
     return RunMetrics(
         value,
         metric,
         statistic,
-        (facts["data"], digest.hexdigest()),
-        len(found.ids),
+        (metadata["data"], digest.hexdigest()),
+        len(predictions.ids),
         hits and hits[1],
-        problem.calibration(found.logits, found.labels),
-        problem.confusion(found.logits, found.labels),
+        problem.calibration(outputs, labels),
+        problem.confusion(outputs, labels),
     )
 
 
 def resampled(runs: Sequence[RunMetrics], draws: int) -> list[Float[np.ndarray, " draws"]]:
-    """The metric of each run in each resample of the examples that they have in common, the same resamples for all."""
-    found: list[list[np.ndarray]] = [[] for _ in runs]
+    """Returns the metric of each run in each resample of their examples, the same resamples for all."""
+    values: list[list[np.ndarray]] = [[] for _ in runs]
     for times in bootstrap.resamples(runs[0].count, draws):
-        for parts, run in zip(found, runs, strict=True):
+        for parts, run in zip(values, runs, strict=True):
             parts.append(run.statistic(times)[run.metric])
-    return [np.concatenate(parts) for parts in found]
+    return [np.concatenate(parts) for parts in values]
 
 
 def pooled(bins: Sequence[Bins]) -> Bins:
-    """The calibration of all predictions of several runs together."""
-    count = np.sum([one.count for one in bins], axis=0)
+    """Returns the calibration of all predictions of several runs together."""
+    count = np.sum([run_bins.count for run_bins in bins], axis=0)
 
-    def mean(of: str) -> np.ndarray:
-        sums = np.sum([np.where(one.count, getattr(one, of) * one.count, 0) for one in bins], axis=0)
+    def mean(key: str) -> np.ndarray:
+        sums = np.sum(
+            [np.where(run_bins.count, getattr(run_bins, key) * run_bins.count, 0) for run_bins in bins], axis=0
+        )
         return np.divide(sums, count, out=np.full(len(count), np.nan), where=count > 0)
 
     return Bins(count, mean("confidence"), mean("accuracy"))

@@ -46,10 +46,11 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """Its seed."""
         return self.experiment.seed
 
     def metrics(self, split: str) -> Mapping[str, Any] | None:
-        """Returns a split's at the last step: from the run itself, or from an `evaluate` that came later; None without.
+        """Returns a split's metrics at the last step, of the run or of a later `evaluate`; None without.
 
         What JSON has null for is NaN.
         """
@@ -57,7 +58,7 @@ class Run:
         return metrics and {name: math.nan if value is None else value for name, value in metrics.items()}
 
     def predictions(self, split: str) -> tuple[Predictions, Mapping[str, Any]]:
-        """What it says of each example of a split at the last step, and the facts of that.
+        """Returns the predictions of a split at the last step, and their metadata.
 
         Raises:
             InputError: they are not there, or damaged.
@@ -68,7 +69,7 @@ class Run:
         return predictions.load(path, problem_for(self.experiment))
 
     def evaluation(self, split: str) -> str:
-        """The command that evaluates it."""
+        """Returns the command that evaluates it on a split."""
         return f"python -m tljax evaluate --workdir={shlex.quote(self.name)} --split={split}"
 
     @cached_property
@@ -80,8 +81,8 @@ class Run:
     def command(self) -> list[str]:
         """The words of the command that trains it anew, by itself, in another workdir."""
         plain = flatten_dict(to_dict(Experiment()), sep=".")
-        given = [key for key, value in self.values.items() if value != plain.get(key) and not key.startswith(_FREE)]
-        keys = [shlex.quote(f"--config.{key}={self.values[key]}") for key in given]
+        differing = [key for key, value in self.values.items() if value != plain.get(key) and not key.startswith(_FREE)]
+        keys = [shlex.quote(f"--config.{key}={self.values[key]}") for key in differing]
         return ["python", "-m", "tljax", "train", "--config=configs/default.py", "--workdir=runs/again", *keys]
 
     @property
@@ -93,12 +94,12 @@ class Run:
     @cached_property
     def _evaluated(self) -> dict[str, Any]:
         """The metrics of the splits that only `evaluate` has been asked for, at the last step."""
-        found = {}
+        metrics = {}
         for split in ("validation", "test"):
             path = self.folder.path / "evaluations" / f"{name_of(self.result['steps'], split)}.json"
             if path.exists():
-                found[split] = storage.read_json(path, f"remove it, and evaluate {self.name} again")
-        return found
+                metrics[split] = storage.read_json(path, f"remove it, and evaluate {self.name} again")
+        return metrics
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,12 @@ class Unfinished:
 
 
 def read(folders: Sequence[str]) -> tuple[list[Run], list[Unfinished]]:
-    """All runs below some folders, or those that they are, in the order of their names.
+    """Returns all runs below some folders, or those that they are, finished and not, in the order of their names.
 
     Raises:
         InputError: a folder is not there, or has no run in it.
     """
-    found: dict[str, Run | Unfinished] = {}
+    runs: dict[str, Run | Unfinished] = {}
     for folder in folders:
         root = storage.locate(folder)
         if not root.is_dir():
@@ -131,10 +132,10 @@ def read(folders: Sequence[str]) -> tuple[list[Run], list[Unfinished]]:
         for path in paths:
             inside = path.relative_to(root).as_posix()
             name = folder if inside == "." else f"{folder.rstrip('/')}/{inside}"
-            if os.fspath(path) not in found:
-                found[os.fspath(path)] = _run(name, path)
-    runs = [one for one in found.values() if isinstance(one, Run)]
-    return runs, [one for one in found.values() if isinstance(one, Unfinished)]
+            if os.fspath(path) not in runs:
+                runs[os.fspath(path)] = _run(name, path)
+    finished = [run for run in runs.values() if isinstance(run, Run)]
+    return finished, [run for run in runs.values() if isinstance(run, Unfinished)]
 
 
 def _workdirs(folder: epath.Path) -> Iterator[epath.Path]:

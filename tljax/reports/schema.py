@@ -39,7 +39,7 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One of those that were tried of a method.
+    """A setting that was tried of a method.
 
     Attributes:
         words: the values that tell it from the others.
@@ -62,7 +62,7 @@ class Method:
         name: what tells it from the others.
         settings: all that were tried.
         setting: the chosen one.
-        judged: its runs on the split, in their order.
+        run_metrics: of its runs on the split, in their order.
         resampled: the metric of each in each resample of the examples.
         mean, deviation: over seeds.
         low, high: the 95% interval over examples and seeds.
@@ -75,7 +75,7 @@ class Method:
     name: str
     settings: Sequence[Setting]
     setting: Setting
-    judged: Sequence[RunMetrics]
+    run_metrics: Sequence[RunMetrics]
     resampled: Float[np.ndarray, "seeds draws"]
     mean: float
     deviation: float
@@ -87,14 +87,16 @@ class Method:
 
     @property
     def runs(self) -> Sequence[Run]:
+        """The runs of the chosen setting."""
         return self.setting.runs
 
     @property
     def values(self) -> Float[np.ndarray, " seeds"]:
-        return np.array([one.value for one in self.judged])
+        """The metric of each run."""
+        return np.array([run_metrics.value for run_metrics in self.run_metrics])
 
     def cost(self, key: str) -> float:
-        """A number of the cost block, averaged over seeds."""
+        """Returns a number of the cost block, averaged over seeds."""
         return float(np.mean([run.result["cost"][key] for run in self.runs]))
 
     @property
@@ -143,25 +145,30 @@ class Section:
 
     @property
     def scale(self) -> Scale:
+        """How the metric is shown."""
         return Scale(self.problem.metric(self.options.metric), self.count)
 
     @property
     def selected_scale(self) -> Scale:
+        """How the metric that chooses settings is shown."""
         return Scale(self.problem.headline, self.count)
 
     @property
     def best(self) -> Method:
+        """The method with the best mean."""
         return next(method for method in self.methods if method.best)
 
     @property
     def everything(self) -> list[Method | LeftOut]:
+        """All methods, those that were left out at the end."""
         return [*self.methods, *self.left_out]
 
     @property
     def runs(self) -> list[Run]:
+        """All runs of all methods."""
         return [run for method in self.everything for setting in method.settings for run in setting.runs]
 
     @property
     def tried(self) -> int:
-        """Settings of all methods."""
+        """The number of settings of all methods."""
         return sum(len(method.settings) for method in self.everything)

@@ -17,7 +17,7 @@ LEVEL = 0.05  # of significance; intervals cover the rest
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of a method with another.
+    """A comparison of a method with another.
 
     Attributes:
         difference: the mean over their common seeds of what is added to the other's metric.
@@ -33,16 +33,17 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
+        """Whether the adjusted p-value is below `LEVEL`."""
         return self.adjusted < LEVEL
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and the standard deviation of a sample (n - 1), which is NaN of a single value."""
+    """Returns the mean, and the standard deviation of a sample (n - 1), which is NaN of a single value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
 def over_seeds(resampled: Float[np.ndarray, "seeds draws"]) -> Float[np.ndarray, " draws"]:
-    """The mean over seeds in each draw, the seeds being drawn anew in each as well.
+    """Returns the mean over seeds in each draw, the seeds being drawn anew in each as well.
 
     Args:
         resampled: the metric of each seed's run in each resample of the examples, the same resample for all. Seeds are
@@ -54,7 +55,7 @@ def over_seeds(resampled: Float[np.ndarray, "seeds draws"]) -> Float[np.ndarray,
 
 
 def interval(draws: Float[np.ndarray, " draws"]) -> tuple[float, float]:
-    """The 95% percentile interval; NaN where nothing was drawn. A draw that is undefined does not count."""
+    """Returns the 95% percentile interval; NaN where nothing was drawn. A draw that is undefined does not count."""
     defined = draws[~np.isnan(draws)]
     if not len(defined):
         return float("nan"), float("nan")
@@ -63,7 +64,7 @@ def interval(draws: Float[np.ndarray, " draws"]) -> tuple[float, float]:
 
 
 def bootstrap_test(differences: Float[np.ndarray, " seeds"], resampled: Float[np.ndarray, "seeds draws"]) -> Comparison:
-    """A paired bootstrap: runs of one seed are compared on the same examples.
+    """Compares by a paired bootstrap: runs of the same seed are compared on the same examples.
 
     p is twice the smaller part of draws on one side of 0, those at 0 being on both; with the sample itself as one more
     draw, so that it is never 0 (Davison and Hinkley 1997, 4.4).
@@ -78,31 +79,31 @@ def bootstrap_test(differences: Float[np.ndarray, " seeds"], resampled: Float[np
     return Comparison(float(differences.mean()), *interval(draws), min(1.0, 2 * (1 + side) / (1 + len(defined))))
 
 
-def t_test(mine: Float[np.ndarray, " seeds"], others: Float[np.ndarray, " seeds"]) -> Comparison:
-    """Student's paired t-test over at least two common seeds: of these examples, whatever others would say."""
+def t_test(values: Float[np.ndarray, " seeds"], others: Float[np.ndarray, " seeds"]) -> Comparison:
+    """Returns Student's paired t-test over at least two common seeds: of these examples, whatever others would say."""
     from scipy import stats
 
-    differences = mine - others
+    differences = values - others
     if np.ptp(differences) < 1e-12:  # but for rounding no spread, of which t is 0 / 0, or without bound
         mean = float(differences[0])
         return Comparison(mean, mean, mean, 1.0 if abs(mean) < 1e-12 else 0.0)
-    found = stats.ttest_rel(mine, others)
-    low, high = found.confidence_interval(1 - LEVEL)
-    return Comparison(float(differences.mean()), float(low), float(high), float(found.pvalue))
+    test = stats.ttest_rel(values, others)
+    low, high = test.confidence_interval(1 - LEVEL)
+    return Comparison(float(differences.mean()), float(low), float(high), float(test.pvalue))
 
 
-def mcnemar(mine: Bool[np.ndarray, " n"], others: Bool[np.ndarray, " n"]) -> float:
-    """McNemar's exact test of two runs: p of as many examples that only one of them has right (binomial at a half)."""
+def mcnemar(right: Bool[np.ndarray, " n"], others_right: Bool[np.ndarray, " n"]) -> float:
+    """Returns p of McNemar's exact test of two runs: binomial at a half, of what only one of them has right."""
     from scipy import stats
 
-    only_mine, only_others = np.count_nonzero(mine & ~others), np.count_nonzero(others & ~mine)
-    if not only_mine + only_others:
+    only_first, only_second = np.count_nonzero(right & ~others_right), np.count_nonzero(others_right & ~right)
+    if not only_first + only_second:
         return 1.0
-    return float(stats.binomtest(only_mine, only_mine + only_others).pvalue)
+    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values of several tests, so adjusted that all of them together are wrong at most so often (Holm 1979)."""
+    """Returns p-values adjusted so that all tests together are wrong at most as often as each says (Holm 1979)."""
     order = np.argsort(p, kind="stable")
     steps = np.asarray(p, np.float64)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
@@ -111,7 +112,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def pareto(cost: Float[np.ndarray, " n"], quality: Float[np.ndarray, " n"]) -> Int[np.ndarray, " front"]:
-    """Which of n things no other beats at no more cost, by cost; of equal ones the first."""
+    """Returns which of n things no other beats at no more cost, by cost; of equal ones the first."""
     front, best = [], -np.inf
     for i in np.lexsort((-quality, cost)):
         if quality[i] > best:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def columns(section: Section) -> list[str]:
-    """The heads of a table for people: the first and the last column hold names, the others numbers."""
+    """Returns the heads of a table for people: the first and the last column hold names, the others numbers."""
     compared = ["difference", "p"] if section.baseline else []
     costs = ["trainable", "GFLOP", "÷ full", "time, s"]
     title = f"{section.options.split} {section.scale.title}"
@@ -21,7 +21,7 @@ def columns(section: Section) -> list[str]:
 
 
 def row(section: Section, method: Method) -> list[str]:
-    """A method's cells under `columns`, none of them marked."""
+    """Returns a method's cells under `columns`, none of them marked."""
     scale, against = section.scale, method.against
     compared = [NOTHING, NOTHING] if section.baseline else []
     if against:
@@ -41,7 +41,7 @@ def row(section: Section, method: Method) -> list[str]:
 
 
 def markdown(sections: Sequence[Section]) -> str:
-    """Each section's table, under its name, with what was done and how to read it."""
+    """Returns each section's table, under its name, with what was done and how to read it."""
     parts = []
     for section in sections:
         heads = columns(section)
@@ -54,7 +54,7 @@ def markdown(sections: Sequence[Section]) -> str:
 
 
 def latex(sections: Sequence[Section]) -> str:
-    r"""A `tabular` for each section, with the rules of booktabs: \usepackage{booktabs} is all it needs."""
+    r"""Returns a `tabular` for each section, with the rules of booktabs: \usepackage{booktabs} is all it needs."""
     import pandas as pd
 
     parts = []
@@ -71,17 +71,17 @@ def latex(sections: Sequence[Section]) -> str:
 
 
 def methods(sections: Sequence[Section]) -> "pd.DataFrame":
-    """A row for each method of each data set; metrics as they are, not in per cent."""
+    """Returns a row for each method of each data set; metrics as they are, not in per cent."""
     import pandas as pd
 
     return pd.DataFrame([_of_method(section, method) for section in sections for method in section.methods])
 
 
 def runs(sections: Sequence[Section]) -> "pd.DataFrame":
-    """A row for each run, with all metrics of validation and of the split that is compared, where they are there."""
+    """Returns a row for each run, with all of its metrics of validation and of the split that is compared."""
     import pandas as pd
 
-    found = []
+    rows = []
     for section in sections:
         splits = dict.fromkeys(("validation", section.options.split))
         for method in section.everything:
@@ -91,7 +91,7 @@ def runs(sections: Sequence[Section]) -> "pd.DataFrame":
                     for split in splits:
                         metrics = run.metrics(split) or {}
                         measured |= {f"{split}_{k}": v for k, v in metrics.items() if isinstance(v, float)}
-                    told = {
+                    names = {
                         "data": section.title,
                         "method": method.name,
                         "setting": setting.words,
@@ -104,8 +104,8 @@ def runs(sections: Sequence[Section]) -> "pd.DataFrame":
                         "git_commit": run.origin["git_commit"],
                         "command": " ".join(run.command),
                     }
-                    found.append(told | measured | _cost(run.result["cost"].get) | spent | origin)
-    return pd.DataFrame(found)
+                    rows.append(names | measured | _cost(run.result["cost"].get) | spent | origin)
+    return pd.DataFrame(rows)
 
 
 def _of_method(section: Section, method: Method) -> dict[str, Any]:
@@ -139,19 +139,19 @@ def _of_method(section: Section, method: Method) -> dict[str, Any]:
     }
 
 
-def _cost(of: Callable[[str], Any]) -> dict[str, Any]:
-    return {key: of(key) for key in ("trainable_params", "step_flops", "step_share_of_full")}
+def _cost(get: Callable[[str], Any]) -> dict[str, Any]:
+    return {key: get(key) for key in ("trainable_params", "step_flops", "step_share_of_full")}
 
 
 def _marked(section: Section, best: Callable[[str], str], tied: Callable[[str], str]) -> list[list[str]]:
-    """The rows, the best mean and those not significantly worse marked; a single method is not the best of any."""
-    found = []
+    """Returns the rows, the best mean and those not significantly worse marked, unless there is a single method."""
+    rows = []
     for method in section.methods:
         cells = row(section, method)
         mark = best if method.best and len(section.methods) > 1 else tied if method.tied else str
         cells[1] = mark(cells[1])
-        found.append(cells)
-    return found
+        rows.append(cells)
+    return rows
 
 
 def _line(cells: Sequence[str]) -> str:

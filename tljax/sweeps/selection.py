@@ -22,20 +22,22 @@ TUNED = ("optim",)
 
 @runtime_checkable
 class Outcome(Protocol):
-    """A run as far as it has come: a sweep's point, or a workdir."""
+    """A run as far as it has come: a sweep's trial, or a workdir."""
 
     @property
-    def experiment(self) -> Experiment: ...
+    def experiment(self) -> Experiment:
+        """All that determines it."""
 
     @property
-    def result(self) -> Mapping[str, Any] | None: ...
+    def result(self) -> Mapping[str, Any] | None:
+        """What it came to; None before the end."""
 
 
 Run = TypeVar("Run", bound=Outcome)
 
 
 def setting_of(experiment: Experiment) -> Experiment:
-    """What is left of an experiment without its seed, and without what changes no number."""
+    """Returns an experiment without its seed, and without what changes no number."""
     empty = Experiment()
     return dataclasses.replace(
         experiment, seed=0, **{section: getattr(empty, section) for section in RESULT_NEUTRAL_SECTIONS}
@@ -43,15 +45,15 @@ def setting_of(experiment: Experiment) -> Experiment:
 
 
 def by_setting(runs: Iterable[Run]) -> dict[Experiment, list[Run]]:
-    """The runs by setting, in the order in which they come."""
-    found: dict[Experiment, list[Run]] = {}
+    """Returns the runs by setting, in the order in which they come."""
+    settings: dict[Experiment, list[Run]] = {}
     for run in runs:
-        found.setdefault(setting_of(run.experiment), []).append(run)
-    return found
+        settings.setdefault(setting_of(run.experiment), []).append(run)
+    return settings
 
 
 def method_of(experiment: Experiment, tuned: Sequence[str] = TUNED) -> Experiment:
-    """What is left of a setting without its tuned sections.
+    """Returns an experiment's setting without its tuned sections.
 
     Raises:
         InputError: an experiment has no such section.
@@ -65,15 +67,15 @@ def method_of(experiment: Experiment, tuned: Sequence[str] = TUNED) -> Experimen
 
 
 def methods(runs: Iterable[Run], tuned: Sequence[str] = TUNED) -> dict[Experiment, dict[Experiment, list[Run]]]:
-    """The runs by method, and within it by setting, each in the order in which they come."""
-    found: dict[Experiment, list[Run]] = {}
+    """Returns the runs by method, and within it by setting, each in the order in which they come."""
+    members_of: dict[Experiment, list[Run]] = {}
     for run in runs:
-        found.setdefault(method_of(run.experiment, tuned), []).append(run)
-    return {method: by_setting(members) for method, members in found.items()}
+        members_of.setdefault(method_of(run.experiment, tuned), []).append(run)
+    return {method: by_setting(members) for method, members in members_of.items()}
 
 
-def chosen(runs: Iterable[Run], tuned: Sequence[str] = TUNED) -> dict[Experiment, list[Run]]:
-    """Method -> the runs of its setting with the best mean validation metric over seeds.
+def select_trials(runs: Iterable[Run], tuned: Sequence[str] = TUNED) -> dict[Experiment, list[Run]]:
+    """Returns method -> the runs of its setting with the best mean validation metric over seeds.
 
     The metric is the problem's headline. Of equal settings the first counts by what they say, so that a
     sweep, in a grid's order, and a report, in that of folders, choose the same. A setting of which a seed
@@ -91,25 +93,25 @@ def chosen(runs: Iterable[Run], tuned: Sequence[str] = TUNED) -> dict[Experiment
 
 
 def names(experiments: Sequence[Experiment]) -> list[str]:
-    """Each experiment in words: the values of the keys in which they differ, the strategy first.
+    """Returns each experiment in words: the values of the keys in which they differ, the strategy first.
 
     `last_k, k=2, weights=vit_small_patch14.dinov2`. A key is named by its last part, or where two would be the same, in
     full. What all have in common is left out; a single experiment has the name of its strategy.
     """
-    flat = [flatten_dict(to_dict(experiment), sep=".") for experiment in experiments]
-    keys = [key for key in _union(flat) if len({repr(one.get(key)) for one in flat}) > 1]
+    every = [flatten_dict(to_dict(experiment), sep=".") for experiment in experiments]
+    keys = [key for key in _union(every) if len({repr(values.get(key)) for values in every}) > 1]
     keys = [key for key in keys if key != "tuning.strategy"]
     last = [key.split(".")[-1] for key in keys]
     short = {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
-    named = []
-    for one in flat:
-        said = [f"{short[key]}={one[key]}" for key in keys if one.get(key) not in (None, "", ())]
-        named.append(", ".join([one["tuning.strategy"], *said]))
-    return named
+    texts = []
+    for values in every:
+        said = [f"{short[key]}={values[key]}" for key in keys if values.get(key) not in (None, "", ())]
+        texts.append(", ".join([values["tuning.strategy"], *said]))
+    return texts
 
 
-def _union(flat: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for one in flat for key in one))
+def _union(every: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for values in every for key in values))
 
 
 def _validated(run: Outcome) -> bool:

@@ -1,4 +1,4 @@
-"""How far the points of a sweep are, as their workdirs tell: nothing is computed, and nobody is disturbed."""
+"""How far the trials of a sweep are, as their workdirs tell: nothing is computed, and nobody is disturbed."""
 
 import datetime
 import statistics
@@ -19,8 +19,8 @@ STATES = ("tested", "trained", "running", "failed", "to do")
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How far a point is.
+class TrialStatus:
+    """How far a trial is.
 
     Attributes:
         state: a name in `STATES`; what was begun and is not running is to do.
@@ -47,31 +47,33 @@ class Standing:
         return ", ".join(filter(None, (step, self.last, left, self.note)))
 
 
-def standing(point: Trial) -> Standing:
-    """A point's, by a look at its files."""
+def read_status(trial: Trial) -> TrialStatus:
+    """Returns how far a trial is, by a look at its files."""
     try:
-        return _standing(point)
+        return _read_status(trial)
     except InputError as error:  # a file that is damaged
-        return Standing("failed", 0, 0, 0.0, None, str(error))
+        return TrialStatus("failed", 0, 0, 0.0, None, str(error))
 
 
-def _standing(point: Trial) -> Standing:
-    folder, metric = Workdir(point.folder), problem_of(point.experiment.task.problem).headline.name
+def _read_status(trial: Trial) -> TrialStatus:
+    folder, metric = Workdir(trial.folder), problem_of(trial.experiment.task.problem).headline.name
     result, error = folder.result, folder.error
     if result:
         validation = result["splits"].get("validation", {}).get(metric)
         state = "failed" if error else "trained" if "held" in result else "tested"
         note = error["error"] if error else ""
-        return Standing(state, result["steps"], result["steps"], result["wall_seconds"], validation, note)
+        return TrialStatus(state, result["steps"], result["steps"], result["wall_seconds"], validation, note)
     rows, writer = folder.metrics, folder.writer
     step, seconds = (rows[-1]["step"], rows[-1]["seconds"]) if rows else (0, 0.0)
     steps, last = _steps(folder), _last(rows, metric)
     if error:
-        return Standing("failed", step, steps, seconds, None, error["error"], last)
+        return TrialStatus("failed", step, steps, seconds, None, error["error"], last)
     if not writer:
-        return Standing("to do", step, steps, seconds, None, "", last)
+        return TrialStatus("to do", step, steps, seconds, None, "", last)
     left = seconds / step * (steps - step) if step and steps else None
-    return Standing("running", step, steps, seconds, None, f"process {writer['pid']} on {writer['host']}", last, left)
+    return TrialStatus(
+        "running", step, steps, seconds, None, f"process {writer['pid']} on {writer['host']}", last, left
+    )
 
 
 def _steps(folder: Workdir) -> int:
@@ -90,27 +92,30 @@ def _last(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     return f"train loss {loss:.4f}" if isinstance(loss, float) else ""
 
 
-def show(found: Sequence[Trial]) -> None:
-    """Prints a row per setting, a line for each point that was begun, failed or queues, and how many do what."""
-    standings = {point: standing(point) for point in found}
-    queued = slurm.waiting([point.name for point in found], logs_folder(found[0].folder.parent))
-    metric = problem_of(found[0].experiment.task.problem).headline.name
-    settings = selection.by_setting(found).values()
-    rows = [_row(of[0].setting, [(point.experiment.seed, standings[point]) for point in of]) for of in settings]
+def show(trials: Sequence[Trial]) -> None:
+    """Prints a row per setting, a line for each trial that was begun, failed or queues, and how many do what."""
+    statuses = {trial: read_status(trial) for trial in trials}
+    queued = slurm.waiting([trial.name for trial in trials], logs_folder(trials[0].folder.parent))
+    metric = problem_of(trials[0].experiment.task.problem).headline.name
+    settings = selection.by_setting(trials).values()
+    rows = [
+        _row(members[0].setting, [(trial.experiment.seed, statuses[trial]) for trial in members])
+        for members in settings
+    ]
     console.table("sweep", ("setting", "seeds", f"validation {metric}", "s"), rows)
-    for point, one in standings.items():
-        message = ", ".join(filter(None, (str(one), queued.get(point.name))))
-        if message and (one.state not in ("tested", "trained") or one.note):
-            console.console.print(f"{point.name} {one.state}: {message}")
-    counts = Counter(one.state for one in standings.values())
+    for trial, status in statuses.items():
+        message = ", ".join(filter(None, (str(status), queued.get(trial.name))))
+        if message and (status.state not in ("tested", "trained") or status.note):
+            console.console.print(f"{trial.name} {status.state}: {message}")
+    counts = Counter(status.state for status in statuses.values())
     message = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    console.console.print(f"{len(found)} points: {message}")
+    console.console.print(f"{len(trials)} trials: {message}")
 
 
-def _row(setting: str, members: Sequence[tuple[Any, Standing]]) -> tuple[str, str, str, str]:
-    by_state = {state: [str(seed) for seed, one in members if one.state == state] for state in STATES}
-    seeds = "; ".join(f"{state} {' '.join(of)}" for state, of in by_state.items() if of)
-    values = [one.validation for _, one in members if one.validation is not None]
+def _row(setting: str, members: Sequence[tuple[Any, TrialStatus]]) -> tuple[str, str, str, str]:
+    by_state = {state: [str(seed) for seed, status in members if status.state == state] for state in STATES}
+    seeds = "; ".join(f"{state} {' '.join(numbers)}" for state, numbers in by_state.items() if numbers)
+    values = [status.validation for _, status in members if status.validation is not None]
     value = f"{statistics.mean(values):.4f}" if values else ""
-    seconds = sum(one.seconds for _, one in members)
+    seconds = sum(status.seconds for _, status in members)
     return setting, seeds, value, f"{seconds:.0f}" if seconds else ""

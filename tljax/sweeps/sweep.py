@@ -17,54 +17,56 @@ from tljax.sweeps.trial import Trial
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which points are trained, and which are tested.
+    """Which trials are trained, and which are tested.
 
     Attributes:
         tuned: sections of a config in which the settings of a method differ (`selection`).
         seeds: `all` of every setting before one is chosen; or `chosen`: the first of each, then the others of those
             that were chosen by it.
-        peek: whether every point is tested.
+        peek: whether every trial is tested.
     """
 
     tuned: tuple[str, ...] = selection.TUNED
     seeds: str = "all"
     peek: bool = False
 
-    def due(self, found: Sequence[Trial]) -> tuple[list[Trial], bool]:
-        """What is to be done next as the workdirs stand; and whether it is tested, too, or trained alone.
+    def due(self, trials: Sequence[Trial]) -> tuple[list[Trial], bool]:
+        """Returns what is to be done next as the workdirs stand; and whether it is tested, too, or trained alone.
 
         What has failed is not due, and is never chosen before what has not.
         """
         if self.peek:
-            return [point for point in found if point.left(test=True)], True
-        first = found
+            return [trial for trial in trials if trial.left(test=True)], True
+        first = trials
         if self.seeds == "chosen":
-            first = [members[0] for members in selection.by_setting(found).values()]
-        if training := [point for point in first if point.left(test=False)]:
+            first = [members[0] for members in selection.by_setting(trials).values()]
+        if training := [trial for trial in first if trial.left(test=False)]:
             return training, False
-        picked = self.chosen(first)
+        settings = self.chosen(first)
         return [
-            point for point in found if selection.setting_of(point.experiment) in picked and point.left(test=True)
+            trial for trial in trials if selection.setting_of(trial.experiment) in settings and trial.left(test=True)
         ], True
 
-    def chosen(self, found: Sequence[Trial]) -> set[Experiment]:
-        """The setting of each method that is tested: the best, or the only one."""
-        chosen = selection.chosen(found, self.tuned)
-        picked = {selection.setting_of(members[0].experiment) for members in chosen.values()}
-        for method, settings in selection.methods(found, self.tuned).items():
-            if method not in chosen and len(settings) == 1:
-                picked |= settings.keys()
-        return picked
+    def chosen(self, trials: Sequence[Trial]) -> set[Experiment]:
+        """Returns the setting of each method that is tested: the best, or the only one."""
+        best = selection.select_trials(trials, self.tuned)
+        chosen = {selection.setting_of(members[0].experiment) for members in best.values()}
+        for method, settings in selection.methods(trials, self.tuned).items():
+            if method not in best and len(settings) == 1:
+                chosen |= settings.keys()
+        return chosen
 
 
-CarryOut = Callable[[Sequence[Trial], bool], None]
+RunTrials = Callable[[Sequence[Trial], bool], None]
 
 
-def sweep(found: Sequence[Trial], protocol: Protocol, carry_out: CarryOut) -> list[Trial]:
-    """Has carried out what is due until nothing is, each point at most once; returns those that are due all the same.
+def sweep(trials: Sequence[Trial], protocol: Protocol, run_trials: RunTrials) -> list[Trial]:
+    """Runs what is due until nothing is, each trial at most once; returns those that are due all the same.
 
     Args:
-        carry_out: trains points or, if told so, trains and tests them as far as they are not; leaves them failed or
+        trials: of the whole sweep.
+        protocol: says which are due.
+        run_trials: trains trials or, if told so, trains and tests them as far as they are not; leaves them failed or
             unfinished, if it must.
 
     Raises:
@@ -72,32 +74,32 @@ def sweep(found: Sequence[Trial], protocol: Protocol, carry_out: CarryOut) -> li
     """
     tried: set[tuple[Trial, bool]] = set()
     while True:
-        due, test = protocol.due(found)
-        new = [point for point in due if (point, test) not in tried]
+        due, test = protocol.due(trials)
+        new = [trial for trial in due if (trial, test) not in tried]
         if not new:
             return due
-        tried |= {(point, test) for point in new}
-        carry_out(new, test)
+        tried |= {(trial, test) for trial in new}
+        run_trials(new, test)
 
 
-def show(found: Sequence[Trial], picked: Collection[Experiment]) -> None:
-    """A table: a row per setting, with the mean over its seeds, and a star at those that were chosen."""
-    metric, rows = problem_of(found[0].experiment.task.problem).headline.name, []
-    for setting, members in selection.by_setting(found).items():
-        done = [point for point in members if point.result]
+def show(trials: Sequence[Trial], chosen: Collection[Experiment]) -> None:
+    """Prints a row per setting, with the mean over its seeds, and a star at those that were chosen."""
+    metric, rows = problem_of(trials[0].experiment.task.problem).headline.name, []
+    for setting, members in selection.by_setting(trials).items():
+        done = [trial for trial in members if trial.result]
         cells = [_mean(done, name, metric) for name in ("validation", "test")]
-        seconds = f"{sum(point.result['wall_seconds'] for point in done):.0f}"
-        star = " *" if done and setting in picked else ""
+        seconds = f"{sum(trial.result['wall_seconds'] for trial in done):.0f}"
+        star = " *" if done and setting in chosen else ""
         rows.append((members[0].setting + star, f"{len(done)} of {len(members)}", *cells, seconds))
     title = "sweep (* the best of its method on validation)"
     console.table(title, ("setting", "runs", f"validation {metric}", f"test {metric}", "s"), rows)
-    for point in found:
-        if point.error:
-            told = f"failed: {point.setting}, seed {point.experiment.seed} ({point.folder}): {point.error['error']}"
-            console.console.print(told)
+    for trial in trials:
+        if trial.error:
+            message = f"failed: {trial.setting}, seed {trial.experiment.seed} ({trial.folder}): {trial.error['error']}"
+            console.console.print(message)
 
 
 def _mean(done: Sequence[Trial], split: str, metric: str) -> str:
-    values = [point.result["splits"][split][metric] for point in done if split in point.result["splits"]]
+    values = [trial.result["splits"][split][metric] for trial in done if split in trial.result["splits"]]
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{spread}" if values else ""

@@ -1,4 +1,4 @@
-"""The runs of a sweep: each is named by its content, so that it is found again, and never made twice."""
+"""The trials of a sweep: each is named by its content, so that it is found again, and never made twice."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ from tljax.sweeps import selection
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One run of a sweep.
+    """A run of a sweep.
 
     Attributes:
         overrides: value by dotted key, of what it has otherwise than the config.
@@ -37,19 +37,21 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """By which the command line and the status call it."""
+        """Its name on the command line and in the status."""
         return self.folder.name
 
     @property
     def result(self) -> dict[str, Any] | None:
+        """What its workdir has as its result; None before the end."""
         return Workdir(self.folder).result
 
     @property
     def error(self) -> dict[str, Any] | None:
+        """Why it failed; None if it has not."""
         return Workdir(self.folder).error
 
     def left(self, test: bool) -> bool:
-        """Whether something is to be done: training or, with `test`, what it holds back. What has failed is done."""
+        """Returns whether training or, with `test`, the test that it holds back is to be done; a failed one is done."""
         if self.error:
             return False
         result = self.result
@@ -61,36 +63,36 @@ class Trial:
         return ", ".join(f"{key.split('.')[-1]}={value}" for key, value in self.overrides.items() if key != "seed")
 
 
-def points(experiment: Experiment, overrides: Any, root: str | os.PathLike) -> list[Trial]:
-    """The runs of a sweep; all are checked before one begins.
+def make_trials(experiment: Experiment, overrides: Any, root: str | os.PathLike) -> list[Trial]:
+    """Returns the trials of a sweep; all are checked before one begins.
 
     Args:
         experiment: the config.
-        overrides: what a `sweep()` gave: of each run a dict, value by dotted key (`tuning.strategy`). A strategy takes
-            the config's arguments along only if it is the config's.
+        overrides: what a `sweep()` gave: of each trial a dict, value by dotted key (`tuning.strategy`). A strategy
+            takes the config's arguments along only if it is the config's.
         root: the folder of their workdirs, or a bucket.
 
     Raises:
         InputError: a key that does not exist, a value of another type, or one run twice.
     """
     place = epath.Path(root) if storage.is_remote(root) else Path(root)
-    found: dict[str, Trial] = {}
+    trials: dict[str, Trial] = {}
     if not isinstance(overrides, Iterable) or isinstance(overrides, Mapping | str):
         raise InputError(f"sweep() must return dicts, one for each run, not {shown(overrides)}")
-    for one in overrides:
-        if not isinstance(one, Mapping):
-            raise InputError(f"sweep() must yield a dict of values by key for each run, not {shown(one)}")
-        values = to_dict(experiment)
-        if one.get("tuning.strategy", experiment.tuning.strategy) != experiment.tuning.strategy:
-            values["tuning"] = {"group_rates": experiment.tuning.group_rates}
-        made = Experiment.from_config(with_values(values, one))
-        name = hashlib.sha256(json.dumps(_content(made), sort_keys=True).encode()).hexdigest()[:10]
-        if name in found:
-            raise InputError(f"the sweep has one run twice: {dict(one)} and {dict(found[name].overrides)}")
-        found[name] = Trial(dict(one), made, place / f"{made.tuning.strategy}-{name}")
-    if not found:
+    for values in overrides:
+        if not isinstance(values, Mapping):
+            raise InputError(f"sweep() must yield a dict of values by key for each run, not {shown(values)}")
+        config = to_dict(experiment)
+        if values.get("tuning.strategy", experiment.tuning.strategy) != experiment.tuning.strategy:
+            config["tuning"] = {"group_rates": experiment.tuning.group_rates}
+        trial_experiment = Experiment.from_config(with_values(config, values))
+        name = hashlib.sha256(json.dumps(_content(trial_experiment), sort_keys=True).encode()).hexdigest()[:10]
+        if name in trials:
+            raise InputError(f"the sweep has one run twice: {dict(values)} and {dict(trials[name].overrides)}")
+        trials[name] = Trial(dict(values), trial_experiment, place / f"{trial_experiment.tuning.strategy}-{name}")
+    if not trials:
         raise InputError("the sweep yields no run")
-    return list(found.values())
+    return list(trials.values())
 
 
 def logs_folder(root: str | os.PathLike) -> Path:
@@ -100,21 +102,21 @@ def logs_folder(root: str | os.PathLike) -> Path:
     return Path(root) / "logs"
 
 
-def named(found: Sequence[Trial], names: Sequence[str]) -> list[Trial]:
-    """The points with these names, in the sweep's order.
+def trials_by_name(trials: Sequence[Trial], names: Sequence[str]) -> list[Trial]:
+    """Returns the trials with these names, in the sweep's order.
 
     Raises:
         InputError: a name that none has.
     """
-    by_name = {point.name: point for point in found}
+    by_name = {trial.name: trial for trial in trials}
     for name in names:
         if name not in by_name:
-            raise InputError(f"the sweep has no point {name}: --status shows what there is")
-    return [point for point in found if point.name in names]
+            raise InputError(f"the sweep has no trial {name}: --status shows what there is")
+    return [trial for trial in trials if trial.name in names]
 
 
 def common(experiment: Experiment) -> Experiment:
-    """What a frozen prefix, and the examples that it sees, depend on."""
+    """Returns what of an experiment a frozen prefix, and the examples that it sees, depend on."""
     task = dataclasses.replace(
         experiment.task, batch_size=1, eval_batch_size=1, balance="", class_weights=(), flip_test=False
     )
@@ -127,40 +129,40 @@ def common(experiment: Experiment) -> Experiment:
     )
 
 
-def side_by_side(found: Sequence[Trial]) -> list[list[Trial]]:
-    """The points, those together that can train as heads of one program, which others share with nobody."""
+def side_by_side(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Returns the trials in groups that can train as heads of one program; the others are groups of their own."""
     groups: list[list[Trial]] = []
-    for point in found:
-        mates = next((group for group in groups if _together(group[0].experiment, point.experiment)), None)
+    for trial in trials:
+        mates = next((group for group in groups if _together(group[0].experiment, trial.experiment)), None)
         if mates is None:
-            groups.append([point])
+            groups.append([trial])
         else:
-            mates.append(point)
+            mates.append(trial)
     return groups
 
 
-def _together(a: Experiment, b: Experiment) -> bool:
-    return linear_probe.together(a, b) and common(a) == common(b)
+def _together(first: Experiment, second: Experiment) -> bool:
+    return linear_probe.together(first, second) and common(first) == common(second)
 
 
-def units(found: Sequence[Trial]) -> list[list[Trial]]:
-    """The least shares of a sweep that one process can have without doing what another does, too.
+def units(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Returns the least shares of a sweep that a process can have without doing what another does, too.
 
     Heads train side by side. What is only to be tested takes one process for runs that differ in numbers.
     """
     trained: dict[Experiment, list[Trial]] = {}
-    for point in found:
-        if point.result:
-            trained.setdefault(point.experiment.numberless(), []).append(point)
-    return side_by_side([point for point in found if not point.result]) + list(trained.values())
+    for trial in trials:
+        if trial.result:
+            trained.setdefault(trial.experiment.numberless(), []).append(trial)
+    return side_by_side([trial for trial in trials if not trial.result]) + list(trained.values())
 
 
-def uneven(found: Sequence[Trial]) -> str:
-    """What is wrong with the seeds, in a line; empty if all settings have the same."""
+def uneven(trials: Sequence[Trial]) -> str:
+    """Returns what is wrong with the seeds, in a line; empty if all settings have the same."""
     seeds: dict[Experiment, list[int]] = {}
-    for point in found:
-        seeds.setdefault(selection.setting_of(point.experiment), []).append(point.experiment.seed)
-    if len(every := {tuple(sorted(of)) for of in seeds.values()}) < 2:
+    for trial in trials:
+        seeds.setdefault(selection.setting_of(trial.experiment), []).append(trial.experiment.seed)
+    if len(every := {tuple(sorted(numbers)) for numbers in seeds.values()}) < 2:
         return ""
     most, least = max(every, key=len), min(every, key=len)
     return (
@@ -170,5 +172,5 @@ def uneven(found: Sequence[Trial]) -> str:
 
 
 def _content(experiment: Experiment) -> dict[str, Any]:
-    """What a run's result depends on."""
+    """Returns what a run's result depends on, by section."""
     return {key: value for key, value in to_dict(experiment).items() if key not in RESULT_NEUTRAL_SECTIONS}

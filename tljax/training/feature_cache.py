@@ -23,14 +23,15 @@ from flax.traverse_util import flatten_dict
 from tljax import console
 from tljax.core.model import Variables
 from tljax.core.run import Run
-from tljax.core.train_step import State
+from tljax.core.state import TrainState
 from tljax.data import decoded_cache
 from tljax.data.dataset import Split
 from tljax.data.loader import ahead, length_of, padded
-from tljax.data.readers import Reader, Texts
+from tljax.data.readers import ExampleReader
 from tljax.distributed import mesh as distributed_mesh
 from tljax.errors import InputError
 from tljax.io import checksums, compilation_cache
+from tljax.models.registry import user_source
 from tljax.profiling.cost import of_prefix
 from tljax.tuning import multipliers
 from tljax.tuning.phases import Phase
@@ -50,33 +51,27 @@ class Features:
     Attributes:
         parts: memory maps [rows, …] in order: the first view of every example, then the second, …
         examples, views: how many.
-        texts: how a batch of tokens is padded; None of images, and of pooled features.
+        read: the reader of the examples themselves, which knows how a batch of their activations is padded.
         used: holds the folder, so that it is not evicted.
     """
 
     parts: Sequence[np.ndarray]
     examples: int
     views: int
-    texts: Texts | None
+    read: ExampleReader
     used: IO[bytes]
 
     def __call__(self, places: Sequence[int], epochs: Sequence[int] | None = None, among: Sequence[int] = ()) -> Any:
         views = [epoch % self.views for epoch in epochs] if epochs is not None else [0] * len(places)
-        found = [self._row(place + self.examples * view) for place, view in zip(places, views, strict=True)]
-        if self.texts is None:
-            return np.stack(found)
-        mask = self.texts(places, among=among)["attention_mask"]
-        hidden = np.zeros((*mask.shape, found[0].shape[-1]), found[0].dtype)
-        for one, row in zip(hidden, found, strict=True):
-            one[: len(row)] = row[: len(one)]
-        return {"hidden": hidden, "attention_mask": mask}
+        rows = [self._row(place + self.examples * view) for place, view in zip(places, views, strict=True)]
+        return self.read.with_features(rows, places, among)
 
     def _row(self, row: int) -> np.ndarray:
         part, place = divmod(row, len(self.parts[0]))
         return self.parts[part][place]
 
     def array(self) -> np.ndarray:
-        """All of them, [views, examples, …]; of images, or pooled."""
+        """Returns all of them, [views, examples, …]; of images, or pooled."""
         return np.concatenate(self.parts).reshape(self.views, self.examples, *self.parts[0].shape[1:])
 
 
@@ -85,7 +80,7 @@ class _Source:
     """What a prefix is computed of: a split's examples in `views`, in rows as `Features` has them."""
 
     split: Split
-    read: Reader
+    read: ExampleReader
     views: int
     varies: bool
     recipe: tuple
@@ -99,25 +94,24 @@ class _Source:
         return self.read(places, views if self.varies else None)
 
     def tokens(self, rows: range) -> int:
-        """That the longest of some texts is padded to; 0 of images."""
-        if not isinstance(self.read, Texts):
-            return 0
-        return self.read.padded(max(self.read.tokens[row].shape[1] for row in range(rows.start, rows.stop)))
+        """Returns what the longest of some texts is padded to; 0 of images."""
+        return self.read.length(range(rows.start, rows.stop))
 
 
 def computed(
     run: Run,
-    state: State,
+    state: TrainState,
     split: Split,
     stops: Sequence[int],
     training: bool = False,
     halt: Callable[[], None] = lambda: None,
 ) -> dict[int, Features]:
-    """Activations of a split at the ends of one or several prefixes, in one pass over what is not there yet.
+    """Computes activations of a split at the ends of prefixes, in one pass over what is not there yet.
 
     Args:
         run: whose network, data and transforms are taken.
         state: with the prefixes' parameters.
+        split: of the run's data.
         stops: the prefixes, each as its number of groups.
         training: whether the examples are cut and augmented for training.
         halt: called between two batches; raises to stop there.
@@ -132,10 +126,8 @@ def computed(
     # Held from here on, so that no other process takes it for unused.
     used = {stop: decoded_cache.using(folder) for stop, folder in folders.items()}
     for stop, folder in folders.items():
-        needed = bytes_of(run, source.rows, stop)
-        if not decoded_cache.make_room(
-            folder, needed - decoded_cache.size(folder), run.experiment.input.cache_gb * 1e9
-        ):
+        needed, limit = _disk_bytes(run, source.rows, stop), run.experiment.input.cache_gb * 1e9
+        if not decoded_cache.make_room(folder, needed - decoded_cache.size(folder), limit):
             raise InputError(
                 f"the features of {split.name} take {needed / 1e9:.2f} GB of disk, and there is no room for them:"
                 f" raise input.cache_gb, free some disk, name another TLJAX_CACHE, or set cache=off"
@@ -149,19 +141,19 @@ def computed(
 
 
 def stops(run: Run, phase: Phase) -> list[int]:
-    """The prefixes whose features can be made in one pass as a phase begins: its own, and those of later phases.
+    """Returns the prefixes whose features can be computed as a phase begins: its own, and those of later phases.
 
-    Of these, only those of which nothing moves until then.
+    Of these, only those of which nothing trains until then.
     """
-    found, longest = set(), run.start(phase)
+    prefixes, longest = set(), run.start(phase)
     for later in run.phases[run.phases.index(phase) :]:
         longest = min(longest, run.start(later))
-        found |= {longest} if longest == run.start(later) else set()
-    return sorted(found - {0})
+        prefixes |= {longest} if longest == run.start(later) else set()
+    return sorted(prefixes - {0})
 
 
 def choice(run: Run, runs: int = 1) -> tuple[bool, str]:
-    """Whether a run computes its frozen prefixes once (`config.cache`), and why or why not, in a line for the log.
+    """Returns whether a run computes its frozen prefixes once (`config.cache`), and why, in a line for the log.
 
     It depends on the config, the data and the kind of device alone, and on the room there is.
 
@@ -172,7 +164,7 @@ def choice(run: Run, runs: int = 1) -> tuple[bool, str]:
         InputError: no such `cache`, or it is `on` and nothing stays the same.
     """
     experiment = run.experiment
-    prefixes = {phase: run.prefix(phase) for phase in run.phases if run.prefix(phase)}
+    prefixes = {phase: run.masks.frozen_prefix(phase) for phase in run.phases if run.masks.frozen_prefix(phase)}
     reason = "" if prefixes else "the strategy trains from the first group on, or moves BatchNorm statistics there"
     if _varies(run) and not experiment.task.views:
         reason = reason or "every epoch crops and augments anew; task.views=V keeps to V views of each image"
@@ -182,17 +174,17 @@ def choice(run: Run, runs: int = 1) -> tuple[bool, str]:
         raise InputError(f"cache=on, but nothing frozen stays the same: {reason}")
     if reason or experiment.cache == "off":
         return False, f"what is frozen is computed at each step: {reason}" if prefixes and reason else ""
-    pays, told = _worth(run, prefixes, runs)
-    return pays or experiment.cache == "on", told
+    pays, estimate = _worth(run, prefixes, runs)
+    return pays or experiment.cache == "on", estimate
 
 
 def _varies(run: Run) -> bool:
-    """Whether chance cuts or augments the training examples."""
-    return run.network.reads == "image" and run.experiment.task.varies
+    """Returns whether chance cuts or augments the training examples."""
+    return run.network.input_spec.varies(run.experiment.task)
 
 
 def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
-    """Whether computing, writing and reading features takes less time than the prefixes in every step, and the sums."""
+    """Returns whether features take less time than the prefixes in every step, written and read, and the sums."""
     task, splits = run.experiment.task, run.inputs.splits
     views = task.views if _varies(run) else 1
     each = {stop: of_prefix(run, stop) for stop in set(prefixes.values())}
@@ -200,32 +192,32 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     again = sum(each[stop] * steps[phase] for phase, stop in prefixes.items())
     once = sum(each.values()) * views * len(splits["train"])
     rows = sum(views * len(split) if name == "train" else len(split) for name, split in splits.items())
-    size = sum(bytes_of(run, rows, stop) for stop in each)
-    read = sum(bytes_of(run, steps[phase], stop) for phase, stop in prefixes.items())
+    size = sum(_disk_bytes(run, rows, stop) for stop in each)
+    read = sum(_disk_bytes(run, steps[phase], stop) for phase, stop in prefixes.items())
     rate = _RATE_OF_CPU if jax.default_backend() == "cpu" else _RATE * run.mesh.size
     room = size < run.experiment.input.cache_gb * 1e9
     groups = " and ".join(str(stop) for stop in sorted(each))
-    told = (
+    estimate = (
         f"the first {groups} of {len(run.layout.groups) - 1} groups are frozen and can be computed once:"
         f" {once / 1e12:.3g} instead of {again / 1e12:.3g} TFLOP, {size / 1e9:.2g} GB of disk"
     )
     pays = room and (again - once) / rate > (read + 2 * size) / _BANDWIDTH
-    return pays, told + ("" if pays else ", which does not pay" if room else ", more than input.cache_gb")
+    return pays, estimate + ("" if pays else ", which does not pay" if room else ", more than input.cache_gb")
 
 
-def bytes_of(run: Run, rows: int, stop: int) -> int:
-    """Bytes that so many rows take on disk; of texts at most, as if all were as long as the longest."""
+def _disk_bytes(run: Run, rows: int, stop: int) -> int:
+    """Returns the bytes of so many rows on disk; of texts at most, as if all were as long as the longest."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_row(run, stop))) * rows
 
 
 def _row(run: Run, stop: int) -> Any:
-    """Shape and dtype of what is kept of one example."""
-    return _kept(run.abstract_batch(1, start=stop)["input"])
+    """Returns the shape and dtype of what is kept of an example."""
+    return _kept(run.programs.abstract_batch(1, start=stop)["input"])
 
 
-def _kept(found: Any) -> Any:
-    """Of a prefix's output, what is stored: a text's mask follows from its tokens."""
-    return found["hidden"] if isinstance(found, dict) else found
+def _kept(output: Any) -> Any:
+    """Returns what is stored of a prefix's output: a text's mask follows from its tokens."""
+    return output["hidden"] if isinstance(output, dict) else output
 
 
 def _source(run: Run, split: Split, training: bool) -> _Source:
@@ -233,17 +225,13 @@ def _source(run: Run, split: Split, training: bool) -> _Source:
     varies = training and _varies(run)
     views = config.views if varies else 1
     read = inputs.reader(split, views, training)
-    if run.network.reads == "text":
-        recipe = (inputs.tokenizer.sha256, inputs.tokenizer.cut(config.max_tokens))
-    else:
-        cut = (config.decode, config.resize, config.crop) if training else ("exact", 0, "center")
-        recipe = (run.resolved.preprocessing, *cut, *((config.augment, run.experiment.seed, views) if varies else ()))
-    return _Source(split, read, views, varies, recipe)
+    return _Source(split, read, views, varies, read.recipe)
 
 
 def _folder(run: Run, variables: Variables, source: _Source, stop: int) -> Path:
     versions = _FORMAT, jax.__version__
-    network = run.network.backbone, run.network.additions, run.experiment.compute_dtype, jax.default_backend()
+    network = run.network.backbone, run.network.adapters, run.experiment.compute_dtype, jax.default_backend()
+    network += user_source(run.network.backbone)
     prefix = multipliers.digest(flatten_dict(run.of_groups(variables, stop), sep="/"))
     return decoded_cache.name("features", *versions, *network, prefix, stop, source.split.key, *source.recipe)
 
@@ -261,23 +249,21 @@ def _complete(
         for patient in (False, True):
             for number, rows in enumerate(parts):
                 with contextlib.ExitStack() as stack:
-                    wanted = _missing(folders, number)
-                    claims = [decoded_cache.claimed(_part(folder, number), patient) for folder in wanted.values()]
+                    missing = _missing(folders, number)
+                    claims = [decoded_cache.claimed(_part(folder, number), patient) for folder in missing.values()]
                     if all(stack.enter_context(claim) for claim in claims):
-                        wanted = _missing(wanted, number)  # another process may just have made them
-                        for folder in wanted.values():
+                        missing = _missing(missing, number)  # another process may just have made them
+                        for folder in missing.values():
                             if (part := _part(folder, number)).exists():
-                                damaged = (
-                                    f"{part} was damaged ({checksums.wrong(decoded_cache.seal_of(part))}): made again"
-                                )
-                                console.console.print(damaged)
-                        if wanted:
-                            _make_part(run, compute, source, rows, wanted, number, halt)
+                                wrong = checksums.wrong(decoded_cache.seal_of(part))
+                                console.console.print(f"{part} was damaged ({wrong}): made again")
+                        if missing:
+                            _make_part(run, compute, source, rows, missing, number, halt)
                 report(rows.stop)
 
 
 def _parts(source: _Source) -> list[range]:
-    """The rows of each part, in steps of a batch."""
+    """Returns the rows of each part, in steps of a batch."""
     size = _BATCH_ON_CPU if jax.default_backend() == "cpu" else _BATCH
     starts = range(0, source.rows, size * _BATCHES)
     return [range(start, min(start + size * _BATCHES, source.rows), size) for start in starts]
@@ -297,7 +283,7 @@ def _part(folder: Path, number: int) -> Path:
 
 
 def _program(run: Run, variables: Variables, stop: int, size: int) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
-    """(input of at most `size` rows, stops) -> activations, computed by this process's devices alone."""
+    """Returns a function (input of at most `size` rows, stops) -> activations, of this process's devices alone."""
     mesh = distributed_mesh.make_mesh(jax.local_devices())
     if jax.process_count() > 1:
         variables = jax.tree.map(np.asarray, variables)
@@ -305,20 +291,26 @@ def _program(run: Run, variables: Variables, stop: int, size: int) -> Callable[[
     size = -(-size // mesh.size) * mesh.size
 
     def compute(x, stops):
-        wanted = variables if max(stops) == stop else run.of_groups(variables, max(stops))
+        groups = variables if max(stops) == stop else run.of_groups(variables, max(stops))
         step = prefix_step(run, size, length_of({"input": x}), stops)
-        found = step(wanted, jax.device_put(padded(x, size), distributed_mesh.split(mesh)))
-        return [_kept(one) for one in found]
+        outputs = step(groups, jax.device_put(padded(x, size), distributed_mesh.split(mesh)))
+        return [_kept(output) for output in outputs]
 
     return compute
 
 
 def prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...]) -> jax.stages.Compiled:
-    """(variables, input of `batch_size` rows) -> what the backbone gives after as many groups as each of `stops`.
+    """Compiles prefixes: (variables of their groups, input) -> what the backbone gives after each.
 
-    The variables are those of these groups. Compiled for the devices of this process alone; `length` is of texts.
+    Args:
+        run: whose network it is, and whose programs keep it.
+        batch_size: rows of the input, on the devices of this process alone.
+        length: tokens of each text, 0 of images.
+        stops: the prefixes, each as its number of groups.
     """
-    return run.once(("prefix", batch_size, length, stops), lambda: _prefix_step(run, batch_size, length, stops))
+    return run.programs.get_or_compile(
+        ("prefix", batch_size, length, stops), lambda: _prefix_step(run, batch_size, length, stops)
+    )
 
 
 def _prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...]) -> jax.stages.Compiled:
@@ -329,7 +321,7 @@ def _prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...])
     )
     abstract = run.of_groups(run.network.abstract, max(stops))
     abstract = jax.tree.map(functools.partial(distributed_mesh.placed, sharding=replicated), abstract)
-    x = run.abstract_batch(batch_size, length)["input"]
+    x = run.programs.abstract_batch(batch_size, length)["input"]
     lowered = jitted.lower(abstract, jax.tree.map(functools.partial(distributed_mesh.placed, sharding=split), x))
     if options := _options():
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another jaxlib may not know them
@@ -338,7 +330,7 @@ def _prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...])
 
 
 def _options() -> dict[str, bool | str] | None:
-    """The compiler's, where some are known to help."""
+    """Returns options of the compiler that are known to help here; None where none are."""
     return compilation_cache.quick_products() if jax.default_backend() == "cpu" else None
 
 
@@ -360,30 +352,29 @@ def _make_part(
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(decoded_cache.replacing(_part(folder, number))) for folder in folders.values()]
         left, pending = len(range(rows.start, rows.stop)), []
-        for made in ahead(batch, rows, run.experiment.input.workers):
+        for inputs in ahead(batch, rows, run.experiment.input.workers):
             halt()
-            pending.append(compute(made["input"], tuple(folders)))
+            pending.append(compute(inputs["input"], tuple(folders)))
             if len(pending) > 2:  # two in flight keep the device busy
                 left -= _write(files, pending.pop(0), min(left, rows.step), tokens)
-        for found in pending:
-            left -= _write(files, found, min(left, rows.step), tokens)
+        for outputs in pending:
+            left -= _write(files, outputs, min(left, rows.step), tokens)
 
 
-def _write(files: Sequence[IO[bytes]], found: Sequence[jax.Array], rows: int, tokens: int) -> int:
-    """Adds the first `rows` of what was found to the files; returns how many those were."""
-    for file, one in zip(files, found, strict=True):
-        one = np.asarray(one)[:rows]
-        if tokens and one.ndim == 3:
-            one = np.pad(one, ((0, 0), (0, tokens - one.shape[1]), (0, 0)))
-        file.write(np.ascontiguousarray(one).view(np.uint8).data)
+def _write(files: Sequence[IO[bytes]], outputs: Sequence[jax.Array], rows: int, tokens: int) -> int:
+    """Adds the first `rows` of each output to its file; returns how many those were."""
+    for file, output in zip(files, outputs, strict=True):
+        array = np.asarray(output)[:rows]
+        if tokens and array.ndim == 3:
+            array = np.pad(array, ((0, 0), (0, tokens - array.shape[1]), (0, 0)))
+        file.write(np.ascontiguousarray(array).view(np.uint8).data)
     return rows
 
 
 def _opened(run: Run, source: _Source, stop: int, folder: Path, used: IO[bytes]) -> Features:
     row, parts = _row(run, stop), []
-    texts = source.read if isinstance(source.read, Texts) and row.ndim == 3 else None
     for number, rows in enumerate(_parts(source)):
         count = len(range(rows.start, rows.stop))
         values = np.asarray(np.memmap(_part(folder, number), row.dtype, "r"))  # whose rows are quick to take
-        parts.append(values.reshape(count, *((-1, row.shape[2]) if texts else row.shape[1:])))
-    return Features(parts, len(source.split), source.views, texts, used)
+        parts.append(values.reshape(count, *((-1, row.shape[2]) if row.ndim == 3 else row.shape[1:])))
+    return Features(parts, len(source.split), source.views, source.read, used)

@@ -1,4 +1,4 @@
-"""The learning rate range test (Smith 2015, 1506.01186): the loss while the rate rises, on a State thrown away."""
+"""The learning rate range test (Smith 2015, 1506.01186): the loss while the rate rises, on a state thrown away."""
 
 import dataclasses
 from pathlib import Path
@@ -37,13 +37,13 @@ def lr_find(run: Run, picture: Path, lowest: float = 1e-7, highest: float = 10.0
     rates, losses, mean = [], [], 0.0
     with console.progress("learning rates", 0, steps) as report:
         for i, batch in enumerate(stream.batches(0, steps)):
-            program = run.train_step(rising, length_of(batch))
-            state, found = program(state, mesh.put_batch(batch, run.mesh))
-            mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(found["loss"])
+            program = run.programs.train_step(rising, length_of(batch))
+            state, metrics = program(state, mesh.put_batch(batch, run.mesh))
+            mean = _SMOOTHING * mean + (1 - _SMOOTHING) * float(metrics["loss"])
             smooth = mean / (1 - _SMOOTHING ** (i + 1))
             if not np.isfinite(smooth) or smooth > 4 * min([smooth, *losses]):
                 break
-            rates.append(float(found["learning_rate"]))
+            rates.append(float(metrics["learning_rate"]))
             losses.append(smooth)
             report(i + 1)
     if len(rates) < 2:

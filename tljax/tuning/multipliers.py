@@ -9,13 +9,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax.errors import InputError
-from tljax.peft.config import ADDITIONS, Addition
+from tljax.peft.config import ADAPTERS, AdapterConfig
 from tljax.tuning.strategies import STRATEGIES, Layout, compiled, first_match
 
 Tree = Any  # a nested dict of arrays (or of what stands for them)
@@ -35,7 +33,7 @@ def arguments_of(strategy: str) -> dict[str, bool]:
     """
     if strategy not in STRATEGIES:
         raise InputError(f"no tuning.strategy {strategy!r}; there are: {', '.join(STRATEGIES)}")
-    adds = [field.name for field in dataclasses.fields(ADDITIONS[strategy])] if strategy in ADDITIONS else []
+    adds = [field.name for field in dataclasses.fields(ADAPTERS[strategy])] if strategy in ADAPTERS else []
     return takes(STRATEGIES[strategy]) | dict.fromkeys(adds, False)
 
 
@@ -49,16 +47,16 @@ def check_arguments(strategy: str, arguments: Mapping[str, Any], wanted: Mapping
             raise InputError(f"{strategy} needs --config.tuning.{name}=…")
 
 
-def addition(strategy: str, arguments: Mapping[str, Any]) -> Addition | None:
+def addition(strategy: str, arguments: Mapping[str, Any]) -> AdapterConfig | None:
     """What a strategy adds to the network, if it does.
 
     Raises:
         InputError: an argument is unknown, or out of range.
     """
     check_arguments(strategy, arguments, arguments_of(strategy))
-    if strategy not in ADDITIONS:
+    if strategy not in ADAPTERS:
         return None
-    return ADDITIONS[strategy](**arguments)
+    return ADAPTERS[strategy](**arguments)
 
 
 def multipliers(
@@ -116,16 +114,6 @@ def frozen_groups(layout: Layout, multipliers: Tree) -> frozenset[str]:
     """Groups in which nothing trains."""
     moving = {layout.group_of[path] for path, value in flatten_dict(multipliers, sep="/").items() if value}
     return frozenset(layout.groups) - moving
-
-
-def select(params: Tree, multipliers: Tree) -> Tree:
-    """`params` with `optax.MaskedNode`, which has no leaves, in place of each frozen leaf."""
-    return jax.tree.map(lambda m, leaf: leaf if m else optax.MaskedNode(), multipliers, params)
-
-
-def merge(trainable: Tree, params: Tree, multipliers: Tree) -> Tree:
-    """The inverse of `select`: frozen leaves come from `params`, untouched."""
-    return jax.tree.map(lambda m, new, old: new if m else old, multipliers, trainable, params)
 
 
 def digest(leaves: Mapping[str, Any]) -> str:

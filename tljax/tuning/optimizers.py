@@ -202,7 +202,7 @@ def optimizer(
 
     Its `update` takes `finite`, by default true; where it is not, the state stays what it was.
 
-    Made for trees in which `tuning.select` has masked the frozen leaves, so that the clip's norm is that of the
+    Made for trees in which `masks.partition` has masked the frozen leaves, so that the clip's norm is that of the
     trainable ones; `set_to_zero` keeps a frozen leaf still even where a caller passes its gradient.
 
     Args:

@@ -21,7 +21,7 @@ import optax
 
 from tljax.config.schema import OptimConfig, TuningConfig
 from tljax.errors import InputError
-from tljax.peft.config import Addition
+from tljax.peft.config import AdapterConfig
 from tljax.tuning import multipliers as tuning_multipliers
 from tljax.tuning import optimizers
 from tljax.tuning.multipliers import check_arguments, takes
@@ -143,7 +143,7 @@ def arguments_of(strategy: str) -> dict[str, bool]:
     return tuning_multipliers.arguments_of(strategy)
 
 
-def additions(config: TuningConfig) -> tuple[Addition, ...]:
+def additions(config: TuningConfig) -> tuple[AdapterConfig, ...]:
     """What the strategies of all phases add to the network.
 
     Raises:
@@ -153,7 +153,7 @@ def additions(config: TuningConfig) -> tuple[Addition, ...]:
     if config.strategy in RECIPES:
         return ()
     specs = config.phases if config.strategy == "phases" else ({"strategy": config.strategy, **config.arguments},)
-    found: list[Addition] = []
+    found: list[AdapterConfig] = []
     for i, spec in enumerate(specs):
         one = tuning_multipliers.addition(*_split(spec, f"tuning.phases[{i}]")[:2])
         if one is not None and one not in found:

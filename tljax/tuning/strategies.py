@@ -13,7 +13,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from tljax.errors import InputError
-from tljax.peft.config import is_added
+from tljax.peft.config import is_adapter_param
 
 HEAD = "head"
 _ENDS = ("norm", "pooler")  # a final norm and BERT's pooler go with the block under them
@@ -157,7 +157,7 @@ def norm_only(layout: Layout) -> dict[str, float]:
 
 def added(layout: Layout) -> dict[str, float]:
     """What the strategy added to the backbone trains, and the head; the backbone's own parameters are frozen."""
-    return layout.by_path(is_added)
+    return layout.by_path(is_adapter_param)
 
 
 def pattern(layout: Layout, *, patterns: Sequence[tuple[str, float]]) -> dict[str, float]:

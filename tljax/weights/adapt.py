@@ -34,22 +34,22 @@ def class_subset(
     kernel: Float[np.ndarray, "width known"],
     bias: Float[np.ndarray, " known"] | None,
     known: Sequence[str],
-    wanted: Sequence[str],
+    classes: Sequence[str],
 ) -> dict[str, np.ndarray]:
-    """The part of a head that tells `wanted` classes apart: {kernel [width, wanted], bias [wanted]}.
+    """Returns the part of a head that tells `classes` apart: {kernel [width, classes], bias [classes]}.
 
     Args:
         kernel, bias: the whole head.
         known: its classes' names, in order.
-        wanted: names, in the order that the new head has them.
+        classes: names, in the order that the new head has them.
 
     Raises:
-        InputError: a wanted class is not known (the nearest is named) or there twice, or the names are not those of
+        InputError: a class is not known (the nearest is named) or there twice, or the names are not those of
             this head.
     """
     if len(known) != kernel.shape[1]:
         raise InputError(f"the checkpoint names {len(known)} classes and its head has {kernel.shape[1]}")
-    for name in wanted:
+    for name in classes:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -58,12 +58,12 @@ def class_subset(
             raise InputError(
                 f"the pretrained head has the class {name!r} {known.count(name)} times: rename all but one"
             )
-    rows = [list(known).index(name) for name in wanted]
+    rows = [list(known).index(name) for name in classes]
     return {"kernel": kernel[:, rows]} | ({} if bias is None else {"bias": bias[rows]})
 
 
 def adapt_channels(kernel: Float[np.ndarray, "rows columns inputs outputs"], channels: int) -> np.ndarray:
-    """A first convolution's kernel for another number of channels, as timm's `adapt_input_conv` makes it.
+    """Returns a first convolution's kernel for another number of channels, as timm's `adapt_input_conv` makes it.
 
     For 1 it is the sum over the three, which on a grey image gives what the three give on three equal channels; for
     more, the three over and over in their own order (a `bgr` network's fourth is like its blue), times 3 / channels.
@@ -85,7 +85,7 @@ def adapt_channels(kernel: Float[np.ndarray, "rows columns inputs outputs"], cha
 
 
 def with_channels(preprocessing: Preprocessing, channels: int) -> Preprocessing:
-    """What weights expect of images with another number of channels, by the rule that adapts their kernel.
+    """Returns what weights expect of images with other channels, by the rule that adapts their kernel.
 
     Mean and standard deviation become the average over the three for 1 channel, and the three over and over for more.
 
@@ -105,19 +105,19 @@ def with_channels(preprocessing: Preprocessing, channels: int) -> Preprocessing:
     return dataclasses.replace(preprocessing, mean=mean, std=std, channels=preprocessing.channels + _EXTRA[channels])
 
 
-def _not_three(found: int, wanted: int) -> str:
-    return f"the weights take images of {found} channels, and only 3 can be adapted to {wanted}: use task.channels=0"
+def _not_three(inputs: int, channels: int) -> str:
+    return f"the weights take images of {inputs} channels, and only 3 can be adapted to {channels}: use task.channels=0"
 
 
 def resample_pos_embed(
     table: Float[np.ndarray, "1 tokens width"], source: tuple[int, int], target: tuple[int, int], rule: str
 ) -> Float[np.ndarray, "1 tokens2 width"]:
-    """Position embeddings for another grid; rows before the grid's (class token, registers) stay untouched.
+    """Resamples position embeddings for another grid; rows before the grid's (class token, registers) stay.
 
     Args:
         table: prefix rows, then `source` grid rows, row-major.
         source: the grid (down, across) that the table was learned on.
-        target: the grid wanted.
+        target: the grid to have them on.
         rule: a name in `RESAMPLINGS`: whose interpolation to follow.
 
     Raises:
@@ -135,7 +135,7 @@ def resample_pos_embed(
 
 
 def _matrix(n: int, m: int, rule: _Resampling) -> Float[np.ndarray, "m n"]:
-    """The [m, n] matrix that interpolates n samples at m places.
+    """Returns the [m, n] matrix that interpolates n samples at m places.
 
     With antialias, as in PIL and PyTorch, the kernel is stretched by n / m when shrinking, and weights that fall
     outside are dropped and the rest renormalized; without, edge samples repeat.
@@ -155,7 +155,7 @@ def _matrix(n: int, m: int, rule: _Resampling) -> Float[np.ndarray, "m n"]:
 
 
 def _kernel(x: np.ndarray, a: float | None) -> np.ndarray:
-    """Keys' cubic kernel (1981) at distance x, or the linear one."""
+    """Returns Keys' cubic kernel (1981) at distance x, or the linear one."""
     if a is None:
         return np.maximum(1 - x, 0)
     inside, outside = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)

@@ -17,7 +17,7 @@ class Pretrained:
         source: whose names the file uses, one of that model's `rules`.
         preprocessing: what it was trained on.
         licence: SPDX identifier of the weights.
-        pos_embed: the rule of `surgery.RESAMPLINGS` that its own code resamples position embeddings by.
+        pos_embed: the rule of `adapt.RESAMPLINGS` that its own code resamples position embeddings by.
         architecture: attributes in which the network differs from that row.
         classes: names of what its own head tells apart, in order; empty where the checkpoint does not say.
         problem: what kind of labels its own head is for; empty where the checkpoint does not say.

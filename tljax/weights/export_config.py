@@ -14,7 +14,7 @@ Attributes = Mapping[str, Any]  # of a module of tljax.models
 
 
 def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
-    """The config that timm's `create_model("local-dir:FOLDER")` reads.
+    """Returns the config that timm's `create_model("local-dir:FOLDER")` reads.
 
     Args:
         kind: the module's class.
@@ -100,7 +100,12 @@ _TIMM = {"ViT": _timm_vit, "ResNet": _timm_resnet, "BiT": _timm_bit}
 
 
 def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
-    """The config that transformers' `AutoModelForImageClassification.from_pretrained(FOLDER)` reads, or that for text.
+    """Returns the config that transformers' `from_pretrained(FOLDER)` reads, with a classifier or without.
+
+    Args:
+        kind: the module's class.
+        attributes: its attributes.
+        row: preprocessing and class names.
 
     Raises:
         InputError: transformers has no such network.
@@ -195,7 +200,7 @@ _TRANSFORMERS = {"ViT": _transformers_vit, "ResNet": _transformers_resnet, "Bert
 
 
 def processor(images: Preprocessing) -> dict[str, Any]:
-    """transformers' `preprocessor_config.json`."""
+    """Returns transformers' `preprocessor_config.json`."""
     squash = images.resize == "squash"
     return {
         "image_processor_type": "DeiTImageProcessor" if squash else "BitImageProcessor",
@@ -218,7 +223,7 @@ def _check_order(library: str, images: Preprocessing) -> None:
         raise InputError(f"{library} feeds its networks rgb, this one wants {images.channels}")
 
 
-def _only(library: str, attributes: Attributes, **wanted: Any) -> None:
-    for key, value in wanted.items():
+def _only(library: str, attributes: Attributes, **values: Any) -> None:
+    for key, value in values.items():
         if attributes.get(key, value) != value:
             raise InputError(f"{library} has no such network: only {key}={value!r}, not {attributes[key]!r}")

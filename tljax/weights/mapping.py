@@ -18,8 +18,8 @@ Shape = tuple[int | None, ...]  # None where any length will do
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Where one source array goes.
+class ParamMapping:
+    """The place of a source array among ours.
 
     Attributes:
         source: its name in the file.
@@ -38,7 +38,7 @@ class Rule:
     axis: int = -1
 
     def to_ours(self, array: np.ndarray, shape: Shape) -> np.ndarray | None:
-        """This rule's share of the target, or None where the array cannot make it."""
+        """Returns this source's share of the target, or None where the array cannot make it."""
         share = list(shape)
         if self.part:
             share[self.axis] = self.part[1] - self.part[0]
@@ -53,7 +53,7 @@ class Rule:
         return array if _fits(array.shape, tuple(share)) else None
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """The source array, from the whole target."""
+        """Returns the source array, from the whole target."""
         if self.part:
             array = np.take(array, range(*self.part), axis=self.axis)
         if self.fold is not None:
@@ -65,16 +65,21 @@ LINEAR = (1, 0)  # [out, in] -> [in, out]
 CONV = (2, 3, 1, 0)  # OIHW -> HWIO
 
 
-def torch_linear(source: str, target: str, part: tuple[int, int] | None = None) -> Iterator[Rule]:
-    """A linear layer's `weight` [out, in] and `bias`."""
-    yield Rule(f"{source}.weight", f"{target}/kernel", LINEAR, part=part)
-    yield Rule(f"{source}.bias", f"{target}/bias", part=part)
+def torch_linear(source: str, target: str, part: tuple[int, int] | None = None) -> Iterator[ParamMapping]:
+    """Yields a linear layer's `weight` [out, in] and `bias`.
+
+    Args:
+        source, target: the layer's names in the file and here.
+        part: as in `ParamMapping`.
+    """
+    yield ParamMapping(f"{source}.weight", f"{target}/kernel", LINEAR, part=part)
+    yield ParamMapping(f"{source}.bias", f"{target}/bias", part=part)
 
 
-def torch_norm(source: str, target: str) -> Iterator[Rule]:
-    """A LayerNorm's or GroupNorm's `weight` and `bias`."""
-    yield Rule(f"{source}.weight", f"{target}/scale")
-    yield Rule(f"{source}.bias", f"{target}/bias")
+def torch_norm(source: str, target: str) -> Iterator[ParamMapping]:
+    """Yields a LayerNorm's or GroupNorm's `weight` and `bias`."""
+    yield ParamMapping(f"{source}.weight", f"{target}/scale")
+    yield ParamMapping(f"{source}.bias", f"{target}/bias")
 
 
 @dataclass(frozen=True)
@@ -82,23 +87,25 @@ class Table:
     """All that is known of a family of checkpoints.
 
     Attributes:
-        rules: one for each array that the model takes from it.
+        mappings: one for each array that the model takes from it.
         ignored: expressions of whole names that are left out on purpose.
         aliases: (expression, replacement), applied in order to each name before it is looked up, for the spellings
-            under which the same checkpoint is found.
+            that the same checkpoint may have.
+        class_row: whether its position embeddings have a row for the class token where the network's have none.
     """
 
-    rules: tuple[Rule, ...]
+    mappings: tuple[ParamMapping, ...]
     ignored: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    class_row: bool = False
 
     @cached_property
-    def by_source(self) -> dict[str, Rule]:
-        """Returns the rule for each canonical name."""
-        return {rule.source: rule for rule in self.rules}
+    def by_source(self) -> dict[str, ParamMapping]:
+        """Returns the mapping for each canonical name."""
+        return {mapping.source: mapping for mapping in self.mappings}
 
     def canonical(self, name: str) -> str:
-        """Returns the name that the rules know an array by: without what trainers and wrappers put before it."""
+        """Returns the name that the mappings know an array by: without what trainers and wrappers put before it."""
         rest = name
         for _ in range(_MAX_WRAPPERS):
             spelling = self._spelling(rest)
@@ -126,7 +133,7 @@ _MAX_WRAPPERS = 8
 
 
 class Conversion(NamedTuple):
-    """What became of a checkpoint: flat `path -> array`, and the source names left out."""
+    """A converted checkpoint: flat `path -> array`, and the source names left out."""
 
     arrays: dict[str, np.ndarray]
     ignored: tuple[str, ...]
@@ -144,13 +151,13 @@ def convert(
         optional: targets that a checkpoint may lack.
 
     Raises:
-        InputError: a source name that no rule covers, a target left empty or filled twice, or a shape that differs;
+        InputError: a source name that no mapping covers, a target left empty or filled twice, or a shape that differs;
             all such faults are listed together, with both sides' names.
     """
     by_target, ignored, unknown = _sort(source, table)
     empty = [path for path in targets if path not in by_target and path not in optional]
     faults = [
-        f"no rule for source {name} {source[name].shape}{_nearest(table.canonical(name), table.by_source)}"
+        f"no mapping for source {name} {source[name].shape}{_nearest(table.canonical(name), table.by_source)}"
         for name in unknown[:_SHOWN]
     ]
     faults += [f"nothing fills target {path} {targets[path]}{_nearest(path, by_target)}" for path in empty[:_SHOWN]]
@@ -160,7 +167,7 @@ def convert(
         names = " + ".join(name for _, name in parts)
         if path not in targets:
             faults.append(f"source {names} goes to {path}, which the model lacks{_nearest(path, targets)}")
-        elif len({rule.source for rule, _ in parts}) < len(parts):
+        elif len({mapping.source for mapping, _ in parts}) < len(parts):
             faults.append(f"target {path} is filled more than once: {names}")
         elif (array := _join(source, parts, targets[path])) is None:
             shapes = " + ".join(str(source[name].shape) for _, name in parts)
@@ -179,15 +186,15 @@ def convert(
 _SHOWN = 8
 
 
-def _sort(source: Mapping, table: Table) -> tuple[dict[str, list[tuple[Rule, str]]], list[str], list[str]]:
-    """Returns the names that go to each target with their rules, those left out on purpose, and the unknown."""
-    by_target: dict[str, list[tuple[Rule, str]]] = defaultdict(list)
+def _sort(source: Mapping, table: Table) -> tuple[dict[str, list[tuple[ParamMapping, str]]], list[str], list[str]]:
+    """Returns the names that go to each target with their mappings, those left out on purpose, and the unknown."""
+    by_target: dict[str, list[tuple[ParamMapping, str]]] = defaultdict(list)
     ignored, unknown = [], []
     for name in source:
         canonical = table.canonical(name)
         if canonical in table.by_source:
-            rule = table.by_source[canonical]
-            by_target[rule.target].append((rule, name))
+            mapping = table.by_source[canonical]
+            by_target[mapping.target].append((mapping, name))
         else:
             (ignored if table.ignores(canonical) else unknown).append(name)
     return by_target, ignored, unknown
@@ -207,26 +214,26 @@ _FLOATS = [np.dtype(kind) for kind in (np.float32, np.float16, np.float64, ml_dt
 
 
 def unconvert(arrays: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
-    """The inverse of `convert`: the source's canonical names and layout, from ours; what is absent stays absent."""
+    """Returns arrays under the source's canonical names and in its layout, the inverse of `convert`."""
     return {
-        rule.source: np.ascontiguousarray(rule.to_theirs(arrays[rule.target]))
-        for rule in table.rules
-        if rule.target in arrays
+        mapping.source: np.ascontiguousarray(mapping.to_theirs(arrays[mapping.target]))
+        for mapping in table.mappings
+        if mapping.target in arrays
     }
 
 
-def _join(source: Mapping, parts: list[tuple[Rule, str]], shape: Shape) -> np.ndarray | None:
+def _join(source: Mapping, parts: list[tuple[ParamMapping, str]], shape: Shape) -> np.ndarray | None:
     """Returns the parts in order, each turned, as an array; None where they do not make one of this shape."""
     parts = sorted(parts, key=lambda item: item[0].part or (0, 0))
-    arrays = [rule.to_ours(source[name], shape) for rule, name in parts]
+    arrays = [mapping.to_ours(source[name], shape) for mapping, name in parts]
     if any(array is None for array in arrays):
         return None
     joined = np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, parts[0][0].axis))
     return joined if _fits(joined.shape, shape) else None
 
 
-def _fits(shape: tuple[int, ...], wanted: Shape) -> bool:
-    return len(shape) == len(wanted) and all(b in (a, None) for a, b in zip(shape, wanted, strict=True))
+def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
+    return len(shape) == len(expected) and all(b in (a, None) for a, b in zip(shape, expected, strict=True))
 
 
 def _nearest(path: str, others: Mapping[str, Any]) -> str:

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -22,13 +21,10 @@ from tljax.errors import InputError
 from tljax.io import arrays as io_arrays
 from tljax.io import buckets, checksums
 from tljax.io.download import hub
-from tljax.io.download.fetch import cache_dir, fetch, local_copy, made_once, sha256_of
-from tljax.models.registry import BACKBONES, Backbone, attributes
+from tljax.io.download.fetch import cache_dir, create_once, fetch, local_copy, sha256_of
+from tljax.models.base import Backbone, attributes
+from tljax.models.registry import BACKBONES
 from tljax.models.registry import build as build_backbone
-from tljax.models.text.bert import Bert
-from tljax.models.vision.bit import BiT
-from tljax.models.vision.resnet import ResNet
-from tljax.models.vision.vit import ViT
 from tljax.weights import mappings
 from tljax.weights.adapt import adapt_channels, resample_pos_embed
 from tljax.weights.catalog import CATALOG, PICTURE, Pretrained
@@ -37,17 +33,15 @@ from tljax.weights.mapping import Shape, Table, convert
 from tljax.weights.mappings.vision import vit
 from tljax.weights.readers import files
 
-POS_EMBED, POOLER = "params/stem/pos_embed", "params/pooler/"
+POOLER = "params/pooler/"
 # Attributes that a name does not decide: a checkpoint may have others.
 _NOT_IN_A_NAME = ("grid", "gelu", "eps", "conv_eps", "pool", "normalize", "vocabulary")
 _TORCH = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".index.json")
 _CONVERTING = threading.Lock()  # a thread may be at it when another asks
-# The one array whose shape depends on the number of channels.
-FIRST_KERNEL = {ViT: "params/stem/kernel", ResNet: "params/stem/conv1/conv/kernel", BiT: "params/stem/conv/kernel"}
 
 
-def resolve(config: BackboneConfig) -> Pretrained:
-    """The row of the catalogue that a config means, or one that the weights' own folder describes.
+def resolve_weights(config: BackboneConfig) -> Pretrained:
+    """Returns the row of the catalogue that a config means, or one that the weights' own folder describes.
 
     Raises:
         InputError: the name or the weights are unknown, or a name is needed and not given.
@@ -61,12 +55,11 @@ def resolve(config: BackboneConfig) -> Pretrained:
         what = config.weights or "random weights"
         raise InputError(f"{what} need a backbone.name; there are: {', '.join(BACKBONES)}")
     module = build_backbone(name, row.architecture)
+    file = Path(config.weights).expanduser()
     if config.weights.endswith(".npz"):  # Google's: what was trained there is computed as it was there
-        row = dataclasses.replace(
-            row, architecture={"gelu": "tanh"} if isinstance(module, ViT) else {"conv_eps": 1e-10}
-        )
-    elif isinstance(module, ViT) and not row.source and Path(config.weights).expanduser().is_file():
-        row = dataclasses.replace(row, architecture=_pool_in(Path(config.weights).expanduser(), module))
+        row = dataclasses.replace(row, architecture=dict(module.trained_by("google")))
+    elif not row.source and file.name.endswith(_TORCH) and file.is_file():
+        row = dataclasses.replace(row, architecture=row.architecture | mappings.attributes_in(module, file))
     row = dataclasses.replace(row, backbone=name, sha256=config.sha256 or row.sha256)
     return _with_pool(row if row.origins else _assumed(row, module), config.pool)
 
@@ -97,8 +90,8 @@ def _assumed(row: Pretrained, module: Backbone) -> Pretrained:
     """Returns the row of weights that say nothing of what they expect of pictures, with what is assumed, and why."""
     why = "assumed, as there are no weights" if not row.uri else f"assumed, as nothing lies beside {row.uri}"
     origins = dict.fromkeys((*PICTURE, "pool"), f"{why}: ImageNet's") | {"pool": f"the backbone {row.backbone}"}
-    if (isinstance(module, ViT) and row.uri) and row.preprocessing == Preprocessing():
-        images = dataclasses.replace(row.preprocessing, size=module.grid[0] * module.patch_size)
+    if (size := module.input_spec.size) and row.uri and row.preprocessing == Preprocessing():
+        images = dataclasses.replace(row.preprocessing, size=size[0])
         row = dataclasses.replace(row, preprocessing=images)
         origins["size"] = f"{why}: the network's own image size"
     return dataclasses.replace(row, origins=origins)
@@ -114,7 +107,8 @@ def _with_pool(row: Pretrained, pool: str) -> Pretrained:
         return row
     pools = in_file(row).pools
     if pool not in pools:
-        raise InputError(f"backbone.pool={pool} is nothing that {row.backbone} does; it has: {', '.join(pools)}")
+        known = ", ".join(pools) or "one way to pool"
+        raise InputError(f"backbone.pool={pool} is nothing that {row.backbone} does; it has: {known}")
     return dataclasses.replace(row, pool=pools[pool], origins=row.origins | {"pool": "backbone.pool"})
 
 
@@ -123,36 +117,27 @@ def in_file(row: Pretrained) -> Backbone:
     return build_backbone(row.backbone, row.architecture)
 
 
-def _pool_in(path: Path, module: ViT) -> dict[str, Any]:
-    """Returns how a network pools, by the name of its last norm alone: `fc_norm` stands after a mean."""
-    if not path.name.endswith(_TORCH):
-        return {}
-    table = mappings.tables(module)["timm"]
-    ends = {table.canonical(name) for name in files.read(path)} & {"norm.weight", "fc_norm.weight"}
-    return {"pool": "mean"} if ends == {"fc_norm.weight"} else {}
-
-
 def module_of(row: Pretrained) -> Backbone:
     """Returns the network that a row's weights fill, at their own size, pooled as it is to be used."""
     module = in_file(row)
     if not row.pool:
         return module
-    return module.clone(pool=row.pool, **({"normalize": False} if isinstance(module, Bert) else {}))
+    return module.clone(**module.pool_attributes(row.pool))
 
 
 def reads(row: Pretrained) -> str:
-    """What a row's network takes: `image` or `text`."""
-    return "text" if isinstance(module_of(row), Bert) else "image"
+    """Returns what a row's network takes: `image`, `text` or `features`."""
+    return module_of(row).input_spec.kind
 
 
-def tokenizer(row: Pretrained, given: str) -> Path:
-    """The file or folder of the tokenizer that a row's network was trained with, or the one that is `given`.
+def tokenizer(row: Pretrained, uri: str) -> Path:
+    """Returns the file or folder of the tokenizer at `uri`, or if that is empty, of a row's own network.
 
     Raises:
         InputError: neither says where it is.
     """
-    if given:
-        return fetch(given)
+    if uri:
+        return fetch(uri)
     if not row.uri:
         raise InputError(f"{row.backbone} without weights has no tokenizer: set task.tokenizer to a file or folder")
     path = fetch(row.uri, row.sha256)
@@ -165,7 +150,7 @@ def _known(weights: str) -> Pretrained | None:
 
 
 def _described(config: BackboneConfig) -> Pretrained | None:
-    """What a folder that `convert` made, or a repository as timm and transformers lay it out, says of itself."""
+    """Returns what a folder of `convert`, or a repository as timm and transformers lay it out, says of itself."""
     weights = config.weights
     if weights.startswith("hf://"):
         # Only a whole repository is described; a file in one may be anything.
@@ -182,7 +167,7 @@ def _described(config: BackboneConfig) -> Pretrained | None:
         hint = f"did you mean {', '.join(near)}?" if near else "the names are in tljax/weights/catalog.csv"
         raise InputError(f"no backbone.weights {weights!r}, neither a path nor a name in the catalogue: {hint}")
     if (folder / "tljax.json").is_file():
-        facts = io_arrays.load_facts(folder)
+        facts = io_arrays.load_metadata(folder)
         where = f"{folder / 'tljax.json'}: pretrained"
         row = build(Pretrained, {**facts["pretrained"], "uri": weights, "sha256": ""}, where)
         return row if row.origins else dataclasses.replace(row, origins=dict.fromkeys((*PICTURE, "pool"), "tljax.json"))
@@ -199,48 +184,39 @@ def _read_folder(folder: Path, config: BackboneConfig) -> Pretrained | None:
 
 @functools.lru_cache(maxsize=4)  # of one network it is asked several times
 def shapes(module: Backbone, channels: int = 3) -> Mapping[str, Shape]:
-    """Path (`params/…`, `batch_stats/…`) -> shape of every array in a backbone, and `head/…` for any classes.
+    """Returns path (`params/…`, `batch_stats/…`) -> shape of every array in a backbone, and `head/…` for any classes.
 
     Args:
         module: the backbone.
         channels: of its images, if it takes images.
     """
-    return shapes_of(module, jax.eval_shape(module.init, jax.random.key(0), _example(module, channels)))
+    example = module.input_spec.abstract(channels)
+    return shapes_of(module, jax.eval_shape(module.init, jax.random.key(0), example))
 
 
 def shapes_of(module: Backbone, variables: Mapping[str, Any]) -> Mapping[str, Shape]:
-    """The same where the backbone's variables, or their shapes, are there."""
+    """Returns a backbone's `shapes` from its variables, or from what has their shapes."""
     heads = dict.fromkeys(optional(module), (None,))
     heads |= {path: (module.feature_dim, None) for path in heads if path.endswith("kernel")}
-    found = {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables, sep="/").items()} | heads
-    return MappingProxyType(found)
-
-
-def _example(module: Backbone, channels: int) -> Any:
-    """The shape of an input that the network takes."""
-    if isinstance(module, Bert):
-        tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-        return {"input_ids": tokens, "attention_mask": tokens}
-    size = tuple(side * module.patch_size for side in module.grid) if isinstance(module, ViT) else (64, 64)
-    return jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
+    own = {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables, sep="/").items()}
+    return MappingProxyType(own | heads)
 
 
 def optional(module: Backbone) -> frozenset[str]:
-    """What a checkpoint may lack: the head of the task that it was trained for."""
-    heads = ("head", "head_dist") if isinstance(module, ViT) and module.distilled else ("head",)
-    return frozenset(f"{head}/{leaf}" for head in heads for leaf in ("kernel", "bias"))
+    """Returns what a checkpoint may lack: the head of the task that it was trained for."""
+    return frozenset(f"{head}/{leaf}" for head in module.pretrained_heads for leaf in ("kernel", "bias"))
 
 
 def restore(
-    row: Pretrained, module: Backbone, channels: int = 3, wanted: Mapping[str, Shape] | None = None
+    row: Pretrained, module: Backbone, channels: int = 3, expected: Mapping[str, Shape] | None = None
 ) -> dict[str, Any]:
-    """Pretrained variables {params, batch_stats, head} on the host, fitted to `module`'s grid of patches and to images.
+    """Reads pretrained variables {params, batch_stats, head} on the host, fitted to `module`'s positions and images.
 
     Args:
         row: the checkpoint; where it has a head of its own, that is `head`.
         module: the network, at the size of its images.
         channels: of the images, if it takes images.
-        wanted: the network's `shapes`, where they are known.
+        expected: the network's `shapes`, where they are known.
 
     Raises:
         InputError: the weights cannot be had, are not the ones pinned, or do not fit.
@@ -248,16 +224,15 @@ def restore(
     arrays = flatten_dict(io_arrays.load_tree(converted(row)), sep="/")
     left_out = _left_out(row, arrays)
     arrays = {path: array for path, array in arrays.items() if path not in left_out}
-    if isinstance(module, ViT):
-        arrays[POS_EMBED] = resample_pos_embed(arrays[POS_EMBED], module_of(row).grid, module.grid, row.pos_embed)
-    if type(module) in FIRST_KERNEL:
-        first = FIRST_KERNEL[type(module)]
-        arrays[first] = adapt_channels(arrays[first], channels)
-    wanted, heads = wanted or shapes(module, channels), optional(module)
-    if any(path.startswith(POOLER) for path in wanted.keys() - arrays.keys()):
+    for path, grid in module.position_grids.items():
+        arrays[path] = resample_pos_embed(arrays[path], module_of(row).position_grids[path], grid, row.pos_embed)
+    if kernel := module.input_kernel:
+        arrays[kernel] = adapt_channels(arrays[kernel], channels)
+    expected, heads = expected or shapes(module, channels), optional(module)
+    if any(path.startswith(POOLER) for path in expected.keys() - arrays.keys()):
         raise InputError(f"{row.uri} has no pooler: set backbone.pool to cls, mean or max")
-    wrong = [path for path in wanted.keys() - heads if path not in arrays or arrays[path].shape != wanted[path]]
-    wrong += arrays.keys() - wanted.keys()
+    wrong = [path for path in expected.keys() - heads if path not in arrays or arrays[path].shape != expected[path]]
+    wrong += arrays.keys() - expected.keys()
     if wrong:
         raise InputError(f"{row.uri}: does not fit {row.backbone}: {', '.join(sorted(wrong)[:4])}")
     # Files in half precision become float32 here: the optimizer's steps would be lost in their rounding.
@@ -279,12 +254,15 @@ def provenance(
     new: Sequence[str],
     own: Mapping[str, Shape] | None = None,
 ) -> dict[str, Any]:
-    """What becomes of the pretrained arrays: how many are `kept`; the names of the others, by what is done to them.
+    """Returns what becomes of the pretrained arrays: how many are `kept`, the others' names by what is done to them.
 
     These are `resampled` (for another grid of patches), `adapted` (to another number of channels), `initialized` and
     `ignored`.
 
     Args:
+        experiment: says whether there are weights, and what of the head.
+        row: the checkpoint.
+        module: the network, at the size of its images.
         new: what the network has besides, by name.
         own: its backbone's `shapes`, where they are known.
     """
@@ -293,9 +271,10 @@ def provenance(
     heads = ("kernel", "bias")[: 1 + experiment.head.bias]
     channels = experiment.task.channels or row.preprocessing.inputs
     own = (own or shapes(module, channels)).keys() - optional(module)
-    facts = io_arrays.load_facts(converted(row))
-    resampled = [POS_EMBED] if isinstance(module, ViT) and module.grid != module_of(row).grid else []
-    adapted = [FIRST_KERNEL[type(module)]] if channels != row.preprocessing.inputs else []
+    facts = io_arrays.load_metadata(converted(row))
+    stored = module_of(row).position_grids
+    resampled = [path for path, grid in module.position_grids.items() if grid != stored[path]]
+    adapted = [module.input_kernel] if module.input_kernel and channels != row.preprocessing.inputs else []
     pretrained = experiment.head.init == "pretrained"
     pooler = _left_out(row, [path for path in shapes(in_file(row), channels) if path.startswith(POOLER)])
     return {
@@ -308,7 +287,7 @@ def provenance(
 
 
 def converted(row: Pretrained) -> Path:
-    """The folder with the row's arrays under our names; converted now if it is not in the cache.
+    """Returns the folder with the row's arrays under our names; converted now if it is not in the cache.
 
     The key is the file's content and the table of rules, so that a change in either is converted anew; and so is what
     was damaged since.
@@ -318,17 +297,17 @@ def converted(row: Pretrained) -> Path:
         if (path / "tljax.json").is_file():
             return path
         path = _file_in(path) if path.is_dir() else path
-        found = row.sha256 or sha256_of(path)
-        key = hashlib.sha256(f"{found} {row.source} {in_file(row)} {_tables(row)}".encode()).hexdigest()
-        target = cache_dir() / "backbones" / f"{row.backbone}-{key[:16]}"
-        with made_once(target, wrong=checksums.wrong_folder) as making:
+        sha256 = row.sha256 or sha256_of(path)
+        key = hashlib.sha256(f"{sha256} {row.source} {in_file(row)} {_tables(row)}".encode()).hexdigest()
+        target = cache_dir() / "backbones" / f"{row.backbone.replace(':', '.')}-{key[:16]}"
+        with create_once(target, wrong=checksums.wrong_folder) as making:
             if making:
                 write(making, row, *read(row, path))
         return target
 
 
 def _file_in(folder: Path) -> Path:
-    """The weights in a folder that is laid out as a repository on the hub."""
+    """Returns the weights in a folder that is laid out as a repository on the hub."""
     for name in hub.WEIGHTS:
         if (folder / name).is_file():
             return folder / name
@@ -336,19 +315,20 @@ def _file_in(folder: Path) -> Path:
 
 
 def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """The arrays of a file, or of a folder as the hub has it, under our flat paths; and what else it has, by name."""
+    """Reads a file, or a folder as the hub has it: arrays under our flat paths, and names of what else it has."""
     path = _file_in(path) if path.is_dir() else path
     source, module, tables = files.read(path), in_file(row), _tables(row)
     name = row.source or max(tables, key=lambda name: _explained(source, tables[name]))
     expected = dict(shapes(module, row.preprocessing.inputs))
-    class_row = name == "dinov2" and module.positions == "patches"
-    if class_row:
-        expected[POS_EMBED] = (1, 1 + module.grid[0] * module.grid[1], module.width)
+    table = tables[name]
+    for path in module.position_grids if table.class_row else ():
+        rows = expected[path][1] + 1
+        expected[path] = (1, rows, *expected[path][2:])
     try:
-        arrays, ignored = convert(source, tables[name], expected, optional(module))
+        arrays, ignored = convert(source, table, expected, optional(module))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    if class_row:
+    if table.class_row:
         vit.fold_class_row(arrays)
     if {"head/kernel", "head/bias"} <= arrays.keys() and arrays["head/kernel"].shape[1:] != arrays["head/bias"].shape:
         classes = arrays["head/kernel"].shape[1], len(arrays["head/bias"])
@@ -357,7 +337,14 @@ def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str,
 
 
 def write(folder: Path, row: Pretrained, arrays: Mapping[str, np.ndarray], ignored: Sequence[str] = ()) -> None:
-    """Orbax arrays, and `tljax.json` saying what they are."""
+    """Writes arrays for Orbax, and `tljax.json` that says what they are.
+
+    Args:
+        folder: an empty one.
+        row: what they are.
+        arrays: by our flat paths.
+        ignored: names of what their source has besides.
+    """
     heads = sorted(path for path in arrays if path.startswith("head"))
     facts = {"pretrained": to_dict(row), "ignored": list(ignored), "head": heads}
     io_arrays.save_tree(folder, unflatten_dict(dict(arrays), sep="/"), facts)

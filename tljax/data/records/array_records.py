@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tljax.data.dataset import Item, Label, Source, Task
+from tljax.data.input_spec import INPUTS
 from tljax.data.records.record_index import finish, index_row, kept_if_of_use, open_task, progress
 from tljax.data.records.record_parts import Examined, Part, clear, index_schema, write_parts
-from tljax.data.records.record_reader import Stored
-from tljax.data.transforms import image
-from tljax.data.transforms.decode import frames_of
+from tljax.data.records.record_reader import RecordReader
 from tljax.errors import InputError, message_of
 from tljax.io import checksums
-from tljax.io.download.fetch import made_once
+from tljax.io.download.fetch import create_once
 from tljax.problems.registry import problem_of
 
 
@@ -26,12 +25,18 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
     A split is in TFDS's order, by a hash of its ids. One process makes it and others wait; it goes on where one that
     was killed stopped, and ends with the same bytes.
 
+    Args:
+        source: the data set.
+        name: what errors call it.
+        folder: in the cache.
+        on_error: `stop` at an example that cannot be used, or `skip` it.
+
     Raises:
         InputError: an example cannot be used (with `on_error=stop`), or none of a split; two have the same id; the
             disk is full.
     """
     _check(source, name)
-    with made_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
+    with create_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
         if not making:
             return
         features = _features(source)
@@ -48,7 +53,7 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
 
 
 def open_prepared(name: str, folder: Path) -> Task:
-    """The task in a folder that `prepare` made.
+    """Returns the task in a folder that `prepare` made.
 
     Raises:
         InputError: files are missing or damaged.
@@ -60,20 +65,23 @@ def open_prepared(name: str, folder: Path) -> Task:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # of a parser, on a damaged file
         raise InputError(f"{folder}: damaged ({message_of(error)}); {mend}") from error
-    kept = {one: one for one in ("image", "text", "text_pair") if one in builder.info.features}
+    fields = [name for spec in INPUTS.values() for name in spec.fields(pairs=True)]
+    kept = {name: name for name in fields if name in builder.info.features}
     again = "run it again, and it is prepared again"
 
-    def records(split: str, _: Any) -> Stored:
-        return Stored(builder, split, kept, again, seal=folder / checksums.NAME)
+    def records(split: str, _: Any) -> RecordReader:
+        return RecordReader(builder, split, kept, again, seal=folder / checksums.NAME)
 
     return open_task(name, folder, records, mend)
 
 
 def _check(source: Source, name: str) -> None:
     counts = collections.Counter(source.classes)
-    for one in source.classes:
-        if not one.strip() or len(one.splitlines()) != 1 or counts[one] > 1:
-            raise InputError(f"{name}: class name {one!r} is empty, has a line break, or is there twice; rename it")
+    for class_name in source.classes:
+        if not class_name.strip() or len(class_name.splitlines()) != 1 or counts[class_name] > 1:
+            raise InputError(
+                f"{name}: class name {class_name!r} is empty, has a line break, or is there twice; rename it"
+            )
     for split, items in source.splits.items():
         if not re.fullmatch(r"\w+", split):
             raise InputError(f"{name}: split {split!r}: its name may have letters, digits and _ only; rename it")
@@ -82,38 +90,36 @@ def _check(source: Source, name: str) -> None:
 
 
 def _in_order(split: str, items: Sequence[Item], name: str) -> list[Item]:
-    """As TFDS shuffles them: by a hash of the ids, with the split's name for salt."""
+    """Sorts items as TFDS shuffles them: by a hash of the ids, with the split's name for salt."""
     from tensorflow_datasets.core.hashing import Hasher
 
     hasher = Hasher(split)
     ordered = sorted(items, key=lambda item: (hasher.hash_key(item.id), item.id))
-    for one, other in itertools.pairwise(ordered):
-        if one.id == other.id:
-            raise InputError(f"{name}: two examples of {split} have the id {one.id!r}; ids must be unique")
+    for item, next_item in itertools.pairwise(ordered):
+        if item.id == next_item.id:
+            raise InputError(f"{name}: two examples of {split} have the id {item.id!r}; ids must be unique")
     return ordered
 
 
 def _examine(source: Source, split: str, ordered: Sequence[Item], features: Any, on_error: str, place: int) -> Examined:
     """Reads, decodes and checks the example at a place."""
-    item = ordered[place]
+    item, spec = ordered[place], INPUTS[source.kind]
     try:
         content = _read(item)
-        picture = image.decode(content, item.id) if source.kind == "image" else None
-        size = picture.size if picture else (0, 0)
+        size = spec.check_content(content, item.id)
         row = index_row(item.id, _checked_label(source, item), content, size)
     except InputError as error:
         if on_error != "skip":
             raise
         return Examined(skipped={"split": split, "id": item.id, "reason": str(error)})
-    named = [source.kind] if not source.pairs else ["text", "text_pair"]
-    inputs = dict(zip(named, content if source.pairs else [content], strict=True))
-    frames = frames_of(content) if picture else 1
-    note = {"split": split, "id": item.id, "note": f"the first of {frames} pictures is taken"} if frames > 1 else None
+    inputs = dict(zip(spec.fields(source.pairs), content if source.pairs else [content], strict=True))
+    about = spec.note(content)
+    note = {"split": split, "id": item.id, "note": about} if about else None
     return Examined(row, _serialized(features, {"id": item.id, "label": row["label"], **inputs}), note=note)
 
 
 def _serialized(features: Any, example: Mapping[str, Any]) -> bytes:
-    """As `features.serialize_example` does, but for the order of the fields, which there is another in each process."""
+    """Serializes as `features.serialize_example` does, with the fields in an order that no process changes."""
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     encoded = features.encode_example(example)
@@ -143,10 +149,7 @@ def _checked_label(source: Source, item: Item) -> Label:
 def _features(source: Source) -> Any:
     from tensorflow_datasets import features
 
-    if source.kind == "image":
-        inputs = {"image": features.Image(shape=(None, None, 3))}
-    else:
-        inputs = {name: features.Text() for name in ("text", "text_pair")[: 1 + source.pairs]}
+    inputs = INPUTS[source.kind].tfds_features(source.pairs)
     label = problem_of(source.problem).tfds_feature(source.classes)
     return features.FeaturesDict({**inputs, "label": label, "id": features.Text()})
 
@@ -158,8 +161,8 @@ def _write_for_tfds(folder: Path, features: Any, parts: Mapping[str, Sequence[Pa
 
     template = tfds.core.ShardedFileTemplate(folder, dataset_name="tljax", filetype_suffix="array_record")
     splits = []
-    for split, found in parts.items():
-        shards = [part for part in found if part.size]
+    for split, split_parts in parts.items():
+        shards = [part for part in split_parts if part.size]
         of_split = template.replace(split=split)
         for number, part in enumerate(shards):
             part.records.rename(of_split.sharded_filepath(shard_index=number, num_shards=len(shards)))

@@ -23,15 +23,22 @@ _MOST_STRETCHED = 256
 def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping[str, Sequence[Part]]) -> None:
     """Writes each split's index and `task.json` into `making`, which becomes `folder`, and says what was skipped.
 
+    Args:
+        making: the folder while it is made.
+        folder: where it will be.
+        name: of the data set.
+        source: its kind, problem and classes.
+        parts: of each split.
+
     Raises:
         InputError: nothing is left of a split.
     """
-    indices = {split: pa.concat_tables([part.index for part in found]) for split, found in parts.items()}
-    skipped = [one for found in parts.values() for part in found for one in part.skipped]
+    indices = {split: pa.concat_tables([part.index for part in split_parts]) for split, split_parts in parts.items()}
+    skipped = [example for split_parts in parts.values() for part in split_parts for example in part.skipped]
     notes = [note for split in parts.values() for part in split for note in part.notes]
     for split, index in indices.items():
         if not len(index):
-            first = next(one["reason"] for one in skipped if one["split"] == split)
+            first = next(example["reason"] for example in skipped if example["split"] == split)
             raise InputError(f"{name}: no example of {split} can be used; the first: {first}")
         pq.write_table(index.replace_schema_metadata(), making / f"index-{split}.parquet")
     facts = {
@@ -46,7 +53,7 @@ def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping
     }
     (making / "task.json").write_text(json.dumps(facts, indent=1))
     if skipped:
-        first = ", ".join(one["id"] for one in skipped[:3]) + (" …" if len(skipped) > 3 else "")
+        first = ", ".join(example["id"] for example in skipped[:3]) + (" …" if len(skipped) > 3 else "")
         total = len(skipped) + sum(map(len, indices.values()))
         line = f"{name}: {len(skipped)} of {total} examples are left out: {first} ({folder}/task.json)"
         console.console.print(line)
@@ -57,7 +64,13 @@ def finish(making: Path, folder: Path, name: str, source: Source, parts: Mapping
 
 
 def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Records], mend: str) -> Task:
-    """The task that `finish` described in `folder`; `records` gives those of a split, told its index.
+    """Returns the task that `finish` described in `folder`.
+
+    Args:
+        name: of the data set.
+        folder: that `finish` filled.
+        records: gives the records of a split, by its name and index.
+        mend: what a person can do where it is damaged.
 
     Raises:
         InputError: files are missing, damaged, or of other data.
@@ -73,8 +86,8 @@ def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Record
         raise InputError(f"{folder}: damaged ({message_of(error)}); {mend}") from error
     for split, base in bases.items():
         if len(base.index) != len(base.records):
-            rows, found = len(base.index), len(base.records)
-            raise InputError(f"{folder}: damaged ({split} has {found} records, and {rows} in its index); {mend}")
+            rows, count = len(base.index), len(base.records)
+            raise InputError(f"{folder}: damaged ({split} has {count} records, and {rows} in its index); {mend}")
     classes, skipped = tuple(facts["classes"]), tuple(facts["skipped"])
     notes = tuple(facts["notes"])
     return Task(
@@ -83,7 +96,13 @@ def open_task(name: str, folder: Path, records: Callable[[str, pa.Table], Record
 
 
 def index_row(id: str, label: Label, content: bytes | str | tuple[str, str], size: tuple[int, int]) -> dict[str, Any]:
-    """A row of `Base.index`; `size` is (width, height), as Pillow has it.
+    """Returns a row of `Base.index`.
+
+    Args:
+        id: of the example.
+        label: as in `Item`.
+        content: the encoded image, the text, or the two texts.
+        size: (width, height), as Pillow has it.
 
     Raises:
         InputError: a text is none, or no valid Unicode; a picture is a strip that cannot be resized.

@@ -26,12 +26,12 @@ Row = dict[str, Any]
 
 
 class DiskFull(InputError):
-    """What is finished is of use to whoever tries again, which it is not after other errors: the data will change."""
+    """A full disk: what is finished is of use to whoever tries again, which it is not after other errors."""
 
 
 @dataclass(frozen=True)
 class Examined:
-    """One example that was looked at.
+    """One example that was examined.
 
     Attributes:
         row: of the index; None where the example is left out.
@@ -68,7 +68,7 @@ class Part:
 
 
 def index_schema(problem: str) -> pa.Schema:
-    """Of `Base.index`."""
+    """Returns the schema of `Base.index`."""
     columns = {"id": pa.string(), "label": problem_of(problem).label_type, "height": pa.int32(), "width": pa.int32()}
     return pa.schema({**columns, "bytes": pa.int64(), "sha256": pa.string()})
 
@@ -81,11 +81,14 @@ def write_parts(
     examine: Callable[[int], Examined],
     done: Callable[[int], None],
 ) -> list[Part]:
-    """All parts of a split in `folder`: those that are there, and the others made.
+    """Returns all parts of a split in `folder`, and makes those that are not there.
 
     Where a part ends depends only on what is in it, so parts have the same bytes whoever was killed in between.
 
     Args:
+        folder: of the data set while it is made.
+        split: its name.
+        schema: of the index.
         total: examples of the split.
         examine: what becomes of the example at a place in the order; called from several threads.
         done: told how many places are finished.
@@ -101,9 +104,9 @@ def write_parts(
     done(place)
     with ThreadPoolExecutor(_THREADS) as pool:
         pending, size = [], 0
-        for one in _examined(pool, examine, place, total):
-            pending.append(one)
-            size += len(one.record)
+        for example in _examined(pool, examine, place, total):
+            pending.append(example)
+            size += len(example.record)
             if len(pending) == MAX_EXAMPLES or size >= MAX_BYTES or place + len(pending) == total:
                 needed = (sum(part.size for part in parts) + size) * total // (place + len(pending))
                 parts.append(_write(folder, split, len(parts), place, pending, schema, needed))
@@ -121,7 +124,7 @@ def clear(folder: Path) -> None:
 def _examined(
     pool: ThreadPoolExecutor, examine: Callable[[int], Examined], start: int, total: int
 ) -> Iterator[Examined]:
-    """In order; a window at a time, so that only so many wait in memory."""
+    """Yields examples in order; a window at a time, so that only so many wait in memory."""
     for first in range(start, total, _WINDOW):
         yield from pool.map(examine, range(first, min(first + _WINDOW, total)))
 
@@ -150,26 +153,26 @@ def _paths(folder: Path, split: str, number: int) -> tuple[Path, Path]:
 def _write(
     folder: Path, split: str, number: int, start: int, examined: list[Examined], schema: pa.Schema, needed: int
 ) -> Part:
-    """A part, each file under a temporary name until it is whole; the index last, for it says that the part is."""
+    """Writes a part, each file under a temporary name until it is whole; the index, which says that it is, last."""
     records, index = _paths(folder, split, number)
-    size = sum(len(one.record) for one in examined)
+    size = sum(len(example.record) for example in examined)
     free = shutil.disk_usage(folder).free
     if free < size * 1.1 + 2**20:
         raise _disk_full(folder, free, max(size, needed))
     temporary = folder / "unfinished"
     try:
         if size:
-            _write_records(temporary, [one.record for one in examined if one.row])
+            _write_records(temporary, [example.record for example in examined if example.row])
             temporary.rename(records)
         facts = {
             "start": start,
             "stop": start + len(examined),
-            "skipped": [one.skipped for one in examined if one.skipped],
+            "skipped": [example.skipped for example in examined if example.skipped],
             "notes": [example.note for example in examined if example.note],
             "size": size,
             "file_size": records.stat().st_size if size else 0,
         }
-        table = pa.Table.from_pylist([one.row for one in examined if one.row], schema)
+        table = pa.Table.from_pylist([example.row for example in examined if example.row], schema)
         pq.write_table(table.replace_schema_metadata({"tljax": json.dumps(facts)}), temporary)
         checksums.seal(_seal_of(index), {index.name: temporary})
         temporary.rename(index)

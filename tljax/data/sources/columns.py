@@ -18,15 +18,20 @@ from tljax.errors import InputError
 from tljax.io import checksums
 from tljax.problems.registry import problem_of
 
-# What columns are called where `config.task` does not say.
-IMAGES = ("image", "file", "path", "file_name", "img")
-TEXTS = ("text", "sentence")
-PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2"))
+# What columns are called where `config.task` does not say, by what they hold.
+USUAL = {
+    "images": (("image",), ("file",), ("path",), ("file_name",), ("img",)),
+    "texts": (("text",), ("sentence",)),
+    "pairs of texts": (
+        *(("sentence1", "sentence2"), ("premise", "hypothesis")),
+        *(("question", "sentence"), ("question1", "question2")),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are what.
+    """The columns of a table by what they hold.
 
     Attributes:
         kind: `image` or `text`.
@@ -43,6 +48,7 @@ class Columns:
 
     @property
     def all(self) -> tuple[str, ...]:
+        """All columns that are read."""
         return tuple(dict.fromkeys(name for name in (*self.inputs, *self.labels, self.split, self.id) if name))
 
 
@@ -71,37 +77,47 @@ class Table:
 
 
 def choose(names: Sequence[str], config: TaskConfig, name: str) -> Columns:
-    """The columns that `config` names, or else those with the usual names.
+    """Chooses the columns that `config` names, or else those with the usual names.
+
+    Args:
+        names: of all columns.
+        config: may say which.
+        name: what errors call the table.
 
     Raises:
         InputError: one is not there, or several could be meant.
     """
     inputs = (config.image,) if config.image else config.text
     if not inputs:
-        pairs = [pair for pair in PAIRS if set(pair) <= set(names)]
-        texts = pairs or [(one,) for one in TEXTS if one in names]
-        found = [(one,) for one in IMAGES if one in names] + texts
-        if len(found) != 1:
-            what = f"could be read from {' or '.join('+'.join(one) for one in found)}" if found else "are in no column"
+        images, texts, pairs = ([group for group in groups if set(group) <= set(names)] for groups in USUAL.values())
+        usual = images + (pairs or texts)
+        if len(usual) != 1:
+            what = f"could be read from {' or '.join(map('+'.join, usual))}" if usual else "are in no column"
             raise InputError(f"{name}: inputs {what}: set task.image or task.text; it has {', '.join(names)}")
-        (inputs,) = found
+        (inputs,) = usual
     if len(inputs) > 2:
         raise InputError(f"{name}: task.text={inputs}: an example has one text or two")
-    kind = "image" if config.image or (not config.text and inputs[0] in IMAGES) else "text"
+    kind = "image" if config.image or (not config.text and inputs in USUAL["images"]) else "text"
     split = config.split or ("split" if "split" in names else "")
     columns = Columns(kind, inputs, config.label or ("label",), split, "id" if "id" in names else "")
-    for one in columns.all:
-        if one not in names:
-            near = difflib.get_close_matches(one, names, n=1)
+    for column in columns.all:
+        if column not in names:
+            near = difflib.get_close_matches(column, names, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"{name}: no column {one!r}; {hint}it has {', '.join(names)}")
+            raise InputError(f"{name}: no column {column!r}; {hint}it has {', '.join(names)}")
     if len(columns.labels) > 1 and problem_of(config.problem).one_class:
         raise InputError(f"{name}: task.label={columns.labels}: task.problem={config.problem} takes one column")
     return columns
 
 
 def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key: str) -> Source:
-    """All rows as items. The key is of the tables' content, to which those of the images' files are added.
+    """Returns all rows as items.
+
+    Args:
+        tables: with the same columns.
+        columns: what they hold.
+        config: how labels and damaged rows are treated.
+        key: of the tables' content, to which that of the images' files is added.
 
     Raises:
         InputError: two rows have one id, a split has no known name, or with `on_error=stop` a row cannot be used.
@@ -121,9 +137,9 @@ def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key
                     raise InputError(table.faults.get(row) or str(id))
                 if table.where[row] in blank:
                     raise InputError("the text is empty")
-                read, found = _input(table, columns, row)
-                item = Item(id, labels.of(values), read)
-                stats.append(found)
+                read, stamp = _input(table, columns, row)
+                item = Item(id, labels.encode(values), read)
+                stats.append(stamp)
             except InputError as error:
                 where = table.where[row]
                 item = unusable(f"{where}", f"{where}: {error}; mend or remove it", config.on_error)
@@ -159,10 +175,17 @@ def _place(table: Table, row: int) -> str:
 
 
 def say(name: str, labels: Labels, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[Any]]]) -> None:
-    """Prints how labels are read, with the first example that has one, and which classes differ in case alone."""
+    """Prints how labels are read, with the first example that has one, and which classes differ in case alone.
+
+    Args:
+        name: of the data set.
+        labels: how they are read.
+        columns: their names.
+        rows: where each example is, and its values.
+    """
     for where, values in rows:
         try:
-            has_label = labels.of(values) != ()
+            has_label = labels.encode(values) != ()
         except InputError:  # named when the example is read
             continue
         if has_label:
@@ -201,21 +224,21 @@ def _labels(table: Table, columns: Columns) -> Iterator[tuple[Any, ...]]:
 
 
 def _splits(table: Table, columns: Columns) -> list[str]:
-    """Of each row. One that cannot be used anyway and names none goes with the first."""
+    """Returns the split of each row; a row that cannot be used anyway and names none goes with the first."""
     if not columns.split:
         return [table.split] * len(table.where)
-    names = [str(one or "").strip() for one in table.columns[columns.split]]
-    for row, one in enumerate(names):
-        if one.lower() not in SPLITS and row not in table.faults:
+    names = [str(split or "").strip() for split in table.columns[columns.split]]
+    for row, split in enumerate(names):
+        if split.lower() not in SPLITS and row not in table.faults:
             known = ", ".join(SPLITS)
-            raise InputError(f"{table.where[row]}: split {one!r} is none of {known}; mend it, or set task.split")
-    found = [SPLITS.get(one.lower(), "") for one in names]
-    fallback = next(filter(None, found), "train")
-    return [one or fallback for one in found]
+            raise InputError(f"{table.where[row]}: split {split!r} is none of {known}; mend it, or set task.split")
+    splits = [SPLITS.get(split.lower(), "") for split in names]
+    fallback = next(filter(None, splits), "train")
+    return [split or fallback for split in splits]
 
 
 def _ids(table: Table, columns: Columns, splits: Sequence[str]) -> list[str | InputError]:
-    """The column `id`, or the row's number, of the image's file followed by its path.
+    """Returns the column `id`, or the row's number, of the image's file followed by its path.
 
     Unlike a row's number alone, eight digits sort as numbers do, and stay what they are when rows are added.
     """
@@ -249,10 +272,10 @@ def _input(table: Table, columns: Columns, row: int) -> tuple[Callable[[], Any],
         return functools.partial(_embedded, values, row, table), (0, 0)
     path = _path(values[row], table.folder)
     try:
-        found = path.stat()
+        status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in it
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path}: is no file")
     return path.read_bytes, checksums.stamp(path)
 
@@ -264,14 +287,14 @@ def _path(value: Any, folder: Path) -> Path:
 
 
 def _embedded(values: Sequence[Any], row: int, table: Table) -> bytes:
-    """An image that is in the table, or whose path is."""
-    found = values[row]
-    if isinstance(found, dict):
-        found = found.get("bytes") or found.get("path")
-    if isinstance(found, bytes):
-        return found
+    """Reads an image that is in the table, or whose path is."""
+    value = values[row]
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
     try:
-        return _path(found, table.folder).read_bytes()
+        return _path(value, table.folder).read_bytes()
     except InputError as error:
         raise InputError(f"{table.where[row]}: {error}; mend or remove it") from error
 
@@ -282,6 +305,11 @@ def _same(value: Any) -> Any:
 
 def read_input(table: Table, columns: Columns, row: int) -> bytes | str | tuple[str, str]:
     """Reads the encoded image, the text or the two texts of a row.
+
+    Args:
+        table: the rows.
+        columns: what they hold.
+        row: its number.
 
     Raises:
         InputError: there is none.

@@ -21,7 +21,7 @@ SPLITS = {"train": "train", **dict.fromkeys(("val", "valid", "validation", "dev"
 
 
 def folder(path: str, config: TaskConfig) -> Source:
-    """Images by class: `PATH/CLASS/…/x.jpg` as the one split `train`, or the same in `PATH/train`, `val` and `test`.
+    """Finds images by class: `PATH/CLASS/…/x.jpg` as the split `train`, or the same in `PATH/train`, `val` and `test`.
 
     Classes are in natural order (`labels.in_order`), as those of a table are.
 
@@ -63,12 +63,17 @@ def folder(path: str, config: TaskConfig) -> Source:
 
 
 def images_below(root: Path) -> list[Path]:
-    """Every image by its suffix below a folder, sorted, as those of a class are found."""
+    """Lists every image by its suffix below a folder, sorted, as those of a class are."""
     return sorted(_Scan(root, "stop").files(root, set()))
 
 
 def unusable(id: str, reason: str, on_error: str) -> Item:
-    """An example that is known to be of no use: the error, or with `on_error=skip` an item that will be skipped.
+    """Returns an item that will be skipped in place of an example that is known to be of no use.
+
+    Args:
+        id: of the example.
+        reason: why.
+        on_error: `stop` raises instead.
 
     Raises:
         InputError: with `on_error=stop`.
@@ -81,17 +86,17 @@ def unusable(id: str, reason: str, on_error: str) -> Item:
 
 
 def _splits(root: Path, name: str) -> dict[str, Path]:
-    """The folder of each split: of what `root` calls train, validation and test, or else itself."""
+    """Returns the folder of each split: of what `root` calls train, validation and test, or else itself."""
     below = _folders(root)
-    named = [one for one in below if one.lower() in SPLITS]
-    if not any(SPLITS[one.lower()] == "train" for one in named) or (len(named) == 1 and len(below) > 1):
+    named = [folder for folder in below if folder.lower() in SPLITS]
+    if not any(SPLITS[folder.lower()] == "train" for folder in named) or (len(named) == 1 and len(below) > 1):
         return {"train": root}
-    if others := [one for one in below if one not in named]:
+    if others := [folder for folder in below if folder not in named]:
         raise InputError(f"{name}: {', '.join(others)} beside {', '.join(named)} is no split; move it elsewhere")
-    found = {SPLITS[one.lower()]: root / one for one in named}
-    if len(found) < len(named):
+    folders = {SPLITS[folder.lower()]: root / folder for folder in named}
+    if len(folders) < len(named):
         raise InputError(f"{name}: two of {', '.join(named)} are the same split; move one elsewhere")
-    return {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}
+    return {split: folders[split] for split in dict.fromkeys(SPLITS.values()) if split in folders}
 
 
 def _class_folders(root: Path, name: str) -> dict[str, Path]:
@@ -108,7 +113,7 @@ def _folders(root: Path) -> list[str]:
 
 
 class _Scan:
-    """Finds images, and notes what stands for their content and what was passed over."""
+    """A scan for images, which notes what stands for their content and what was passed over."""
 
     def __init__(self, root: Path, on_error: str):
         self.root, self.on_error = root, on_error
@@ -130,16 +135,16 @@ class _Scan:
         ]
 
     def images(self, folder: Path, label: int) -> list[Item]:
-        found = [self._item(path, label) for path in sorted(self.files(folder, set()))]
-        if not found:
+        items = [self._item(path, label) for path in sorted(self.files(folder, set()))]
+        if not items:
             raise InputError(
                 f"folder:{self.root}: class folder {str(folder.relative_to(self.root))!r} has no "
                 f"{'|'.join(SUFFIXES)} in it: remove it or fill it"
             )
-        return found
+        return items
 
     def files(self, folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-        """All that is an image by its suffix. A folder that links lead to again counts once, so a loop ends."""
+        """Yields all that is an image by its suffix; a folder that links lead to again counts once, so a loop ends."""
         try:
             here = folder.stat()
             entries = sorted(folder.iterdir())
@@ -161,14 +166,14 @@ class _Scan:
     def _item(self, path: Path, label: int) -> Item:
         id = self._id(path)
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError as error:
             return unusable(id, f"{id}: cannot be read ({error.strerror}); mend or remove it", self.on_error)
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             return unusable(id, f"{id}: has the suffix of an image, and is no file; rename it", self.on_error)
         self.stats.append((id, *checksums.stamp(path)))
         return Item(id, label, path.read_bytes)
 
     def _id(self, path: Path) -> str:
-        """The path below the root; a name that is no UTF-8 is written with escapes."""
+        """Returns the path below the root; a name that is no UTF-8 is written with escapes."""
         return os.fsencode(path.relative_to(self.root)).decode(errors="backslashreplace")

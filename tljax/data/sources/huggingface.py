@@ -16,7 +16,7 @@ from tljax.errors import InputError, message_of
 
 
 def hf(path: str, config: TaskConfig) -> Source:
-    """`hf:PATH` of a folder that `save_to_disk` or another program wrote, or `hf:NAME` or `hf:ORG/NAME[/CONFIG]`.
+    """Reads `hf:PATH` of a folder that `save_to_disk` or another program wrote, or `hf:NAME` or `hf:ORG/NAME[/CONFIG]`.
 
     A name may end in `@REVISION`. Splits keep their names. A split whose labels were withheld is left out, and said.
 
@@ -37,8 +37,8 @@ def hf(path: str, config: TaskConfig) -> Source:
     folder = folder if folder.is_dir() else Path("/")  # a name on the hub is no place that paths start from
     tables, withheld = [], []
     for split, data in loaded.items():
-        values = {one: values_of(data.data.column(one)) for one in columns.all}
-        if data.num_rows and is_missing([value for one in columns.labels for value in values[one]]):
+        values = {column: values_of(data.data.column(column)) for column in columns.all}
+        if data.num_rows and is_missing([value for column in columns.labels for value in values[column]]):
             withheld.append(split)
             continue
         where = [f"{name}, {split}, row {row}" for row in range(data.num_rows)]
@@ -51,7 +51,7 @@ def hf(path: str, config: TaskConfig) -> Source:
 
 
 def _load(path: str, name: str) -> Mapping[str, Any]:
-    """Split -> `datasets.Dataset`."""
+    """Returns the `datasets.Dataset` of each split."""
     try:
         import datasets
     except ImportError as error:
@@ -63,46 +63,46 @@ def _load(path: str, name: str) -> Mapping[str, Any]:
     parts = repository.split("/")
     try:
         if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
-            found = datasets.load_from_disk(str(local))
+            loaded = datasets.load_from_disk(str(local))
         elif local.is_dir():
-            found = datasets.load_dataset(str(local))
+            loaded = datasets.load_dataset(str(local))
         elif repository.startswith(("/", ".", "~")):
             raise InputError(f"{name}: no such folder")
         else:
             variant = "/".join(parts[2:]) or None
-            found = datasets.load_dataset("/".join(parts[:2]), variant, revision=revision or None)
+            loaded = datasets.load_dataset("/".join(parts[:2]), variant, revision=revision or None)
     except InputError:
         raise
     except Exception as error:  # whatever its readers and an HTTP client raise
         raise InputError(f"{name}: cannot be loaded ({type(error).__name__}: {message_of(error)})") from error
-    return {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
 
 
 def _by_type(features: Mapping[str, Any], config: TaskConfig, name: str) -> Mapping[str, Any]:
-    """The image and the label where there is one of that type, and `config` does not say."""
+    """Chooses the image and the label by type where there is one, and `config` does not say."""
     import datasets
 
-    found: dict[str, Any] = {}
-    images = [one for one, feature in features.items() if isinstance(feature, datasets.Image)]
+    keys: dict[str, Any] = {}
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     if images and not (config.image or config.text):
         if len(images) > 1:
             raise InputError(f"{name}: has the images {', '.join(images)}: set task.image to one of them")
-        found["image"] = images[0]
-    labels = [one for one, feature in features.items() if isinstance(_inner(feature), datasets.ClassLabel)]
+        keys["image"] = images[0]
+    labels = [column for column, feature in features.items() if isinstance(_inner(feature), datasets.ClassLabel)]
     if not config.label and "label" not in features and labels:
         if len(labels) > 1:
             raise InputError(f"{name}: has the labels {', '.join(labels)}: set task.label to one of them")
-        found["label"] = (labels[0],)
-    return found
+        keys["label"] = (labels[0],)
+    return keys
 
 
 def _classes(features: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
-    """Of one label; several are flags, or values."""
+    """Returns the names of one label's classes; several label columns are flags, or values."""
     if len(columns.labels) > 1:
         return ()
     return tuple(getattr(_inner(features[columns.labels[0]]), "names", None) or ())
 
 
 def _inner(feature: Any) -> Any:
-    """What a list is of."""
+    """Returns what a list is of."""
     return getattr(feature, "feature", feature)

@@ -17,6 +17,11 @@ def table(kind: str, path: str, config: TaskConfig) -> Source:
     Images are paths, from the table's folder on; in parquet also bytes or, as Hugging Face stores them, structs
     {bytes, path}.
 
+    Args:
+        kind: `csv`, `jsonl` or `parquet`.
+        path: of the file.
+        config: which columns hold what.
+
     Raises:
         InputError: the file, or with `on_error=stop` one of its rows, cannot be used; its line is named.
     """
@@ -32,7 +37,13 @@ def table(kind: str, path: str, config: TaskConfig) -> Source:
 
 
 def images_folder(path: str, file: TableFile, columns: Columns) -> Path:
-    """Returns the folder that paths of images start from; of a table in a bucket, a copy of those that it names."""
+    """Returns the folder that paths of images start from; of a table in a bucket, a copy of those that it names.
+
+    Args:
+        path: of the table.
+        file: what it holds.
+        columns: which of them are images.
+    """
     if "://" not in path:
         return Path(path).expanduser().parent
     if columns.kind != "image":

@@ -19,24 +19,24 @@ from PIL import Image
 from tljax import console
 from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Label, Source, Task, values_of
+from tljax.data.input_spec import INPUTS
 from tljax.data.labels import Labels, infer, is_missing
 from tljax.data.records.record_index import finish, index_row, kept_if_of_use, open_task, progress
 from tljax.data.records.record_parts import Examined, Part, clear, index_schema, write_parts
-from tljax.data.records.record_reader import Stored
+from tljax.data.records.record_reader import RecordReader
 from tljax.data.sources import vtab
 from tljax.data.sources.columns import say
 from tljax.data.sources.tfds_features import Features, choose
-from tljax.data.transforms.decode import size_of
 from tljax.errors import InputError
 from tljax.io import checksums
-from tljax.io.download.fetch import cache_dir, locked, made_once
+from tljax.io.download.fetch import cache_dir, create_once, locked
 from tljax.problems.registry import problem_of
 
 _DESCRIPTION = "tfds.json"  # the seal of a set's `dataset_info.json`, and the like, beside its index
 
 
 def load(spec: str, config: TaskConfig) -> Task:
-    """`tfds:NAME[/CONFIG][:VERSION]` in `TFDS_DATA_DIR`, or `tfds:PATH` of a folder with a `dataset_info.json`.
+    """Opens `tfds:NAME[/CONFIG][:VERSION]` in `TFDS_DATA_DIR`, or `tfds:PATH` of a folder with a `dataset_info.json`.
 
     Records keep TFDS's order. A set that is not prepared yet is prepared, where TFDS can without TensorFlow.
     `task.label` may be `vtab:NAME`, which VTAB derives. A split whose labels were withheld is left out, and said.
@@ -51,7 +51,7 @@ def load(spec: str, config: TaskConfig) -> Task:
     builder = _builder(spec, name)
     features = choose(builder.info, config, name)
     mend = f"prepare {builder.data_path} again with TFDS"
-    stored = {split: Stored(builder, split, features.all, mend) for split in _splits(builder, features)}
+    stored = {split: RecordReader(builder, split, features.all, mend) for split in _splits(builder, features)}
     key = [
         problem_of(config.problem).layout_version,
         _stamps(builder),
@@ -62,7 +62,7 @@ def load(spec: str, config: TaskConfig) -> Task:
     ]
     key += [config.on_error, config.classes]
     folder = cache_dir() / "datasets" / f"tfds-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
-    with made_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
+    with create_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
         if making:
             with kept_if_of_use(making):
                 _index(making, folder, stored, features, config, name)
@@ -70,19 +70,19 @@ def load(spec: str, config: TaskConfig) -> Task:
                 checksums.seal_folder(making)
     if reason := checksums.wrong(folder / _DESCRIPTION):
         raise InputError(f"{name}: {builder.data_path} is damaged ({reason}); {mend}")
-    kind = _Brightened if builder.name == "dsprites" else Stored
+    kind = _Brightened if builder.name == "dsprites" else RecordReader
 
-    def records(split: str, index: pa.Table) -> Stored:
+    def records(split: str, index: pa.Table) -> RecordReader:
         return kind(builder, split, features.inputs, mend, values_of(index.column("row")))
 
     return open_task(name, folder, records, f"remove {folder}, and it is made again")
 
 
-class _Brightened(Stored):
-    """dSprites' pixels are 0 and 1, which VTAB multiplies by 255."""
+class _Brightened(RecordReader):
+    """Records of dSprites, whose pixels are 0 and 1, and which VTAB multiplies by 255."""
 
     def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        return [one | {"image": self._brightened(one["image"])} for one in super().__getitems__(rows)]
+        return [example | {"image": self._brightened(example["image"])} for example in super().__getitems__(rows)]
 
     def _brightened(self, image: bytes) -> bytes:
         data = io.BytesIO()
@@ -91,7 +91,7 @@ class _Brightened(Stored):
 
 
 def _builder(spec: str, name: str) -> Any:
-    """A builder whose files are there, as array_record."""
+    """Returns a builder whose files are there, as array_record."""
     import tensorflow_datasets as tfds
 
     path = Path(spec).expanduser()
@@ -102,11 +102,11 @@ def _builder(spec: str, name: str) -> Any:
             raise InputError(f"{name}: damaged ({_line(error)}); prepare it again with TFDS") from error
     elif spec.startswith(("/", ".", "~")):
         levels = ("*", "*/*", "*/*/*")  # of name, configuration and version
-        below = [str(one.parent) for level in levels for one in sorted(path.glob(f"{level}/dataset_info.json"))][:3]
+        below = [str(info.parent) for level in levels for info in sorted(path.glob(f"{level}/dataset_info.json"))][:3]
         raise InputError(f"{name}: no dataset_info.json in it; give {' or '.join(below) or 'a folder of TFDS'}")
     else:
         builder = _by_name(spec, name)
-    formats = {one.value for one in builder.info.available_file_formats()} | {builder.info.file_format.value}
+    formats = {kind.value for kind in builder.info.available_file_formats()} | {builder.info.file_format.value}
     if "array_record" not in formats:
         convert = f"tfds convert_format --dataset_version_dir={builder.data_path} --out_file_format=array_record"
         raise InputError(
@@ -126,7 +126,7 @@ def _by_name(spec: str, name: str) -> Any:
             return builder
         builder = tfds.builder(spec, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        known = {one.partition("/")[0] for one in tfds.list_builders(with_community_datasets=False)}
+        known = {row.partition("/")[0] for row in tfds.list_builders(with_community_datasets=False)}
         near = difflib.get_close_matches(spec.partition("/")[0].partition(":")[0], sorted(known), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "a folder is given as tfds:./PATH"
         raise InputError(f"{name}: TFDS has no such set; {hint}") from error
@@ -149,12 +149,12 @@ def _line(error: Exception) -> str:
 
 
 def _splits(builder: Any, features: Features) -> list[str]:
-    """Those with examples, and of VTAB's labels those that have the feature."""
-    found = [split for split, info in builder.info.splits.items() if info.num_examples]
+    """Lists the splits with examples, and of VTAB's labels those that have the feature."""
+    splits = [split for split, info in builder.info.splits.items() if info.num_examples]
     if features.derived:
         sizes = vtab.ROWS[features.derived.dataset].sizes
-        return [split for split in found if split in sizes]
-    return found
+        return [split for split in splits if split in sizes]
+    return splits
 
 
 def _descriptions(builder: Any) -> dict[str, Path]:
@@ -170,13 +170,13 @@ def _stamps(builder: Any) -> list[tuple[str | int, ...]]:
 
 
 def _index(
-    making: Path, folder: Path, stored: Mapping[str, Stored], features: Features, config: TaskConfig, name: str
+    making: Path, folder: Path, stored: Mapping[str, RecordReader], features: Features, config: TaskConfig, name: str
 ) -> None:
     """Reads every example once: labels, ids, sizes from the headers of images, hashes."""
-    withheld = [split for split, one in stored.items() if _is_withheld(one, features)]
+    withheld = [split for split, records in stored.items() if _is_withheld(records, features)]
     if withheld:
         console.console.print(f"{name}: {', '.join(withheld)} has no labels, and is left out")
-    stored = {split: one for split, one in stored.items() if split not in withheld}
+    stored = {split: records for split, records in stored.items() if split not in withheld}
     if not stored:
         raise InputError(f"{name}: no split has labels in {', '.join(features.labels)}; set task.label")
     labels = _labels(stored, features, config)
@@ -184,16 +184,16 @@ def _index(
     schema = index_schema(config.problem).append(pa.field("row", pa.int64()))
     parts = {}
     with progress(name, sum(map(len, stored.values()))) as done:
-        for split, one in stored.items():
-            examine = functools.partial(_examine, one, features, labels, config.on_error)
-            found = write_parts(making, split, len(one), schema, examine, functools.partial(done, split))
-            parts[split] = _with_unique_ids(found)
+        for split, records in stored.items():
+            examine = functools.partial(_examine, records, features, labels, config.on_error)
+            split_parts = write_parts(making, split, len(records), schema, examine, functools.partial(done, split))
+            parts[split] = _with_unique_ids(split_parts)
     finish(making, folder, name, source, parts)
     clear(making)
 
 
-def _is_withheld(stored: Stored, features: Features) -> bool:
-    """Whether no example of a split has a label; a few examples tell where some have."""
+def _is_withheld(stored: RecordReader, features: Features) -> bool:
+    """Tells whether no example of a split has a label; a few examples tell where some have."""
     for rows in (range(min(16, len(stored))), range(len(stored))):
         try:
             if not all(is_missing(features.values(stored.__getitems__([row])[0])) for row in rows):
@@ -203,7 +203,7 @@ def _is_withheld(stored: Stored, features: Features) -> bool:
     return True
 
 
-def _labels(stored: Mapping[str, Stored], features: Features, config: TaskConfig) -> Labels:
+def _labels(stored: Mapping[str, RecordReader], features: Features, config: TaskConfig) -> Labels:
     columns, has_classes = features.labels, problem_of(config.problem).has_classes
     if features.classes and config.classes:
         raise InputError(f"{config.dataset}: the data name the classes; leave task.classes empty")
@@ -225,16 +225,14 @@ def _labels(stored: Mapping[str, Stored], features: Features, config: TaskConfig
     return labels
 
 
-def _examine(stored: Stored, features: Features, labels: Labels, on_error: str, place: int) -> Examined:
+def _examine(stored: RecordReader, features: Features, labels: Labels, on_error: str, place: int) -> Examined:
     id = f"{place:08d}"
     try:
         (example,) = stored.__getitems__([place])
         id = example.get(features.id, id)
         content = [example[name] for name in features.inputs]
-        size = size_of(content[0]) if features.kind == "image" else (0, 0)
+        size = INPUTS[features.kind].check_header(content)
         label = _label(features, labels, example)
-        if features.kind == "text" and not all(text.strip() for text in content):
-            raise InputError("the text is empty")
         row = index_row(id, label, content[0] if len(content) == 1 else tuple(content), size)
         return Examined({**row, "row": place})
     except InputError as error:
@@ -245,7 +243,7 @@ def _examine(stored: Stored, features: Features, labels: Labels, on_error: str, 
 
 
 def _with_unique_ids(parts: Sequence[Part]) -> list[Part]:
-    """As they are, or with record numbers where two are equal: some sets have names of files without their folders."""
+    """Puts record numbers before ids where two are equal: some sets have names of files without their folders."""
     columns = [(part.index.column("row").to_pylist(), part.index.column("id").to_pylist()) for part in parts]
     if len({id for _, ids in columns for id in ids}) == sum(len(ids) for _, ids in columns):
         return list(parts)
@@ -260,4 +258,4 @@ def _label(features: Features, labels: Labels, example: Mapping[str, Any]) -> La
     values = features.values(example)
     if not problem_of(labels.problem).has_classes:
         values = np.ravel(values).tolist()
-    return labels.of(values)
+    return labels.encode(values)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tljax.config.schema import TaskConfig
+from tljax.data.input_spec import INPUTS
 from tljax.data.sources import vtab
 from tljax.errors import InputError
 
@@ -15,7 +16,7 @@ IDS = ("id", "file_name")
 
 @dataclass(frozen=True)
 class Features:
-    """Which features of a set are what.
+    """The features of a set by what they hold.
 
     Attributes:
         kind: `image` or `text`.
@@ -35,19 +36,24 @@ class Features:
 
     @property
     def all(self) -> dict[str, str]:
-        """What an index is made from."""
-        return {one: one for one in (*self.inputs, *self.labels, self.id) if one}
+        """All features that an index is made from, by name."""
+        return {feature: feature for feature in (*self.inputs, *self.labels, self.id) if feature}
 
     def values(self, example: Mapping[str, Any]) -> list[Any]:
-        """Of the labels, one by one."""
-        found = [example[name] for name in self.labels]
+        """Returns the values of the labels."""
+        values = [example[name] for name in self.labels]
         if self.derived:
-            return [self.derived.of(found[0])]
-        return [one.tolist() if isinstance(one, np.ndarray | np.generic) else one for one in found]
+            return [self.derived.derive(values[0])]
+        return [value.tolist() if isinstance(value, np.ndarray | np.generic) else value for value in values]
 
 
 def choose(info: Any, config: TaskConfig, name: str) -> Features:
-    """The features that `config` names, or else the one there is of each kind; `info` is a `tfds.core.DatasetInfo`.
+    """Chooses the features that `config` names, or else the one there is of each kind.
+
+    Args:
+        info: a `tfds.core.DatasetInfo`.
+        config: may say which.
+        name: what errors call the data set.
 
     Raises:
         InputError: one is not there, or several could be meant.
@@ -57,46 +63,51 @@ def choose(info: Any, config: TaskConfig, name: str) -> Features:
     known = ", ".join(sorted(info.features))
 
     def of_type(kind: type) -> list[str]:
-        return [one for one, feature in info.features.items() if isinstance(feature, kind) and one not in IDS]
+        return [item for item, feature in info.features.items() if isinstance(feature, kind) and item not in IDS]
 
-    def one_of(found: Sequence[str], key: str) -> tuple[str, ...]:
-        if len(found) != 1:
+    def one_of(candidates: Sequence[str], key: str) -> tuple[str, ...]:
+        if len(candidates) != 1:
             has = (
-                f"could be {' or '.join(sorted(found))}" if found else f"is none of {', '.join(sorted(info.features))}"
+                f"could be {' or '.join(sorted(candidates))}"
+                if candidates
+                else f"is none of {', '.join(sorted(info.features))}"
             )
             raise InputError(f"{name}: task.{key} {has}; set it")
-        return tuple(found)
+        return tuple(candidates)
 
     derived = None
     labels = config.label
     if labels and labels[0].startswith("vtab:"):
         derived = vtab.LABELS.get(labels[0].removeprefix("vtab:"))
         if derived is None:
-            rows = ", ".join(f"vtab:{one}" for one in vtab.LABELS)
+            rows = ", ".join(f"vtab:{label}" for label in vtab.LABELS)
             raise InputError(f"{name}: no task.label {labels[0]!r}; there are: {rows}")
         labels = (derived.feature,)
     elif not labels:
-        found = [one for one, feature in info.features.items() if isinstance(_inner(feature), kinds.ClassLabel)]
-        labels = ("label",) if "label" in info.features else one_of(found, "label")
+        candidates = [item for item, feature in info.features.items() if isinstance(_inner(feature), kinds.ClassLabel)]
+        labels = ("label",) if "label" in info.features else one_of(candidates, "label")
     inputs = (config.image,) if config.image else config.text
     if not inputs:
-        texts = [one for one in of_type(kinds.Text) if one not in labels]
+        texts = [item for item in of_type(kinds.Text) if item not in labels]
         inputs = one_of(of_type(kinds.Image), "image") if of_type(kinds.Image) else one_of(texts, "text")
-    for one in (*inputs, *labels):
-        if one not in info.features:
-            raise InputError(f"{name}: no feature {one!r}; it has {known}")
-    is_image = isinstance(info.features[inputs[0]], kinds.Image)
-    if len(inputs) > 2 or not all(
-        isinstance(info.features[one], kinds.Image if is_image else kinds.Text) for one in inputs
-    ):
+    for item in (*inputs, *labels):
+        if item not in info.features:
+            raise InputError(f"{name}: no feature {item!r}; it has {known}")
+    kind, feature = (
+        ("image", kinds.Image) if isinstance(info.features[inputs[0]], kinds.Image) else ("text", kinds.Text)
+    )
+    if len(inputs) > 2 or not all(isinstance(info.features[name], feature) for name in inputs):
         raise InputError(f"{name}: {', '.join(inputs)}: an example is one image, one text or two")
-    id = next((one for one in IDS if one in info.features and isinstance(info.features[one], kinds.Text)), "")
-    named = dict(zip(inputs, ("image",) if is_image else ("text", "text_pair"), strict=False))
+    id = next(
+        (item for item in IDS if item in info.features and isinstance(info.features[item], kinds.Text)),
+        "",
+    )
+    named = dict(zip(inputs, INPUTS[kind].fields(pairs=True), strict=False))
     classes = tuple(getattr(_inner(info.features[labels[0]]), "names", None) or ()) if len(labels) == 1 else ()
     classes = derived.classes if derived else classes
-    return Features("image" if is_image else "text", named, labels, id, classes, derived)
+    return Features(kind, named, labels, id, classes, derived)
 
 
 def _inner(feature: Any) -> Any:
-    """What a sequence is of."""
+    """Returns what a sequence is of."""
     return getattr(feature, "feature", feature)

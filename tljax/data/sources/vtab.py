@@ -26,7 +26,7 @@ Slices = tuple[tuple[str, int, int], ...]
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of a TFDS data set are whose.
+    """The rows of a TFDS data set by split of the benchmark.
 
     Attributes:
         versions: majors of TFDS's version that they hold for; by TFDS's rules a minor one moves no example.
@@ -120,7 +120,7 @@ TASKS: dict[str, VtabTask] = {
 
 
 def slices(dataset: str, part: str) -> Slices:
-    """(split, from, to) of a part of `PARTS`, one after another; `dataset` is a key of `ROWS`."""
+    """Returns (split, from, to) of a part of `PARTS`, one after another; `dataset` is a key of `ROWS`."""
     rows = ROWS[dataset]
     train = ("train", 0, 800)
     return {
@@ -132,15 +132,15 @@ def slices(dataset: str, part: str) -> Slices:
 
 
 def rows(name: str, part: str) -> dict[str, np.ndarray]:
-    """The list of a task: split -> rows of it, int64, ascending. `name` is a key of `TASKS`, `part` is of `PARTS`."""
-    found: dict[str, list[np.ndarray]] = {}
+    """Lists the rows of each split of a task, int64, ascending; `name` is a key of `TASKS`, `part` is of `PARTS`."""
+    parts: dict[str, list[np.ndarray]] = {}
     for split, start, stop in slices(TASKS[name].dataset, part):
-        found.setdefault(split, []).append(np.arange(start, stop))
-    return {split: np.concatenate(parts) for split, parts in found.items()}
+        parts.setdefault(split, []).append(np.arange(start, stop))
+    return {split: np.concatenate(arrays) for split, arrays in parts.items()}
 
 
 def find(task: Task, part: str) -> Slices:
-    """The slices of `vtab:PART` of a task that TFDS prepared.
+    """Returns the slices of `vtab:PART` of a task that TFDS prepared.
 
     Raises:
         InputError: no such part; the data set is none of VTAB's, or its version or sizes are not those of the lists.
@@ -150,19 +150,19 @@ def find(task: Task, part: str) -> Slices:
     dataset, version = _named(task.name)
     if dataset is None:
         raise InputError(f"{task.name} is no data set of VTAB; tfds: and one of: {', '.join(ROWS)}")
-    wanted = ROWS[dataset]
-    asked = f"vtab:{part} is defined for {dataset} {' or '.join(f'{major}.*.*' for major in wanted.versions)}"
-    if version and version.split(".")[0] not in wanted.versions:
+    row = ROWS[dataset]
+    asked = f"vtab:{part} is defined for {dataset} {' or '.join(f'{major}.*.*' for major in row.versions)}"
+    if version and version.split(".")[0] not in row.versions:
         raise InputError(f"{asked}, not {version} ({task.name}): prepare that version with TFDS")
-    sizes = {split: len(task.bases[split].index) if split in task.bases else 0 for split in wanted.sizes}
-    if sizes != wanted.sizes:
+    sizes = {split: len(task.bases[split].index) if split in task.bases else 0 for split in row.sizes}
+    if sizes != row.sizes:
         skipped = f" ({len(task.skipped)} were skipped)" if task.skipped else ""
-        raise InputError(f"{asked} with {dict(wanted.sizes)} examples, {task.name} has {sizes}{skipped}")
+        raise InputError(f"{asked} with {dict(row.sizes)} examples, {task.name} has {sizes}{skipped}")
     return slices(dataset, part)
 
 
 def _named(name: str) -> tuple[str | None, str]:
-    """The key of `ROWS` and the version in `tfds:NAME[/CONFIG][:VERSION]` or `tfds:PATH/NAME[/CONFIG]/VERSION`."""
+    """Returns the key of `ROWS`, and the version, in `tfds:NAME[/CONFIG][:VERSION]` or `tfds:PATH/NAME[/CONFIG]/…`."""
     kind, _, rest = name.partition(":")
     path, _, version = rest.partition(":")
     parts = path.rstrip("/").split("/")
@@ -182,13 +182,13 @@ class Label:
         dataset: TFDS's name.
         feature: the one that it is derived from, beside the image the only one to read.
         classes: names, in label order.
-        of: from the feature's value, as TFDS decodes it, to the class.
+        derive: from the feature's value, as TFDS decodes it, to the class.
     """
 
     dataset: str
     feature: str
     classes: tuple[str, ...]
-    of: Callable[[Any], int]
+    derive: Callable[[Any], int]
 
 
 def _clevr_count(objects: Mapping[str, Any]) -> int:
@@ -200,7 +200,7 @@ _CLEVR = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
 
 
 def _clevr_distance(objects: Mapping[str, Any]) -> int:
-    """The interval of the nearest object's distance to the camera, the third of its pixel coordinates."""
+    """Returns the interval of the nearest object's distance to the camera, the third of its pixel coordinates."""
     return _interval(min(float(place[2]) for place in objects["pixel_coords"]), _CLEVR)
 
 
@@ -209,13 +209,13 @@ _VEHICLES = 3  # Car, Van and Truck come first among the types
 
 
 def _kitti_distance(objects: Mapping[str, Any]) -> int:
-    """The interval of the nearest vehicle's distance in m; the last is of a picture without a vehicle."""
+    """Returns the interval of the nearest vehicle's distance in m; the last is of a picture without a vehicle."""
     pairs = zip(objects["type"], objects["location"], strict=True)
     return _interval(min((float(place[2]) for kind, place in pairs if kind < _VEHICLES), default=1000.0), _KITTI)
 
 
 def _interval(value: float, bounds: tuple[float, ...]) -> int:
-    """Which interval, open below and closed above, in float32 as in VTAB."""
+    """Returns which interval, open below and closed above, in float32 as in VTAB."""
     return int(np.searchsorted(np.array(bounds, np.float32), np.float32(value), side="left")) - 1
 
 

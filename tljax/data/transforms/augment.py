@@ -4,6 +4,7 @@ Colors change as in torchvision on PIL images, value by value. Of four channels 
 colors leaves it alone. What moves in from outside is 0 in every channel: black, and transparent.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -11,23 +12,26 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 
+from tljax.config.references import resolve_reference, source_hash
+from tljax.errors import InputError
+
 Picture = UInt8[np.ndarray, "height width channels"]
 Random = np.random.Generator
 
 
 def to_image(picture: Picture) -> Image.Image:
-    """Of mode L, RGB or RGBA."""
+    """Returns a picture as an image of mode L, RGB or RGBA."""
     return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
 
 
 def to_array(image: Image.Image) -> Picture:
-    """Of mode L, RGB or RGBA; read-only."""
+    """Returns an image of mode L, RGB or RGBA as a read-only picture."""
     pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def flip(picture: Picture, rng: Random) -> Picture:
-    """Left-right, half of the time."""
+    """Mirrors left and right, half of the time."""
     if rng.random() >= 0.5:
         return picture
     flipped = np.empty_like(picture)
@@ -37,19 +41,19 @@ def flip(picture: Picture, rng: Random) -> Picture:
 
 
 def flip_vertical(picture: Picture, rng: Random) -> Picture:
-    """Upside down, half of the time."""
+    """Turns upside down, half of the time."""
     return picture[::-1] if rng.random() < 0.5 else picture
 
 
 def shift(picture: Picture, rng: Random) -> Picture:
-    """Moved by whole pixels, up to a tenth of each side."""
+    """Moves by whole pixels, up to a tenth of each side."""
     height, width = picture.shape[:2]
     dx, dy = (int(rng.integers(-(side // 10), side // 10 + 1)) for side in (width, height))
     return to_array(_moved(to_image(picture), 1, 0, dx, 0, 1, dy))
 
 
 def rand_augment(picture: Picture, rng: Random) -> Picture:
-    """RandAugment (1909.13719) with torchvision's defaults: two operations, magnitude 9 of 0 to 30."""
+    """Applies RandAugment (1909.13719) with torchvision's defaults: two operations, magnitude 9 of 0 to 30."""
     image = to_image(picture)
     for _ in range(2):
         image = _drawn(image, _narrow(picture.shape[0], picture.shape[1]), 9, rng)
@@ -57,12 +61,12 @@ def rand_augment(picture: Picture, rng: Random) -> Picture:
 
 
 def trivial_augment(picture: Picture, rng: Random) -> Picture:
-    """TrivialAugment (2103.10158) in its wide space, as torchvision has it: one operation of any magnitude."""
+    """Applies TrivialAugment (2103.10158) in its wide space, as torchvision has it: one operation of any magnitude."""
     return to_array(_drawn(to_image(picture), _WIDE, None, rng))
 
 
 def color_jitter(picture: Picture, rng: Random) -> Picture:
-    """Brightness, contrast and saturation, each times 0.6 to 1.4, in random order (timm's default; hue is kept)."""
+    """Scales brightness, contrast and saturation by 0.6 to 1.4 each, in random order (timm's default; hue is kept)."""
     image = to_image(picture)
     factors = rng.uniform(-0.4, 0.4, 3)
     for i in rng.permutation(3):
@@ -71,7 +75,7 @@ def color_jitter(picture: Picture, rng: Random) -> Picture:
 
 
 def random_erasing(picture: Picture, rng: Random) -> Picture:
-    """A black rectangle, half of the time (1708.04896): of 2% to 33% of the area, 0.3 to 3.3 times as high as wide.
+    """Blackens a rectangle, half of the time (1708.04896): 2% to 33% of the area, 0.3 to 3.3 times as high as wide.
 
     Drawn as in torchvision. There it is set to 0 after normalization, which is the mean color; here it is black, as
     is what moves in with other augmentations.
@@ -102,8 +106,40 @@ AUGMENTATIONS: dict[str, Callable[[Picture, Random], Picture]] = {
 }
 
 
+@functools.cache
+def augmentation(name: str) -> Callable[[Picture, Random], Picture]:
+    """Returns an augmentation by its name, or by `package.module:name`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name in AUGMENTATIONS:
+        return AUGMENTATIONS[name]
+    function = resolve_reference(name, "task.augment")
+
+    def checked(picture: Picture, rng: Random) -> Picture:
+        changed = function(picture, rng)
+        if not (isinstance(changed, np.ndarray) and changed.dtype == np.uint8 and changed.shape == picture.shape):
+            kind = (
+                f"{changed.dtype} {list(changed.shape)}" if isinstance(changed, np.ndarray) else type(changed).__name__
+            )
+            raise InputError(
+                f"task.augment {name!r} returned {kind}: return uint8 {list(picture.shape)}, as it is given"
+            )
+        return changed
+
+    return checked
+
+
+def version_of(name: str) -> str:
+    """Returns the name of an augmentation, with a hash of its source file where it is the user's own."""
+    if name in AUGMENTATIONS:
+        return name
+    return f"{name} {source_hash(resolve_reference(name, 'task.augment'))}"
+
+
 def _moved(image: Image.Image, *matrix: float) -> Image.Image:
-    """The pixel at (x, y) is the nearest to (a x + b y + c, d x + e y + f) of the image."""
+    """Takes the pixel at (x, y) from (a x + b y + c, d x + e y + f) of the image, or the nearest to that."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
@@ -111,9 +147,9 @@ def _colors(change: Callable[[Image.Image, float], Image.Image]) -> Callable[[Im
     def changed(image: Image.Image, magnitude: float) -> Image.Image:
         if image.mode != "RGBA":
             return change(image, magnitude)
-        found = change(image.convert("RGB"), magnitude)
-        found.putalpha(image.getchannel("A"))
-        return found
+        recolored = change(image.convert("RGB"), magnitude)
+        recolored.putalpha(image.getchannel("A"))
+        return recolored
 
     return changed
 
@@ -166,7 +202,7 @@ _WIDE = _space(0.99, 32, 32, 135, 0.99, 6)
 
 
 def _drawn(image: Image.Image, space: Space, bin: int | None, rng: Random) -> Image.Image:
-    """One operation of a space, each as likely; `bin` is its magnitude's place, None for any."""
+    """Applies one operation of a space, each as likely; `bin` is its magnitude's place, None for any."""
     name = list(space)[rng.integers(len(space))]
     magnitudes, signed = space[name]
     magnitude = float(magnitudes[rng.integers(len(magnitudes)) if bin is None else bin])

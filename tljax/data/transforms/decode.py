@@ -45,7 +45,7 @@ def named(name: str) -> Iterator[None]:
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of an image when it is upright, from its header alone."""
+    """Returns the width and height of an image when it is upright, from its header alone."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
@@ -88,7 +88,7 @@ class Encoded:
         self.size = (height, width) if self._turn in _QUARTER_TURNS else (width, height)
 
     def factor(self, scale: float) -> int:
-        """The largest of 1, 2, 4, 8 that a JPEG's sides can be divided by and be no less than `scale` times themselves.
+        """Returns the largest of 1, 2, 4, 8 that divides a JPEG's sides and leaves `scale` times themselves.
 
         libjpeg-turbo has the other eighths too, but no SIMD code for them: they take longer than full size. A picture
         to be turned is only divided without remainder: what pads its last pixels would come first.
@@ -97,15 +97,15 @@ class Encoded:
         return fits[0] if self._jpeg and fits else 1
 
     def pixels(self, mode: str, factor: int = 1) -> np.ndarray:
-        """The upright picture with the channels of a mode of PIL's, uint8 [height, width, channels].
+        """Returns the upright picture with the channels of a mode of PIL's, uint8 [height, width, channels].
 
         Its sides are divided by what `factor` gave, and rounded up; the last pixel may be filled in part.
         """
         if self._jpeg:
-            found = self._jpeg_pixels(mode, factor)
-            if self._turn is None and found.shape[-1] == len(mode):
-                return found
-            image = to_image(found)
+            pixels = self._jpeg_pixels(mode, factor)
+            if self._turn is None and pixels.shape[-1] == len(mode):
+                return pixels
+            image = to_image(pixels)
         else:
             image = self._image
         return to_array(_converted(image if self._turn is None else image.transpose(self._turn), mode))

@@ -12,7 +12,7 @@ from PIL import Image
 from tljax.config.ranges import INT32
 from tljax.config.schema import TaskConfig
 from tljax.data.preprocessing import INTERPOLATIONS, Preprocessing
-from tljax.data.transforms.augment import AUGMENTATIONS, to_array, to_image
+from tljax.data.transforms.augment import augmentation, to_array, to_image
 from tljax.data.transforms.decode import Encoded, named
 from tljax.errors import InputError
 
@@ -28,10 +28,11 @@ _MOST_PIXELS = 2**27  # of a picture made larger: a strip of 1 × 60,000 would f
 
 
 def check(task: TaskConfig) -> None:
-    """Whether decoder, crop and resizing go together.
+    """Checks that decoder, crop and resizing go together, and that augmentations are there.
 
     Raises:
-        InputError: a crop without the resizing that it needs, or with one that it does not heed.
+        InputError: an augmentation of the user's own cannot be imported; or a crop is without the resizing that it
+            needs, or with one that it does not heed.
     """
     if task.crop == "random" and not task.resize:
         raise InputError("task.crop=random needs task.resize: the shorter side that the square is cut from, as 256")
@@ -39,6 +40,8 @@ def check(task: TaskConfig) -> None:
         raise InputError("task.crop=center does not heed task.resize, but resizes as in evaluation; set it to 0")
     if task.decode == "fast" and importlib.util.find_spec("cykooz_resizer") is None:
         raise InputError("task.decode=fast needs cykooz-resizer, which is not installed here; use decode=exact")
+    for name in task.augment:
+        augmentation(name)
 
 
 def check_size(preprocessing: Preprocessing) -> None:
@@ -53,11 +56,16 @@ def check_size(preprocessing: Preprocessing) -> None:
 
 
 def decode(data: bytes, name: str, channels: str = "rgb") -> Image.Image:
-    """An upright picture with the channels that a `Preprocessing` names; their order is left to `normalize`.
+    """Returns an upright picture with the channels that a `Preprocessing` names; their order is left to `normalize`.
 
     The content decides what format it is, whatever the file is called. As in PIL, and so in timm and torchvision,
     alpha that is not wanted is dropped and not blended, grey is ITU-R 601-2 luma, and of an animation the first frame
     is taken. Grey of 16 bits is scaled (65535 becomes 255), where PIL would cut off what is above 255.
+
+    Args:
+        data: an encoded image.
+        name: what errors call it.
+        channels: as in `Preprocessing`.
 
     Raises:
         InputError: the bytes are not a whole image of 8 or 16 bits, or one of too many pixels, or a JPEG's scan is
@@ -68,12 +76,22 @@ def decode(data: bytes, name: str, channels: str = "rgb") -> Image.Image:
 
 
 def cacheable(*, decode: str, resize: int, crop: str) -> bool:
-    """Whether `source_view` does not depend on the random crop, so that it can be kept."""
+    """Tells whether `source_view` does not depend on the random crop, so that it can be kept.
+
+    Args:
+        decode, resize, crop: as in `TaskConfig`.
+    """
     return not (decode == "fast" and crop == "inception" and not resize)
 
 
 def source_size(height: int, width: int, preprocessing: Preprocessing, *, resize: int, crop: str) -> tuple[int, int]:
-    """The height and width that `source_view` gives an upright picture of this height and width."""
+    """Returns the height and width that `source_view` gives an upright picture of this height and width.
+
+    Args:
+        height, width: in pixels.
+        preprocessing: what the weights expect.
+        resize, crop: as in `TaskConfig`.
+    """
     if crop == "center":
         return preprocessing.size, preprocessing.size
     width, height = _resized((width, height), resize, squash=False) if resize else (width, height)
@@ -83,12 +101,18 @@ def source_size(height: int, width: int, preprocessing: Preprocessing, *, resize
 def source_view(
     data: bytes, name: str, preprocessing: Preprocessing, *, decode: str, resize: int, crop: str
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """What is the same in every epoch of a training picture: decoded, and resized where `crop` or `resize` say so.
+    """Returns what is the same in every epoch of a training picture: decoded, and resized where the config says so.
 
     With `crop` center it is `evaluation_view`. With `decode` fast, a JPEG that is resized is decoded at 1/2, 1/4 or 1/8
     of its size where that is no smaller than what is wanted of it, and resized from there: it is blurred twice, and a
     photograph is up to 4 grey levels from the exact one on average. Resizing itself then has PIL's filters with
     coarser weights: 0.2 grey levels.
+
+    Args:
+        data: an encoded image.
+        name: what errors call it.
+        preprocessing: what the weights expect.
+        decode, resize, crop: as in `TaskConfig`.
 
     Raises:
         InputError: as in `decode`.
@@ -99,7 +123,7 @@ def source_view(
         if not center and not resize:
             return encoded.pixels(mode)
         target = _evaluated(encoded.size, preprocessing) if center else _resized(encoded.size, resize, squash=False)
-        scale = max(wanted / side for wanted, side in zip(target, encoded.size, strict=True))
+        scale = max(length / side for length, side in zip(target, encoded.size, strict=True))
         factor = encoded.factor(scale) if fast else 1
         box = (0, 0, *(side / factor for side in encoded.size))
         pixels = encoded.pixels(mode, factor)
@@ -119,10 +143,16 @@ def training_view(
     rng: np.random.Generator,
     decode: str = "exact",
 ) -> UInt8[np.ndarray, "size size channels"]:
-    """A training picture out of what `source_view` gave: cut as `crop` says, then augmented in order.
+    """Cuts a training picture out of what `source_view` gave, as `crop` says, then augments it in order.
 
     `random` is any square of the wanted size; a picture too small for one is enlarged first. `inception` is
     torchvision's RandomResizedCrop (`inception_box`).
+
+    Args:
+        source: what `source_view` gave.
+        preprocessing: what the weights expect.
+        crop, augment, decode: as in `TaskConfig`.
+        rng: of this view.
     """
     size, fast = preprocessing.size, decode == "fast"
     if crop == "random":
@@ -149,9 +179,16 @@ def training_view_of(
     augment: Sequence[str],
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "size size channels"]:
-    """`training_view` of `source_view`, except where that would decode more than the crop needs (not `cacheable`).
+    """Returns `training_view` of `source_view`, but decodes no more than the crop needs (where not `cacheable`).
 
     There the crop is drawn first, and a JPEG decoded at the lowest of 1/8, 1/4, 1/2 and 1 that gives it enough pixels.
+
+    Args:
+        data: an encoded image.
+        name: what errors call it.
+        preprocessing: what the weights expect.
+        decode, resize, crop, augment: as in `TaskConfig`.
+        rng: of this view.
 
     Raises:
         InputError: as in `decode`.
@@ -183,10 +220,14 @@ def evaluation_view(image: Image.Image, preprocessing: Preprocessing) -> UInt8[n
 
 
 def inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random part of a picture (1409.4842), as torchvision draws it.
+    """Draws top, left, height and width of a random part of a picture (1409.4842), as torchvision does.
 
     It has 8% to 100% of the area and is 3/4 to 4/3 times as wide as high; after 10 draws that do not fit, the largest
     part in the center that is.
+
+    Args:
+        height, width: of the picture.
+        rng: of this view.
     """
     for _ in range(10):
         area = width * height * rng.uniform(0.08, 1.0)
@@ -201,7 +242,7 @@ def inception_box(height: int, width: int, rng: np.random.Generator) -> tuple[in
 def normalize(
     image: Num[Array, "batch height width channels"], preprocessing: Preprocessing
 ) -> Float[Array, "batch height width channels"]:
-    """What the network takes, computed on the device: a quarter of the bytes travel."""
+    """Returns what the network takes, computed on the device: a quarter of the bytes travel."""
     x = image
     if preprocessing.channels in ("bgr", "bgra"):
         x = jnp.concatenate([image[..., 2::-1], image[..., 3:]], axis=-1)
@@ -219,7 +260,7 @@ def _evaluated(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int
 
 
 def _resized(size: tuple[int, int], edge: int, squash: bool) -> tuple[int, int]:
-    """Width and height after the shorter side, or both to `squash`, is brought to `edge`."""
+    """Returns width and height after the shorter side, or both to `squash`, is brought to `edge`."""
     shorter = min(size)
     width, height = (edge if squash else edge * side // shorter for side in size)
     if width * height > _MOST_PIXELS:
@@ -228,7 +269,7 @@ def _resized(size: tuple[int, int], edge: int, squash: bool) -> tuple[int, int]:
 
 
 def _window(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the square in the center."""
+    """Returns left, top, right and bottom of the square in the center."""
     left, top = (round((whole - side) / 2) for whole in size)
     return left, top, left + side, top + side
 
@@ -240,7 +281,7 @@ def _resize(
     fast: bool,
     box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
-    """To a width and height, antialiased; of `box` alone (left, top, right, bottom), which may end within a pixel.
+    """Resizes to a width and height, antialiased; of `box` (left, top, right, bottom), which may end within a pixel.
 
     The fast way is fast_image_resize: PIL's algorithm with 16-bit weights and SIMD. It gives the same bits with any
     instruction set. Alpha, which weighs the colors, is left to PIL, and so are boxes: with some, 6.1.0 reads outside
@@ -254,13 +295,13 @@ def _resize(
 
     kind = getattr(cykooz_resizer.PixelType, _FAST_PIXELS[channels])
     picture = cykooz_resizer.ImageData(width, height, kind, pixels.tobytes())
-    found = cykooz_resizer.ImageData(*size, kind)
+    resized = cykooz_resizer.ImageData(*size, kind)
     algorithm = cykooz_resizer.ResizeAlg.convolution(getattr(cykooz_resizer.FilterType, kernel))
-    cykooz_resizer.Resizer().resize(picture, found, cykooz_resizer.ResizeOptions(algorithm))
-    return np.frombuffer(found.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
+    cykooz_resizer.Resizer().resize(picture, resized, cykooz_resizer.ResizeOptions(algorithm))
+    return np.frombuffer(resized.get_buffer(), np.uint8).reshape(size[1], size[0], channels)
 
 
 def _augmented(picture: np.ndarray, augment: Sequence[str], rng: np.random.Generator) -> np.ndarray:
     for name in augment:
-        picture = AUGMENTATIONS[name](picture, rng)
+        picture = augmentation(name)(picture, rng)
     return picture

@@ -55,7 +55,7 @@ class Tokenizer:
         return min(length, self.settings.limit or length)
 
     def __call__(self, texts: Texts, length: int) -> dict[str, np.ndarray]:
-        """The token ids of texts, or of pairs of texts, with the special tokens that the checkpoint expects.
+        """Returns the token ids of texts, or of pairs of texts, with the special tokens that the checkpoint expects.
 
         A text that is too long is cut at its end; of a pair, the longer one. A shorter one is padded on the right.
 
@@ -87,7 +87,7 @@ class Tokenizer:
         return rows, [n - len(encoding.ids) for n, encoding in zip(lengths, encodings, strict=True)]
 
     def pad(self, rows: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
-        """What a network reads of texts that `encode` gave.
+        """Returns what a network reads of texts that `encode` gave.
 
         Returns:
             `input_ids`, `attention_mask` (1 at tokens, 0 at padding) and `token_type_ids` (of a pair, which of the
@@ -103,7 +103,7 @@ class Tokenizer:
 
     @property
     def files(self) -> dict[str, Path]:
-        """All that is read of `path`, by the names under which a folder has it."""
+        """All files that are read of `path`, by the names under which a folder has them."""
         file = _file(self.path)
         beside = [file.parent / name for name in tokenizer_config.FILES]
         name = "vocab.txt" if file.suffix == ".txt" else "tokenizer.json"
@@ -111,7 +111,7 @@ class Tokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """Returns a hash of the file, and of what says how to read it; not of its limit, which `cut` has."""
+        """A hash of the file, and of what says how to read it; not of its limit, which `cut` has."""
         file, settings = _file(self.path), self.settings
         if file.suffix == ".txt":
             reading = f"{_lower_case(self.lower_case, settings)}{settings.in_effect}"
@@ -127,31 +127,36 @@ class Tokenizer:
         return tokenizer.token_to_id(_padding(tokenizer, _file(self.path)))
 
 
-def tokenized(split: Split, tokenizer: Tokenizer, length: int) -> array_cache.Store:
-    """What `Tokenizer.encode` gives of each text of a split, made once.
+def tokenized(split: Split, tokenizer: Tokenizer, length: int) -> array_cache.ArrayCache:
+    """Returns what `Tokenizer.encode` gives of each text of a split, made once.
 
     Its facts are `truncated`, how many texts were cut, and `lost`, the tokens that they lost together.
+
+    Args:
+        split: whose texts.
+        tokenizer: that encodes them.
+        length: the most tokens of each.
     """
     facts = {"truncated": 0, "lost": 0}
 
     def rows() -> Iterator[np.ndarray]:
         for start in range(0, len(split), _CHUNK):
             examples = split.__getitems__(range(start, min(start + _CHUNK, len(split))))
-            found, lost = tokenizer.encode([text_of(example) for example in examples], length)
+            encoded, lost = tokenizer.encode([text_of(example) for example in examples], length)
             facts["truncated"] += sum(n > 0 for n in lost)
             facts["lost"] += sum(lost)
-            yield from found
+            yield from encoded
 
     def again(place: int) -> np.ndarray:
         return tokenizer.encode([text_of(split[place])], length)[0][0]
 
-    return array_cache.stored(
+    return array_cache.get_or_create(
         decoded_cache.name("tokens", split.key, tokenizer.sha256, tokenizer.cut(length)), rows(), facts, again
     )
 
 
 def text_of(example: Mapping[str, Any]) -> str | tuple[str, str]:
-    """The text of an example, or its two."""
+    """Returns the text of an example, or its two."""
     return (example["text"], example["text_pair"]) if "text_pair" in example else example["text"]
 
 
@@ -200,10 +205,10 @@ def _encode_batch(tokenizer: Any, texts: Sequence[Any], path: Path) -> list[toke
 
 
 def _file(path: Path) -> Path:
-    found = next((path / name for name in FILES if (path / name).is_file()), path)
-    if not found.is_file():
+    file = next((path / name for name in FILES if (path / name).is_file()), path)
+    if not file.is_file():
         raise InputError(f"{path}: no tokenizer there; it wants {' or '.join(FILES)}")
-    return found
+    return file
 
 
 def _wordpiece(

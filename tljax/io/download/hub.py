@@ -135,7 +135,7 @@ def _take(repo: str, name: str, revision: str | None) -> Path | None:
 
 
 def _can_be_asked() -> bool:
-    """Tells whether something answers where the hub is; the client itself would ask five times, with growing pauses."""
+    """Returns whether something answers where the hub is; the client itself would ask five times."""
     from huggingface_hub import constants
 
     hub = urllib.parse.urlsplit(constants.ENDPOINT)

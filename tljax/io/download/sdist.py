@@ -26,20 +26,25 @@ _HTML = "application/vnd.pypi.simple.v1+html, text/html;q=0.5"
 
 
 def download(package: str, version: str, folder: Path, uri: str) -> None:
-    """`package-version.tar.gz` into `folder`, as the index has it and, where the index gives one, with its sha256.
+    """Downloads `package-version.tar.gz` as the index has it; where the index gives a sha256, it is checked.
 
     Pages are read as PEP 503 lays them down. `index-url`, `extra-index-url`, `find-links` (a folder, or a page of
     links), `no-index`, `cert` and `timeout` are taken from pip's environment variables and configuration files.
 
+    Args:
+        package, version: as on the index.
+        folder: where to.
+        uri: what errors call it.
+
     Raises:
         InputError: no page has it, none can be reached, or what came is not what the index says.
     """
-    settings, wanted, failures = _settings(), _normal(f"{package}-{version}"), []
+    settings, name_and_version, failures = _settings(), _normal(f"{package}-{version}"), []
     for page in _pages(package, settings):
         try:
             for link in _links(page, settings):
                 name = urllib.parse.unquote(urllib.parse.urlsplit(link).path.rpartition("/")[2])
-                if name.endswith(SUFFIX) and _normal(name.removesuffix(SUFFIX)) == wanted:
+                if name.endswith(SUFFIX) and _normal(name.removesuffix(SUFFIX)) == name_and_version:
                     data = _get(link, settings)
                     _check(data, link, uri)
                     (folder / name).write_bytes(data)
@@ -50,7 +55,12 @@ def download(package: str, version: str, folder: Path, uri: str) -> None:
 
 
 def member(archive: bytes, name: str, uri: str) -> bytes:
-    """A file's bytes out of a `.tar.gz`; nothing else is read, and nothing is written.
+    """Returns a file's bytes out of a `.tar.gz`; nothing is written.
+
+    Args:
+        archive: all of its bytes.
+        name: of the file in it.
+        uri: what errors call it.
 
     Raises:
         InputError: the archive is damaged, or has no such file.
@@ -87,20 +97,20 @@ def _normal(name: str) -> str:
 
 
 def _settings() -> Mapping[str, str]:
-    """pip's configuration: key -> value."""
+    """Returns pip's configuration: key -> value."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     ranks: dict[str, int] = {}
     for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines():
         name, _, value = line.partition("=")
         section, _, key = name.rpartition(".")
         if section in _SECTIONS and _SECTIONS.index(section) < ranks.get(key, len(_SECTIONS)):
-            found[key], ranks[key] = str(ast.literal_eval(value)), _SECTIONS.index(section)
-    return found
+            values[key], ranks[key] = str(ast.literal_eval(value)), _SECTIONS.index(section)
+    return values
 
 
 def _pages(package: str, settings: Mapping[str, str]) -> Iterator[str]:
-    """The URLs to look for links at."""
+    """Yields the URLs to look for links at."""
     yield from (_url(place) for place in settings.get("find-links", "").split())
     if settings.get("no-index", "0").lower() in ("1", "true", "yes", "on"):
         return
@@ -115,7 +125,7 @@ def _url(place: str) -> str:
 
 
 def _links(page: str, settings: Mapping[str, str]) -> list[str]:
-    """What a page links to, or the files of a folder that is no page."""
+    """Returns what a page links to, or the files of a folder that is no page."""
     parts = urllib.parse.urlsplit(page)
     if parts.scheme == "file" and (folder := Path(urllib.request.url2pathname(parts.path))).is_dir():
         if not (folder / "index.html").exists():
@@ -123,17 +133,17 @@ def _links(page: str, settings: Mapping[str, str]) -> list[str]:
         page = (folder / "index.html").as_uri()
     reader = _Links()
     reader.feed(_get(page, settings).decode(errors="replace"))
-    return [urllib.parse.urljoin(page, link) for link in reader.found]
+    return [urllib.parse.urljoin(page, link) for link in reader.links]
 
 
 class _Links(html.parser.HTMLParser):
     def __init__(self):
         super().__init__()
-        self.found: list[str] = []
+        self.links: list[str] = []
 
     def handle_starttag(self, tag, attrs):
         if tag == "a" and (link := dict(attrs).get("href")):
-            self.found.append(link)
+            self.links.append(link)
 
 
 def _get(url: str, settings: Mapping[str, str]) -> bytes:
@@ -150,17 +160,17 @@ def _get(url: str, settings: Mapping[str, str]) -> bytes:
 
 
 def _timeout(settings: Mapping[str, str]) -> float:
-    """In seconds; `PIP_DEFAULT_TIMEOUT` is the older name of `PIP_TIMEOUT`."""
+    """Returns seconds; `PIP_DEFAULT_TIMEOUT` is the older name of `PIP_TIMEOUT`."""
     return float(settings.get("timeout") or settings.get("default-timeout") or 60)
 
 
 def _public(url: str) -> str:
-    """Without a password."""
+    """Returns a URL without its password."""
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _check(data: bytes, link: str, uri: str) -> None:
-    wanted = re.search(r"sha256=([0-9a-fA-F]{64})", urllib.parse.urlsplit(link).fragment)
-    if wanted and hashlib.sha256(data).hexdigest() != wanted[1].lower():
-        raise InputError(f"{uri}: its file has not the sha256 {wanted[1]} of the index: cut off, or tampered with")
+    pinned = re.search(r"sha256=([0-9a-fA-F]{64})", urllib.parse.urlsplit(link).fragment)
+    if pinned and hashlib.sha256(data).hexdigest() != pinned[1].lower():
+        raise InputError(f"{uri}: its file has not the sha256 {pinned[1]} of the index: cut off, or tampered with")

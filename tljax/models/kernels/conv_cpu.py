@@ -22,7 +22,14 @@ def conv(
     stride: int = 1,
     padding: Padding = ((0, 0), (0, 0)),
 ) -> Float[Array, "batch height2 width2 outputs"]:
-    """2-D convolution in NHWC / HWIO; on a CPU as a matrix product wherever that is the faster way to compute it."""
+    """Convolves images in two dimensions, on a CPU as a matrix product wherever that is faster.
+
+    Args:
+        x: NHWC.
+        kernel: HWIO.
+        stride: along each axis.
+        padding: zeros (before, after) each axis.
+    """
     rows, columns, inputs, outputs = kernel.shape
     if ops.platform() != "cpu":
         return _conv(x, kernel, stride, padding)
@@ -59,7 +66,7 @@ def _conv_as_patches(x, kernel, stride, padding):
 
 @jax.custom_vjp
 def _conv_halving(x, kernel):
-    """3x3, stride 2, padded by 1: its gradient in `x` comes without the zeros that XLA would multiply.
+    """Convolves by 3x3, stride 2, padded by 1: its gradient in `x` comes without the zeros that XLA would multiply.
 
     XLA spreads the output's gradient over a map of the input's size, three quarters of it zeros. Each of the four
     phases of the input (even or odd row and column) is instead a convolution of the gradient as it is.
@@ -94,7 +101,7 @@ _conv_halving.defvjp(_conv_halving_forward, _conv_halving_backward)
 
 @jax.custom_vjp
 def _conv_winograd(x, kernel):
-    """3x3, stride 1, padded by 1, as F(2x2, 3x3) of 1509.09308: 16 products of matrices where there were 36.
+    """Convolves by 3x3, stride 1, padded by 1, as F(2x2, 3x3) of 1509.09308: 16 matrix products where there were 36.
 
     Each square of 2x2 pixels comes from a window of 4x4, of which `_windows` are sums, and `_taps` sums of the kernel.
     """
@@ -102,7 +109,7 @@ def _conv_winograd(x, kernel):
 
 
 def _winograd(x, kernel, axis):
-    """The convolution by a kernel whose `axis` (0 or 1) of the last two meets the channels of `x`."""
+    """Returns the convolution by a kernel whose `axis` (0 or 1) of the last two meets the channels of `x`."""
 
     def product(x, taps):
         return ops.product(x.reshape(-1, x.shape[-1]), taps, 1, axis).reshape(*x.shape[:-1], -1)
@@ -114,7 +121,7 @@ def _winograd(x, kernel, axis):
 
 
 def _windows(x):
-    """4x4 maps [batch, height/2, width/2, channels]: Bᵀ·window·B of every other pixel's window."""
+    """Returns 4x4 maps [batch, height/2, width/2, channels]: Bᵀ·window·B of every other pixel's window."""
     rows, columns = (-(-side // 2) for side in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), (1, 2 * rows + 1 - x.shape[1]), (1, 2 * columns + 1 - x.shape[2]), (0, 0)))
 
@@ -126,7 +133,7 @@ def _windows(x):
 
 
 def _taps(kernel):
-    """4x4 matrices [inputs, outputs]: G·kernel·Gᵀ."""
+    """Returns 4x4 matrices [inputs, outputs]: G·kernel·Gᵀ."""
 
     def along(a, b, c):
         return a, (a + b + c) / 2, (a - b + c) / 2, c
@@ -213,9 +220,9 @@ def _max_pool_backward(padding, kept, dy):
 
     def tap(row, column):
         """The gradient as it goes to this pixel of each window, on a map of one more window each way."""
-        mine = jnp.where(place == 3 * row + column, dy, 0)
+        dtap = jnp.where(place == 3 * row + column, dy, 0)
         down, right = row // 2, column // 2  # the last pixel of a window is the next one's first
-        return jnp.pad(mine, ((0, 0), (down, 1 - down), (right, 1 - right), (0, 0)))
+        return jnp.pad(dtap, ((0, 0), (down, 1 - down), (right, 1 - right), (0, 0)))
 
     def phase(row, column):
         return sum(tap(r, c) for r in range(row, 3, 2) for c in range(column, 3, 2))
@@ -235,10 +242,15 @@ def batch_norm(
     bias: Float[Array, " channels"],
     eps: float,
 ) -> tuple[Float[Array, "*batch channels"], Float[Array, " channels"], Float[Array, " channels"]]:
-    """Batch normalization (1502.03167) by the statistics of `x`: also its mean and variance, in float32.
+    """Normalizes `x` by its own statistics (1502.03167); returns its mean and variance too, in float32.
 
     The gradient is the textbook's, two sums and one pass, where XLA's of the written-out formula takes several.
     Nothing may be differentiated through the mean and variance that are returned.
+
+    Args:
+        x: statistics are taken over all axes but the last.
+        scale, bias: of the normalized `x`.
+        eps: added to the variance.
     """
     return _batch_norm_forward(x, scale, bias, eps)[0]
 

@@ -12,13 +12,13 @@ from jaxtyping import Array, Bool, Float
 
 
 def platform() -> str:
-    """`cpu`, `gpu` or `tpu`: of what is being traced. The one place where the forms for a CPU are chosen or not."""
+    """Returns `cpu`, `gpu` or `tpu` for what is being traced: by it alone, forms for a CPU are chosen or not."""
     return jax.default_backend()
 
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Exact GELU, x·Φ(x) (1606.08415), through erf: the library's erfc form is slow on a CPU.
+    """Returns exact GELU, x·Φ(x) (1606.08415), through erf: the library's erfc form is slow on a CPU.
 
     Its own rule keeps `x` alone for the gradient; JAX's keeps Φ(x) too, a second array of the MLP's width.
     """
@@ -40,7 +40,7 @@ gelu = jax.jit(gelu)
 
 @jax.custom_vjp
 def matmul(x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"]) -> Float[Array, "rows outputs"]:
-    """`x @ kernel`, with its gradients written so that no operand must be transposed in memory.
+    """Returns `x @ kernel`, with its gradients written so that no operand must be transposed in memory.
 
     JAX's own gradient in the kernel is the transpose of a product, and XLA's CPU compiler then computes the output's
     gradient a second time to store it transposed.
@@ -49,7 +49,7 @@ def matmul(x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"
 
 
 def product(a: Float[Array, "_ _"], b: Float[Array, "_ _"], axis_a: int, axis_b: int) -> Float[Array, "rows columns"]:
-    """The product over these axes, rounded to the operands' own dtype once, at its end."""
+    """Returns the product of `a` and `b` over `axis_a` and `axis_b`, rounded to their dtype once, at its end."""
     # Asked for bfloat16, a CPU computes in float32 after converting both operands: twice the time of this.
     exact = jnp.promote_types(a.dtype, jnp.float32)
     dimensions = ((axis_a,), (axis_b,)), ((), ())
@@ -89,7 +89,7 @@ def linear(
     kernel: Float[Array, "inputs outputs"],
     bias: Float[Array, " outputs"] | None = None,
 ) -> Float[Array, "*batch outputs"]:
-    """`x @ kernel + bias` on a flattened 2-D operand, which the CPU's matrix product wants."""
+    """Returns `x @ kernel + bias`, by way of a flattened 2-D `x`, which the CPU's matrix product is fast on."""
     flat = matmul(x.reshape(-1, x.shape[-1]), kernel)
     if bias is not None:
         flat = flat + bias
@@ -100,9 +100,14 @@ def linear(
 def layer_norm(
     x: Float[Array, "*batch width"], scale: Float[Array, " width"], bias: Float[Array, " width"], eps: float
 ) -> Float[Array, "*batch width"]:
-    """Layer normalization (1607.06450) over the last axis; statistics are float32 whatever `x` is.
+    """Normalizes the last axis (1607.06450); statistics are float32 whatever `x` is.
 
     Its own rule keeps `x` and two numbers of each row, where JAX's keeps their product with `scale`, spread over `x`.
+
+    Args:
+        x: any array.
+        scale, bias: of the normalized `x`.
+        eps: added to the variance.
     """
     return _layer_norm_forward(x, scale, bias, eps)[0]
 
@@ -122,8 +127,8 @@ def _layer_norm_backward(eps, kept, dy):
     scaled = dy * scale
     along = jnp.mean(scaled * normalized, -1, keepdims=True)
     dx = inverse * (scaled - jnp.mean(scaled, -1, keepdims=True) - normalized * along)
-    found = dx.astype(x.dtype), jnp.sum(dy * normalized, rows), jnp.sum(dy, rows)
-    return found[0], *(one.astype(scale.dtype) for one in found[1:])
+    dscale, dbias = jnp.sum(dy * normalized, rows), jnp.sum(dy, rows)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
@@ -136,14 +141,19 @@ def attention(
     v: Float[Array, "batch heads keys depth"],
     mask: Bool[Array, "batch keys"] | None = None,
 ) -> Float[Array, "batch heads queries depth"]:
-    """Scaled dot-product attention (1706.03762) to the keys that `mask` names; to all if it names none, or is None."""
+    """Returns scaled dot-product attention (1706.03762).
+
+    Args:
+        q, k, v: queries, keys and values, by head.
+        mask: true at keys to attend to; where it names none, and without it, all are.
+    """
     if platform() == "gpu":
         return _gpu_attention(q, k, v, mask)
     return _attended(q * q.shape[-1] ** -0.5, k, v, mask)
 
 
 def _gpu_attention(q, k, v, mask):
-    """cuDNN's fused kernel, which keeps the scores out of memory, where there is one; else as XLA writes it."""
+    """Calls cuDNN's fused kernel, which keeps the scores out of memory, where it takes `q`; else as XLA writes it."""
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     if _has_kernel(q):
         return _cudnn_attention(q, k, v, mask).transpose(0, 2, 1, 3)
@@ -152,12 +162,12 @@ def _gpu_attention(q, k, v, mask):
 
 
 def _cudnn_attention(q, k, v, mask):
-    """With one more token that nobody attends to where their number is odd, which the kernel does not take."""
+    """Calls the kernel with one more token, not attended to, where their number is odd, which it does not take."""
     queries, keys = q.shape[1], k.shape[1]
     if mask is not None:
         # Of padding through and through: the kernel's own weights would sum to more than 1 in the gradient.
-        some = jnp.any(mask, axis=1, keepdims=True)
-        q, mask = jnp.where(some[..., None, None], q, 0), mask | ~some
+        has_tokens = jnp.any(mask, axis=1, keepdims=True)
+        q, mask = jnp.where(has_tokens[..., None, None], q, 0), mask | ~has_tokens
     elif keys % 2:
         mask = jnp.ones((1, keys), bool)
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
@@ -168,7 +178,7 @@ def _cudnn_attention(q, k, v, mask):
 
 
 def _has_kernel(q: Float[Array, "batch queries heads depth"]) -> bool:
-    """Whether cuDNN's attention takes such queries here: of 16 bits, on an Ampere (compute capability 8.0) or later."""
+    """Tells whether cuDNN's attention takes such queries: of 16 bits, on an Ampere (capability 8.0) or later."""
     depth, (major, *_) = q.shape[3], str(getattr(jax.local_devices()[0], "compute_capability", "0")).split(".")
     return major.isdecimal() and int(major) >= 8 and q.dtype.itemsize == 2 and depth % 8 == 0 and depth <= 128
 

@@ -1,7 +1,7 @@
 """BERT (1810.04805) and what shares its layers: MiniLM (2002.10957), RoBERTa (1907.11692), DistilBERT (1910.01108)."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models import remat as remat_groups
-from tljax.models.layers import BRANCHES, LORA_TARGETS, Attention, Dense, LayerNorm, Mlp
+from tljax.models.base import InputSpec
+from tljax.models.layers import Attention, Dense, LayerNorm, Mlp, TransformerBackbone
 
 _normal = nn.initializers.truncated_normal(0.02)
 _ACTIVATIONS = {"cls_tanh": jnp.tanh, "cls_relu": jax.nn.relu}
@@ -50,12 +51,12 @@ class _Stem(nn.Module):
         return self.pad_id + jnp.cumsum(is_token, axis=1) * is_token
 
     def _check_length(self, length: int):
-        most = longest(self.positions, self.pad_id)
+        most = _longest(self.positions, self.pad_id)
         if length > most:
             raise InputError(f"texts of {length} tokens, but the network has positions for {most}: shorten them")
 
 
-def longest(positions: int, pad_id: int | None) -> int:
+def _longest(positions: int, pad_id: int | None) -> int:
     """Returns how many tokens of a text have a position: those up to the padding's own are no token's."""
     return positions - (0 if pad_id is None else pad_id + 1)
 
@@ -81,7 +82,7 @@ def _normalized(features):
     return (wide / norm).astype(features.dtype)
 
 
-class Bert(nn.Module):
+class Bert(TransformerBackbone):
     """A post-norm text encoder that ends in pooled features. The defaults are BERT-base's.
 
     Attributes:
@@ -116,7 +117,6 @@ class Bert(nn.Module):
 
     @property
     def pools(self) -> dict[str, str]:
-        """Returns the value of `pool` for each that `backbone.pool` may have."""
         dense = "cls_tanh" if self.token_types else "cls_relu"  # which is DistilBERT's
         return {"cls": "cls", "mean": "mean", "max": "max", "pooler": dense}
 
@@ -126,19 +126,12 @@ class Bert(nn.Module):
         return ("stem", *(f"block_{i}" for i in range(self.depth)), *pooler)
 
     @property
-    def branches(self) -> str:
-        """What ends a residual branch: a regex of module paths."""
-        return BRANCHES
+    def input_spec(self) -> InputSpec:
+        return InputSpec("text", max_tokens=_longest(self.positions, self.pad_id))
 
-    @property
-    def lora_targets(self) -> tuple[str, ...]:
-        """Regexes of the layers that `Lora` adapts unless told otherwise."""
-        return LORA_TARGETS
-
-    @property
-    def pooled_norm(self) -> bool:
-        """Whether the final norm stands after the pooling."""
-        return False
+    def pool_attributes(self, pool: str) -> dict[str, Any]:
+        """Returns them without the division by the norm, which belongs to the pooling that the weights describe."""
+        return {"pool": pool, "normalize": False}
 
     @property
     def feature_dim(self) -> int:
@@ -151,37 +144,37 @@ class Bert(nn.Module):
         if self.pool in _ACTIVATIONS:
             self.pooler = Dense(self.width, _normal)
 
-    def __call__(
+    def run_groups(
         self,
-        x: Mapping[str, Array] | Float[Array, "batch ..."],
-        *,
+        x: Mapping[str, Array],
         start: int = 0,
         stop: int | None = None,
-        pool: bool = True,
+        *,
+        pools: bool = False,
         batch_norm: Mapping[str, str] = {},
         remat: bool = False,
-    ) -> Float[Array, "batch ..."] | dict[str, Array]:
-        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `batch_norm` does nothing.
+    ) -> dict[str, Array] | Float[Array, "batch length width"]:
+        """Returns what `groups[start:stop]` make of a text; there is no BatchNorm.
 
         Args:
-            x: `input_ids`, `attention_mask` (1 at tokens, 0 at padding) and, if wanted, `token_type_ids` (else 0),
-                each [batch, length] of integers; or what `groups[:start]` gave.
+            x: `input_ids`, `attention_mask` (1 at tokens, 0 at padding) and, where there are any, `token_type_ids`
+                (else 0), each [batch, length] of integers; or what `groups[:start]` gave.
+            start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
 
         Returns:
-            Features [batch, feature_dim] at the end, or, without `pool`, the last hidden state [batch, length,
-            width]; else `hidden` [batch, length, width] after `groups[stop - 1]` and `attention_mask`.
+            `hidden` [batch, length, width] after `groups[stop - 1]` and `attention_mask`; at the end, if not pooled,
+            `hidden` alone.
 
         Raises:
             InputError: the texts are longer than there are positions.
         """
-        del batch_norm
-        names = self.groups[start:stop]
         for layer in [self.stem, *self.block][start:stop]:
             x = remat_groups.run(layer, x, remat=remat)
-        if not names or names[-1] != self.groups[-1]:
-            return x
-        if not pool:
-            return x["hidden"]
+        is_end = self.groups[-1] in self.groups[start:stop]
+        return x["hidden"] if is_end and not pools else x
+
+    def pooled(self, x: Mapping[str, Array]) -> Float[Array, "batch width"]:
+        """Returns the features of the hidden states after the last block."""
         features = self._pooled(x["hidden"], x["attention_mask"])
         return _normalized(features) if self.normalize else features
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tljax.models import remat as remat_groups
+from tljax.models.base import Backbone
 from tljax.models.kernels import conv_cpu
 from tljax.models.vision.resnet import blocks, check_stem
 
@@ -68,7 +69,7 @@ class _Block(nn.Module):
         return x + conv(4 * self.width, name="conv3")(nn.relu(_Norm(name="norm3")(y)))
 
 
-class BiT(nn.Module):
+class BiT(Backbone):
     """A BiT-ResNet (`ResNetV2` in timm) that ends in globally average-pooled features.
 
     Attributes:
@@ -89,7 +90,6 @@ class BiT(nn.Module):
 
     @property
     def pools(self) -> dict[str, str]:
-        """Returns the value of `pool` for each that `backbone.pool` may have."""
         return {"mean": "mean"}
 
     @property
@@ -97,14 +97,20 @@ class BiT(nn.Module):
         return ("stem", *(f"block_{i}" for i in range(sum(self.depths))), "norm")
 
     @property
-    def branches(self) -> str:
-        """What ends a residual branch: a regex of module paths."""
+    def residual_branches(self) -> str:
         return r"block_\d+/conv3"
 
     @property
-    def pooled_norm(self) -> bool:
-        """Whether the final norm stands after the pooling."""
-        return False
+    def standardizes_weights(self) -> bool:
+        return True
+
+    @property
+    def input_kernel(self) -> str:
+        return "params/stem/conv/kernel"
+
+    def trained_by(self, library: str) -> dict[str, Any]:
+        """Returns the epsilon of Google's own code, which trained BiT."""
+        return {"conv_eps": 1e-10} if library == "google" else {}
 
     @property
     def feature_dim(self) -> int:
@@ -118,31 +124,30 @@ class BiT(nn.Module):
         ]
         self.norm = _Norm()
 
-    def __call__(
+    def run_groups(
         self,
         x: Float[Array, "batch ..."],
-        *,
         start: int = 0,
         stop: int | None = None,
-        pool: bool = True,
+        *,
+        pools: bool = False,
         batch_norm: Mapping[str, str] = {},
         remat: bool = False,
-    ) -> Float[Array, "batch ..."]:
-        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `batch_norm` does nothing."""
-        del batch_norm
-        names = self.groups[start:stop]
+    ) -> Float[Array, "batch height width channels"]:
+        """Returns the feature map after `groups[stop - 1]`; there is no BatchNorm.
+
+        Args:
+            x, start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
+        """
         for layer in [self.stem, *self.block][start:stop]:
             x = remat_groups.run(layer, x, remat=remat)
-        if not names or names[-1] != "norm":
-            return x
-        x = nn.relu(self.norm(x))
-        return jnp.mean(x, axis=(1, 2)) if pool else x
+        return nn.relu(self.norm(x)) if "norm" in self.groups[start:stop] else x
 
-    def for_image_size(self, size: int) -> "BiT":
+    def resized(self, image_size: int) -> "BiT":
         """Returns itself, as a convolution takes any size.
 
         Raises:
             InputError: a pixel that the stem gives would be of more padding than image.
         """
-        check_stem(size)
+        check_stem(image_size)
         return self

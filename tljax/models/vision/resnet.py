@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models import remat as remat_groups
+from tljax.models.base import Backbone
 from tljax.models.kernels import conv_cpu
 
 # How a group's BatchNorms (1502.03167) work; evaluation is `frozen` everywhere.
@@ -70,9 +71,9 @@ class _BatchNorm(nn.Module):
         if mode == "frozen":
             factor = scale * lax.rsqrt(variance.value + _EPS)
             return (x * factor + (bias - mean.value * factor)).astype(x.dtype)
-        y, *found = conv_cpu.batch_norm(x, scale, bias, _EPS)
+        y, *statistics = conv_cpu.batch_norm(x, scale, bias, _EPS)
         if mode == "update_stats" and not self.is_initializing():
-            for stored, new in zip((mean, variance), found, strict=True):
+            for stored, new in zip((mean, variance), statistics, strict=True):
                 stored.value = 0.9 * stored.value + 0.1 * lax.stop_gradient(new)
         return y
 
@@ -150,7 +151,7 @@ def _halved(x):
     return nn.avg_pool(x, (2, 2), (2, 2), pad, count_include_pad=False).astype(x.dtype)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """A residual network that ends in globally pooled features.
 
     Attributes:
@@ -182,7 +183,6 @@ class ResNet(nn.Module):
 
     @property
     def pools(self) -> dict[str, str]:
-        """Returns the value of `pool` for each that `backbone.pool` may have."""
         return {name: name for name in ("mean", "max", "avgmax")}
 
     @property
@@ -190,19 +190,16 @@ class ResNet(nn.Module):
         return ("stem", *(f"block_{i}" for i in range(sum(self.depths))))
 
     @property
-    def branches(self) -> str:
-        """What ends a residual branch: a regex of module paths."""
+    def residual_branches(self) -> str:
         return r"block_\d+/conv" + ("2" if self.kind == "basic" else "3")
 
     @property
-    def lora_targets(self) -> tuple[str, ...]:
-        """Regexes of the layers that `Lora` adapts unless told otherwise: the 1x1 convolutions of the blocks."""
-        return (r"block_\d+/\w+/conv",)
+    def adapter_targets(self) -> tuple[str, ...]:
+        return (r"block_\d+/\w+/conv",)  # the 1x1 convolutions of the blocks
 
     @property
-    def pooled_norm(self) -> bool:
-        """Whether the final norm stands after the pooling."""
-        return False
+    def input_kernel(self) -> str:
+        return "params/stem/conv1/conv/kernel"
 
     @property
     def feature_dim(self) -> int:
@@ -223,55 +220,43 @@ class ResNet(nn.Module):
             for stage, i in blocks(self.depths)
         ]
 
-    def __call__(
+    def run_groups(
         self,
         x: Float[Array, "batch ..."],
-        *,
         start: int = 0,
         stop: int | None = None,
-        pool: bool = True,
+        *,
+        pools: bool = False,
         batch_norm: Mapping[str, str] = {},
         remat: bool = False,
-    ) -> Float[Array, "batch ..."]:
-        """Runs `groups[start:stop]`.
+    ) -> Float[Array, "batch height width channels"]:
+        """Returns the feature map after `groups[stop - 1]`.
 
         Args:
-            x: normalized images [batch, height, width, channels], or what `groups[:start]` gave.
-            start: the first group to run.
-            stop: the group to stop before; the whole network by default.
-            pool: whether the end is pooled.
-            batch_norm: group -> its mode, one of `BATCH_NORM_MODES`; groups that it does not name are `frozen`. Other
-                modes need `mutable=["batch_stats"]`. PyTorch's train mode is `update_stats`, except that it records
-                the unbiased variance; this is, as Flax's, the one that normalizes.
-            remat: whether a backward pass keeps only what groups give, and computes their inside again.
-
-        Returns:
-            Pooled features [batch, feature_dim] at the end; else, and without `pool` there too, the feature map
-            [batch, height, width, channels] after `groups[stop - 1]`.
+            x, start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
 
         Raises:
-            InputError: there is no such mode.
+            InputError: there is no such mode of BatchNorm.
         """
         for mode in batch_norm.values():
             if mode not in BATCH_NORM_MODES:
                 raise InputError(f"no BatchNorm mode {mode!r}; there are: {', '.join(BATCH_NORM_MODES)}")
-        names = self.groups[start:stop]
         for name, layer in list(zip(self.groups, [self.stem_layer, *self.block], strict=True))[start:stop]:
             x = remat_groups.run(layer, x, batch_norm.get(name, "frozen"), remat=remat)
-        at_end = names and names[-1] == self.groups[-1]
-        return self._pooled(x) if pool and at_end else x
+        return x
 
-    def _pooled(self, x):
+    def pooled(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels"]:
+        """Returns the features of a feature map."""
         if self.pool == "max":
             return jnp.max(x, axis=(1, 2))
         mean = jnp.mean(x, axis=(1, 2))
         return mean if self.pool == "mean" else 0.5 * (mean + jnp.max(x, axis=(1, 2)))
 
-    def for_image_size(self, size: int) -> "ResNet":
+    def resized(self, image_size: int) -> "ResNet":
         """Returns itself, as a convolution takes any size.
 
         Raises:
             InputError: a pixel that the stem gives would be of more padding than image.
         """
-        check_stem(size)
+        check_stem(image_size)
         return self

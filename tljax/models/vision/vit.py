@@ -1,16 +1,19 @@
 """Vision Transformer (2010.11929), DeiT (2012.12877), DeiT III (2204.07118) and DINOv2 (2304.07193)."""
 
-from collections.abc import Mapping
-from typing import Literal
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models import remat as remat_groups
+from tljax.models.base import InputSpec
 from tljax.models.kernels import ops
-from tljax.models.layers import BRANCHES, LORA_TARGETS, Attention, LayerNorm, Mlp
+from tljax.models.layers import Attention, LayerNorm, Mlp, TransformerBackbone
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
 _xavier = nn.initializers.xavier_uniform()
@@ -84,7 +87,7 @@ class _Block(nn.Module):
         return y if self.layer_scale is None else _LayerScale(self.layer_scale, name=f"layer_scale{number}")(y)
 
 
-class ViT(nn.Module):
+class ViT(TransformerBackbone):
     """A pre-norm Vision Transformer that ends in pooled features.
 
     Attributes:
@@ -120,7 +123,6 @@ class ViT(nn.Module):
 
     @property
     def pools(self) -> dict[str, str]:
-        """Returns the value of `pool` for each that `backbone.pool` may have."""
         return {name: name for name in ("class", "mean", "class_mean", *["distilled"] * self.distilled)}
 
     @property
@@ -128,19 +130,34 @@ class ViT(nn.Module):
         return ("stem", *(f"block_{i}" for i in range(self.depth)), "norm")
 
     @property
-    def branches(self) -> str:
-        """What ends a residual branch: a regex of module paths."""
-        return BRANCHES
-
-    @property
-    def lora_targets(self) -> tuple[str, ...]:
-        """Regexes of the layers that `Lora` adapts unless told otherwise."""
-        return LORA_TARGETS
+    def pretrained_heads(self) -> tuple[str, ...]:
+        return ("head", "head_dist") if self.distilled else ("head",)
 
     @property
     def pooled_norm(self) -> bool:
-        """Whether the final norm stands after the pooling."""
         return self.pool == "mean"
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return InputSpec("image", size=(self.grid[0] * self.patch_size, self.grid[1] * self.patch_size))
+
+    @property
+    def input_kernel(self) -> str:
+        return "params/stem/kernel"
+
+    @property
+    def position_grids(self) -> dict[str, tuple[int, int]]:
+        return {"params/stem/pos_embed": self.grid}
+
+    @property
+    def prompt_init(self) -> Callable[[jax.Array, tuple[int, ...]], jax.Array]:
+        """Uniform within ±sqrt(6 / (3 * patch_size² + width)), as VPT's (2203.12119)."""
+        limit = math.sqrt(6 / (3 * self.patch_size**2 + self.width))
+        return lambda key, shape: jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+    def trained_by(self, library: str) -> dict[str, Any]:
+        """Returns the GELU of Google's own code, which is approximate."""
+        return {"gelu": "tanh"} if library == "google" else {}
 
     @property
     def feature_dim(self) -> int:
@@ -157,50 +174,45 @@ class ViT(nn.Module):
         self.block = [_Block(self.heads, hidden, self.layer_scale, self.eps, self.gelu) for _ in range(self.depth)]
         self.norm = LayerNorm(self.eps)
 
-    def __call__(
+    def run_groups(
         self,
         x: Float[Array, "batch ..."],
-        *,
         start: int = 0,
         stop: int | None = None,
-        pool: bool = True,
+        *,
+        pools: bool = False,
         batch_norm: Mapping[str, str] = {},
         remat: bool = False,
-    ) -> Float[Array, "batch ..."]:
-        """Runs `groups[start:stop]`; see `ResNet.__call__`. There is no BatchNorm: `batch_norm` does nothing.
+    ) -> Float[Array, "batch tokens width"]:
+        """Returns the tokens [batch, prefix + patches, width] after `groups[stop - 1]`; see `Backbone.run_groups`.
 
-        Returns:
-            Features [batch, feature_dim] at the end; else the tokens [batch, prefix + patches, width] after
-            `groups[stop - 1]`. Without `pool` the tokens at the end too, normalized where the network does that
-            before it pools.
+        At the end they are normalized where the network does that before it pools. There is no BatchNorm.
+
+        Args:
+            x, start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
         """
-        del batch_norm
         names = self.groups[start:stop]
-        at_end = bool(names) and names[-1] == "norm"
         for name, layer in list(zip(self.groups, [self.stem, *self.block], strict=False))[start:stop]:
             # Of what the last block gives, the class token alone is used.
-            only_class = at_end and pool and self.pool == "class" and name == self.groups[-2] != "stem"
+            only_class = pools and self.pool == "class" and name == self.groups[-2] != "stem"
             x = remat_groups.run(layer, x, *((1,) if only_class else ()), remat=remat)
-        if not at_end:
-            return x
-        if self.pool == "mean":
-            return self.norm(jnp.mean(x[:, self.prefix :], axis=1)) if pool else x
-        x = self.norm(x)
-        return self._pooled(x) if pool else x
+        return self.norm(x) if "norm" in names and not self.pooled_norm else x
 
-    def _pooled(self, x):
+    def pooled(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch features"]:
+        """Returns the features of the tokens at the end."""
         if self.pool == "class":
             return x[:, 0]
         if self.pool == "distilled":
             return (x[:, 0] + x[:, 1]) / 2
-        return jnp.concatenate([x[:, 0], jnp.mean(x[:, self.prefix :], axis=1)], axis=-1)
+        mean = jnp.mean(x[:, self.prefix :], axis=1)
+        return self.norm(mean) if self.pool == "mean" else jnp.concatenate([x[:, 0], mean], axis=-1)
 
-    def for_image_size(self, size: int) -> "ViT":
-        """The same network on another grid of patches.
+    def resized(self, image_size: int) -> "ViT":
+        """Returns the same network on another grid of patches.
 
         Raises:
             InputError: the patches do not tile the image.
         """
-        if size % self.patch_size:
-            raise InputError(f"image size {size} is no multiple of the patch size {self.patch_size}")
-        return self.clone(grid=(size // self.patch_size,) * 2)
+        if image_size % self.patch_size:
+            raise InputError(f"image size {image_size} is no multiple of the patch size {self.patch_size}")
+        return self.clone(grid=(image_size // self.patch_size,) * 2)

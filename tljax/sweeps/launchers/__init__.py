@@ -1,1 +1,1 @@
-"""How a sweep's runs are started: here, or by Slurm."""
+"""How a sweep's trials are started: here, by Slurm, or by a launcher of a user's own."""

@@ -28,7 +28,7 @@ class _Family(NamedTuple):
         source: whose names its files use.
         attributes: config -> attributes.
         reads: `image` or `text`.
-        pos_embed: the rule of `surgery.RESAMPLINGS` by which it resamples positions.
+        pos_embed: the rule of `adapt.RESAMPLINGS` by which it resamples positions.
     """
 
     backbone: str
@@ -40,6 +40,11 @@ class _Family(NamedTuple):
 
 def read(config: Mapping[str, Any], folder: Path, uri: str) -> Pretrained:
     """Returns the row that a folder with such a `config.json` describes.
+
+    Args:
+        config: what is in it.
+        folder: where the preprocessor's config lies beside it.
+        uri: what errors call it.
 
     Raises:
         InputError: the network is not known here, or a key is unknown or has a value that is not supported.

@@ -1,6 +1,7 @@
 """Names of other libraries' parameters, a file a family, each beside the names that they have here."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tljax.models.text.bert import Bert
@@ -10,6 +11,7 @@ from tljax.models.vision.vit import ViT
 from tljax.weights.mapping import Table
 from tljax.weights.mappings.text import bert
 from tljax.weights.mappings.vision import bit, resnet, vit
+from tljax.weights.readers import files
 
 _TABLES: dict[type, Callable[[Any], dict[str, Table]]] = {
     Bert: bert.tables,
@@ -20,5 +22,14 @@ _TABLES: dict[type, Callable[[Any], dict[str, Table]]] = {
 
 
 def tables(backbone: Any) -> dict[str, Table]:
-    """Returns the tables that convert a backbone's weights, each under the name of the library whose names it reads."""
-    return _TABLES[type(backbone)](backbone)
+    """Returns the tables that convert a backbone's weights, each under the name of the library whose names it reads.
+
+    Raises:
+        InputError: a user's backbone has none.
+    """
+    return _TABLES[type(backbone)](backbone) if type(backbone) in _TABLES else dict(backbone.weight_mappings)
+
+
+def attributes_in(backbone: Any, file: Path) -> dict[str, Any]:
+    """Returns attributes that names in a file of weights tell, of a family whose file no config need describe."""
+    return vit.attributes_in(backbone, files.read(file)) if isinstance(backbone, ViT) else {}

@@ -143,8 +143,8 @@ def _read_sharded(index: Path) -> Readers:
             if home[name] == path.name and name not in arrays:
                 raise InputError(f"{path}: lacks {name}, which {index.name} says is in it; fetch both anew")
         # An array that the index does not list still counts: the table of names must explain it.
-        mine = [name for name in arrays if home.get(name, path.name) == path.name]
-        readers |= {name: partial(arrays.__getitem__, name) for name in mine}
+        listed = [name for name in arrays if home.get(name, path.name) == path.name]
+        readers |= {name: partial(arrays.__getitem__, name) for name in listed}
     return readers
 
 

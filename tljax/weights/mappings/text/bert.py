@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tljax.weights.mapping import Rule, Table, torch_linear, torch_norm
+from tljax.weights.mapping import ParamMapping, Table, torch_linear, torch_norm
 
 if TYPE_CHECKING:
     from tljax.models.text.bert import Bert
@@ -21,25 +21,25 @@ _LEGACY = ((r"(LayerNorm|layer_norm)\.gamma$", r"\1.weight"), (r"(LayerNorm|laye
 
 
 def tables(model: Bert) -> dict[str, Table]:
-    """Whose names -> the table that converts them."""
+    """Returns the table for each library whose names a checkpoint may have."""
     return {"bert": _bert(model), "roberta": _roberta(model), "distilbert": _distilbert(model)}
 
 
 def _bert(model: Bert) -> Table:
-    """`Bert*`, with the pooler that pretraining and the classifier share."""
-    rules, unused = _ending(model, "cls_tanh", "bert.pooler.dense", "classifier")
+    """Returns the table of `Bert*`, with the pooler that pretraining and the classifier share."""
+    mappings, unused = _ending(model, "cls_tanh", "bert.pooler.dense", "classifier")
     return Table(
-        (*_encoder(model, "bert"), *rules),
+        (*_encoder(model, "bert"), *mappings),
         (*_IGNORED, *unused, r"cls\..*"),
         (*_LEGACY, _prefixed("bert", "encoder")),
     )
 
 
 def _roberta(model: Bert) -> Table:
-    """`Roberta*`. Its own pooler is always left out: pretraining has no use for it, so it is as it was initialized."""
-    rules, unused = _ending(model, "cls_tanh", "classifier.dense", "classifier.out_proj")
+    """Returns the table of `Roberta*`, without its own pooler, which pretraining left as it was initialized."""
+    mappings, unused = _ending(model, "cls_tanh", "classifier.dense", "classifier.out_proj")
     return Table(
-        (*_encoder(model, "roberta"), *rules),
+        (*_encoder(model, "roberta"), *mappings),
         (
             *_IGNORED,
             *unused,
@@ -52,55 +52,55 @@ def _roberta(model: Bert) -> Table:
 
 
 def _distilbert(model: Bert) -> Table:
-    """`DistilBert*`."""
-    rules, unused = _ending(model, "cls_relu", "pre_classifier", "classifier")
-    rules += _embeddings(model, "distilbert")
+    """Returns the table of `DistilBert*`."""
+    mappings, unused = _ending(model, "cls_relu", "pre_classifier", "classifier")
+    mappings += _embeddings(model, "distilbert")
     for i in range(model.depth):
         source, target = f"distilbert.transformer.layer.{i}", f"params/block_{i}"
-        rules += _attention(model, [f"{source}.attention.{name}_lin" for name in ("q", "k", "v", "out")], target)
-        rules += [
+        mappings += _attention(model, [f"{source}.attention.{name}_lin" for name in ("q", "k", "v", "out")], target)
+        mappings += [
             *torch_norm(f"{source}.sa_layer_norm", f"{target}/norm1"),
             *torch_linear(f"{source}.ffn.lin1", f"{target}/mlp/fc1"),
             *torch_linear(f"{source}.ffn.lin2", f"{target}/mlp/fc2"),
             *torch_norm(f"{source}.output_layer_norm", f"{target}/norm2"),
         ]
     return Table(
-        tuple(rules),
+        tuple(mappings),
         (*_IGNORED, *unused, r"vocab_(transform|layer_norm|projector)\..*"),
         (*_LEGACY, _prefixed("distilbert", "transformer")),
     )
 
 
 def _prefixed(prefix: str, layers: str) -> tuple[str, str]:
-    """The alias for a file that was saved from the bare model."""
+    """Returns the alias for a file that was saved from the bare model."""
     return rf"^(?=(embeddings|{layers}|pooler)\.)", f"{prefix}."
 
 
-def _ending(model: Bert, pool: str, dense: str, classifier: str) -> tuple[list[Rule], list[str]]:
+def _ending(model: Bert, pool: str, dense: str, classifier: str) -> tuple[list[ParamMapping], list[str]]:
     """Rules for what follows the blocks, and what is ignored of it, where the checkpoint's own head pools by `pool`."""
     if model.pool == pool:
         return [*torch_linear(dense, "params/pooler"), *torch_linear(classifier, "head")], []
     return [*torch_linear("head", "head")], [rf"{name}\.(weight|bias)" for name in (dense, classifier)]
 
 
-def _embeddings(model: Bert, prefix: str) -> Iterator[Rule]:
+def _embeddings(model: Bert, prefix: str) -> Iterator[ParamMapping]:
     names = {"word_embeddings": "word_embed", "position_embeddings": "pos_embed"}
     if model.token_types:
         names["token_type_embeddings"] = "type_embed"
     for theirs, ours in names.items():
-        yield Rule(f"{prefix}.embeddings.{theirs}.weight", f"params/stem/{ours}")
+        yield ParamMapping(f"{prefix}.embeddings.{theirs}.weight", f"params/stem/{ours}")
     yield from torch_norm(f"{prefix}.embeddings.LayerNorm", "params/stem/norm")
 
 
-def _attention(model: Bert, sources: list[str], target: str) -> Iterator[Rule]:
+def _attention(model: Bert, sources: list[str], target: str) -> Iterator[ParamMapping]:
     """Query, key and value, which are parts of our joint projection, and what follows them."""
     for i, source in enumerate(sources[:3]):
         yield from torch_linear(source, f"{target}/attention/qkv", (i * model.width, (i + 1) * model.width))
     yield from torch_linear(sources[3], f"{target}/attention/out")
 
 
-def _encoder(model: Bert, prefix: str) -> Iterator[Rule]:
-    """Embeddings and blocks as BERT and RoBERTa call them."""
+def _encoder(model: Bert, prefix: str) -> Iterator[ParamMapping]:
+    """Yields embeddings and blocks as BERT and RoBERTa call them."""
     yield from _embeddings(model, prefix)
     for i in range(model.depth):
         source, target = f"{prefix}.encoder.layer.{i}", f"params/block_{i}"

@@ -6,97 +6,97 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tljax.models.vision.resnet import blocks
-from tljax.weights.mapping import CONV, Rule, Table, torch_linear
+from tljax.weights.mapping import CONV, ParamMapping, Table, torch_linear
 
 if TYPE_CHECKING:
     from tljax.models.vision.resnet import ResNet
 
 
 def tables(model: ResNet) -> dict[str, Table]:
-    """Whose names -> the table that converts them."""
+    """Returns the table for each library whose names a checkpoint may have."""
     return {"timm": _timm(model), "hf": _hf(model), "open_nsfw": _open_nsfw(model)}
 
 
 def _convs(model: ResNet) -> range:
-    """The numbers of a block's convolutions."""
+    """Returns the numbers of a block's convolutions."""
     return range(1, 3 if model.kind == "basic" else 4)
 
 
-def _conv_norm(conv: str, norm: str, target: str) -> Iterator[Rule]:
-    """A convolution and its BatchNorm, under torch's words for their arrays."""
-    yield Rule(f"{conv}.weight", f"params/{target}/conv/kernel", CONV)
-    yield Rule(f"{norm}.weight", f"params/{target}/norm/scale")
-    yield Rule(f"{norm}.bias", f"params/{target}/norm/bias")
-    yield Rule(f"{norm}.running_mean", f"batch_stats/{target}/norm/mean")
-    yield Rule(f"{norm}.running_var", f"batch_stats/{target}/norm/var")
+def _conv_norm(conv: str, norm: str, target: str) -> Iterator[ParamMapping]:
+    """Yields a convolution and its BatchNorm, under torch's words for their arrays."""
+    yield ParamMapping(f"{conv}.weight", f"params/{target}/conv/kernel", CONV)
+    yield ParamMapping(f"{norm}.weight", f"params/{target}/norm/scale")
+    yield ParamMapping(f"{norm}.bias", f"params/{target}/norm/bias")
+    yield ParamMapping(f"{norm}.running_mean", f"batch_stats/{target}/norm/mean")
+    yield ParamMapping(f"{norm}.running_var", f"batch_stats/{target}/norm/var")
 
 
 def _timm(model: ResNet) -> Table:
-    """timm and torchvision: `layer1.0.conv1.weight`."""
-    rules = [*torch_linear("fc", "head")]
+    """Returns the table of timm and torchvision: `layer1.0.conv1.weight`."""
+    mappings = [*torch_linear("fc", "head")]
     if model.stem == "deep":
         # timm numbers what stands in a Sequential: 2 and 5 are its ReLUs.
         for n, (conv, norm) in enumerate((("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1")), 1):
-            rules += _conv_norm(conv, norm, f"stem/conv{n}")
+            mappings += _conv_norm(conv, norm, f"stem/conv{n}")
     else:
-        rules += _conv_norm("conv1", "bn1", "stem/conv1")
+        mappings += _conv_norm("conv1", "bn1", "stem/conv1")
     # With an average pool before it, the convolution of the shortcut is the second of its Sequential.
     first = 1 if model.avg_down else 0
     for n, (stage, i) in enumerate(blocks(model.depths)):
         source = f"layer{stage + 1}.{i}"
         for k in _convs(model):
-            rules += _conv_norm(f"{source}.conv{k}", f"{source}.bn{k}", f"block_{n}/conv{k}")
+            mappings += _conv_norm(f"{source}.conv{k}", f"{source}.bn{k}", f"block_{n}/conv{k}")
         down = f"{source}.downsample"
-        rules += _conv_norm(f"{down}.{first}", f"{down}.{first + 1}", f"block_{n}/downsample")
-    return Table(tuple(rules), (r".*\.num_batches_tracked",))
+        mappings += _conv_norm(f"{down}.{first}", f"{down}.{first + 1}", f"block_{n}/downsample")
+    return Table(tuple(mappings), (r".*\.num_batches_tracked",))
 
 
 def _hf(model: ResNet) -> Table:
-    """transformers' ResNet; v1 and v1.5 have the same names. A file saved from a bare model lacks the prefix."""
+    """Returns the table of transformers' ResNet, v1 and v1.5; a file saved from a bare model lacks the prefix."""
 
-    def layer(name: str, target: str) -> Iterator[Rule]:
+    def layer(name: str, target: str) -> Iterator[ParamMapping]:
         return _conv_norm(f"{name}.convolution", f"{name}.normalization", target)
 
-    rules = [*torch_linear("classifier.1", "head"), *layer("resnet.embedder.embedder", "stem/conv1")]
+    mappings = [*torch_linear("classifier.1", "head"), *layer("resnet.embedder.embedder", "stem/conv1")]
     for n, (stage, i) in enumerate(blocks(model.depths)):
         source = f"resnet.encoder.stages.{stage}.layers.{i}"
         for k in _convs(model):
-            rules += layer(f"{source}.layer.{k - 1}", f"block_{n}/conv{k}")
-        rules += layer(f"{source}.shortcut", f"block_{n}/downsample")
-    return Table(tuple(rules), (r".*\.num_batches_tracked",), ((r"^(?=(embedder|encoder)\.)", "resnet."),))
+            mappings += layer(f"{source}.layer.{k - 1}", f"block_{n}/conv{k}")
+        mappings += layer(f"{source}.shortcut", f"block_{n}/downsample")
+    return Table(tuple(mappings), (r".*\.num_batches_tracked",), ((r"^(?=(embedder|encoder)\.)", "resnet."),))
 
 
 def _open_nsfw(model: ResNet) -> Table:
-    """Yahoo's open_nsfw as exported to ONNX: Caffe names, BatchNorm folded into the convolutions.
+    """Returns the table of Yahoo's open_nsfw as exported to ONNX: Caffe names, BatchNorm folded into the convolutions.
 
     `weights.files` names an array by the node that reads it where the exporter made its name up.
     """
 
-    def fused(name: str, target: str) -> list[Rule]:
+    def fused(name: str, target: str) -> list[ParamMapping]:
         source = f"{name}/BiasAdd"
         return [
-            Rule(f"{source}_weights_fused_bn", f"params/{target}/conv/kernel", CONV),
-            Rule(f"{source}_bias_fused_bn", f"params/{target}/conv/bias"),
+            ParamMapping(f"{source}_weights_fused_bn", f"params/{target}/conv/kernel", CONV),
+            ParamMapping(f"{source}_bias_fused_bn", f"params/{target}/conv/bias"),
         ]
 
-    def made_up(name: str, target: str) -> list[Rule]:
+    def made_up(name: str, target: str) -> list[ParamMapping]:
         node = f"{name}/FusedBatchNormV3:0"
         return [
-            Rule(f"{node}#1", f"params/{target}/conv/kernel", CONV),
-            Rule(f"{node}#2", f"params/{target}/conv/bias"),
+            ParamMapping(f"{node}#1", f"params/{target}/conv/kernel", CONV),
+            ParamMapping(f"{node}#2", f"params/{target}/conv/bias"),
         ]
 
-    rules = [
+    mappings = [
         *made_up("bn_1", "stem/conv1"),
-        Rule("fc_nsfw/MatMul/ReadVariableOp:0", "head/kernel"),
-        Rule("fc_nsfw/BiasAdd/ReadVariableOp:0", "head/bias"),
+        ParamMapping("fc_nsfw/MatMul/ReadVariableOp:0", "head/kernel"),
+        ParamMapping("fc_nsfw/BiasAdd/ReadVariableOp:0", "head/bias"),
     ]
     for n, (stage, i) in enumerate(blocks(model.depths)):
         place = f"stage{stage}_block{i}"
-        rules += [
+        mappings += [
             *fused(f"conv_{place}_branch2a", f"block_{n}/conv1"),
             *made_up(f"bn_{place}_branch2b", f"block_{n}/conv2"),
             *fused(f"conv_{place}_branch2c", f"block_{n}/conv3"),
             *fused(f"conv_{place}_proj_shortcut", f"block_{n}/downsample"),
         ]
-    return Table(tuple(rules), (r"(pool|Reshape)[/:].*",))
+    return Table(tuple(mappings), (r"(pool|Reshape)[/:].*",))

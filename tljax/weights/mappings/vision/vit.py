@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tljax.weights.mapping import CONV, LINEAR, Rule, Table, torch_linear, torch_norm
+from tljax.weights.mapping import CONV, LINEAR, ParamMapping, Table, torch_linear, torch_norm
 
 if TYPE_CHECKING:
     from tljax.models.vision.vit import ViT
 
 
 def tables(model: ViT) -> dict[str, Table]:
-    """Whose names -> the table that converts them."""
+    """Returns the table for each library whose names a checkpoint may have."""
     return {
         "timm": _timm(model),
         "hf": _hf(model),
@@ -25,31 +25,41 @@ def tables(model: ViT) -> dict[str, Table]:
     }
 
 
-def _patches(source: str) -> Iterator[Rule]:
-    yield Rule(f"{source}.weight", "params/stem/kernel", CONV)
-    yield Rule(f"{source}.bias", "params/stem/bias")
+def attributes_in(model: ViT, names: Iterable[str]) -> dict[str, Any]:
+    """Returns how a network pools, by the name of its last norm alone: `fc_norm` stands after a mean."""
+    table = _timm(model)
+    ends = {table.canonical(name) for name in names} & {"norm.weight", "fc_norm.weight"}
+    return {"pool": "mean"} if ends == {"fc_norm.weight"} else {}
+
+
+def _patches(source: str) -> Iterator[ParamMapping]:
+    yield ParamMapping(f"{source}.weight", "params/stem/kernel", CONV)
+    yield ParamMapping(f"{source}.bias", "params/stem/bias")
 
 
 def _thirds(width: int) -> list[tuple[str, tuple[int, int]]]:
-    """query, key and value as parts of our joint projection."""
+    """Returns query, key and value as parts of our joint projection."""
     return [(name, (i * width, (i + 1) * width)) for i, name in enumerate(("query", "key", "value"))]
 
 
 def _timm(model: ViT) -> Table:
-    rules = [
+    mappings = [
         *_patches("patch_embed.proj"),
-        Rule("cls_token", "params/stem/class_token"),
-        Rule("pos_embed", "params/stem/pos_embed"),
+        ParamMapping("cls_token", "params/stem/class_token"),
+        ParamMapping("pos_embed", "params/stem/pos_embed"),
         *torch_norm("fc_norm" if model.pool == "mean" else "norm", "params/norm"),
         *torch_linear("head", "head"),
     ]
     if model.distilled:
-        rules += [Rule("dist_token", "params/stem/distillation_token"), *torch_linear("head_dist", "head_dist")]
+        mappings += [
+            ParamMapping("dist_token", "params/stem/distillation_token"),
+            *torch_linear("head_dist", "head_dist"),
+        ]
     if model.registers:
-        rules += [Rule("reg_token", "params/stem/registers")]
+        mappings += [ParamMapping("reg_token", "params/stem/registers")]
     for i in range(model.depth):
         source, target = f"blocks.{i}", f"params/block_{i}"
-        rules += [
+        mappings += [
             *torch_norm(f"{source}.norm1", f"{target}/norm1"),
             *torch_norm(f"{source}.norm2", f"{target}/norm2"),
             *torch_linear(f"{source}.attn.qkv", f"{target}/attention/qkv"),
@@ -58,9 +68,9 @@ def _timm(model: ViT) -> Table:
             *torch_linear(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
         ]
         if model.layer_scale is not None:
-            rules += [Rule(f"{source}.ls{n}.gamma", f"{target}/layer_scale{n}/scale") for n in (1, 2)]
+            mappings += [ParamMapping(f"{source}.ls{n}.gamma", f"{target}/layer_scale{n}/scale") for n in (1, 2)]
     # What masked pretraining has besides, in MAE's own files too.
-    return Table(tuple(rules), (r"mask_token", r"decoder_.*"))
+    return Table(tuple(mappings), (r"mask_token", r"decoder_.*"))
 
 
 def _dinov2(model: ViT) -> Table:
@@ -69,7 +79,8 @@ def _dinov2(model: ViT) -> Table:
     There the class token has a row of the position embeddings with registers too: see `fold_class_row`.
     """
     aliases = ((r"^register_tokens$", "reg_token"), (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."))
-    return Table(_timm(model).rules, (r"mask_token", r"(dino|ibot)_head\..*"), aliases)
+    ignored = (r"mask_token", r"(dino|ibot)_head\..*")
+    return Table(_timm(model).mappings, ignored, aliases, class_row=model.positions == "patches")
 
 
 def fold_class_row(arrays: dict[str, np.ndarray]) -> None:
@@ -81,30 +92,30 @@ def fold_class_row(arrays: dict[str, np.ndarray]) -> None:
 
 def _torchvision(model: ViT) -> Table:
     """Returns the table of torchvision's VisionTransformer; before 0.12 its MLP's layers had other names."""
-    rules = [
+    mappings = [
         *_patches("conv_proj"),
-        Rule("class_token", "params/stem/class_token"),
-        Rule("encoder.pos_embedding", "params/stem/pos_embed"),
+        ParamMapping("class_token", "params/stem/class_token"),
+        ParamMapping("encoder.pos_embedding", "params/stem/pos_embed"),
         *torch_norm("encoder.ln", "params/norm"),
         *torch_linear("heads.head", "head"),
     ]
     for i in range(model.depth):
         source, target = f"encoder.layers.encoder_layer_{i}", f"params/block_{i}"
-        rules += [
+        mappings += [
             *torch_norm(f"{source}.ln_1", f"{target}/norm1"),
             *torch_norm(f"{source}.ln_2", f"{target}/norm2"),
-            Rule(f"{source}.self_attention.in_proj_weight", f"{target}/attention/qkv/kernel", LINEAR),
-            Rule(f"{source}.self_attention.in_proj_bias", f"{target}/attention/qkv/bias"),
+            ParamMapping(f"{source}.self_attention.in_proj_weight", f"{target}/attention/qkv/kernel", LINEAR),
+            ParamMapping(f"{source}.self_attention.in_proj_bias", f"{target}/attention/qkv/bias"),
             *torch_linear(f"{source}.self_attention.out_proj", f"{target}/attention/out"),
             *torch_linear(f"{source}.mlp.0", f"{target}/mlp/fc1"),
             *torch_linear(f"{source}.mlp.3", f"{target}/mlp/fc2"),
         ]
     aliases = ((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3."))
-    return Table(tuple(rules), aliases=aliases)
+    return Table(tuple(mappings), aliases=aliases)
 
 
 def _hf(model: ViT) -> Table:
-    """transformers' ViT and Dinov2 (with registers or not), as their files on the hub spell it.
+    """Returns the table of transformers' ViT and Dinov2 (with registers or not), as their files on the hub spell it.
 
     The two differ in a few words; LayerScale tells them apart. transformers 5 renamed modules in memory, and a file
     saved from a bare model lacks the prefix: aliases bring both back to the published spelling.
@@ -113,27 +124,29 @@ def _hf(model: ViT) -> Table:
     prefix = ("dinov2_with_registers" if model.registers else "dinov2") if dinov2 else "vit"
     norms = ("norm1", "norm2") if dinov2 else ("layernorm_before", "layernorm_after")
     dense = ("mlp.fc1", "mlp.fc2") if dinov2 else ("intermediate.dense", "output.dense")
-    rules = [
+    mappings = [
         *_patches(f"{prefix}.embeddings.patch_embeddings.projection"),
-        Rule(f"{prefix}.embeddings.cls_token", "params/stem/class_token"),
-        Rule(f"{prefix}.embeddings.position_embeddings", "params/stem/pos_embed"),
+        ParamMapping(f"{prefix}.embeddings.cls_token", "params/stem/class_token"),
+        ParamMapping(f"{prefix}.embeddings.position_embeddings", "params/stem/pos_embed"),
         *torch_norm(f"{prefix}.layernorm", "params/norm"),
         *torch_linear("classifier", "head"),
     ]
     if model.registers:
-        rules += [Rule(f"{prefix}.embeddings.register_tokens", "params/stem/registers")]
+        mappings += [ParamMapping(f"{prefix}.embeddings.register_tokens", "params/stem/registers")]
     for i in range(model.depth):
         source, target = f"{prefix}.encoder.layer.{i}", f"params/block_{i}"
         for n, (norm, layer) in enumerate(zip(norms, dense, strict=True), 1):
-            rules += [
+            mappings += [
                 *torch_norm(f"{source}.{norm}", f"{target}/norm{n}"),
                 *torch_linear(f"{source}.{layer}", f"{target}/mlp/fc{n}"),
             ]
         for name, part in _thirds(model.width):
-            rules += torch_linear(f"{source}.attention.attention.{name}", f"{target}/attention/qkv", part)
-        rules += torch_linear(f"{source}.attention.output.dense", f"{target}/attention/out")
+            mappings += torch_linear(f"{source}.attention.attention.{name}", f"{target}/attention/qkv", part)
+        mappings += torch_linear(f"{source}.attention.output.dense", f"{target}/attention/out")
         if dinov2:
-            rules += [Rule(f"{source}.layer_scale{n}.lambda1", f"{target}/layer_scale{n}/scale") for n in (1, 2)]
+            mappings += [
+                ParamMapping(f"{source}.layer_scale{n}.lambda1", f"{target}/layer_scale{n}/scale") for n in (1, 2)
+            ]
     aliases = [
         (r"^(?=(embeddings|encoder|layers|layernorm|pooler)\.)", f"{prefix}."),
         (r"^vit\.layers\.", "vit.encoder.layer."),
@@ -144,20 +157,22 @@ def _hf(model: ViT) -> Table:
     ]
     if not dinov2:
         aliases += [(r"\.mlp\.fc1\.", ".intermediate.dense."), (r"\.mlp\.fc2\.", ".output.dense.")]
-    return Table(tuple(rules), (rf"{prefix}\.embeddings\.mask_token", rf"{prefix}\.pooler\..*"), tuple(aliases))
+    return Table(tuple(mappings), (rf"{prefix}\.embeddings\.mask_token", rf"{prefix}\.pooler\..*"), tuple(aliases))
 
 
 def _hf_onnx(model: ViT) -> Table:
-    """transformers' Dinov2Model inside a larger network, exported to ONNX with its position embedding split in two.
+    """Returns the table of transformers' Dinov2Model in a larger network, in ONNX with its positions split in two.
 
     Linear kernels come as `MatMul` initializers, [in, out] already, which `weights.files` names by their node.
     """
     patches = model.grid[0] * model.grid[1]
-    rules = [
+    mappings = [
         *_patches("backbone.embeddings.patch_embeddings.projection"),
-        Rule("backbone.embeddings.cls_token", "params/stem/class_token"),
-        Rule("/backbone/embeddings/Concat_6_output_0#0", "params/stem/pos_embed", part=(0, 1), axis=1),
-        Rule("/backbone/embeddings/Reshape_1_output_0#0", "params/stem/pos_embed", part=(1, 1 + patches), axis=1),
+        ParamMapping("backbone.embeddings.cls_token", "params/stem/class_token"),
+        ParamMapping("/backbone/embeddings/Concat_6_output_0#0", "params/stem/pos_embed", part=(0, 1), axis=1),
+        ParamMapping(
+            "/backbone/embeddings/Reshape_1_output_0#0", "params/stem/pos_embed", part=(1, 1 + patches), axis=1
+        ),
         *torch_norm("backbone.layernorm", "params/norm"),
     ]
     for i in range(model.depth):
@@ -167,46 +182,51 @@ def _hf_onnx(model: ViT) -> Table:
         layers += [("mlp.fc1", "mlp/fc1", None), ("mlp.fc2", "mlp/fc2", None)]
         for name, ours, part in layers:
             kernel = f"{node}/{name.replace('.', '/')}/MatMul_output_0#1"
-            rules += [
-                Rule(kernel, f"{target}/{ours}/kernel", part=part),
-                Rule(f"{source}.{name}.bias", f"{target}/{ours}/bias", part=part),
+            mappings += [
+                ParamMapping(kernel, f"{target}/{ours}/kernel", part=part),
+                ParamMapping(f"{source}.{name}.bias", f"{target}/{ours}/bias", part=part),
             ]
         for n in (1, 2):
-            rules += [
+            mappings += [
                 *torch_norm(f"{source}.norm{n}", f"{target}/norm{n}"),
-                Rule(f"{source}.layer_scale{n}.lambda1", f"{target}/layer_scale{n}/scale"),
+                ParamMapping(f"{source}.layer_scale{n}.lambda1", f"{target}/layer_scale{n}/scale"),
             ]
-    return Table(tuple(rules), (r"decoder\..*",))
+    return Table(tuple(mappings), (r"decoder\..*",))
 
 
 def _google(model: ViT) -> Table:
-    """google-research/vision_transformer's `.npz`, which keeps attention's heads on an axis of their own."""
+    """Returns the table of google-research/vision_transformer's `.npz`, where attention's heads have their own axis."""
     width, heads = model.width, model.heads
     split = (heads, width // heads)
     names = {"embedding": "params/stem", "head": "head", "Transformer/encoder_norm": "params/norm"}
-    rules = [
-        Rule("cls", "params/stem/class_token"),
-        Rule("Transformer/posembed_input/pos_embedding", "params/stem/pos_embed"),
-        *(Rule(f"{source}/bias", f"{target}/bias") for source, target in names.items()),
-        Rule("embedding/kernel", "params/stem/kernel"),
-        Rule("head/kernel", "head/kernel"),
-        Rule("Transformer/encoder_norm/scale", "params/norm/scale"),
+    mappings = [
+        ParamMapping("cls", "params/stem/class_token"),
+        ParamMapping("Transformer/posembed_input/pos_embedding", "params/stem/pos_embed"),
+        *(ParamMapping(f"{source}/bias", f"{target}/bias") for source, target in names.items()),
+        ParamMapping("embedding/kernel", "params/stem/kernel"),
+        ParamMapping("head/kernel", "head/kernel"),
+        ParamMapping("Transformer/encoder_norm/scale", "params/norm/scale"),
     ]
     for i in range(model.depth):
         source, target = f"Transformer/encoderblock_{i}", f"params/block_{i}"
         attention = f"{source}/MultiHeadDotProductAttention_1"
         for name, part in _thirds(width):
-            rules += [
-                Rule(f"{attention}/{name}/kernel", f"{target}/attention/qkv/kernel", fold=(width, *split), part=part),
-                Rule(f"{attention}/{name}/bias", f"{target}/attention/qkv/bias", fold=split, part=part),
+            mappings += [
+                ParamMapping(
+                    f"{attention}/{name}/kernel", f"{target}/attention/qkv/kernel", fold=(width, *split), part=part
+                ),
+                ParamMapping(f"{attention}/{name}/bias", f"{target}/attention/qkv/bias", fold=split, part=part),
             ]
-        rules += [
-            Rule(f"{attention}/out/kernel", f"{target}/attention/out/kernel", fold=(*split, width)),
-            Rule(f"{attention}/out/bias", f"{target}/attention/out/bias"),
+        mappings += [
+            ParamMapping(f"{attention}/out/kernel", f"{target}/attention/out/kernel", fold=(*split, width)),
+            ParamMapping(f"{attention}/out/bias", f"{target}/attention/out/bias"),
         ]
         for n, (norm, layer) in enumerate((("LayerNorm_0", "Dense_0"), ("LayerNorm_2", "Dense_1")), 1):
-            rules += [Rule(f"{source}/{norm}/{leaf}", f"{target}/norm{n}/{leaf}") for leaf in ("scale", "bias")]
-            rules += [
-                Rule(f"{source}/MlpBlock_3/{layer}/{leaf}", f"{target}/mlp/fc{n}/{leaf}") for leaf in ("kernel", "bias")
+            mappings += [
+                ParamMapping(f"{source}/{norm}/{leaf}", f"{target}/norm{n}/{leaf}") for leaf in ("scale", "bias")
             ]
-    return Table(tuple(rules), (r"pre_logits/.*",))
+            mappings += [
+                ParamMapping(f"{source}/MlpBlock_3/{layer}/{leaf}", f"{target}/mlp/fc{n}/{leaf}")
+                for leaf in ("kernel", "bias")
+            ]
+    return Table(tuple(mappings), (r"pre_logits/.*",))

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tests.conftest import GOLDEN, golden
 from tljax.core.classifier import Classifier
 from tljax.errors import InputError
+from tljax.models.base import Backbone
 from tljax.models.kernels import ops
 from tljax.models.layers import Dense
 from tljax.models.registry import BACKBONES
@@ -20,8 +21,8 @@ from tljax.models.text.bert import Bert
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.vit import ViT
-from tljax.peft.config import ADDITIONS, Adapter, Lora, MlpHead, Prompt, is_added
-from tljax.peft.interceptors import added, drop, merge_lora
+from tljax.peft.config import ADAPTERS, Adapter, Lora, MlpHead, Prompt, is_adapter_param
+from tljax.peft.interceptors import apply_adapters, drop, merge_lora
 from tljax.weights.readers import files
 
 VIT = ViT(width=24, depth=3, heads=3, patch_size=8, grid=(2, 3))
@@ -42,9 +43,9 @@ def some_input(backbone):
 
 
 @functools.cache
-def some_variables(backbone, *additions, scale: float = 0.2):
+def some_variables(backbone, *adapters, scale: float = 0.2):
     """Every leaf drawn, so that nothing is zero by luck; variances positive. A leaf's path decides its values."""
-    model = Classifier(backbone, 5, additions=additions)
+    model = Classifier(backbone, 5, adapters=adapters)
     abstract = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), some_input(backbone)), sep="/")
 
     def draw(path, leaf):
@@ -55,22 +56,22 @@ def some_variables(backbone, *additions, scale: float = 0.2):
     return unflatten_dict({path: draw(path, leaf) for path, leaf in abstract.items()}, sep="/")
 
 
-def _logits(backbone, *additions, params=None, **options):
-    weights = some_variables(backbone, *additions)
+def _logits(backbone, *adapters, params=None, **options):
+    weights = some_variables(backbone, *adapters)
     weights = weights | ({"params": params} if params else {})
-    return Classifier(backbone, 5, additions=additions).apply(weights, some_input(backbone), **options)
+    return Classifier(backbone, 5, adapters=adapters).apply(weights, some_input(backbone), **options)
 
 
 def _without(params):
-    """The pretrained part, which has the same paths with additions and without."""
+    """The pretrained part, which has the same paths with adapters and without."""
     flat = flatten_dict(params, sep="/")
-    return unflatten_dict({path: leaf for path, leaf in flat.items() if not is_added(path)}, sep="/")
+    return unflatten_dict({path: leaf for path, leaf in flat.items() if not is_adapter_param(path)}, sep="/")
 
 
-class _Peft(nn.Module):
+class _Peft(Backbone):
     """The network of the golden case."""
 
-    lora_targets = ("q_proj", "fc", "v_proj")
+    adapter_targets = ("q_proj", "fc", "v_proj")
 
     @nn.compact
     def __call__(self, x):
@@ -95,7 +96,7 @@ def test_lora_is_pefts(rslora):
     io = jax.tree.map(jnp.asarray, io)
     suffix = "_rslora" if rslora else ""
     model = _Peft()
-    with added(model, (lora,)):
+    with apply_adapters(model, (lora,)):
         found = model.apply({"params": params}, io["x"])
         start = jax.tree_util.tree_map_with_path(lambda path, leaf: 0 * leaf if "lora_b" in str(path) else leaf, params)
         initial = model.apply({"params": start}, io["x"])
@@ -109,7 +110,7 @@ def test_lora_is_pefts(rslora):
 
 def test_lora_starts_as_pefts_does():
     lora = Lora(rank=16)
-    params = Classifier(VIT, 5, additions=(lora,)).init(jax.random.key(0), some_input(VIT))["params"]["backbone"]
+    params = Classifier(VIT, 5, adapters=(lora,)).init(jax.random.key(0), some_input(VIT))["params"]["backbone"]
     layers = [params[f"block_{i}"]["attention"]["qkv"] for i in range(3)]
     a = np.stack([layer["lora_a"] for layer in layers])
     bound = 1 / np.sqrt(24)
@@ -122,20 +123,20 @@ def test_lora_starts_as_pefts_does():
 
 
 @pytest.mark.parametrize(
-    ("name", "addition"),
+    ("name", "adapter"),
     [
-        *((name, addition) for name in ADAPTED for addition in (Lora(rank=2), Adapter(3))),
+        *((name, adapter) for name in ADAPTED for adapter in (Lora(rank=2), Adapter(3))),
         *((name, Adapter(3, parallel=True, scale=0.1)) for name in TRANSFORMERS),
         ("bit", Adapter(3)),
     ],
 )
-def test_a_new_addition_changes_nothing(name, addition):
+def test_a_new_addition_changes_nothing(name, adapter):
     backbone = TINY[name]
-    model = Classifier(backbone, 5, "truncated_normal", additions=(addition,))
+    model = Classifier(backbone, 5, "truncated_normal", adapters=(adapter,))
     new = model.init(jax.random.key(0), some_input(backbone))
     plain = Classifier(backbone, 5, "truncated_normal").init(jax.random.key(0), some_input(backbone))
     jax.tree.map(np.testing.assert_array_equal, _without(new["params"]), plain["params"])
-    assert any(map(is_added, flatten_dict(new["params"], sep="/")))
+    assert any(map(is_adapter_param, flatten_dict(new["params"], sep="/")))
     expected = Classifier(backbone, 5).apply(plain, some_input(backbone))
     assert np.any(expected)
     np.testing.assert_array_equal(model.apply(new, some_input(backbone)), expected)
@@ -147,7 +148,7 @@ def test_merged_weights_give_the_logits_of_the_pair(name, rslora):
     backbone, lora = ADAPTED[name], Lora(rank=2, alpha=3.0, rslora=rslora)
     weights = some_variables(backbone, lora)
     merged = merge_lora(weights["params"], (lora,))
-    assert not any(map(is_added, flatten_dict(merged, sep="/")))
+    assert not any(map(is_adapter_param, flatten_dict(merged, sep="/")))
     adapted, plain = _logits(backbone, lora), _logits(backbone)
     assert np.abs(adapted - plain).max() > 1e-2
     np.testing.assert_allclose(_logits(backbone, params=merged), adapted, atol=1e-5)
@@ -182,7 +183,7 @@ def test_loras_own_targets_are_joint_projections_and_1x1_convolutions_of_blocks(
 
 
 @pytest.mark.parametrize(
-    ("backbone", "addition", "message"),
+    ("backbone", "adapter", "message"),
     [
         (VIT, Lora(targets=("block_0/atention/qkv",)), "'block_0/atention/qkv' matches no layer .* block_0/attention"),
         (RESNET, Lora(targets=(r".*/conv1/conv", r"block_0/conv2/conv")), r"conv2/conv' matches .* block_0/conv1/conv"),
@@ -193,8 +194,8 @@ def test_loras_own_targets_are_joint_projections_and_1x1_convolutions_of_blocks(
         (BIT, Prompt(deep=True), "a BiT has none"),
     ],
 )
-def test_what_a_backbone_cannot_take_is_refused(backbone, addition, message):
-    model = Classifier(backbone, 5, additions=(addition,))
+def test_what_a_backbone_cannot_take_is_refused(backbone, adapter, message):
+    model = Classifier(backbone, 5, adapters=(adapter,))
     with pytest.raises(InputError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), some_input(backbone))
 
@@ -207,7 +208,7 @@ def test_what_a_backbone_cannot_take_is_refused(backbone, addition, message):
         (lambda: Adapter(bottleneck=0), "tuning.bottleneck"),
         (lambda: Prompt(tokens=0), "tuning.tokens"),
         (lambda: MlpHead(hidden=0), "tuning.hidden"),
-        (lambda: _logits(VIT, Adapter(2), Adapter(3)), "adapter twice among the additions"),
+        (lambda: _logits(VIT, Adapter(2), Adapter(3)), "adapter twice among the adapters"),
     ],
 )
 def test_sizes_and_rates_that_cannot_be_are_refused(make, message):
@@ -215,8 +216,8 @@ def test_sizes_and_rates_that_cannot_be_are_refused(make, message):
         make()
 
 
-def _seen(backbone, variables, x, *additions, rngs=None, **noise):
-    """Module path -> its arguments, what it gave by itself, and what the additions made of that, in one pass."""
+def _seen(backbone, variables, x, *adapters, rngs=None, **noise):
+    """Module path -> its arguments, what it gave by itself, and what the adapters made of that, in one pass."""
     by_itself, in_all = {}, {}
 
     def record(seen):
@@ -228,14 +229,14 @@ def _seen(backbone, variables, x, *additions, rngs=None, **noise):
 
         return nn.intercept_methods(intercept)
 
-    with record(in_all), added(backbone, additions, **noise), record(by_itself):
+    with record(in_all), apply_adapters(backbone, adapters, **noise), record(by_itself):
         backbone.apply(variables, x, rngs=rngs)
     return {path: (*by_itself[path], in_all[path][1]) for path in in_all}
 
 
-def _bare(backbone, *additions):
+def _bare(backbone, *adapters):
     """The backbone's own variables."""
-    return {kind: tree["backbone"] for kind, tree in some_variables(backbone, *additions).items()}
+    return {kind: tree["backbone"] for kind, tree in some_variables(backbone, *adapters).items()}
 
 
 def _bottleneck(leaves, x, activation):
@@ -269,7 +270,7 @@ def test_adaptformer_is_its_formula_and_leaves_attention_alone(name):
     expected = y + 0.1 * _bottleneck(weights["params"]["block_1"]["mlp"], x, jax.nn.relu)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found - y).max() > 1e-2
-    assert not any(is_added(path) for path in flatten_dict(weights["params"], sep="/") if "/attention/" in path)
+    assert not any(is_adapter_param(path) for path in flatten_dict(weights["params"], sep="/") if "/attention/" in path)
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -287,7 +288,7 @@ def test_prompts_are_tokens_put_in_by_hand(name, deep):
         if deep or i == 2:
             x = jax.tree.map(lambda leaf: jnp.asarray(np.delete(leaf, np.s_[1:5], axis=1)), x)
     expected = backbone.apply(plain, x, start=4)
-    with added(backbone, (prompt,)):
+    with apply_adapters(backbone, (prompt,)):
         found = backbone.apply({"params": params}, some_input(backbone))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert np.abs(found - backbone.apply(plain, some_input(backbone))).max() > 1e-2
@@ -308,7 +309,7 @@ def test_groups_cut_in_two_with_prompts_are_the_whole_and_show_shallow_ones_in_b
     prompt = Prompt(4, deep)
     weights = {"params": some_variables(VIT, prompt)["params"]["backbone"]}
     tokens = {0: 0, 1: 7, 2: 7 if deep else 11, 3: 7 if deep else 11, 4: 7}
-    with added(VIT, (prompt,)):
+    with apply_adapters(VIT, (prompt,)):
         whole = VIT.apply(weights, some_input(VIT))
         for cut in range(len(VIT.groups)):
             half = VIT.apply(weights, some_input(VIT), stop=cut)
@@ -319,11 +320,11 @@ def test_groups_cut_in_two_with_prompts_are_the_whole_and_show_shallow_ones_in_b
 
 
 def test_prompts_start_as_wide_as_vpts():
-    prompts = Classifier(VIT, 5, additions=(Prompt(50, deep=True),)).init(jax.random.key(0), some_input(VIT))
+    prompts = Classifier(VIT, 5, adapters=(Prompt(50, deep=True),)).init(jax.random.key(0), some_input(VIT))
     values = np.stack([prompts["params"]["backbone"][f"block_{i}"]["prompt"] for i in range(3)])
     limit = np.sqrt(6 / (3 * 8**2 + 24))
     assert 0.99 * limit < np.abs(values).max() <= limit
-    text = Classifier(BERT, 5, additions=(Prompt(50),)).init(jax.random.key(0), some_input(BERT))
+    text = Classifier(BERT, 5, adapters=(Prompt(50),)).init(jax.random.key(0), some_input(BERT))
     assert abs(np.std(text["params"]["backbone"]["block_0"]["prompt"]) - 0.02) < 0.002
 
 
@@ -340,17 +341,17 @@ def test_an_mlp_head_is_two_layers_with_gelu_between():
     hidden = jax.nn.gelu(features @ head["hidden"]["kernel"] + head["hidden"]["bias"], approximate=False)
     expected = hidden @ head["out"]["kernel"] + head["out"]["bias"]
     np.testing.assert_allclose(_logits(VIT, MlpHead(6)), expected, atol=1e-5)
-    new = Classifier(VIT, 5, bias=False, additions=(MlpHead(6),)).init(jax.random.key(0), some_input(VIT))["params"][
+    new = Classifier(VIT, 5, bias=False, adapters=(MlpHead(6),)).init(jax.random.key(0), some_input(VIT))["params"][
         "head"
     ]
     assert np.any(new["hidden"]["kernel"]) and not np.any(new["out"]["kernel"]) and "bias" not in new["out"]
-    assert not any(map(is_added, flatten_dict(weights["params"], sep="/")))
+    assert not any(map(is_adapter_param, flatten_dict(weights["params"], sep="/")))
 
 
-def test_additions_combine():
-    additions = (Prompt(2), Lora(rank=2), Adapter(3), MlpHead(6))
-    weights = some_variables(VIT, *additions)
-    leaves = {path.split("/", 1)[1] for path in flatten_dict(weights["params"], sep="/") if is_added(path)}
+def test_adapters_combine():
+    adapters = (Prompt(2), Lora(rank=2), Adapter(3), MlpHead(6))
+    weights = some_variables(VIT, *adapters)
+    leaves = {path.split("/", 1)[1] for path in flatten_dict(weights["params"], sep="/") if is_adapter_param(path)}
     assert {path for path in leaves if path.startswith("block_0/")} == {
         "block_0/prompt",
         *(f"block_0/attention/qkv/lora_{name}" for name in "ab"),
@@ -360,10 +361,10 @@ def test_additions_combine():
             for name in ("down", "down_bias", "up", "up_bias")
         ),
     }
-    merged = merge_lora(weights["params"], additions)
-    rest = tuple(addition for addition in additions if not isinstance(addition, Lora))
-    np.testing.assert_allclose(_logits(VIT, *rest, params=merged), _logits(VIT, *additions), atol=1e-5)
-    assert np.abs(_logits(VIT, *additions) - _logits(VIT, *additions[1:], params=weights["params"])).max() > 1e-3
+    merged = merge_lora(weights["params"], adapters)
+    rest = tuple(adapter for adapter in adapters if not isinstance(adapter, Lora))
+    np.testing.assert_allclose(_logits(VIT, *rest, params=merged), _logits(VIT, *adapters), atol=1e-5)
+    assert np.abs(_logits(VIT, *adapters) - _logits(VIT, *adapters[1:], params=weights["params"])).max() > 1e-3
 
 
 def test_dropped_entries_are_counted_and_the_rest_scaled():
@@ -380,7 +381,7 @@ def _branch_ends(backbone, examples, **noise):
     """Each residual branch's output with noise over that without: 0, or what the rest is scaled by."""
     x = jnp.repeat(some_input(backbone)[:1], examples, axis=0)
     seen = _seen(backbone, _bare(backbone), x, rngs={"dropout": jax.random.key(1)}, **noise)
-    ends = {path: pair for path, (_, *pair) in seen.items() if re.fullmatch(backbone.branches, path)}
+    ends = {path: pair for path, (_, *pair) in seen.items() if re.fullmatch(backbone.residual_branches, path)}
     return {path: np.asarray(noisy) / np.asarray(calm) for path, (calm, noisy) in ends.items()}
 
 
@@ -433,7 +434,7 @@ def test_without_noisy_groups_training_is_evaluation_to_the_bit(name):
 
 def test_what_is_below_a_noisy_group_keeps_its_bits():
     weights = {"params": some_variables(VIT)["params"]["backbone"]}
-    with added(VIT, (), noisy=("block_2",), dropout=0.5, drop_path=0.5):
+    with apply_adapters(VIT, (), noisy=("block_2",), dropout=0.5, drop_path=0.5):
         found = VIT.apply(weights, some_input(VIT), stop=3, rngs={"dropout": jax.random.key(0)})
     np.testing.assert_array_equal(found, VIT.apply(weights, some_input(VIT), stop=3))
 
@@ -441,7 +442,7 @@ def test_what_is_below_a_noisy_group_keeps_its_bits():
 def test_loras_dropout_acts_on_its_inputs_in_noisy_groups():
     lora = Lora(rank=2, dropout=0.5)
     weights = some_variables(VIT, lora)
-    model = Classifier(VIT, 5, additions=(lora,))
+    model = Classifier(VIT, 5, adapters=(lora,))
     calm = model.apply(weights, some_input(VIT))
     np.testing.assert_array_equal(calm, _logits(VIT, Lora(rank=2)))
     noisy = model.apply(weights, some_input(VIT), noisy=("block_0",), rngs={"dropout": jax.random.key(0)})
@@ -457,18 +458,18 @@ def test_nothing_is_intercepted_where_there_is_nothing_to_do(monkeypatch):
 
     monkeypatch.setattr("tljax.peft.interceptors.nn.intercept_methods", entered)
     weights = some_variables.__wrapped__(VIT, MlpHead(6))
-    model = Classifier(VIT, 5, additions=(MlpHead(6),), dropout=0.5)
+    model = Classifier(VIT, 5, adapters=(MlpHead(6),), dropout=0.5)
     assert model.apply(weights, some_input(VIT)).shape == (2, 5)
     assert Classifier(VIT, 5).apply(some_variables.__wrapped__(VIT), some_input(VIT), noisy=VIT.groups).shape == (2, 5)
 
 
-def test_blocks_that_are_alike_are_traced_once_where_nothing_is_added():
+def test_blocks_that_are_alike_are_traced_once_where_nothing_is_adapter_param():
     """The last one is not quite alike: of what it gives, the class token alone is used."""
 
-    def traced(mlp_width, additions=(), noisy=()) -> int:
+    def traced(mlp_width, adapters=(), noisy=()) -> int:
         backbone = VIT.clone(mlp_width=mlp_width)  # one of its own, or a block that was traced before stands for these
-        model = Classifier(backbone, 5, additions=additions, dropout=0.5)
-        weights, x = some_variables.__wrapped__(backbone, *additions), some_input(backbone)
+        model = Classifier(backbone, 5, adapters=adapters, dropout=0.5)
+        weights, x = some_variables.__wrapped__(backbone, *adapters), some_input(backbone)
         found = []
 
         def count(call, args, kwargs, context):
@@ -488,43 +489,43 @@ def test_blocks_that_are_alike_are_traced_once_where_nothing_is_added():
 
 
 def test_gradients_reach_every_added_leaf_but_the_first_of_a_zero_pair():
-    additions = (Prompt(2), Lora(rank=2), Adapter(3))
-    model = Classifier(VIT, 5, "truncated_normal", additions=additions)
+    adapters = (Prompt(2), Lora(rank=2), Adapter(3))
+    model = Classifier(VIT, 5, "truncated_normal", adapters=adapters)
     weights = model.init(jax.random.key(0), some_input(VIT))
     grads = jax.grad(lambda params: jnp.sum(jnp.sin(model.apply({"params": params}, some_input(VIT)))))(
         weights["params"]
     )
     for path, leaf in flatten_dict(grads, sep="/").items():
-        if is_added(path):
+        if is_adapter_param(path):
             silent = path.endswith(("lora_a", "adapter_down", "adapter_down_bias"))
             assert np.any(leaf) != silent, path
 
 
-# One of each family, and the reasons for which an addition is refused.
+# One of each family, and the reasons for which an adapter is refused.
 FAMILIES = ("resnet18", "resnet50", "resnet50_half_v1_folded", "resnet50d", "resnetv2_50x1_bit", "vit_tiny_patch16")
 FAMILIES += ("vit_small_patch14_reg4_dinov2", "deit_small_distilled_patch16", "minilm_l6", "distilbert_base")
 FAMILIES += ("roberta_base",)
 EVERY = [Lora(), Adapter(), Adapter(parallel=True), Prompt(), Prompt(deep=True), MlpHead()]
 
 
-@pytest.mark.parametrize("addition", EVERY, ids=repr)
+@pytest.mark.parametrize("adapter", EVERY, ids=repr)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_addition_fits_every_family_or_is_refused(name, addition):
+def test_every_adapter_fits_every_family_or_is_refused(name, adapter):
     backbone = BACKBONES[name]
     size = backbone.grid[0] * backbone.patch_size if isinstance(backbone, ViT) else 64
     text = dict.fromkeys(("input_ids", "attention_mask"), jax.ShapeDtypeStruct((1, 9), jnp.int32))
     x = text if isinstance(backbone, Bert) else jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    init = functools.partial(jax.eval_shape, Classifier(backbone, 3, additions=(addition,)).init, jax.random.key(0))
-    refused = isinstance(backbone, BiT) and isinstance(addition, Lora)
-    refused |= isinstance(backbone, ResNet | BiT) and (isinstance(addition, Prompt) or addition == EVERY[2])
+    init = functools.partial(jax.eval_shape, Classifier(backbone, 3, adapters=(adapter,)).init, jax.random.key(0))
+    refused = isinstance(backbone, BiT) and isinstance(adapter, Lora)
+    refused |= isinstance(backbone, ResNet | BiT) and (isinstance(adapter, Prompt) or adapter == EVERY[2])
     if refused:
         with pytest.raises(InputError):
             init(x)
         return
     paths = flatten_dict(init(x)["params"], sep="/")
-    assert any(map(is_added, paths)) != isinstance(addition, MlpHead)
+    assert any(map(is_adapter_param, paths)) != isinstance(adapter, MlpHead)
 
 
-def test_every_addition_and_every_kind_of_backbone_is_tried():
-    assert {type(addition) for addition in EVERY} == set(ADDITIONS.values())
+def test_every_adapter_and_every_kind_of_backbone_is_tried():
+    assert {type(adapter) for adapter in EVERY} == set(ADAPTERS.values())
     assert {type(backbone) for backbone in BACKBONES.values()} == {type(BACKBONES[name]) for name in FAMILIES}
