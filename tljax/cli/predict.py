@@ -47,6 +47,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the verb with its arguments; returns the exit status."""
     options, overrides = _parse(arguments)
     experiment, resolved = Workdir(options.workdir).load()
     inputs = sources(options.files, with_columns(experiment, overrides).task, resolved)

@@ -304,6 +304,12 @@ def forward(params, batch_stats, x, key=None, *, dtype):
 
     So stacked, [heads, classes, features], the kernels are one matrix, and so are the products with a batch and their
     gradients, with nothing transposed between two steps.
+
+    Args:
+        params, batch_stats: of the head, and none.
+        x: features [batch, features].
+        key: of nothing that a head does.
+        dtype: to compute in.
     """
     head = jax.tree.map(lambda leaf: leaf.astype(dtype), params["head"])
     if dtype == jnp.float32:

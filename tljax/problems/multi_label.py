@@ -31,35 +31,43 @@ class MultiLabel(Problem):
 
     @property
     def label_type(self) -> pa.DataType:
+        """Returns the type of a list of classes."""
         return pa.list_(pa.int32())
 
     def checked_label(self, label: Label, classes: int) -> tuple[int, ...]:
+        """Returns the classes in their order, each once."""
         places = tuple(sorted(set(label)))
         if not all(0 <= place < classes for place in places):
             raise InputError(f"label {label!r} is none of the classes 0 to {classes - 1}")
         return places
 
     def encode(self, column: Sequence[Sequence[int]], classes: int) -> Float[np.ndarray, "n classes"]:
+        """Returns lists of classes as 0 and 1, float32 [n, classes]."""
         labels = np.zeros((len(column), classes), np.float32)
         for i, places in enumerate(column):
             labels[i, places] = 1
         return labels
 
     def decode(self, labels: Float[np.ndarray, "n classes"]) -> list[np.ndarray]:
+        """Returns the classes of each example."""
         return [np.flatnonzero(row) for row in labels]
 
     def label_spec(self, classes: int) -> tuple[tuple[int, ...], type]:
+        """Returns the shape and dtype of 0 and 1 for each class."""
         return (classes,), np.float32
 
     def renumbered(self, label: Sequence[int], places: Sequence[int]) -> tuple[int, ...]:
+        """Returns the places of classes among others, in order."""
         return tuple(sorted(places[number] for number in label))
 
     def tfds_feature(self, classes: Sequence[str]) -> Any:
+        """Returns TFDS's sequence of `ClassLabel`."""
         from tensorflow_datasets import features
 
         return features.Sequence(features.ClassLabel(names=list(classes)))
 
     def label_text(self, label: Sequence[float], classes: Sequence[str]) -> str:
+        """Returns the names of the classes that are there, with `|` between."""
         return "|".join(name for name, has in zip(classes, label, strict=True) if has)
 
     def loss(
@@ -68,7 +76,7 @@ class MultiLabel(Problem):
         labels: Float[Array, "batch classes"],
         smoothing: float | Float[Array, ""] = 0.0,
     ) -> Float[Array, " batch"]:
-        """Returns the mean over classes of the binary cross-entropy; smoothing draws its targets to a half."""
+        """Returns the binary cross-entropy of `outputs`, averaged over classes; `smoothing` draws `labels` to a half."""
         targets = labels * (1 - smoothing) + smoothing / 2
         return jnp.mean(optax.sigmoid_binary_cross_entropy(outputs, targets), axis=-1)
 
@@ -110,6 +118,12 @@ class MultiLabel(Problem):
     def statistics(
         self, outputs: Float[np.ndarray, "n classes"], labels: Float[np.ndarray, "n classes"], full: bool = True
     ) -> list[Statistic]:
+        """Returns what gives all metrics of resamples but the exact match, whose interval is in `metrics`.
+
+        Args:
+            outputs, labels: as `metrics` takes them.
+            full: whether of all metrics; else of none.
+        """
         if not full:
             return []
         has, probabilities = labels > 0, _sigmoid(outputs)
@@ -128,6 +142,7 @@ class MultiLabel(Problem):
         return "exact_match", ((outputs > 0) == (labels > 0)).all(axis=-1)
 
     def calibration(self, outputs: Float[np.ndarray, "n classes"], labels: Float[np.ndarray, "n classes"]) -> Bins:
+        """Returns how each class's probability comes true, all classes together."""
         return classification.calibration(outputs, labels)
 
     def answer(self, outputs: Float[np.ndarray, " classes"], classes: Sequence[str]) -> dict[str, float]:

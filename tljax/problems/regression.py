@@ -33,27 +33,34 @@ class Regression(Problem):
 
     @property
     def label_type(self) -> pa.DataType:
+        """Returns the type of a list of values."""
         return pa.list_(pa.float64())
 
     def checked_label(self, label: Label, classes: int) -> tuple[float, ...]:
+        """Returns the values, all finite, as floats."""
         values = np.atleast_1d(np.asarray(label, np.float64)).tolist()
         if len(values) != classes or not all(map(math.isfinite, values)):
             raise InputError(f"label {label!r} is not {classes} finite number(s)")
         return tuple(values)
 
     def encode(self, column: Sequence[Sequence[float]], classes: int) -> Float[np.ndarray, "n values"]:
+        """Returns values as float64 [n, values]."""
         return np.array(column, np.float64).reshape(len(column), classes)
 
     def decode(self, labels: Float[np.ndarray, "n values"]) -> list[np.ndarray]:
+        """Returns the values of each example."""
         return list(labels)
 
     def label_spec(self, classes: int) -> tuple[tuple[int, ...], type]:
+        """Returns the shape and dtype of values as the network learns them."""
         return (classes,), np.float32
 
     def renumbered(self, label: Sequence[float], places: Sequence[int]) -> tuple[float, ...]:
+        """Returns the values in the order of others of the same names."""
         return tuple(label[places.index(place)] for place in range(len(places)))
 
     def tfds_feature(self, classes: Sequence[str]) -> Any:
+        """Returns TFDS's tensor of float64."""
         from tensorflow_datasets import features
 
         # TFDS would round other encodings to float32.
@@ -101,6 +108,12 @@ class Regression(Problem):
     def statistics(
         self, outputs: Float[np.ndarray, "n values"], labels: Float[np.ndarray, "n values"], full: bool = True
     ) -> list[Statistic]:
+        """Returns what gives metrics of resamples.
+
+        Args:
+            outputs, labels: as `metrics` takes them.
+            full: whether of all metrics; else of `mae` alone.
+        """
         labels = labels.astype(np.float64)
         statistics = [bootstrap.means_of({"mae": np.abs(outputs - labels).mean(axis=-1)})]
         return [*statistics, bootstrap.by_target(outputs, labels)] if full else statistics
