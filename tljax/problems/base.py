@@ -64,7 +64,7 @@ class Problem(abc.ABC):
         """The type of the column `label` in an index of examples."""
 
     @abc.abstractmethod
-    def checked_label(self, label: Label, classes: int) -> Label:
+    def checked_label(self, label: Any, classes: int) -> Label:
         """Returns an example's label as it is stored.
 
         Raises:
@@ -72,7 +72,7 @@ class Problem(abc.ABC):
         """
 
     @abc.abstractmethod
-    def encode(self, column: Sequence[Any], classes: int) -> Num[np.ndarray, "n ..."]:
+    def encode(self, column: Sequence[Any] | np.ndarray, classes: int) -> Num[np.ndarray, "n ..."]:
         """Returns the stored labels of examples as the array that loss and metrics take."""
 
     @abc.abstractmethod
@@ -84,7 +84,7 @@ class Problem(abc.ABC):
         """Returns the shape and dtype of an example's label in a batch."""
 
     @abc.abstractmethod
-    def renumbered(self, label: Label, places: Sequence[int]) -> Label:
+    def renumbered(self, label: Any, places: Sequence[int]) -> Label:
         """Returns a stored label among other classes.
 
         Args:

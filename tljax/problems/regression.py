@@ -7,12 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from tljax.errors import InputError
 from tljax.metrics import bootstrap
 from tljax.metrics.bootstrap import Statistic
-from tljax.problems.base import Label, Problem
+from tljax.problems.base import Problem
 from tljax.problems.metric import Metric
 
 
@@ -36,18 +36,18 @@ class Regression(Problem):
         """Returns the type of a list of values."""
         return pa.list_(pa.float64())
 
-    def checked_label(self, label: Label, classes: int) -> tuple[float, ...]:
+    def checked_label(self, label: Any, classes: int) -> tuple[float, ...]:
         """Returns the values, all finite, as floats."""
         values = np.atleast_1d(np.asarray(label, np.float64)).tolist()
         if len(values) != classes or not all(map(math.isfinite, values)):
             raise InputError(f"label {label!r} is not {classes} finite number(s)")
         return tuple(values)
 
-    def encode(self, column: Sequence[Sequence[float]], classes: int) -> Float[np.ndarray, "n values"]:
+    def encode(self, column: Sequence[Any], classes: int) -> Float[np.ndarray, "n values"]:
         """Returns values as float64 [n, values]."""
         return np.array(column, np.float64).reshape(len(column), classes)
 
-    def decode(self, labels: Float[np.ndarray, "n values"]) -> list[np.ndarray]:
+    def decode(self, labels: Num[np.ndarray, "n values"]) -> list[np.ndarray]:
         """Returns the values of each example."""
         return list(labels)
 
@@ -55,7 +55,7 @@ class Regression(Problem):
         """Returns the shape and dtype of values as the network learns them."""
         return (classes,), np.float32
 
-    def renumbered(self, label: Sequence[float], places: Sequence[int]) -> tuple[float, ...]:
+    def renumbered(self, label: Any, places: Sequence[int]) -> tuple[float, ...]:
         """Returns the values in the order of others of the same names."""
         return tuple(label[places.index(place)] for place in range(len(places)))
 
@@ -66,7 +66,7 @@ class Regression(Problem):
         # TFDS would round other encodings to float32.
         return features.Tensor(shape=(len(classes),), dtype=np.float64, encoding=features.Encoding.BYTES)
 
-    def targets(self, labels: Float[np.ndarray, "n values"], names: Sequence[str]) -> tuple[tuple[float, float], ...]:
+    def targets(self, labels: Num[np.ndarray, "n values"], names: Sequence[str]) -> tuple[tuple[float, float], ...]:
         """Returns the mean and standard deviation of each value, 1 of a constant one.
 
         Raises:
@@ -80,19 +80,17 @@ class Regression(Problem):
                 raise InputError(f"{name} has the standard deviation {deviation:g} in float64; take another unit")
         return tuple(zip(mean.tolist(), spread.tolist(), strict=True))
 
-    def loss(
-        self, outputs: Float[Array, "batch values"], labels: Float[Array, "batch values"]
-    ) -> Float[Array, " batch"]:
+    def loss(self, outputs: Float[Array, "batch values"], labels: Num[Array, "batch values"]) -> Float[Array, " batch"]:
         """Returns the mean over values of the squared error."""
         return jnp.mean(jnp.square(outputs - labels), axis=-1)
 
     def score(
-        self, outputs: Float[Array, "batch values"], labels: Float[Array, "batch values"]
+        self, outputs: Float[Array, "batch values"], labels: Num[Array, "batch values"]
     ) -> Float[Array, " batch"]:
         """Returns the mean absolute error, in standard deviations of the training targets."""
         return jnp.mean(jnp.abs(outputs - labels), axis=-1)
 
-    def metrics(self, outputs: Float[np.ndarray, "n values"], labels: Float[np.ndarray, "n values"]) -> dict[str, Any]:
+    def metrics(self, outputs: Float[np.ndarray, "n values"], labels: Num[np.ndarray, "n values"]) -> dict[str, Any]:
         """Returns `mae`, `rmse`, `r2` (NaN where a target is constant) and `loss` (`rmse` squared), over all values."""
         from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
@@ -106,7 +104,7 @@ class Regression(Problem):
         }
 
     def statistics(
-        self, outputs: Float[np.ndarray, "n values"], labels: Float[np.ndarray, "n values"], full: bool = True
+        self, outputs: Float[np.ndarray, "n values"], labels: Num[np.ndarray, "n values"], full: bool = True
     ) -> list[Statistic]:
         """Returns what gives metrics of resamples.
 

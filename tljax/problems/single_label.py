@@ -13,7 +13,7 @@ from tljax.errors import InputError
 from tljax.metrics import bootstrap, classification
 from tljax.metrics.bootstrap import Statistic
 from tljax.metrics.classification import Bins
-from tljax.problems.base import Label, Problem
+from tljax.problems.base import Problem
 from tljax.problems.losses import cross_entropy, weighted_cross_entropy
 from tljax.problems.metric import Metric
 
@@ -37,13 +37,13 @@ class SingleLabel(Problem):
         """Returns the type of a class, an integer."""
         return pa.int32()
 
-    def checked_label(self, label: Label, classes: int) -> int:
+    def checked_label(self, label: Any, classes: int) -> int:
         """Returns a class as an integer."""
         if not 0 <= label < classes:
             raise InputError(f"label {label!r} is none of the classes 0 to {classes - 1}")
         return int(label)
 
-    def encode(self, column: Sequence[int], classes: int) -> Int[np.ndarray, " n"]:
+    def encode(self, column: Sequence[int] | np.ndarray, classes: int) -> Int[np.ndarray, " n"]:
         """Returns classes as int32 [n]."""
         return np.asarray(column, np.int32)
 
@@ -55,7 +55,7 @@ class SingleLabel(Problem):
         """Returns the shape and dtype of a class."""
         return (), np.int32
 
-    def renumbered(self, label: int, places: Sequence[int]) -> int:
+    def renumbered(self, label: Any, places: Sequence[int]) -> int:
         """Returns the place of a class among others."""
         return places[label]
 
@@ -65,7 +65,7 @@ class SingleLabel(Problem):
 
         return features.ClassLabel(names=list(classes))
 
-    def label_text(self, label: int, classes: Sequence[str]) -> str:
+    def label_text(self, label: Any, classes: Sequence[str]) -> str:
         """Returns the name of a class."""
         return classes[label]
 
