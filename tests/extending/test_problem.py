@@ -92,6 +92,9 @@ def test_a_problem_by_reference(dataset, tmp_path, monkeypatch):
     assert isinstance(kept.problem, my_parts.Graded) and kept.problem.name == f"{PARTS}:Graded"
     off = np.abs(kept.logits.argmax(axis=-1) - kept.labels).mean()
     assert result["splits"]["test"]["grades_off"] == evaluate(tmp_path / "run")["grades_off"] == off
+    with jax.enable_x64(True):
+        own = kept.problem.loss(jnp.asarray(kept.logits, jnp.float64), jnp.asarray(kept.labels)).mean()
+    assert result["splits"]["test"]["loss"] == pytest.approx(float(own), rel=1e-12)
     best = Workdir(tmp_path / "run").checkpoints(run.experiment)
     assert best.find_step("best") == 3
     picture = next(Path(dataset.partition(":")[2]).glob("*/*.png"))
