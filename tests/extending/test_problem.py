@@ -1,5 +1,6 @@
 """A user's own loss, metric and problem, by `module:name`: a short run of each, and what is said of a wrong one."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import TINY, make_folder, tiny_run
+from tests.conftest import ROOT, TINY, make_folder, tiny_run
 from tests.extending import my_parts
 from tljax.checkpoints.workdir import Workdir
+from tljax.cli.flags import parse_experiment
 from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict
 from tljax.errors import InputError
@@ -119,6 +121,15 @@ def test_what_is_unset_changes_no_name_of_a_run():
     assert not {"loss", "loss_args", "metrics"} & to_dict(experiment).keys()
     own = Experiment.from_config({"steps": 1, "loss": "a:b", "loss_args": {"x": 1}, "metrics": ("a:c",)})
     assert Experiment.from_config(json.loads(json.dumps(to_dict(own)))) == own
+
+
+def test_a_command_line_names_parts_and_their_arguments():
+    keys = ("steps=1", f"loss={PARTS}:focal", "loss_args.gamma=1.5", f"metrics=('{PARTS}:margin',)")
+    arguments = [f"--config={ROOT / 'configs' / 'default.py'}", *(f"--config.{key}" for key in keys)]
+    experiment, _ = parse_experiment(argparse.ArgumentParser(), arguments)
+    assert (experiment.loss_args, experiment.metrics) == ({"gamma": 1.5}, (f"{PARTS}:margin",))
+    loss = problem_for(experiment).custom_loss
+    assert (loss.function, loss.arguments) == (my_parts.focal, {"gamma": 1.5})
 
 
 def mean_loss(outputs, labels):

@@ -48,7 +48,7 @@ NormWith = Annotated[str, OneOf("last_block", "head")]
 FrozenLayout = Annotated[str, OneOf("replicated", "sharded")]
 CacheMode = Annotated[str, OneOf("on", "off", "auto")]
 
-FREE_SECTIONS = ("task.dataset_args",)  # whose keys are the arguments of a function of the user's own
+FREE_SECTIONS = ("task.dataset_args", "loss_args")  # whose keys are the arguments of a function of the user's own
 
 # Philox takes words of 64 bits without a sign, JAX with one.
 Seed = Annotated[int, Interval(at_least=0), Interval(below=2**63)]
