@@ -23,7 +23,7 @@ from tljax.errors import InputError
 from tljax.evals.evaluate import evaluate, evaluate_untrained
 from tljax.evals.predict import predict
 from tljax.training.trainer import train
-from tljax.weights.pretrained import resolve, restore
+from tljax.weights.pretrained import resolve_weights, restore
 
 pytestmark = pytest.mark.unoptimised
 
@@ -170,7 +170,7 @@ def test_values_are_scaled_for_the_network_and_judged_in_their_own_units(tmp_pat
     assert np.abs(np.array(said) - lengths["test"]).mean() == pytest.approx(result["splits"]["test"]["mae"], rel=1e-5)
     convert(BackboneConfig(weights=str(tmp_path / "run")), tmp_path / "converted")
     assert (tmp_path / "converted" / "vocab.txt").is_file()
-    found = restore(resolve(BackboneConfig(weights=str(tmp_path / "converted"))), run.network.backbone)
+    found = restore(resolve_weights(BackboneConfig(weights=str(tmp_path / "converted"))), run.network.backbone)
     x, found = jax.tree.map(jnp.asarray, (run.inputs.reader(run.inputs.splits["test"])(range(8)), found))
     features = run.network.backbone.apply({"params": found["params"]}, x)
     np.testing.assert_allclose((features @ found["head"]["kernel"] + found["head"]["bias"])[:, 0], said, rtol=1e-4)

@@ -23,6 +23,6 @@ def test_of_equal_settings_a_sweep_and_a_report_choose_the_same():
     ]
     rates = []
     for order in (outcomes, outcomes[::-1]):  # of a grid, of names of folders
-        ((chosen,),) = selection.chosen(order).values()
+        ((chosen,),) = selection.select_trials(order).values()
         rates.append(chosen.experiment.optim.learning_rate)
     assert rates == [0.01, 0.01]

@@ -62,7 +62,7 @@ def test_a_strip_and_a_broken_scan_are_bad_files_and_inspect_lists_all(data, cap
     found.steps, found.task.dataset = 1, f"folder:{data}"
     report = inspect.examine(Experiment.from_config(found))
     assert {one["id"] for one in report["skipped"]} == reasons.keys()
-    inspect.health.show(report)
+    inspect.diagnostics.show(report)
     said = capsys.readouterr()
     assert all(reason in said.out for reason in reasons.values())
     assert "a run refuses it with task.on_error=stop" in said.err

@@ -224,10 +224,12 @@ def test_tfds_reads_what_is_prepared(shapes, monkeypatch):
 
 PREPARING = """
 import os, signal, sys, time
-from tljax.data import images, parts, tasks
 from tljax.config.schema import TaskConfig
+from tljax.data import registry
+from tljax.data.records import record_parts as parts
+from tljax.data.transforms import image
 parts.MAX_EXAMPLES = 5
-write, calls, decode = parts._write_records, [], images.decode
+write, calls, decode = parts._write_records, [], image.decode
 def dying(path, records):
     calls.append(path)
     if len(calls) == 3 and sys.argv[2] == "die":
@@ -238,8 +240,8 @@ def slow(data, name, *rest):
     print("decoded", name, flush=True)
     time.sleep(0.1 if sys.argv[2] == "slowly" else 0)
     return decode(data, name, *rest)
-parts._write_records, images.decode = dying, slow
-task = tasks.load(TaskConfig(dataset=sys.argv[1]))
+parts._write_records, image.decode = dying, slow
+task = registry.load(TaskConfig(dataset=sys.argv[1]))
 print("fingerprint", task.fingerprint)
 """
 
@@ -291,7 +293,7 @@ def test_processes_that_want_one_set_make_it_once(shapes, tmp_path):
 
 def test_a_full_disk_keeps_what_is_finished(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(record_parts, "MAX_EXAMPLES", 10)
-    monkeypatch.setattr(array_records.images, "decode", counted := _Counted(image.decode))
+    monkeypatch.setattr(image, "decode", counted := _Counted(image.decode))
     usage, asked = shutil.disk_usage, []
 
     def full(path):

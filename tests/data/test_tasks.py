@@ -223,9 +223,9 @@ def test_what_cannot_be_asked_for_is_named(keys, message):
 LOADING = """
 import sys
 from tljax.config.schema import TaskConfig
-from tljax.data import tasks
+from tljax.data import registry
 for dataset in sys.argv[1:]:
-    task = tasks.load(TaskConfig(dataset=dataset))
+    task = registry.load(TaskConfig(dataset=dataset))
     task.bases["train"].records.__getitems__([0])
     print(task.name.partition(":")[0], len(task.bases["train"].index))
 assert not {"tensorflow", "torch"} & set(sys.modules)

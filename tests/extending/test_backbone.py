@@ -100,7 +100,7 @@ def test_its_own_mapping_loads_its_own_names(shapes, tmp_path):
         (NAME, {"backbone__pool": "max"}, "backbone.pool=max is nothing that"),
         ("tests.extending.my_backbone:SmalConvNet", {}, "did you mean SmallConvNet?"),
         ("tests.extending.my_backbones:SmallConvNet", {}, "no module tests.extending.my_backbones"),
-        ("tests.conftest:ROOT", {}, "is no backbone: give a subclass of tljax.models.base.Backbone"),
+        ("tests.conftest:tiny_run", {}, "is no backbone: give a subclass of tljax.models.base.Backbone"),
         ("vit_tiny", {}, "no backbone.name 'vit_tiny'"),
     ],
 )

@@ -149,4 +149,4 @@ def test_arguments_come_from_the_command_line(tmp_path):
     experiment, _ = flags.parse_experiment(argparse.ArgumentParser(), flags_given)
     assert experiment.task.dataset_args == {"count": 4} and experiment.task.augment == (DARKEN,)
     with pytest.raises(InputError, match=r"no config.task.augment\[0\] 'flop' \(did you mean flip"):
-        flags.parse_experiment(argparse.ArgumentParser(), [*flags_given, "--config.task.augment=('flop',)"])
+        flags.parse_experiment(argparse.ArgumentParser(), [*flags_given[:-1], "--config.task.augment=('flop',)"])

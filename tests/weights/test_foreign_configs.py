@@ -17,9 +17,10 @@ from tljax.data.preprocessing import Preprocessing
 from tljax.data.transforms import image
 from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
+from tljax.io import harmless_keys
 from tljax.profiling.summary import assumptions, expected, show
 from tljax.weights import mappings, pretrained
-from tljax.weights.configs import harmless, import_config
+from tljax.weights.configs import import_config
 
 CASES = ROOT / "tests" / "cases" / "foreign_configs"
 HALF, NONE = (127.5,) * 3, (0.0,) * 3
@@ -165,7 +166,7 @@ def test_a_network_of_transformers_that_is_not_here_is_named(config, change, mes
 
 
 def test_what_is_harmless_has_a_reason_and_changes_nothing(tmp_path):
-    for table, config in ((harmless.TRANSFORMERS, BERT), (harmless.PROCESSOR, None)):
+    for table, config in ((harmless_keys.TRANSFORMERS, BERT), (harmless_keys.PROCESSOR, None)):
         assert all(len(reason) > 20 for reason in table.values())
         odd = dict.fromkeys(table, 0.123)
         if config:

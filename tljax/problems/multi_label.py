@@ -36,10 +36,10 @@ class MultiLabel(Problem):
 
     def checked_label(self, label: Any, classes: int) -> tuple[int, ...]:
         """Returns the classes in their order, each once."""
-        places = tuple(sorted(set(label)))
-        if not all(0 <= place < classes for place in places):
+        is_list = isinstance(label, tuple | list)
+        if not is_list or not all(isinstance(place, int | np.integer) and 0 <= place < classes for place in label):
             raise InputError(f"label {label!r} is none of the classes 0 to {classes - 1}")
-        return places
+        return tuple(sorted(set(label)))
 
     def encode(self, column: Sequence[Any], classes: int) -> Float[np.ndarray, "n classes"]:
         """Returns lists of classes as 0 and 1, float32 [n, classes]."""

@@ -39,7 +39,7 @@ class SingleLabel(Problem):
 
     def checked_label(self, label: Any, classes: int) -> int:
         """Returns a class as an integer."""
-        if not 0 <= label < classes:
+        if not isinstance(label, int | np.integer) or not 0 <= label < classes:
             raise InputError(f"label {label!r} is none of the classes 0 to {classes - 1}")
         return int(label)
 
