@@ -35,6 +35,11 @@ def dataset(tmp_path_factory) -> str:
     return f"folder:{make_folder(tmp_path_factory.mktemp('data') / 'shapes', classes=('disc', 'ring', 'square'))}"
 
 
+@pytest.fixture(autouse=True)
+def _backbone(monkeypatch) -> None:
+    monkeypatch.setitem(BACKBONES, "tiny_vit", TINY["tiny_vit"])
+
+
 def _run(dataset: str, **values):
     splits = {"train": "train[:24]", "validation": "train[24:30]", "test": "train[30:]"}
     values = {"steps": 3, "log_every": 1, "head__init": "truncated_normal", **values}
@@ -84,8 +89,7 @@ def test_a_loss_and_a_metric_by_reference(dataset, tmp_path):
     assert twice == pytest.approx(my_parts.margin(kept.logits[:1].astype(np.float64), kept.labels[:1])["least_margin"])
 
 
-def test_a_problem_by_reference(dataset, tmp_path, monkeypatch):
-    monkeypatch.setitem(BACKBONES, "tiny_vit", TINY["tiny_vit"])
+def test_a_problem_by_reference(dataset, tmp_path):
     run = _run(dataset, task__problem=f"{PARTS}:Graded")
     outputs, labels = _first_step(run)
     result, lines = _trained(run, tmp_path / "run")
