@@ -18,8 +18,8 @@ ORDER = (
     "errors",
 )
 # Whose words and docstrings are checked.
-CHECKED = ("__main__", "console", "errors", "io", "reports", "streams", "sweeps")
-CHECKED_VERBS = ("report", "sweep", "train")
+CHECKED = ("__main__", "console", "errors", "evals", "io", "metrics", "problems", "reports", "streams", "sweeps")
+CHECKED_VERBS = ("evaluate", "output_formats", "predict", "report", "sweep", "train")
 VAGUE = {"found", "told", "one", "mine", "wanted", "made", "some", "both", "given"}
 FILES = {path.relative_to(PACKAGE): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}

@@ -1,5 +1,6 @@
 """A user's own loss, metric and problem, by `module:name`: a short run of each, and what is said of a wrong one."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import TINY, make_folder, tiny_run
+from tests.conftest import ROOT, TINY, make_folder, tiny_run
 from tests.extending import my_parts
 from tljax.checkpoints.workdir import Workdir
+from tljax.cli.flags import parse_experiment
 from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict
 from tljax.errors import InputError
@@ -31,6 +33,11 @@ pytestmark = pytest.mark.unoptimised
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> str:
     return f"folder:{make_folder(tmp_path_factory.mktemp('data') / 'shapes', classes=('disc', 'ring', 'square'))}"
+
+
+@pytest.fixture(autouse=True)
+def _backbone(monkeypatch) -> None:
+    monkeypatch.setitem(BACKBONES, "tiny_vit", TINY["tiny_vit"])
 
 
 def _run(dataset: str, **values):
@@ -76,14 +83,13 @@ def test_a_loss_and_a_metric_by_reference(dataset, tmp_path):
     }
 
     (stored,), _ = read([str(tmp_path / "run")])
-    judged = measure(stored, "test", "least_margin")
-    assert judged.value == pytest.approx(expected["least_margin"], rel=1e-12)
-    twice = judged.statistic(np.array([[2.0], *[[0.0]] * 5]))["least_margin"]
+    measured = measure(stored, "test", "least_margin")
+    assert measured.value == pytest.approx(expected["least_margin"], rel=1e-12)
+    twice = measured.statistic(np.array([[2.0], *[[0.0]] * 5]))["least_margin"]
     assert twice == pytest.approx(my_parts.margin(kept.logits[:1].astype(np.float64), kept.labels[:1])["least_margin"])
 
 
-def test_a_problem_by_reference(dataset, tmp_path, monkeypatch):
-    monkeypatch.setitem(BACKBONES, "tiny_vit", TINY["tiny_vit"])
+def test_a_problem_by_reference(dataset, tmp_path):
     run = _run(dataset, task__problem=f"{PARTS}:Graded")
     outputs, labels = _first_step(run)
     result, lines = _trained(run, tmp_path / "run")
@@ -92,6 +98,9 @@ def test_a_problem_by_reference(dataset, tmp_path, monkeypatch):
     assert isinstance(kept.problem, my_parts.Graded) and kept.problem.name == f"{PARTS}:Graded"
     off = np.abs(kept.logits.argmax(axis=-1) - kept.labels).mean()
     assert result["splits"]["test"]["grades_off"] == evaluate(tmp_path / "run")["grades_off"] == off
+    with jax.enable_x64(True):
+        own = kept.problem.loss(jnp.asarray(kept.logits, jnp.float64), jnp.asarray(kept.labels)).mean()
+    assert result["splits"]["test"]["loss"] == pytest.approx(float(own), rel=1e-12)
     best = Workdir(tmp_path / "run").checkpoints(run.experiment)
     assert best.find_step("best") == 3
     picture = next(Path(dataset.partition(":")[2]).glob("*/*.png"))
@@ -116,6 +125,15 @@ def test_what_is_unset_changes_no_name_of_a_run():
     assert not {"loss", "loss_args", "metrics"} & to_dict(experiment).keys()
     own = Experiment.from_config({"steps": 1, "loss": "a:b", "loss_args": {"x": 1}, "metrics": ("a:c",)})
     assert Experiment.from_config(json.loads(json.dumps(to_dict(own)))) == own
+
+
+def test_a_command_line_names_parts_and_their_arguments():
+    keys = ("steps=1", f"loss={PARTS}:focal", "loss_args.gamma=1.5", f"metrics=('{PARTS}:margin',)")
+    arguments = [f"--config={ROOT / 'configs' / 'default.py'}", *(f"--config.{key}" for key in keys)]
+    experiment, _ = parse_experiment(argparse.ArgumentParser(), arguments)
+    assert (experiment.loss_args, experiment.metrics) == ({"gamma": 1.5}, (f"{PARTS}:margin",))
+    loss = problem_for(experiment).custom_loss
+    assert (loss.function, loss.arguments) == (my_parts.focal, {"gamma": 1.5})
 
 
 def mean_loss(outputs, labels):

@@ -123,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int | None:
+    """Runs the verb with its arguments; returns the exit status."""
     parser = _parser()
     if any(argument.startswith("--config") and not argument.startswith("--config.") for argument in arguments):
         return _untrained(parser, arguments)

@@ -47,15 +47,17 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the verb with its arguments; returns the exit status."""
     options, overrides = _parse(arguments)
     experiment, resolved = Workdir(options.workdir).load()
-    reads = "text" if resolved.length else "image"
     inputs = sources(options.files, with_columns(experiment, overrides).task, resolved)
     counts = [source.count for source in inputs]
     total = None if None in counts else sum(counts)
     # On a terminal the answers themselves show how far it is.
     quiet = options.out is None and sys.stdout.isatty()
-    progress = nullcontext(lambda done: None) if quiet else console.progress("predict", 0, total, f"{reads}s")
+    progress = (
+        nullcontext(lambda done: None) if quiet else console.progress("predict", 0, total, resolved.input_spec.noun())
+    )
     answers = answers_of(options.workdir, inputs, options.step, options.batch_size)
     count, failed = 0, 0
     with console.on_stderr(), progress as report, opened(options.out) as file:

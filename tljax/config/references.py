@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from tljax.config.ranges import coerce, no_such, shown
+from tljax.config.ranges import coerce, no_such
 from tljax.errors import InputError, printable
 
 _REFERENCE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
@@ -50,8 +50,6 @@ def resolve_reference(name: str, kind: str) -> Any:
             hint = _nearest(attribute, (public for public in dir(value) if not public.startswith("_")))
             raise InputError(f"{kind}={name}: {module_name} has no {attribute}{hint}")
         value = getattr(value, attribute)
-    if not callable(value):
-        raise InputError(f"{kind}={name}: it is {shown(value)}, and no function or class")
     return value
 
 

@@ -147,7 +147,7 @@ def fingerprint(problem: str, classes: Sequence[str], indices: Mapping[str, pa.T
     """Returns a hash of a data set's classes and of the id, label and content of each example.
 
     Args:
-        problem: a name in `PROBLEMS`.
+        problem: a name that `problem_of` knows.
         classes: in label order.
         indices: split name -> its index, as in `Base`.
     """
@@ -275,17 +275,12 @@ def values_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def labels_of(column: pa.ChunkedArray, problem: Problem, classes: int) -> np.ndarray:
-    """Converts an index's labels to an array.
+    """Converts an index's labels to the array that the problem's loss and metrics take.
 
     Args:
         column: of the index.
-        problem: what kind of label they are.
-        classes: how many classes there are, or values of a regression.
-
-    Args:
-        column: `label` of the index.
         problem: what encodes them.
-        classes: how many classes, or values, there are.
+        classes: how many classes there are, or values of a regression.
     """
     is_number = pa.types.is_primitive(column.type)
     return problem.encode(values_of(column) if is_number else column.to_pylist(), classes)

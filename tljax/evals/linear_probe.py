@@ -63,7 +63,7 @@ class Head:
         return bool(self.state.skipped) and self.experiment.optim.on_nonfinite == "stop"
 
     def in_state(self, beside: TrainState) -> TrainState:
-        """Returns a run's State at its end: the head's, with the backbone of `beside`, the run's at its beginning."""
+        """Returns a run's state at its end: the head's, with the backbone of `beside`, the run's at its beginning."""
         head, average = self.state, beside.average
         if average:
             average = average | {"params": _laid(head.average["params"], average["params"])}
@@ -266,7 +266,7 @@ def _rules(
     numbers: dict[str, Float[Array, ""]],
     class_weights: Float[Array, " classes"] | None = None,
 ) -> StepSpec:
-    """Returns the rules of a step as `Run` has them, but with numbers that are traced."""
+    """Returns what a step needs as `Run` has it, but with numbers that are traced."""
     config, multipliers = like.optim, _everywhere(like, 1.0)
     unit = optimizers.schedule(config.schedule, 1.0, config.warmup_steps, steps, config.schedule_args)
     return StepSpec(
@@ -290,7 +290,7 @@ def _everywhere(like: Experiment, value: float) -> dict[str, dict[str, float]]:
 
 
 def _start(like: Experiment, steps: int, head: dict[str, Float[Array, "..."]]) -> TrainState:
-    """Returns a head's State at step 0, as `Run` makes it, with the kernel transposed."""
+    """Returns a head's state at step 0, as `Run` makes it, with the kernel transposed."""
     params = {"head": {name: leaf.T for name, leaf in head.items()}}
     regularize, zero = like.regularize, jnp.zeros((), jnp.int32)
     average = {"params": params, "batch_stats": {}} if like.optim.average else {}
@@ -304,6 +304,12 @@ def forward(params, batch_stats, x, key=None, *, dtype):
 
     So stacked, [heads, classes, features], the kernels are one matrix, and so are the products with a batch and their
     gradients, with nothing transposed between two steps.
+
+    Args:
+        params, batch_stats: of the head, and none.
+        x: features [batch, features].
+        key: of nothing that a head does.
+        dtype: to compute in.
     """
     head = jax.tree.map(lambda leaf: leaf.astype(dtype), params["head"])
     if dtype == jnp.float32:

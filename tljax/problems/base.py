@@ -64,7 +64,7 @@ class Problem(abc.ABC):
         """The type of the column `label` in an index of examples."""
 
     @abc.abstractmethod
-    def checked_label(self, label: Label, classes: int) -> Label:
+    def checked_label(self, label: Any, classes: int) -> Label:
         """Returns an example's label as it is stored.
 
         Raises:
@@ -84,7 +84,7 @@ class Problem(abc.ABC):
         """Returns the shape and dtype of an example's label in a batch."""
 
     @abc.abstractmethod
-    def renumbered(self, label: Label, places: Sequence[int]) -> Label:
+    def renumbered(self, label: Any, places: Sequence[int]) -> Label:
         """Returns a stored label among other classes.
 
         Args:
@@ -316,6 +316,12 @@ class Problem(abc.ABC):
         known = [name for name, value in points.items() if not isinstance(value, list)]
         raise InputError(f"no metric {metric!r}; there are: {', '.join(known)}")
 
+    @property
+    def _own_loss(self) -> CustomLoss | None:
+        """A user's own loss, which stands in results in place of that of `metrics`."""
+        is_ours = type(self).loss.__module__.split(".")[0] == __name__.split(".")[0]
+        return self.custom_loss if self.custom_loss or is_ours else CustomLoss(f"{self.name}.loss", self.loss)
+
     def _points(self, outputs: np.ndarray, labels: np.ndarray, full: bool) -> tuple[dict[str, Any], list[Statistic]]:
         """Returns the metrics, and what gives those of resamples."""
         outputs = outputs.astype(np.float64)
@@ -323,8 +329,8 @@ class Problem(abc.ABC):
         if full:
             points |= self.ranking_metrics(outputs, labels)
         statistics = self.statistics(outputs, labels, full)
-        if self.custom_loss is not None:
-            losses = self.custom_loss.on_host(outputs, labels)
+        if (loss := self._own_loss) is not None:
+            losses = loss.on_host(outputs, labels)
             points["loss"] = losses.mean()
             statistics = [_without_loss(statistic) for statistic in statistics]
             statistics += [bootstrap.means_of({"loss": losses})] * full

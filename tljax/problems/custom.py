@@ -70,7 +70,7 @@ class CustomMetric:
 
     @property
     def better(self) -> Mapping[str, str]:
-        """`higher` or `lower` by the name of a metric, as far as the function says."""
+        """Which way metrics are better, `higher` or `lower` by name, as far as the function says."""
         better = getattr(self.function, "better", "higher")
         return better if isinstance(better, Mapping) else {self.name: better}
 

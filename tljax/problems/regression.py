@@ -7,12 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from tljax.errors import InputError
 from tljax.metrics import bootstrap
 from tljax.metrics.bootstrap import Statistic
-from tljax.problems.base import Label, Problem
+from tljax.problems.base import Problem
 from tljax.problems.metric import Metric
 
 
@@ -33,33 +33,40 @@ class Regression(Problem):
 
     @property
     def label_type(self) -> pa.DataType:
+        """Returns the type of a list of values."""
         return pa.list_(pa.float64())
 
-    def checked_label(self, label: Label, classes: int) -> tuple[float, ...]:
+    def checked_label(self, label: Any, classes: int) -> tuple[float, ...]:
+        """Returns the values, all finite, as floats."""
         values = np.atleast_1d(np.asarray(label, np.float64)).tolist()
         if len(values) != classes or not all(map(math.isfinite, values)):
             raise InputError(f"label {label!r} is not {classes} finite number(s)")
         return tuple(values)
 
     def encode(self, column: Sequence[Any] | np.ndarray, classes: int) -> Float[np.ndarray, "n values"]:
+        """Returns values as float64 [n, values]."""
         return np.array(column, np.float64).reshape(len(column), classes)
 
-    def decode(self, labels: Float[np.ndarray, "n values"]) -> list[np.ndarray]:
+    def decode(self, labels: Num[np.ndarray, "n values"]) -> list[np.ndarray]:
+        """Returns the values of each example."""
         return list(labels)
 
     def label_spec(self, classes: int) -> tuple[tuple[int, ...], type]:
+        """Returns the shape and dtype of values as the network learns them."""
         return (classes,), np.float32
 
-    def renumbered(self, label: Sequence[float], places: Sequence[int]) -> tuple[float, ...]:
+    def renumbered(self, label: Any, places: Sequence[int]) -> tuple[float, ...]:
+        """Returns the values in the order of others of the same names."""
         return tuple(label[places.index(place)] for place in range(len(places)))
 
     def tfds_feature(self, classes: Sequence[str]) -> Any:
+        """Returns TFDS's tensor of float64."""
         from tensorflow_datasets import features
 
         # TFDS would round other encodings to float32.
         return features.Tensor(shape=(len(classes),), dtype=np.float64, encoding=features.Encoding.BYTES)
 
-    def targets(self, labels: Float[np.ndarray, "n values"], names: Sequence[str]) -> tuple[tuple[float, float], ...]:
+    def targets(self, labels: Num[np.ndarray, "n values"], names: Sequence[str]) -> tuple[tuple[float, float], ...]:
         """Returns the mean and standard deviation of each value, 1 of a constant one.
 
         Raises:
@@ -73,19 +80,17 @@ class Regression(Problem):
                 raise InputError(f"{name} has the standard deviation {deviation:g} in float64; take another unit")
         return tuple(zip(mean.tolist(), spread.tolist(), strict=True))
 
-    def loss(
-        self, outputs: Float[Array, "batch values"], labels: Float[Array, "batch values"]
-    ) -> Float[Array, " batch"]:
+    def loss(self, outputs: Float[Array, "batch values"], labels: Num[Array, "batch values"]) -> Float[Array, " batch"]:
         """Returns the mean over values of the squared error."""
         return jnp.mean(jnp.square(outputs - labels), axis=-1)
 
     def score(
-        self, outputs: Float[Array, "batch values"], labels: Float[Array, "batch values"]
+        self, outputs: Float[Array, "batch values"], labels: Num[Array, "batch values"]
     ) -> Float[Array, " batch"]:
         """Returns the mean absolute error, in standard deviations of the training targets."""
         return jnp.mean(jnp.abs(outputs - labels), axis=-1)
 
-    def metrics(self, outputs: Float[np.ndarray, "n values"], labels: Float[np.ndarray, "n values"]) -> dict[str, Any]:
+    def metrics(self, outputs: Float[np.ndarray, "n values"], labels: Num[np.ndarray, "n values"]) -> dict[str, Any]:
         """Returns `mae`, `rmse`, `r2` (NaN where a target is constant) and `loss` (`rmse` squared), over all values."""
         from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
@@ -99,8 +104,14 @@ class Regression(Problem):
         }
 
     def statistics(
-        self, outputs: Float[np.ndarray, "n values"], labels: Float[np.ndarray, "n values"], full: bool = True
+        self, outputs: Float[np.ndarray, "n values"], labels: Num[np.ndarray, "n values"], full: bool = True
     ) -> list[Statistic]:
+        """Returns what gives metrics of resamples.
+
+        Args:
+            outputs, labels: as `metrics` takes them.
+            full: whether of all metrics; else of `mae` alone.
+        """
         labels = labels.astype(np.float64)
         statistics = [bootstrap.means_of({"mae": np.abs(outputs - labels).mean(axis=-1)})]
         return [*statistics, bootstrap.by_target(outputs, labels)] if full else statistics

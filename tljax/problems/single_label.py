@@ -13,7 +13,7 @@ from tljax.errors import InputError
 from tljax.metrics import bootstrap, classification
 from tljax.metrics.bootstrap import Statistic
 from tljax.metrics.classification import Bins
-from tljax.problems.base import Label, Problem
+from tljax.problems.base import Problem
 from tljax.problems.losses import cross_entropy, weighted_cross_entropy
 from tljax.problems.metric import Metric
 
@@ -34,31 +34,39 @@ class SingleLabel(Problem):
 
     @property
     def label_type(self) -> pa.DataType:
+        """Returns the type of a class, an integer."""
         return pa.int32()
 
-    def checked_label(self, label: Label, classes: int) -> int:
-        if not 0 <= label < classes:
+    def checked_label(self, label: Any, classes: int) -> int:
+        """Returns a class as an integer."""
+        if not isinstance(label, int | np.integer) or not 0 <= label < classes:
             raise InputError(f"label {label!r} is none of the classes 0 to {classes - 1}")
         return int(label)
 
     def encode(self, column: Sequence[Any] | np.ndarray, classes: int) -> Int[np.ndarray, " n"]:
+        """Returns classes as int32 [n]."""
         return np.asarray(column, np.int32)
 
     def decode(self, labels: Int[np.ndarray, " n"]) -> list[int]:
+        """Returns the classes as a list."""
         return labels.tolist()
 
     def label_spec(self, classes: int) -> tuple[tuple[int, ...], type]:
+        """Returns the shape and dtype of a class."""
         return (), np.int32
 
-    def renumbered(self, label: int, places: Sequence[int]) -> int:
+    def renumbered(self, label: Any, places: Sequence[int]) -> int:
+        """Returns the place of a class among others."""
         return places[label]
 
     def tfds_feature(self, classes: Sequence[str]) -> Any:
+        """Returns TFDS's `ClassLabel`."""
         from tensorflow_datasets import features
 
         return features.ClassLabel(names=list(classes))
 
-    def label_text(self, label: int, classes: Sequence[str]) -> str:
+    def label_text(self, label: Any, classes: Sequence[str]) -> str:
+        """Returns the name of a class."""
         return classes[label]
 
     def loss(
@@ -67,11 +75,16 @@ class SingleLabel(Problem):
         labels: Int[Array, " batch"],
         smoothing: float | Float[Array, ""] = 0.0,
     ) -> Float[Array, " batch"]:
-        """Returns the softmax cross-entropy; `smoothing` of the target is uniform."""
+        """Returns the softmax cross-entropy of `outputs` and `labels`; `smoothing` of the target is uniform."""
         return cross_entropy(outputs, labels, smoothing)
 
     def weighted_loss(self, outputs, labels, weights, class_weights, smoothing=0.0) -> Float[Array, " batch"]:
-        """Returns `weighted_cross_entropy`; a loss of a user's own, or of a subclass, by the weight of the example."""
+        """Returns the softmax cross-entropy by class weights; another loss, of a user's own, by the example's weight.
+
+        Args:
+            outputs, labels, smoothing: as `loss` takes them.
+            weights, class_weights: as `weighted_cross_entropy` takes them.
+        """
         if self.custom_loss is not None or type(self).loss is not SingleLabel.loss:
             return super().weighted_loss(outputs, labels, weights, class_weights, smoothing)
         return weighted_cross_entropy(outputs, labels, weights, class_weights, smoothing)
@@ -120,6 +133,12 @@ class SingleLabel(Problem):
     def statistics(
         self, outputs: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"], full: bool = True
     ) -> list[Statistic]:
+        """Returns what gives all metrics of resamples but the accuracy, whose interval is in `metrics`.
+
+        Args:
+            outputs, labels: as `metrics` takes them.
+            full: whether of all metrics; else of none.
+        """
         if not full:
             return []
         predicted, probabilities = outputs.argmax(axis=-1), _softmax(outputs)
@@ -139,9 +158,11 @@ class SingleLabel(Problem):
         return "accuracy", outputs.argmax(axis=-1) == labels
 
     def calibration(self, outputs: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> Bins:
+        """Returns how the highest probability comes true."""
         return classification.calibration(outputs, labels)
 
     def confusion(self, outputs: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]) -> np.ndarray:
+        """Returns how many examples of each class (row) are taken for each (column)."""
         return classification.confusion_counts(outputs, labels)
 
     def answer(self, outputs: Float[np.ndarray, " classes"], classes: Sequence[str]) -> dict[str, float]:

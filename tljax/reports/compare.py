@@ -112,7 +112,7 @@ def _methods(entries: Sequence[tuple[str, Sequence[Setting]]], options: Options)
 
 
 def _compared(methods: Sequence[Method], options: Options, metric: Metric) -> list[Method]:
-    """Returns the methods with what each is beside the baseline and the best."""
+    """Returns the methods with what each is beside the baseline and the best by a metric."""
     if len(methods) == 1:
         return [dataclasses.replace(methods[0], best=True)]
     sign = -1 if metric.better == "lower" else 1

@@ -22,7 +22,7 @@ class Scale:
 
     @property
     def metric(self) -> str:
-        """Its name."""
+        """The metric's name."""
         return self.measure.name
 
     @property

@@ -45,18 +45,18 @@ def measure(run: Run, split: str, metric: str) -> RunMetrics:
     Args:
         run: a finished run.
         split: its name.
-        metric: one of the problem's.
+        metric: a name in `Problem.summarize`.
 
     Raises:
         InputError: they are not there, there is no such metric, or the run's result says another value of it.
     """
     predictions, metadata = run.predictions(split)
-    problem = predictions.problem
-    statistic = problem.statistic(predictions.logits, predictions.labels, metric)
+    problem, outputs, labels = predictions.problem, predictions.logits, predictions.labels
+    statistic = problem.statistic(outputs, labels, metric)
     value = float(statistic(np.ones((len(predictions.ids), 1)))[metric][0])
     checks.check_metric(run, metric, split, value)
-    digest = hashlib.sha256(json.dumps(predictions.ids).encode() + np.ascontiguousarray(predictions.labels).tobytes())
-    hits = problem.hits(predictions.logits, predictions.labels)
+    digest = hashlib.sha256(json.dumps(predictions.ids).encode() + np.ascontiguousarray(labels).tobytes())
+    hits = problem.hits(outputs, labels)
     return RunMetrics(
         value,
         metric,
@@ -64,8 +64,8 @@ def measure(run: Run, split: str, metric: str) -> RunMetrics:
         (metadata["data"], digest.hexdigest()),
         len(predictions.ids),
         hits and hits[1],
-        problem.calibration(predictions.logits, predictions.labels),
-        problem.confusion(predictions.logits, predictions.labels),
+        problem.calibration(outputs, labels),
+        problem.confusion(outputs, labels),
     )
 
 
