@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import forks
 from tljax import backbone, config
 from tljax.models import BACKBONES, attributes
 from tljax.models.bert import Bert
@@ -39,7 +40,7 @@ def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:
 
 def tljax(*arguments: object, status: int = 0, **environment: str) -> subprocess.CompletedProcess:
     """Runs `python -m tljax` as a user does; the exit status must be `status`."""
-    done = subprocess.run(
+    done = forks.run(
         [sys.executable, "-m", "tljax", *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | environment,

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from tbparse import SummaryReader
 
+from tests import forks
 from tests.conftest import PATIENCE, ROOT, tljax
 from tljax import tuning
 from tljax.run import Run
@@ -171,17 +172,17 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(tmp_path, case, tin
         fixed = ["train", LITTLE, f"--workdir={workdir}", "--config.steps=24"]
         return [sys.executable, "-m", "tljax", *fixed, *flags]
 
-    subprocess.run(command(tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
+    forks.run(command(tmp_path / "whole"), cwd=ROOT, check=True, capture_output=True)
     killed = tmp_path / "killed"
     for wait_for in steps:
-        process = subprocess.Popen(command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = forks.Popen(command(killed), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         deadline = time.monotonic() + PATIENCE
         while process.poll() is None and time.monotonic() < deadline:
             if (killed / "metrics.jsonl").exists() and f'"step": {wait_for},' in (killed / "metrics.jsonl").read_text():
                 process.send_signal(signal.SIGKILL)
             time.sleep(0.01)
         assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()[-2000:]
-    done = subprocess.run(command(killed), cwd=ROOT, check=True, capture_output=True, text=True)
+    done = forks.run(command(killed), cwd=ROOT, check=True, capture_output=True, text=True)
     assert "resuming" in done.stdout
     assert _leaves(killed) == _leaves(tmp_path / "whole")
     histories = [
