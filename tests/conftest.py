@@ -184,9 +184,9 @@ class StopAt(Notice):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _optimised(request: pytest.FixtureRequest) -> None:
-    """Of files marked `unoptimised`, LLVM makes the kernels as they stand, here and in processes that tests start."""
-    plain = request.node.get_closest_marker("unoptimised") is not None
+def _unoptimised(request: pytest.FixtureRequest) -> None:
+    """But of files marked `optimised`, LLVM makes the kernels as they stand, here and in processes that tests start."""
+    plain = request.node.get_closest_marker("optimised") is None
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(plain))
     jax.config.update("jax_disable_most_optimizations", plain)
 

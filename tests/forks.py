@@ -73,9 +73,9 @@ def run(command: list, *, check: bool = False, capture_output: bool = False, tim
 
 def _forkable(command: list[str], environment: dict[str, str]) -> bool:
     """Whether a fork is the process that the command asks for."""
-    # Of the variables of Python itself only the path is applied later; and without a folder for compiled programs,
-    # tljax sets it, which has to be before jax is imported.
-    names = {name for name in os.environ.keys() | environment if name.startswith("PYTHON") and name != "PYTHONPATH"}
+    # Python reads its variables as it starts; and without a folder for compiled programs tljax names one, which has to
+    # be before jax is imported.
+    names = {name for name in os.environ.keys() | environment if name.startswith("PYTHON")}
     same = all(environment.get(name) == os.environ.get(name) for name in names)
     ours = command[0] == sys.executable and len(command) > 1 and (command[1] in ("-m", "-c") or command[1][0] != "-")
     return sys.platform == "linux" and ours and same and "JAX_COMPILATION_CACHE_DIR" in environment
@@ -151,8 +151,7 @@ def _begin(request: dict[str, Any], fds: list[int]) -> list[str]:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:1] = [request["cwd"], *(path for path in paths if path and path not in sys.path)]
+    sys.path[0] = request["cwd"]
     for name, value in os.environ.items():
         if name.startswith("JAX_") and name.lower() in jax.config.values:
             kind = type(jax.config.values[name.lower()])

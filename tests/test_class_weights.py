@@ -14,8 +14,6 @@ from tljax import mix, optim
 from tljax.config import OptimConfig, RegulariseConfig
 from tljax.step import Rules, State, gradients
 
-pytestmark = pytest.mark.unoptimised
-
 CASE = json.loads((Path(__file__).parent / "cases" / "mixup_class_weights.json").read_text())
 
 

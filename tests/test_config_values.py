@@ -23,8 +23,6 @@ from tljax.models.classifier import HEAD_INITS
 from tljax.resolve import warnings
 from tljax.run import Run, prepare
 
-pytestmark = pytest.mark.unoptimised
-
 TABLE = Path(__file__).parent / "cases" / "config_values.tsv"
 ROWS = [line.split("\t") for line in TABLE.read_text().splitlines()[1:]]
 VALUES = [row for row in ROWS if not row[0].startswith("--")]

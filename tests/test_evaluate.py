@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as judges
 
+from tests import forks
 from tests.configs_tiny import get_config
 from tests.conftest import PATIENCE, ROOT, make_folder, make_table
 from tests.data import made
@@ -34,8 +34,6 @@ from tljax.run import Run
 from tljax.train import train
 from tljax.weights.surgery import resample_pos_embed
 from tljax.workdir import Workdir
-
-pytestmark = pytest.mark.unoptimised
 
 CLASSES = ("disc", "square", "tile")
 
@@ -512,7 +510,7 @@ def test_a_watcher_beside_a_run_evaluates_each_step_once_whoever_is_killed(tmp_p
 
     def start(name, *arguments):
         log = (tmp_path / f"{name}{len(started)}").open("w")
-        process = subprocess.Popen(
+        process = forks.Popen(
             [sys.executable, "-m", "tljax", *arguments, f"--workdir={workdir}"], cwd=ROOT, stdout=log, stderr=log
         )
         started.append((Path(log.name), process))

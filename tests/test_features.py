@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import forks
 from tests.conftest import PATIENCE, ROOT, StopAt, make_folder, make_table, tiny_run
 from tljax import compiled, config, features, sharding
 from tljax.cost import cost
@@ -25,6 +25,8 @@ from tljax.run import Run, prepare
 from tljax.stopping import Stopped
 from tljax.train import train
 from tljax.weights.sources import cache_dir
+
+pytestmark = pytest.mark.optimised
 
 
 @pytest.fixture(autouse=True)
@@ -195,7 +197,7 @@ features.computed(run, run.init_state(), run.inputs.splits["train"], [5])
 def test_builds_killed_anywhere_and_beside_each_other_leave_what_one_makes(probe, shapes, small_parts):
     """Two processes build the same; one is killed with -9 while it writes, and the other takes over what it was at."""
     command = [sys.executable, "-c", _BUILD, str(shapes)]
-    pair = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+    pair = [forks.Popen(command, cwd=ROOT) for _ in range(2)]
     until = time.monotonic() + PATIENCE
     while not list((cache_dir() / "features").rglob("*.making")) and time.monotonic() < until:
         time.sleep(0.001)

@@ -24,8 +24,6 @@ from tljax.run import Run
 from tljax.train import _of_training, train
 from tljax.workdir import Workdir
 
-pytestmark = pytest.mark.unoptimised
-
 TABLES = Path(__file__).parent / "cases" / "tables"
 JULIAN = np.array([2460000.50 + i / 100 for i in range(8)])
 

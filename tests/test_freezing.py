@@ -16,8 +16,6 @@ from tljax.cost import cost, optimizer_state_bytes
 from tljax.run import Run
 from tljax.strategies import STRATEGIES
 
-pytestmark = pytest.mark.unoptimised
-
 ARGUMENTS = {
     "linear_probe": {},
     "last_k": {"k": 2},

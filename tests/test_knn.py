@@ -7,6 +7,8 @@ from tljax import knn
 from tljax.errors import InputError
 from tljax.probe import Examples
 
+pytestmark = pytest.mark.optimised
+
 
 def _plain(train: Examples, queries: np.ndarray, classes: int, k: int) -> np.ndarray:
     unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (queries, train.features)]

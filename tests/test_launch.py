@@ -16,8 +16,6 @@ from tests.conftest import PATIENCE, ROOT
 from tests.test_stopping import _at
 from tljax.stopping import SAVED
 
-pytestmark = pytest.mark.unoptimised
-
 LAUNCH = ROOT / "launch"
 
 

@@ -19,8 +19,6 @@ from tljax.launchers import Job, at_once, beside
 from tljax.points import Point
 from tljax.stopping import Notice, Stopped
 
-pytestmark = pytest.mark.unoptimised
-
 MARK = """
 import json, os, sys, time
 from pathlib import Path

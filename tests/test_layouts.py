@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from tests import forks
 from tests.conftest import PATIENCE, ROOT, tiny_run
 from tljax import array_files, processes, sharding, tuning
 from tljax.checkpoint import named
@@ -141,7 +142,7 @@ def root(tmp_path_factory, shapes) -> Path:
             command += [*flags, f"--process-id={number}"] if count > 1 else []
             environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            started.append((name, subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)))
+            started.append((name, forks.Popen(command, cwd=ROOT, env=environment, **pipes)))
     for name, process in started:
         told, _ = process.communicate(timeout=PATIENCE + 100)
         assert process.returncode == 0, f"{name}: {told[-5000:]}"

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
 
+from tests import forks
 from tests.conftest import ROOT, TINY, tiny_run, tljax
 from tljax import devices, memory
 from tljax.checkpoint import named
@@ -17,8 +17,6 @@ from tljax.cost import cost, evaluation_rows, peak_bytes
 from tljax.errors import InputError
 from tljax.models import BACKBONES
 from tljax.run import Run
-
-pytestmark = pytest.mark.unoptimised
 
 GB = 10**9
 
@@ -137,7 +135,7 @@ assert not any(name.startswith("mesh") for name in memory.predict(shared)["ways_
 
 def test_where_several_devices_hold_the_same_sharing_it_out_is_a_way_out(dataset):
     four = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
-    subprocess.run([sys.executable, "-c", _ON_FOUR, dataset], check=True, env=four, cwd=ROOT)
+    forks.run([sys.executable, "-c", _ON_FOUR, dataset], check=True, env=four, cwd=ROOT)
 
 
 def test_where_no_setting_helps_that_is_said(dataset, monkeypatch):

@@ -19,8 +19,6 @@ from tljax.step import State
 from tljax.train import train
 from tljax.workdir import Workdir
 
-pytestmark = pytest.mark.unoptimised
-
 ODD = (
     *("a[1]", "b\\c", "x*y", "q?z", "{a}", "100%", "#h", "sp ace", "ü", "-dash", "a'b\"c", "tail.", "new\nline"),
     *("[!a]", "**"),

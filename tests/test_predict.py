@@ -25,8 +25,6 @@ from tljax.run import Run
 from tljax.train import train
 from tljax.workdir import Workdir
 
-pytestmark = pytest.mark.unoptimised
-
 TABLES = Path(__file__).parent / "cases" / "tables"
 
 

@@ -25,8 +25,6 @@ from tljax.predict import predict
 from tljax.run import Run, prepare
 from tljax.train import train
 
-pytestmark = pytest.mark.unoptimised
-
 TEXT, IMAGES = "--config=tests/configs_tiny.py:text", "--config=tests/configs_tiny.py:pretrained"
 
 

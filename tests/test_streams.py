@@ -18,8 +18,6 @@ from tljax.report.page import page
 from tljax.report.runs import Unfinished
 from tljax.stopping import SAVED
 
-pytestmark = pytest.mark.unoptimised
-
 NAMES = ("[red]", "[/]", "[bold]x", "a[b]c", "<script>", "=1+1", "a\x1b[31mb", "a,b", '"', "", ":smile:", "a\nb")
 SHOWN = [name.replace("\x1b", "\\x1b").replace("\n", "\\n") for name in NAMES]
 

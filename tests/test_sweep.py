@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.kill import outcome
+from tests import forks
 from tests.configs_sweep import get_config
 from tests.configs_sweep import sweep as overrides
 from tests.conftest import PATIENCE, ROOT
@@ -172,7 +173,7 @@ def test_killed_again_and_again_each_point_is_run_once(shapes, lively_weights, t
 
     def start(root: Path) -> subprocess.Popen:
         command = [sys.executable, "-m", "tljax", "sweep", *flags, f"--root={root}"]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        return forks.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
     found = points(experiment, overrides(), tmp_path / "runs")
     first = {}

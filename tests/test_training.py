@@ -15,8 +15,6 @@ from tljax.errors import InputError
 from tljax.run import Run
 from tljax.step import State
 
-pytestmark = pytest.mark.unoptimised
-
 STEPS = 5
 
 

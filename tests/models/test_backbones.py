@@ -16,8 +16,6 @@ from tljax.errors import InputError
 from tljax.models import BACKBONES, BATCH_NORM_MODES, build
 from tljax.models.classifier import Classifier
 
-pytestmark = pytest.mark.unoptimised
-
 RESNETS = {"timm_resnet_basic": BASIC, "timm_resnet_bottleneck": BOTTLENECK}
 
 

@@ -19,6 +19,8 @@ from tljax.weights import files
 from tljax.weights.rules import Shape, convert, unconvert
 from tljax.weights.sources import fetch
 
+pytestmark = pytest.mark.optimised
+
 TINY = Bert(width=36, depth=2, heads=3, mlp_width=80, vocabulary=61, positions=24)
 ROBERTA = TINY.clone(positions=26, token_types=1, pad_id=1, eps=1e-5)
 

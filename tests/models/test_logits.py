@@ -8,8 +8,6 @@ import pytest
 from tests.conftest import make_folder, tiny_run
 from tljax import heads, metrics
 
-pytestmark = pytest.mark.unoptimised
-
 
 @pytest.mark.parametrize("strategy", ["full", "mlp_head"])
 def test_logits_and_loss_of_a_bfloat16_network_are_not_rounded(tmp_path, strategy):

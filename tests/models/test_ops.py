@@ -7,6 +7,8 @@ import pytest
 
 from tljax.models import ops
 
+pytestmark = pytest.mark.optimised
+
 
 def random(*shape: int, seed: int = 0) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)

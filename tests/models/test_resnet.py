@@ -16,6 +16,8 @@ from tljax.models.resnet import ResNet
 from tljax.weights import files
 from tljax.weights.rules import convert, unconvert
 
+pytestmark = pytest.mark.optimised
+
 BASIC = ResNet(depths=(1, 1, 1, 2), widths=(64, 16, 20, 24), kind="basic")
 BOTTLENECK = ResNet(depths=(1, 2, 1, 1), widths=(12, 16, 20, 24))
 DEEP = BOTTLENECK.clone(stem="deep", avg_down=True, stem_width=32)

@@ -18,6 +18,8 @@ from tljax.weights import files
 from tljax.weights.rules import convert, unconvert
 from tljax.weights.surgery import resample_pos_embed
 
+pytestmark = pytest.mark.optimised
+
 VIT = ViT(width=48, depth=3, heads=3, patch_size=8, grid=(4, 4))
 SMALL = ViT(width=36, depth=2, heads=3, patch_size=8, grid=(4, 4))
 DINOV2 = ViT(width=36, depth=2, heads=3, patch_size=14, grid=(5, 5), layer_scale=1e-5)

@@ -17,6 +17,8 @@ from tljax.convert import convert
 from tljax.data.text import Tokenizer
 from tljax.errors import InputError
 
+pytestmark = pytest.mark.optimised
+
 WEIGHTS = ("model.safetensors", "weights_hub.safetensors", "weights.safetensors")
 
 

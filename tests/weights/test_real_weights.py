@@ -17,6 +17,8 @@ from tljax.fields import to_dict
 from tljax.weights import CATALOG
 from tljax.weights.sources import fetch
 
+pytestmark = pytest.mark.optimised
+
 
 def _pictures(preprocessing) -> np.ndarray:
     """A flower and a temple, upright and turned."""
