@@ -26,8 +26,6 @@ from tljax.stopping import Stopped
 from tljax.train import train
 from tljax.weights.sources import cache_dir
 
-pytestmark = pytest.mark.optimised
-
 
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ LAYOUTS = {
     "2x2": (2, 2, {"fsdp": 2, "frozen": "sharded"}),
     "4x1": (4, 1, {"fsdp": 4, "frozen": "sharded"}),
 }
-STEPS, HALF = 50, 25
+STEPS, HALF = 20, 10
 # Its largest arrays have 4,096 elements or more, and are shared out.
 WIDE = ViT(width=32, depth=2, heads=2, patch_size=8, grid=(4, 4))
 
