@@ -87,6 +87,7 @@ def test_with_the_feature_cache_the_backbone_still_takes_its_memory(dataset):
     assert memory._evaluation(run).peak == pytest.approx(state + found.temp_size_in_bytes + 6 * features, abs=300)
 
 
+@pytest.mark.slow
 def _with(monkeypatch, has: int, free: int = 0) -> None:
     monkeypatch.setattr(memory, "device_bytes", lambda: (has, free or has))
 
@@ -133,6 +134,7 @@ assert not any(name.startswith("mesh") for name in memory.predict(shared)["ways_
 """
 
 
+@pytest.mark.slow
 def test_where_several_devices_hold_the_same_sharing_it_out_is_a_way_out(dataset):
     four = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
     forks.run([sys.executable, "-c", _ON_FOUR, dataset], check=True, env=four, cwd=ROOT)

@@ -281,6 +281,7 @@ def test_inspect_looks_at_the_data_and_draws_what_the_network_sees(shapes, tmp_p
     assert "--sheet draws images" in done.stderr
 
 
+@pytest.mark.slow
 def test_train_warns_of_a_picture_that_two_splits_share(shapes, tmp_path):
     for split in ("train", "test"):
         shutil.copytree(shapes, tmp_path / "data" / split)

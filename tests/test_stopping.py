@@ -133,6 +133,7 @@ def _steps(workdir: Path) -> list[int]:
 LONG = ("--config.steps=400", "--config.eval_every=200", "--config.tuning.strategy=last_k", "--config.tuning.k=1")
 
 
+@pytest.mark.slow
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, _folder) -> Path:
     """A run of 400 steps that nothing stopped."""

@@ -30,6 +30,7 @@ from tljax.weights.sources import cache_dir
 from tljax.workdir import Workdir
 
 
+@pytest.mark.slow
 def _experiment(shapes, weights, monkeypatch, **values) -> Experiment:
     monkeypatch.setenv("TLJAX_TEST_FOLDER", str(shapes))
     monkeypatch.setenv("TLJAX_TEST_WEIGHTS", str(weights))
@@ -39,6 +40,7 @@ def _experiment(shapes, weights, monkeypatch, **values) -> Experiment:
     return Experiment.from_config(found)
 
 
+@pytest.mark.slow
 def test_each_run_is_its_own(shapes, lively_weights, tmp_path, monkeypatch):
     monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "cache"))
     experiment, built = _experiment(shapes, lively_weights, monkeypatch), []

@@ -15,10 +15,11 @@ def random(*shape: int, seed: int = 0) -> jax.Array:
 
 
 def assert_same(fast, plain, *operands):
+    fast, plain = jax.jit(fast), jax.jit(plain)
     np.testing.assert_allclose(fast(*operands), plain(*operands), atol=2e-5, rtol=1e-5)
     weights = random(*jax.eval_shape(plain, *operands).shape, seed=9)
     arguments = tuple(range(len(operands)))
-    grads = [jax.grad(lambda *o, f=f: jnp.sum(f(*o) * weights), arguments)(*operands) for f in (fast, plain)]
+    grads = [jax.jit(jax.grad(lambda *o, f=f: jnp.sum(f(*o) * weights), arguments))(*operands) for f in (fast, plain)]
     for found, wanted in zip(*grads, strict=True):
         np.testing.assert_allclose(found, wanted, atol=2e-4, rtol=1e-4)
 
