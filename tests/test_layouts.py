@@ -56,7 +56,7 @@ def _layouts(root: Path, own: dict[str, Any]) -> list[Run]:
     arguments = {"tuning__strategy": "last_k", "tuning__k": 1}
     run = _run(root, **arguments, **{f"mesh__{key}": value for key, value in own.items()})
     can = [fsdp for fsdp in (1, 2, 4) if run.mesh.size % fsdp == 0]
-    others = [{"fsdp": fsdp, "frozen": frozen} for fsdp in can for frozen in ("replicated", "sharded")]
+    others = [{"fsdp": fsdp, "frozen": frozen} for fsdp in can for frozen in ("replicated", "sharded")[: min(fsdp, 2)]]
     return [run, *(_run(root, **arguments, mesh__fsdp=one["fsdp"], mesh__frozen=one["frozen"]) for one in others)]
 
 
@@ -190,10 +190,10 @@ def test_statistics_are_of_the_global_batch(root):
 def test_each_layout_restores_the_checkpoints_of_each_to_the_bit(root):
     found = _found(root, "restored")
     assert {name: len(digests) // len(LAYOUTS) for name, digests in found.items()} == {
-        "1x1": 2,
-        "1x4": 6,
-        "2x2": 6,
-        "4x1": 6,
+        "1x1": 1,
+        "1x4": 5,
+        "2x2": 5,
+        "4x1": 5,
     }
     for name, digests in found.items():
         # One after another the ways to lay it out, for each run that it is from.
