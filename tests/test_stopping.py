@@ -133,7 +133,6 @@ def _steps(workdir: Path) -> list[int]:
 LONG = ("--config.steps=400", "--config.eval_every=200", "--config.tuning.strategy=last_k", "--config.tuning.k=1")
 
 
-@pytest.mark.slow
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, _folder) -> Path:
     """A run of 400 steps that nothing stopped."""
@@ -142,6 +141,7 @@ def whole(tmp_path_factory, _folder) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_signals_and_the_limit_stop_between_steps_with_that_step_saved(tmp_path, whole):
     run, stopped, cache = tmp_path / "run", [], tmp_path / "cache"
     for number, step in ((signal.SIGTERM, 20), (signal.SIGINT, 90), (signal.SIGUSR1, 230)):
