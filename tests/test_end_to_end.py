@@ -291,7 +291,6 @@ def test_learning_rates_are_tried_and_drawn(tmp_path):
     assert len(found["losses"]) == len(rates) and min(found["losses"]) < found["losses"][0]
 
 
-@pytest.mark.slow
 def test_a_plan_of_phases_is_shown_before_it_is_run():
     flags = ("--config.tuning.strategy=gradual_unfreezing", "--config.tuning.every=4")
     found = json.loads(tljax("inspect", LITTLE, *flags, "--json").stdout)
@@ -309,6 +308,7 @@ def test_a_plan_of_phases_is_shown_before_it_is_run():
     assert "0 … 3" in shown and "last_k, k=2" in shown
 
 
+@pytest.mark.slow
 def test_a_run_on_one_channel_from_weights_for_three(finished, shapes, tmp_path):
     workdir, _ = finished
     tljax("convert", workdir, tmp_path / "weights")

@@ -87,11 +87,11 @@ def test_with_the_feature_cache_the_backbone_still_takes_its_memory(dataset):
     assert memory._evaluation(run).peak == pytest.approx(state + found.temp_size_in_bytes + 6 * features, abs=300)
 
 
-@pytest.mark.slow
 def _with(monkeypatch, has: int, free: int = 0) -> None:
     monkeypatch.setattr(memory, "device_bytes", lambda: (has, free or has))
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_is_an_error_that_names_what_fits(dataset, monkeypatch):
     run = _run(dataset, task__batch_size=32)
     need = memory._training(run, run.phases[0])

@@ -281,7 +281,6 @@ def test_inspect_looks_at_the_data_and_draws_what_the_network_sees(shapes, tmp_p
     assert "--sheet draws images" in done.stderr
 
 
-@pytest.mark.slow
 def test_train_warns_of_a_picture_that_two_splits_share(shapes, tmp_path):
     for split in ("train", "test"):
         shutil.copytree(shapes, tmp_path / "data" / split)
@@ -294,6 +293,7 @@ def test_train_warns_of_a_picture_that_two_splits_share(shapes, tmp_path):
     assert "WARNING: examples of test that train has too, by content: 18 (train/disc/" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_on_images_or_texts_imports_neither_tensorflow_nor_torch(shapes, tmp_path):
     os.environ["TLJAX_TEST_FOLDER"] = str(shapes)
     alone = "import sys, tljax.train; assert not {'tensorflow', 'torch'} & sys.modules.keys()"

@@ -30,7 +30,6 @@ from tljax.weights.sources import cache_dir
 from tljax.workdir import Workdir
 
 
-@pytest.mark.slow
 def _experiment(shapes, weights, monkeypatch, **values) -> Experiment:
     monkeypatch.setenv("TLJAX_TEST_FOLDER", str(shapes))
     monkeypatch.setenv("TLJAX_TEST_WEIGHTS", str(weights))
@@ -74,6 +73,7 @@ def test_each_run_is_its_own(shapes, lively_weights, tmp_path, monkeypatch):
     assert len(selection.chosen(found)) == 3
 
 
+@pytest.mark.slow
 def test_the_test_split_is_evaluated_once_of_the_chosen_and_never_of_others(
     shapes, lively_weights, tmp_path, monkeypatch
 ):
