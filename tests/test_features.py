@@ -52,8 +52,6 @@ def _trained(run: Run, cached: bool, steps: int = 6) -> tuple[dict, list[float]]
 
 
 RUNS = {
-    "vit head": ("tiny_vit", {"tuning__strategy": "linear_probe"}),
-    "vit last block": ("tiny_vit", {"tuning__strategy": "last_k", "tuning__k": 1}),
     "resnet head": ("tiny_resnet", {"tuning__strategy": "linear_probe"}),
     "resnet last block": ("tiny_resnet", {"tuning__strategy": "last_k", "tuning__k": 1}),
     "three views": (
