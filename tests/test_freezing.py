@@ -160,6 +160,7 @@ def test_a_linear_probe_costs_a_forward_pass(dataset, backbone):
     assert found["step_share_of_full"] < 0.36
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", WIDE)
 def test_cost_falls_with_what_is_frozen(dataset, backbone):
     costs = [cost(_run(dataset, backbone, strategy)) for strategy in ("linear_probe", "last_k", "full")]
@@ -187,6 +188,7 @@ def test_where_xla_does_not_count_flops_are_the_same(dataset, monkeypatch, parts
         assert 0.9 * xla[key] < cost(run)[key] < xla[key]
 
 
+@pytest.mark.slow
 def test_reading_frozen_gradients_would_cost_the_whole_backward_pass(dataset, monkeypatch):
     """The mistake that the step is written to avoid, put back: the bound above is one that can fail."""
 
