@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import forks
 from tljax.config import schema
 from tljax.core.run import Run, prepare
 from tljax.data.preprocessing import Preprocessing
@@ -40,7 +42,7 @@ def golden(name: str) -> tuple[dict, dict[str, np.ndarray]]:
 
 def tljax(*arguments: object, status: int = 0, **environment: str) -> subprocess.CompletedProcess:
     """Runs `python -m tljax` as a user does; the exit status must be `status`."""
-    done = subprocess.run(
+    done = forks.run(
         [sys.executable, "-m", "tljax", *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | environment,
@@ -187,10 +189,23 @@ class StopAt(PreemptionSignal):
         return "a test" if self._left <= 0 else ""
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests come first: no worker shall begin a long file when the others have ended."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Sets a million objects of imported modules apart from what is searched for garbage, again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _optimised(request: pytest.FixtureRequest) -> None:
-    """Of files marked `unoptimised`, LLVM makes the kernels as they stand, here and in processes that tests start."""
-    plain = request.node.get_closest_marker("unoptimised") is not None
+def _unoptimised(request: pytest.FixtureRequest) -> None:
+    """But of files marked `optimized`, LLVM makes the kernels as they stand, here and in processes that tests start."""
+    plain = request.node.get_closest_marker("optimized") is None
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(plain))
     jax.config.update("jax_disable_most_optimizations", plain)
 

@@ -11,8 +11,6 @@ from safetensors.numpy import load_file, save_file
 from tests.conftest import GOLDEN, make_folder, tljax
 from tljax.__main__ import main
 
-pytestmark = pytest.mark.unoptimised
-
 TINY = "--config=tests/configs_tiny.py"
 
 

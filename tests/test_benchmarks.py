@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 
 import pytest
 
+from tests import forks
 from tests.conftest import ROOT
 
 
@@ -21,7 +21,7 @@ SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if _st
 
 def _stdout(script: str, *arguments: str, **environment: str) -> str:
     command = [sys.executable, f"benchmarks/{script}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    done = forks.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

@@ -19,6 +19,7 @@ import pytest
 from etils import epath
 from moto.server import ThreadedMotoServer
 
+from tests import forks
 from tests.conftest import ROOT
 from tljax.checkpoints.checkpointer import flatten_state
 from tljax.checkpoints.workdir import Workdir
@@ -34,8 +35,6 @@ from tljax.io.download.fetch import local_copy
 from tljax.io.lock import Lock
 from tljax.training.trainer import train
 from tljax.weights import pretrained
-
-pytestmark = pytest.mark.unoptimised
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +228,7 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on_to_the_bits_of_one_on_a_disk(s3
     config = _config(tmp_path, shapes, f"{s3}/weights", 8)
     remote, local = s3 / "runs" / "one", tmp_path / "one"
     command = [sys.executable, "-m", "tljax", "train", f"--config={config}", f"--workdir={remote}"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = forks.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 300
     while not (remote / "checkpoints" / "4" / "manifest.json").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()

@@ -16,8 +16,6 @@ from tljax.core.train_step import StepSpec, gradients
 from tljax.data import mixup
 from tljax.tuning import optimizers
 
-pytestmark = pytest.mark.unoptimised
-
 CASE = json.loads((Path(__file__).parent / "cases" / "mixup_class_weights.json").read_text())
 
 

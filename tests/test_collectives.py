@@ -8,7 +8,6 @@ prints as JSON what is found of each of `CASES`.
 import json
 import math
 import os
-import subprocess
 import sys
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax
 import pytest
 
 from benchmarks.collectives import collective_bytes, make_run, ring_seconds, trainable_bytes
+from tests import forks
 from tests.conftest import ROOT
 from tljax.distributed import mesh
 
@@ -57,12 +57,12 @@ def _of(case: dict[str, Any]) -> dict[str, Any]:
 def found() -> dict[str, dict[str, Any]]:
     command = [sys.executable, "-m", "tests.test_collectives"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "512"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = forks.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
     return json.loads(done.stdout)
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.unoptimised]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("case", [name for name, of in CASES.items() if "mesh" not in of])

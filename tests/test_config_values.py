@@ -29,8 +29,6 @@ from tljax.sweeps import trial
 from tljax.training import trainer
 from tljax.tuning import optimizers, phases, strategies
 
-pytestmark = pytest.mark.unoptimised
-
 TABLE = Path(__file__).parent / "cases" / "config_values.tsv"
 ROWS = [line.split("\t") for line in TABLE.read_text().splitlines()[1:]]
 VALUES = [row for row in ROWS if not row[0].startswith("--")]

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as judges
 
+from tests import forks
 from tests.configs_tiny import get_config
 from tests.conftest import PATIENCE, ROOT, make_folder, make_table
 from tests.data import made
@@ -36,8 +36,6 @@ from tljax.evals.predictions import Predictions
 from tljax.problems.registry import PROBLEMS
 from tljax.training.trainer import train
 from tljax.weights.adapt import resample_pos_embed
-
-pytestmark = pytest.mark.unoptimised
 
 CLASSES = ("disc", "square", "tile")
 
@@ -514,7 +512,7 @@ def test_a_watcher_beside_a_run_evaluates_each_step_once_whoever_is_killed(tmp_p
 
     def start(name, *arguments):
         log = (tmp_path / f"{name}{len(started)}").open("w")
-        process = subprocess.Popen(
+        process = forks.Popen(
             [sys.executable, "-m", "tljax", *arguments, f"--workdir={workdir}"], cwd=ROOT, stdout=log, stderr=log
         )
         started.append((Path(log.name), process))
@@ -533,7 +531,7 @@ def test_a_watcher_beside_a_run_evaluates_each_step_once_whoever_is_killed(tmp_p
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
 
-    run = ("train", "--config=tests/configs_tiny.py:pretrained", "--config.steps=2000", "--config.eval_every=10")
+    run = ("train", "--config=tests/configs_tiny.py:pretrained", "--config.steps=800", "--config.eval_every=10")
     run += ("--config.log_every=100", "--config.optim.learning_rate=0.01", "--config.checkpoint.keep=1")
     watching = ("evaluate", "--watch", "--interval=0.1")
     watcher = start("watcher", *watching)
@@ -549,7 +547,7 @@ def test_a_watcher_beside_a_run_evaluates_each_step_once_whoever_is_killed(tmp_p
         trainer = start("trainer", *run)
     assert trainer.wait(PATIENCE) == 0, started[-1][0].read_text()[-2000:]
     assert watcher.wait(PATIENCE) == 0
-    assert _kept(workdir)[-1] == 2000
+    assert _kept(workdir)[-1] == 800
     for step in _kept(workdir):
         assert len(list((workdir / "evaluations").glob(f"{step}-*.json"))) == 1
     lines = [line for log, _ in started if log.name.startswith("watcher") for line in log.read_text().splitlines()]

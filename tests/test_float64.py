@@ -27,8 +27,6 @@ from tljax.evals.evaluate import evaluate
 from tljax.training.console_output import training_row
 from tljax.training.trainer import train
 
-pytestmark = pytest.mark.unoptimised
-
 TABLES = Path(__file__).parent / "cases" / "tables"
 JULIAN = np.array([2460000.50 + i / 100 for i in range(8)])
 

@@ -7,6 +7,8 @@ from tljax.errors import InputError
 from tljax.evals import knn
 from tljax.evals.probe import Examples
 
+pytestmark = pytest.mark.optimized
+
 
 def _plain(train: Examples, queries: np.ndarray, classes: int, k: int) -> np.ndarray:
     unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (queries, train.features)]

@@ -16,8 +16,6 @@ from tests.conftest import PATIENCE, ROOT
 from tests.test_stopping import _at
 from tljax.distributed.preemption import SAVED
 
-pytestmark = pytest.mark.unoptimised
-
 LAUNCH = ROOT / "launch"
 
 
@@ -94,14 +92,14 @@ def _output(process: subprocess.Popen, status: int) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
 def test_two_local_processes_train_stop_and_go_on(tmp_path, environment):
-    run, length = tmp_path / "run", ("--config.steps=150", "--config.eval_every=75")
+    run, length = tmp_path / "run", ("--config.steps=60", "--config.eval_every=30")
     process = _local(run, environment, *length)
-    _at(run, 20, process)
+    _at(run, 10, process)
     process.send_signal(signal.SIGTERM)
     assert _output(process, SAVED).count("by SIGTERM: the same command goes on") == 2
     output = _output(_local(run, environment, *length), 0)
     assert "on 2 cpu device(s)" in output and "resuming" in output
-    assert json.loads((run / "result.json").read_text())["steps"] == 150
+    assert json.loads((run / "result.json").read_text())["steps"] == 60
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")

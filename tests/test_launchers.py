@@ -20,8 +20,6 @@ from tljax.sweeps.launchers.base import Job
 from tljax.sweeps.launchers.local import at_once, run_here
 from tljax.sweeps.trial import Trial
 
-pytestmark = pytest.mark.unoptimised
-
 MARK = """
 import json, os, sys, time
 from pathlib import Path

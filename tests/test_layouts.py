@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from tests import forks
 from tests.conftest import PATIENCE, ROOT, tiny_run
 from tljax.checkpoints.checkpointer import flatten_state
 from tljax.checkpoints.workdir import Workdir
@@ -41,7 +42,7 @@ LAYOUTS = {
     "2x2": (2, 2, {"fsdp": 2, "frozen": "sharded"}),
     "4x1": (4, 1, {"fsdp": 4, "frozen": "sharded"}),
 }
-STEPS, HALF = 50, 25
+STEPS, HALF = 20, 10
 # Its largest arrays have 4,096 elements or more, and are shared out.
 WIDE = ViT(width=32, depth=2, heads=2, patch_size=8, grid=(4, 4))
 
@@ -57,7 +58,7 @@ def _layouts(root: Path, own: dict[str, Any]) -> list[Run]:
     arguments = {"tuning__strategy": "last_k", "tuning__k": 1}
     run = _run(root, **arguments, **{f"mesh__{key}": value for key, value in own.items()})
     can = [fsdp for fsdp in (1, 2, 4) if run.mesh.size % fsdp == 0]
-    others = [{"fsdp": fsdp, "frozen": frozen} for fsdp in can for frozen in ("replicated", "sharded")]
+    others = [{"fsdp": fsdp, "frozen": frozen} for fsdp in can for frozen in ("replicated", "sharded")[: min(fsdp, 2)]]
     return [run, *(_run(root, **arguments, mesh__fsdp=one["fsdp"], mesh__frozen=one["frozen"]) for one in others)]
 
 
@@ -145,7 +146,7 @@ def root(tmp_path_factory, shapes) -> Path:
             command += [*flags, f"--process-id={number}"] if count > 1 else []
             environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            started.append((name, subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)))
+            started.append((name, forks.Popen(command, cwd=ROOT, env=environment, **pipes)))
     for name, process in started:
         told, _ = process.communicate(timeout=PATIENCE + 100)
         assert process.returncode == 0, f"{name}: {told[-5000:]}"
@@ -193,10 +194,10 @@ def test_statistics_are_of_the_global_batch(root):
 def test_each_layout_restores_the_checkpoints_of_each_to_the_bit(root):
     found = _found(root, "restored")
     assert {name: len(digests) // len(LAYOUTS) for name, digests in found.items()} == {
-        "1x1": 2,
-        "1x4": 6,
-        "2x2": 6,
-        "4x1": 6,
+        "1x1": 1,
+        "1x4": 5,
+        "2x2": 5,
+        "4x1": 5,
     }
     for name, digests in found.items():
         # One after another the ways to lay it out, for each run that it is from.

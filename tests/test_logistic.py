@@ -9,6 +9,8 @@ from tljax.errors import InputError
 from tljax.evals import logistic_regression
 from tljax.evals.probe import Examples
 
+pytestmark = pytest.mark.optimized
+
 
 def _examples(classes: int, n: int = 300, width: int = 12, seed: int = 1) -> Examples:
     """Clouds that overlap, of unequal size in each direction, off the origin."""

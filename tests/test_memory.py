@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
 
+from tests import forks
 from tests.conftest import ROOT, TINY, tiny_run, tljax
 from tljax.checkpoints.checkpointer import flatten_state
 from tljax.core.run import Run
@@ -17,8 +17,6 @@ from tljax.errors import InputError
 from tljax.models.registry import BACKBONES
 from tljax.profiling import device_memory, memory
 from tljax.profiling.cost import cost, evaluation_rows, peak_bytes
-
-pytestmark = pytest.mark.unoptimised
 
 GB = 10**9
 
@@ -96,6 +94,7 @@ def _with(monkeypatch, has: int, free: int = 0) -> None:
     monkeypatch.setattr(memory, "device_bytes", lambda: (has, free or has))
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_is_an_error_that_names_what_fits(dataset, monkeypatch):
     run = _run(dataset, task__batch_size=32)
     need = memory._training(run, run.phases[0])
@@ -138,9 +137,10 @@ assert not any(name.startswith("mesh") for name in memory.predict(shared)["ways_
 """
 
 
+@pytest.mark.slow
 def test_where_several_devices_hold_the_same_sharing_it_out_is_a_way_out(dataset):
     four = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
-    subprocess.run([sys.executable, "-c", _ON_FOUR, dataset], check=True, env=four, cwd=ROOT)
+    forks.run([sys.executable, "-c", _ON_FOUR, dataset], check=True, env=four, cwd=ROOT)
 
 
 def test_where_no_setting_helps_that_is_said(dataset, monkeypatch):

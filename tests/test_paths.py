@@ -20,8 +20,6 @@ from tljax.models.registry import BACKBONES
 from tljax.problems.registry import PROBLEMS
 from tljax.training.trainer import train
 
-pytestmark = pytest.mark.unoptimised
-
 ODD = (
     *("a[1]", "b\\c", "x*y", "q?z", "{a}", "100%", "#h", "sp ace", "ü", "-dash", "a'b\"c", "tail.", "new\nline"),
     *("[!a]", "**"),

@@ -26,8 +26,6 @@ from tljax.evals import predict, predictions
 from tljax.evals.evaluate import evaluate
 from tljax.training.trainer import train
 
-pytestmark = pytest.mark.unoptimised
-
 TABLES = Path(__file__).parent / "cases" / "tables"
 
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import os
-import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
 
+from tests import forks
 from tests.conftest import make_folder, tiny_run
 from tljax.config.schema import Experiment
 from tljax.core.run import Run
@@ -17,6 +17,8 @@ from tljax.errors import InputError
 from tljax.evals import linear_probe, probe
 from tljax.io import compilation_cache
 from tljax.problems.registry import PROBLEMS
+
+pytestmark = pytest.mark.optimized
 
 VIEWS = 3  # that 24 examples have; batches of ten, so that epochs end within a batch
 PROBE = {"tuning__strategy": "linear_probe", "head__init": "truncated_normal", "steps": 12, "task__batch_size": 10}
@@ -190,7 +192,7 @@ def test_vectors_of_512_bits_make_the_same_heads(monkeypatch):
 def test_on_four_devices(tmp_path):
     """Five heads of each seed, padded to eight."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", _ON_FOUR, tmp_path / "out.npy"], check=True, env=os.environ | flags)
+    forks.run([sys.executable, "-c", _ON_FOUR, tmp_path / "out.npy"], check=True, env=os.environ | flags)
     x, labels = _problem()
     for head, kernel in zip(linear_probe.fit(GRID, x, _stream(labels), 3), np.load(tmp_path / "out.npy"), strict=True):
         np.testing.assert_allclose(head.params["kernel"], kernel, atol=1e-6)

@@ -25,8 +25,6 @@ from tljax.evals.predict import predict
 from tljax.training.trainer import train
 from tljax.weights.pretrained import resolve_weights, restore
 
-pytestmark = pytest.mark.unoptimised
-
 TEXT, IMAGES = "--config=tests/configs_tiny.py:text", "--config=tests/configs_tiny.py:pretrained"
 
 
@@ -296,6 +294,7 @@ def test_train_warns_of_a_picture_that_two_splits_share(shapes, tmp_path):
     assert "WARNING: examples of test that train has too, by content: 18 (train/disc/" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_on_images_or_texts_imports_neither_tensorflow_nor_torch(shapes, tmp_path):
     os.environ["TLJAX_TEST_FOLDER"] = str(shapes)
     alone = "import sys, tljax.cli.train; assert not {'tensorflow', 'torch'} & sys.modules.keys()"

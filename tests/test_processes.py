@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from tests import forks
 from tests.conftest import PATIENCE, ROOT
 from tests.test_stopping import _at, _end, _start
 from tljax.checkpoints.checkpointer import Checkpoints
@@ -21,8 +22,6 @@ from tljax.distributed import processes
 from tljax.distributed.preemption import SAVED
 from tljax.errors import InputError
 from tljax.problems.registry import PROBLEMS
-
-pytestmark = pytest.mark.unoptimised
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,7 +95,7 @@ def _alone(*flags: str) -> tuple[int, str, float]:
     """Exit status, what is said, and the seconds, of a process that is one of two."""
     began, command = time.monotonic(), [sys.executable, "-m", "tljax", "train"]
     command += ["--config=tests/configs_tiny.py:pretrained", "--workdir=nowhere", "--join-timeout=3", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    done = forks.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     return done.returncode, done.stdout + done.stderr, time.monotonic() - began
 
 

@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
+from tests import forks
 from tests.conftest import PATIENCE, ROOT, TINY, tiny_run
 from tests.test_end_to_end import _leaves
 from tljax.checkpoints.workdir import Workdir
@@ -24,10 +25,9 @@ from tljax.core.run import Run
 from tljax.distributed.preemption import SAVED, SIGNALS, PreemptionSignal, Stopped
 from tljax.evals import predictions
 from tljax.evals.evaluate import evaluate
+from tljax.io import storage
 from tljax.models.registry import BACKBONES
 from tljax.training.trainer import train
-
-pytestmark = pytest.mark.unoptimised
 
 CONFIG = "--config=tests/configs_tiny.py:pretrained"
 
@@ -91,7 +91,7 @@ def test_a_second_signal_ends_the_process_even_while_it_computes():
         "with PreemptionSignal().listening() as preemption, preemption.deferred():\n"
         "    print('ready', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 300_000_000)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = forks.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)
     assert b"once more stops at once" in process.stderr.readline()
@@ -100,10 +100,10 @@ def test_a_second_signal_ends_the_process_even_while_it_computes():
     assert process.wait(10) == 128 + signal.SIGINT
 
 
-def _start(workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tljax", "train", CONFIG, f"--workdir={workdir}", *flags]
+def _start(workdir: Path, *flags: str, program: Sequence[str] = ("-m", "tljax"), **environment) -> subprocess.Popen:
+    command = [sys.executable, *program, "train", CONFIG, f"--workdir={workdir}", *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, **pipes)
+    return forks.Popen(command, cwd=ROOT, env=os.environ | environment, **pipes)
 
 
 def _end(process: subprocess.Popen, status: int = 0) -> str:
@@ -142,6 +142,7 @@ def whole(tmp_path_factory, _folder) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_signals_and_the_limit_stop_between_steps_with_that_step_saved(tmp_path, whole):
     run, stopped, cache = tmp_path / "run", [], tmp_path / "cache"
     for number, step in ((signal.SIGTERM, 20), (signal.SIGINT, 90), (signal.SIGUSR1, 230)):
@@ -261,12 +262,22 @@ def test_a_run_goes_on_with_fewer_devices(tmp_path):
             assert np.linalg.norm(found[name] - leaf) <= 1e-5 * np.linalg.norm(leaf), name
 
 
+# tljax, but that it tries again ten times as soon.
+HASTY = """
+import runpy
+from tljax.io import storage
+storage.PAUSES = tuple(pause / 10 for pause in storage.PAUSES)
+runpy.run_module("tljax", run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 def test_a_disk_that_fills_up_in_mid_run(tmp_path, whole):
     """A limit on the size of any file stands in for the disk; lifted in time, nothing is lost."""
+    assert storage.PAUSES == (1, 4, 10, 30)
     for mended in (True, False):
         run = tmp_path / f"mended-{mended}"
-        process = _start(run, *LONG)
+        process = _start(run, *LONG, program=("-m", "tljax") if mended else ("-c", HASTY))
         _at(run, 20, process)
         before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
         process.send_signal(signal.SIGTERM) if not mended else None
@@ -280,7 +291,7 @@ def test_a_disk_that_fills_up_in_mid_run(tmp_path, whole):
             _end(process)
         else:
             told += _end(process, 2)
-            assert "tried 5 times in 45 s" in told
+            assert "tried 5 times in 4.5 s" in told
             _end(_start(run, *LONG))
         assert _leaves(run) == _leaves(whole)
         assert _history(run) == _history(whole)

@@ -20,8 +20,6 @@ from tljax.problems.registry import PROBLEMS
 from tljax.reports.html import page
 from tljax.reports.runs import Unfinished
 
-pytestmark = pytest.mark.unoptimised
-
 NAMES = ("[red]", "[/]", "[bold]x", "a[b]c", "<script>", "=1+1", "a\x1b[31mb", "a,b", '"', "", ":smile:", "a\nb")
 SHOWN = [name.replace("\x1b", "\\x1b").replace("\n", "\\n") for name in NAMES]
 

@@ -15,8 +15,6 @@ from tljax.core.state import TrainState
 from tljax.errors import InputError
 from tljax.tuning.multipliers import digest
 
-pytestmark = pytest.mark.unoptimised
-
 STEPS = 5
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from tests import forks
 from tests.conftest import ROOT
 from tljax.checkpoints.workdir import Workdir
 from tljax.io import arrays, lock, storage
@@ -78,8 +79,8 @@ class Writer:
 
     def __init__(self):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen([sys.executable, "-c", WRITER], cwd=ROOT, env=environment, **pipes)
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        self.process = forks.Popen([sys.executable, "-c", WRITER], cwd=ROOT, env=environment, **pipes)
 
     def __call__(self, verb: str, value: object = None) -> str:
         """What it answers: `ok`, or the error."""
@@ -233,7 +234,7 @@ def test_two_writers_of_one_file_do_not_tear_it(tmp_path):
     storage.write_whole(epath.Path(file), b"a" * 300_000)
     assert not left.exists()
     command = [sys.executable, "-c", TWO, str(file)]
-    writers = [subprocess.Popen([*command, letter], cwd=ROOT, stderr=subprocess.PIPE) for letter in "bc"]
+    writers = [forks.Popen([*command, letter], cwd=ROOT, stderr=subprocess.PIPE) for letter in "bc"]
     seen = set()
     while any(writer.poll() is None for writer in writers):
         content = file.read_bytes()

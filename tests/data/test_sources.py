@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests import forks
 from tests.conftest import PATIENCE, ROOT, make_folder
 from tests.data.test_tasks import column, load
 from tljax.data.dataset import Item, Source
@@ -248,9 +249,9 @@ print("fingerprint", task.fingerprint)
 
 def _start(dataset: str, how: str, cache: Path) -> subprocess.Popen:
     command = [sys.executable, "-c", PREPARING, dataset, how]
-    environment = os.environ | {"TLJAX_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"TLJAX_CACHE": str(cache)}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return forks.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_a_killed_process_is_gone_on_with_to_the_same_bytes(shapes, tmp_path):

@@ -16,8 +16,6 @@ from tljax.models.registry import BACKBONES, build, user_source
 from tljax.training.trainer import train
 from tljax.weights import pretrained
 
-pytestmark = pytest.mark.unoptimised
-
 NAME = "tests.extending.my_backbone:SmallConvNet"
 
 

@@ -27,7 +27,6 @@ from tljax.reports.runs import read
 from tljax.training.trainer import train
 
 PARTS = "tests.extending.my_parts"
-pytestmark = pytest.mark.unoptimised
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ from tljax.weights import mappings
 from tljax.weights.mapping import Shape, convert, unconvert
 from tljax.weights.readers import files
 
+pytestmark = pytest.mark.optimized
+
 TINY = Bert(width=36, depth=2, heads=3, mlp_width=80, vocabulary=61, positions=24)
 ROBERTA = TINY.clone(positions=26, token_types=1, pad_id=1, eps=1e-5)
 

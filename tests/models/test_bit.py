@@ -11,6 +11,8 @@ from tests.models import test_resnet as resnets
 from tests.models.test_resnet import check_manifest, check_round_trip, converted, manifests, outputs, weights_of
 from tljax.models.vision.bit import BiT, standardize
 
+pytestmark = pytest.mark.optimized
+
 TIMM = BiT(depths=(1, 2, 1, 1), widths=(32, 32, 32, 64))
 GOOGLE = BiT(depths=(1, 2, 1, 1), widths=(32, 32, 32, 32))
 TOLERANCE = 2e-4  # absolute; on images this faint the normalizations magnify rounding, the reference's own to 2e-5

@@ -9,6 +9,8 @@ from jax import lax
 from tests.models.test_ops import assert_same, random
 from tljax.models.kernels import conv_cpu, ops
 
+pytestmark = pytest.mark.optimized
+
 
 def _plain_conv(x, kernel, stride, padding):
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -9,8 +9,6 @@ from tests.conftest import make_folder, tiny_run
 from tljax.evals import linear_probe
 from tljax.problems.registry import PROBLEMS
 
-pytestmark = pytest.mark.unoptimised
-
 
 @pytest.mark.parametrize("strategy", ["full", "mlp_head"])
 def test_logits_and_loss_of_a_bfloat16_network_are_not_rounded(tmp_path, strategy):

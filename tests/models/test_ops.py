@@ -7,16 +7,19 @@ import pytest
 
 from tljax.models.kernels import ops
 
+pytestmark = pytest.mark.optimized
+
 
 def random(*shape: int, seed: int = 0) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
 
 
 def assert_same(fast, plain, *operands):
+    fast, plain = jax.jit(fast), jax.jit(plain)
     np.testing.assert_allclose(fast(*operands), plain(*operands), atol=2e-5, rtol=1e-5)
     weights = random(*jax.eval_shape(plain, *operands).shape, seed=9)
     arguments = tuple(range(len(operands)))
-    grads = [jax.grad(lambda *o, f=f: jnp.sum(f(*o) * weights), arguments)(*operands) for f in (fast, plain)]
+    grads = [jax.jit(jax.grad(lambda *o, f=f: jnp.sum(f(*o) * weights), arguments))(*operands) for f in (fast, plain)]
     for found, wanted in zip(*grads, strict=True):
         np.testing.assert_allclose(found, wanted, atol=2e-4, rtol=1e-4)
 
@@ -102,12 +105,13 @@ def test_attention_in_bfloat16(tokens, masked):
     q, k, v, dy = (random(3, 4, tokens[place], 64, seed=seed) for seed, place in enumerate((0, 1, 1, 0)))
     seen = jnp.arange(tokens[1]) < jnp.array([[tokens[1]], [3], [0]]) if masked else None
 
-    def with_gradients(dtype):
-        y, back = jax.vjp(lambda *o: ops.attention(*o, seen), *(x.astype(dtype) for x in (q, k, v)))
-        return y, *back(dy.astype(dtype))
+    @jax.jit  # of arguments: the compiler would take half a minute to compute with constants
+    def with_gradients(q, k, v, dy):
+        y, back = jax.vjp(lambda *o: ops.attention(*o, seen), q, k, v)
+        return y, *back(dy)
 
     with jax.default_matmul_precision("highest"):
-        wanted = jax.jit(with_gradients, static_argnums=0)(jnp.float32)
-    for one, other in zip(jax.jit(with_gradients, static_argnums=0)(jnp.bfloat16), wanted, strict=True):
+        wanted = with_gradients(q, k, v, dy)
+    for one, other in zip(with_gradients(*(x.astype(jnp.bfloat16) for x in (q, k, v, dy))), wanted, strict=True):
         assert one.dtype == jnp.bfloat16
         assert jnp.max(jnp.abs(one.astype(jnp.float32) - other)) < 0.02 * jnp.max(jnp.abs(other))

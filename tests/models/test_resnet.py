@@ -17,6 +17,8 @@ from tljax.weights.mapping import convert, unconvert
 from tljax.weights.pretrained import optional, shapes
 from tljax.weights.readers import files
 
+pytestmark = pytest.mark.optimized
+
 BASIC = ResNet(depths=(1, 1, 1, 2), widths=(64, 16, 20, 24), kind="basic")
 BOTTLENECK = ResNet(depths=(1, 2, 1, 1), widths=(12, 16, 20, 24))
 DEEP = BOTTLENECK.clone(stem="deep", avg_down=True, stem_width=32)

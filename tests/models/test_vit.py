@@ -19,6 +19,8 @@ from tljax.weights.mapping import convert, unconvert
 from tljax.weights.pretrained import optional, shapes
 from tljax.weights.readers import files
 
+pytestmark = pytest.mark.optimized
+
 VIT = ViT(width=48, depth=3, heads=3, patch_size=8, grid=(4, 4))
 SMALL = ViT(width=36, depth=2, heads=3, patch_size=8, grid=(4, 4))
 DINOV2 = ViT(width=36, depth=2, heads=3, patch_size=14, grid=(5, 5), layer_scale=1e-5)

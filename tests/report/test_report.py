@@ -15,8 +15,6 @@ from tests.report.made import compared
 from tljax.errors import InputError
 from tljax.reports import figures
 
-pytestmark = pytest.mark.unoptimised
-
 NAMES = ["linear_probe", "last_k", "full"]  # by parameters that train
 
 

@@ -20,6 +20,8 @@ from tljax.models.vision.vit import ViT
 from tljax.weights import pretrained
 from tljax.weights.catalog import Pretrained
 
+pytestmark = pytest.mark.optimized
+
 VIT = ViT(width=16, depth=2, heads=2, patch_size=8, grid=(4, 4))
 DINOV2 = ViT(width=16, depth=2, heads=2, patch_size=14, grid=(4, 4), layer_scale=1e-5, registers=4, positions="patches")
 RESNET = ResNet(depths=(1, 1, 1, 1), widths=(8, 8, 12, 16), kind="basic")

@@ -17,6 +17,8 @@ from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
 from tljax.weights import pretrained
 
+pytestmark = pytest.mark.optimized
+
 WEIGHTS = ("model.safetensors", "weights_hub.safetensors", "weights.safetensors")
 
 

@@ -17,6 +17,8 @@ from tljax.io.download.fetch import fetch
 from tljax.weights import pretrained
 from tljax.weights.catalog import CATALOG
 
+pytestmark = pytest.mark.optimized
+
 
 def _pictures(preprocessing) -> np.ndarray:
     """A flower and a temple, upright and turned."""
