@@ -18,7 +18,6 @@ from tljax.config import schema
 from tljax.config.schema import Experiment
 from tljax.core.run import Resolved, Run
 from tljax.data.preprocessing import Preprocessing
-from tljax.distributed import mesh as distributed_mesh
 from tljax.tuning.masks import partition
 from tljax.weights.catalog import Pretrained
 
@@ -49,9 +48,8 @@ def make_run(
     values.mesh.update(mesh or {})
     pixels = Preprocessing(size=size)
     row = Pretrained("", "", backbone, "", pixels, "none", architecture=architecture or {})
-    run = Run(Experiment.from_config(values), Resolved(row, pixels, tuple("0123456789"), 100, 1000, "none"))
-    run.mesh = distributed_mesh.make_mesh(jax.devices()[:devices], values.mesh.fsdp)
-    return run
+    resolved = Resolved(row, pixels, tuple("0123456789"), 100, 1000, "none")
+    return Run(Experiment.from_config(values), resolved, devices=jax.devices()[:devices])
 
 
 def collective_bytes(program: jax.stages.Compiled) -> dict[str, int]:

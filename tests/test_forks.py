@@ -41,7 +41,8 @@ def test_a_process_is_as_its_command_and_options_say(tmp_path):
 
 
 def test_a_process_has_imported_what_takes_long_and_has_no_backend():
-    code = "import sys; from jax._src import xla_bridge as b; print('tljax.cli.train' in sys.modules, bool(b._backends))"
+    code = "import sys; from jax._src import xla_bridge as b; "
+    code += "print('tljax.cli.train' in sys.modules, bool(b._backends))"
     assert forks.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).stdout == b"True False\n"
 
 

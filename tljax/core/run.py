@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class Run:
         resolved: Resolved,
         splits: dict[str, Split] | None = None,
         tokenizer: Path | None = None,
+        devices: Sequence[jax.Device] = (),
     ):
         """Assembles a run.
 
@@ -65,12 +67,13 @@ class Run:
             experiment: the config.
             resolved: what it leaves to the data and the weights.
             splits, tokenizer: as of `Inputs`.
+            devices: to run on; all by default.
         """
         self.experiment, self.resolved = experiment, resolved
         self.problem = problem_for(experiment)
         self.cached = False
         self.inputs = Inputs(experiment, resolved, splits, tokenizer)
-        self.mesh = mesh.make_mesh(fsdp=experiment.mesh.fsdp)
+        self.mesh = mesh.make_mesh(devices, experiment.mesh.fsdp)
         self.network = Network(
             experiment,
             resolved.pretrained,
