@@ -111,7 +111,13 @@ def shown(value: Any) -> str:
 
 
 def no_such(path: str, name: Any, known: Iterable[Any]) -> str:
-    """Says that a name is not known: the nearest one that is, and all of them."""
+    """Returns the message for a name that is not known: the nearest that is, and all of them.
+
+    Args:
+        path: the key that has the name.
+        name: the name.
+        known: the names that there are.
+    """
     known = list(known)
     near = difflib.get_close_matches(name, map(str, known), n=1) if isinstance(name, str) else []
     hint = f" (did you mean {near[0]}?)" if near else ""

@@ -57,6 +57,11 @@ def random(count: int, seed: int, distributions: Mapping[str, Any]) -> list[Over
     A draw depends on the seed, its key and its place alone: with a larger count, or another key, what was drawn before
     stays, and so do the runs that it named.
 
+    Args:
+        count: of draws.
+        seed: of the generator.
+        distributions: key -> `uniform`, `log_uniform` or `choice`.
+
     Raises:
         InputError: the count is below 0, or a key has a value in place of a distribution.
     """

@@ -39,7 +39,13 @@ def to_dict(value: Any) -> dict[str, Any]:
 
 
 def unknown_key(key: str, path: str, known: Iterable[str]) -> InputError:
-    """Returns the error for a key that is not there, with the nearest that is."""
+    """Returns the error for a key that is not there, with the nearest that is.
+
+    Args:
+        key: the key.
+        path: of the section that should have it.
+        known: the section's keys.
+    """
     if key in RENAMED:
         return InputError(f"no key {path}.{key}: it is called {path}.{RENAMED[key]} now")
     known = list(known)

@@ -208,6 +208,11 @@ class OptimConfig:
 def schedule_arguments(name: str, schedule: Callable[..., Any], steps: int, warmup_steps: int) -> dict[str, int]:
     """Returns what a schedule of a user's is given beside the step, of what it takes.
 
+    Args:
+        name: of the schedule, for errors.
+        schedule: the function.
+        steps, warmup_steps: of the run.
+
     Raises:
         InputError: there is a warm-up, and it takes none.
     """

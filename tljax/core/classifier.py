@@ -57,6 +57,7 @@ class Classifier(nn.Module):
     drop_path: float = 0.0
 
     def setup(self):
+        """Makes the head."""
         hidden = [adapter.hidden for adapter in self.adapters if isinstance(adapter, MlpHead)]
         if hidden:
             self.head = _TwoLayers(hidden[0], self.classes, self.bias, self.head_init)

@@ -35,6 +35,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
+        """The factor of the low-rank product: alpha / rank, or alpha / √rank (rsLoRA, 2312.03732)."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 

@@ -35,6 +35,7 @@ class Need:
 
     @property
     def peak(self) -> int:
+        """The most bytes at a time."""
         return self.fixed + self.growing
 
     def shared(self, parts: int) -> int:

@@ -121,7 +121,7 @@ def layer_decay(layout: Layout, *, decay: ranges.Part, norm_with: choices.NormWi
 
     Ids: stem 0, block i -> i+1, head L+1. The final norm (or pooler) has that of `norm_with`: the `last_block`'s, or
     the `head`'s as in BEiT's own code. By default it is timm's (`param_groups_layer_decay`): the last block's before
-    the pooling, the head's after it.
+    the pooling, the head's after it. The groups are those of `layout`.
     """
     norm_with = norm_with or ("head" if layout.pooled_norm else "last_block")
     blocks = layout.blocks

@@ -65,7 +65,7 @@ def _two(version: str, train: int, test: int, kept: int, held_out: str = "test")
     return Rows((version,), {"train": train, held_out: test}, ("train", kept, kept + 200), (held_out, 0, test))
 
 
-def _one(version: str, count: int, kept: int, tested: int) -> Rows:
+def _rows_of(version: str, count: int, kept: int, tested: int) -> Rows:
     """Validation follows the first `kept` rows of the only split, the test set is its last `tested` rows."""
     return Rows((version,), {"train": count}, ("train", kept, kept + 200), ("train", count - tested, count))
 
@@ -77,9 +77,9 @@ ROWS: dict[str, Rows] = {
     "diabetic_retinopathy_detection/btgraham-300": _three("3", 35_126, 10_906, 42_670),
     "dmlab": _three("2", 65_550, 22_628, 22_735),
     # Its pixels are 0 and 1, which VTAB multiplies by 255.
-    "dsprites": _one("2", 737_280, kept=589_824, tested=73_728),
+    "dsprites": _rows_of("2", 737_280, kept=589_824, tested=73_728),
     "dtd": _three("3", 1880, 1880, 1880),
-    "eurosat/rgb": _one("2", 27_000, kept=16_200, tested=5400),
+    "eurosat/rgb": _rows_of("2", 27_000, kept=16_200, tested=5400),
     "kitti": _three("3", 6347, 423, 711),
     "oxford_flowers102": _three("2", 1020, 1020, 6149),
     # VTAB asks for 3. 4 re-encodes damaged pictures and adds boxes, under the same keys and so in the same order.
@@ -87,7 +87,7 @@ ROWS: dict[str, Rows] = {
         ("3", "4"), {"train": 3680, "test": 3669}, val200=("train", 2944, 3144), test=("test", 0, 3669)
     ),
     "patch_camelyon": _three("2", 262_144, 32_768, 32_768),
-    "resisc45": _one("3", 31_500, kept=18_900, tested=6300),
+    "resisc45": _rows_of("3", 31_500, kept=18_900, tested=6300),
     # Validation comes from test, whose other half is the test set: other instances of the toys than in train.
     "smallnorb": Rows(
         ("2",), {"train": 24_300, "test": 24_300}, val200=("test", 0, 200), test=("test", 12_150, 24_300)
