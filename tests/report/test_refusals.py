@@ -32,7 +32,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("other", "told"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("other", "message"), REFUSED.values(), ids=REFUSED)
 def test_runs_that_cannot_be_compared_are_named(tmp_path, other, message):
     _two(tmp_path, **other)
     with pytest.raises(InputError, match=message) as caught:

@@ -115,7 +115,8 @@ def _imported(name: str) -> Backbone:
         module = reference() if is_class else reference
         hash((module, module.groups, module.feature_dim))  # which have no default
     except TypeError as error:
-        raise InputError(f"backbone.name={name}: {error}; give attributes hashable defaults") from error
+        message = "its attributes cannot be hashed: give them tuples, not lists or dicts"
+        raise InputError(f"backbone.name={name}: {message}") from error
     return module
 
 
