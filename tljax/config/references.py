@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from tljax.config.ranges import coerce, no_such
+from tljax.config.ranges import coerce, no_such, shown
 from tljax.errors import InputError, printable
 
 _REFERENCE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
@@ -44,7 +44,7 @@ def resolve_reference(name: str, kind: str) -> Any:
     try:
         value = importlib.import_module(module_name)
     except Exception as error:  # whatever a user's module does at its import
-        raise _import_error(name, kind, error) from error
+        raise error_in(name, kind, error) from error
     for attribute in attributes.split("."):
         if not hasattr(value, attribute):
             hint = _nearest(attribute, (public for public in dir(value) if not public.startswith("_")))
@@ -60,7 +60,10 @@ def resolve(name: str, kind: str) -> Any:
         InputError: there is neither such a row nor such an object.
     """
     if is_reference(name):
-        return resolve_reference(name, kind)
+        value = resolve_reference(name, kind)
+        if not callable(value):
+            raise InputError(f"{kind}={name}: it is {shown(value)}, and no function or class")
+        return value
     module, _, table = _TABLES[kind].partition(":")
     rows = getattr(importlib.import_module(module), table)
     if name not in rows:
@@ -138,8 +141,14 @@ def source_hash(value: Any) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
 
 
-def _import_error(name: str, kind: str, error: Exception) -> InputError:
-    """Returns what to say of a reference whose module cannot be imported."""
+def error_in(name: str, kind: str, error: Exception) -> InputError:
+    """Returns what to say of an exception that came out of a module or function of a user's own.
+
+    Args:
+        name: the reference.
+        kind: the config's key that has it.
+        error: the exception.
+    """
     module = name.partition(":")[0]
     if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
         parent, _, last = error.name.rpartition(".")

@@ -1,5 +1,6 @@
 """How parameters move: the sections `tuning` and `optim` of a config."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -147,6 +148,12 @@ def _strategy_arguments(
     strategy: str, arguments: Mapping[str, Any], where: str, beside: tuple[str, ...]
 ) -> dict[str, Any]:
     function = references.resolve(strategy, "tuning.strategy")
+    if is_reference(strategy):
+        try:
+            inspect.signature(function).bind_partial("layout")
+        except TypeError as error:
+            message = f"{error}: it is called with the layout, and its arguments by name"
+            raise InputError(f"tuning.strategy={strategy}: {message}") from error
     return check_arguments(function, arguments, where, strategy, _supplied("tuning.strategy", strategy), beside)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tljax.config.ranges import shown
-from tljax.config.references import is_reference, resolve_reference
+from tljax.config.references import error_in, is_reference, resolve_reference
 from tljax.errors import InputError
 from tljax.peft.config import ADAPTERS
 from tljax.tuning.strategies import STRATEGIES, Layout, compile_patterns, first_match
@@ -37,7 +37,12 @@ def multiplier_tree(
         InputError: the strategy does not suit the network or gives no multipliers, or nothing would train.
     """
     function = resolve_reference(strategy, "tuning.strategy") if is_reference(strategy) else STRATEGIES[strategy]
-    by_path = function(layout, **({} if strategy in ADAPTERS else arguments))
+    try:
+        by_path = function(layout, **({} if strategy in ADAPTERS else arguments))
+    except Exception as error:
+        if isinstance(error, InputError) or not is_reference(strategy):
+            raise
+        raise error_in(strategy, "tuning.strategy", error) from error
     if not isinstance(by_path, Mapping):
         raise InputError(f"{strategy} must return a dict of a multiplier for each path, not {shown(by_path)}")
     if missing := sorted(set(layout.group_of) - set(by_path)):
