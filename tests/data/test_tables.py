@@ -130,6 +130,19 @@ def test_a_doubt_names_both_ways_out(tmp_path):
             rows(tmp_path, cells)
     with refused("label: no example has a label"):
         rows(tmp_path, [None, None], problem="multi_label")
+    with refused("label: 'a, b' is one class as it stands: write the names of several with | between"):
+        rows(tmp_path, ["a", "a, b", "b;a"], problem="multi_label")
+    assert rows(tmp_path, ["dog, big", "cat, small"], problem="multi_label").classes == ("cat, small", "dog, big")
+    named = rows(tmp_path, ["a", "a, b"], problem="multi_label", classes=("a", "a, b"))
+    assert labels(named) == [(0,), (1,)]
+
+
+def test_a_column_that_splits_unasked_is_said(tmp_path, capsys):
+    lines = ["text,label,split", *(f"{name} {i},{i % 2},{name}" for name in ("train", "val", "test") for i in range(4))]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    source = read(tmp_path / "x.csv")
+    assert {name: len(items) for name, items in source.splits.items()} == {"train": 4, "validation": 4, "test": 4}
+    assert "column 'split' names each row's split: train 4, validation 4, test 4" in capsys.readouterr().out
 
 
 def test_the_order_of_classes_is_one_for_folders_and_tables(tmp_path):

@@ -188,7 +188,7 @@ def test_loras_own_targets_are_joint_projections_and_1x1_convolutions_of_blocks(
     [
         (VIT, Lora(targets=("block_0/atention/qkv",)), "'block_0/atention/qkv' matches no layer .* block_0/attention"),
         (RESNET, Lora(targets=(r".*/conv1/conv", r"block_0/conv2/conv")), r"conv2/conv' matches .* block_0/conv1/conv"),
-        (BIT, Lora(), "no LoRA on BiT: its convolutions standardize their weights"),
+        (BIT, Lora(), "no LoRA on BiT: it standardizes its weights"),
         (RESNET, Adapter(parallel=True), "beside the MLP of a transformer's block, and a ResNet has none"),
         (BIT, Adapter(parallel=True), "a BiT has none"),
         (RESNET, Prompt(), "prompts are tokens of a transformer, and a ResNet has none"),

@@ -2,7 +2,9 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from tljax import console
@@ -43,7 +45,19 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         raise InputError(f"--top={options.top}: of --format=text alone")
     if options.out and not storage.is_remote(place := storage.locate(options.out)) and not place.parent.is_dir():
         raise InputError(f"--out={options.out}: no such folder")
+    _check_not_an_input(options.out, options.files)
     return options, overrides
+
+
+def _check_not_an_input(out: str | None, files: Sequence[str]) -> None:
+    """Raises InputError where what is predicted would be written over what it is predicted of."""
+    target = Path(out or "").resolve()
+    if not out or not target.is_file():
+        return
+    for file in files:
+        path = Path(file.partition(":")[2] if file.partition(":")[0] in ("csv", "jsonl", "parquet") else file).resolve()
+        if path == target or (path.is_dir() and path in target.parents):
+            raise InputError(f"--out={out}: it is read as an input; give another file")
 
 
 def main(arguments: list[str]) -> int:

@@ -104,7 +104,7 @@ class Labels:
             classes, names = "", ", ".join(map(str, label))
         else:
             many = f"{len(self.classes)} {'class' if len(self.classes) == 1 else 'classes'}"
-            classes = f", {many} ({shown(self.classes)})"
+            classes = f", {many} ({shown([repr(name) if {*',;'} & {*name} else name for name in self.classes])})"
             numbers = label if isinstance(label, tuple) else (label,)
             names = shown([self.classes[number] for number in numbers]) or "none"
         columns_are = ("column " if len(columns) == 1 else "columns ") + shown([repr(name) for name in columns])
@@ -226,7 +226,19 @@ def _several_labels(problem: str, column: str, cells: _Cells, classes: tuple[str
         )
     if not (classes or cells.names):
         raise InputError(f"{column}: no example has a label; set task.label to another column")
+    if not classes and (joined := _joined(cells.names)):
+        raise InputError(
+            f"{column}: {joined!r:.80} is one class as it stands: write the names of several with | between, or list"
+            " all names in task.classes"
+        )
     return Labels(problem, classes or in_order(cells.names))
+
+
+def _joined(names: Iterable[str]) -> str:
+    """Returns a name that seems to be several with commas or semicolons between: a part of it is in another, too."""
+    parts = {name: {part.strip() for part in re.split("[,;]", name)} for name in names}
+    counts = collections.Counter(part for each in parts.values() for part in each)
+    return next((name for name in sorted(parts) if len(parts[name]) > 1 and max(map(counts.get, parts[name])) > 1), "")
 
 
 def _doubtful(column: str, cells: _Cells) -> InputError:

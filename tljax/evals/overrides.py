@@ -99,7 +99,9 @@ def examples(experiment: Experiment, resolved: Resolved, changes: Mapping[str, A
         return split_of(Inputs(experiment, resolved), split)
     task = in_stored_order(registry.load(experiment.task), resolved.classes, resolved.data)
     if task.fingerprint == resolved.data:  # the same at another place
-        return split_of(Inputs(experiment, resolved), split)
+        chosen = split_of(Inputs(experiment, resolved), split)
+        console.console.print(f"{task.name}: the data of the run, of which {chosen.name}, {len(chosen)} examples")
+        return chosen
     _check_kind(task, resolved)
     chosen = cut(among(task, resolved.classes), _slicing(experiment, task, changes, split))
     if "task.dataset" in changes:

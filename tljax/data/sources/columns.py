@@ -145,6 +145,9 @@ def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key
                 item = unusable(f"{where}", f"{where}: {error}; mend or remove it", config.on_error)
             items.setdefault(split, []).append(item)
     say(first.name, labels, columns.labels, _usable(tables, columns))
+    if columns.split and not config.split:
+        counts = ", ".join(f"{split} {len(rows)}" for split, rows in items.items())
+        console.console.print(f"{first.name}: column {columns.split!r} names each row's split: {counts}")
     digest = hashlib.sha256(repr((key, str(first.folder.absolute()), stats)).encode()).hexdigest()
     pairs = len(columns.inputs) == 2
     return Source(digest, columns.kind, config.problem, labels.classes, items, pairs)
