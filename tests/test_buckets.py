@@ -273,7 +273,7 @@ def test_a_sweep_and_its_report_in_a_bucket(s3, shapes, tiny_weights, tmp_path, 
     config = _config(tmp_path, shapes, str(tiny_weights), 2)
     assert sweep.main([f"--config={config}", f"--root={s3}/sweep"]) == 0
     assert sweep.main([f"--config={config}", f"--root={s3}/sweep", "--status"]) == 0
-    assert "2 points: 1 tested, 1 trained" in capsys.readouterr().out
+    assert "2 trials: 1 tested, 1 trained" in capsys.readouterr().out
     report.main([f"{s3}/sweep", f"--out={s3}/report", "--resamples=200"])
     names = {path.name for path in (s3 / "report").iterdir()}
     assert names == {"report.html", "methods.md", "methods.tex", "methods.csv", "runs.csv"}

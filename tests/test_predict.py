@@ -281,13 +281,14 @@ def test_usage_errors_come_before_the_network(of_images, shapes, tmp_path, capsy
     monkeypatch.setattr(predict, "Run", None)
     fixed, file = f"--workdir={of_images}", shapes / "disc" / "00.png"
     (tmp_path / "x.png").write_bytes((shapes / "disc" / "00.png").read_bytes())
+    (tmp_path / "empty").mkdir()
     for arguments, told in (
         ((fixed, "--top=2", "--format=csv", file), "--format=text"),
         ((fixed, "--batch-size=-1", file), "argument --batch-size: must be at least 0, not -1"),
         ((fixed, f"--out={tmp_path}/no/x.csv", file), "no such folder"),
         ((fixed, f"--out={tmp_path}/x.png", tmp_path / "x.png"), "it is read as an input; give another file"),
         ((fixed, f"--out={tmp_path}/x.png", tmp_path), "it is read as an input; give another file"),
-        ((fixed, shapes.parent / "none"), "none"),
+        ((fixed, tmp_path / "empty"), "no image in it"),
         ((f"--workdir={tmp_path}", file), "no run here"),
     ):
         lines, error = _run(capsys, *arguments, status=2)
