@@ -377,7 +377,7 @@ def test_precision_and_mirror_images_can_be_others(run):
 @pytest.mark.parametrize("key", ["seed", "backbone.name", "task.channels", "task.batch_size", "task.decode", "steps"])
 def test_a_key_that_would_be_another_network_or_has_no_effect_is_refused(run, capsys, key):
     told = _main(capsys, f"--workdir={run}", f"--config.{key}={'x' if key.endswith(('name', 'code')) else 1}", status=2)
-    assert f"config.{key} is the trained run's" in told[1] and "task.dataset, task.image" in told[1]
+    assert f"config.{key} is the trained run's" in told[1] and "task.dataset, task.dataset_args, task.image" in told[1]
 
 
 def test_unknown_keys_and_types_are_refused(run, capsys):

@@ -145,10 +145,10 @@ def test_targets_beyond_float64_are_refused(values):
 
 @pytest.mark.parametrize("value", ["1e39", 16777217, "2460000.51", np.float64(0.1)])
 def test_a_number_is_kept_in_full(value):
-    assert Labels("regression", ("x",), "values").of([value]) == (float(value),)
+    assert Labels("regression", ("x",), "values").encode([value]) == (float(value),)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "1e999", 10**400, None, "x", ""])
 def test_what_is_no_finite_number_is_refused(value):
     with pytest.raises(InputError, match="which is no finite number"):
-        Labels("regression", ("x",), "values").of([value])
+        Labels("regression", ("x",), "values").encode([value])
