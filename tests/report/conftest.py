@@ -8,7 +8,7 @@ import pytest
 from tests.report import made
 from tljax.checkpoints import workdir
 
-ACCURACIES = {"linear_probe": (0.80, 0.82, 0.81), "last_k": (0.90, 0.92, 0.94), "full": (0.91, 0.92, 0.93)}
+ACCURACIES = {"linear_probe": (0.80, 0.82, 0.81), "prompt": (0.90, 0.92, 0.94), "full": (0.91, 0.92, 0.93)}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,7 @@ from tljax.weights.catalog import Pretrained
 
 CLASSES = ("cat", "dog", "a_bird & co", "$fish")
 COUNTS = {"validation": 40, "test": 200}
-TRAINABLE = {"linear_probe": 1_000, "last_k": 50_000, "lora": 9_000, "full": 200_000}
+TRAINABLE = {"linear_probe": 1_000, "prompt": 50_000, "last_k": 50_000, "lora": 9_000, "full": 200_000}
 
 
 def experiment(**values: Any) -> Experiment:

@@ -24,8 +24,8 @@ def test_csv_reads_back_equal(runs, tmp_path):
     table = pd.read_csv(tmp_path / "runs.csv")
     assert len(table) == 18 and table["workdir"].nunique() == 18 and table["chosen"].sum() == 9
     assert table["test_accuracy"].notna().sum() == 9
-    tested = table[table["chosen"] & (table["method"] == "last_k")]
-    assert tested["test_accuracy"].tolist() == pytest.approx(ACCURACIES["last_k"])
+    tested = table[table["chosen"] & (table["method"] == "prompt")]
+    assert tested["test_accuracy"].tolist() == pytest.approx(ACCURACIES["prompt"])
 
 
 def test_latex_escapes_what_it_must(tmp_path):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: a
 
 FIRST = "document.querySelector('table.sortable')"
 ORDER = f"[...{FIRST}.tBodies[0].rows].map(row => row.cells[0].dataset.key)"
-GIVEN = ["linear_probe", "last_k", "full"]
+GIVEN = ["linear_probe", "prompt", "full"]
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def test_a_column_sorts_by_mouse_and_by_keyboard(browser, page):
     sorts = f"{FIRST}.tHead.rows[0].cells[{accuracy}].getAttribute('aria-sort')"
     assert browser.value(ORDER) == GIVEN
     browser.value(f"{button}.click()")
-    assert browser.value(ORDER) == ["last_k", "full", "linear_probe"] and browser.value(sorts) == "descending"
+    assert browser.value(ORDER) == ["prompt", "full", "linear_probe"] and browser.value(sorts) == "descending"
     browser.value(f"{button}.focus()")
     browser.press("Enter")
-    assert browser.value(ORDER) == ["linear_probe", "last_k", "full"] and browser.value(sorts) == "ascending"
+    assert browser.value(ORDER) == ["linear_probe", "prompt", "full"] and browser.value(sorts) == "ascending"
     browser.press(" ")
     assert browser.value(ORDER) == GIVEN and browser.value(sorts) is None
     browser.value(f"{FIRST}.tHead.rows[0].cells[{p}].firstElementChild.click()")
@@ -87,10 +87,10 @@ def test_a_number_leads_to_its_runs(browser, page):
     number = browser.value("location.hash.slice(1)")
     assert browser.value(f"new Promise(done => setTimeout(() => done(document.getElementById('{number}').open), 100))")
     text = browser.value(f"document.getElementById('{number}').innerText")
-    assert "last_k" in text and "--config.tuning.strategy=last_k" in text and "seed 0" in text
+    assert "prompt" in text and "--config.tuning.strategy=prompt" in text and "seed 0" in text
     browser.value(f"{FIRST}.tBodies[0].rows[1].cells[1].querySelector('a').click()")
     heading = "document.getElementById(location.hash.slice(1)).querySelector('h4').textContent"
-    assert browser.value(heading) == "last_k"
+    assert browser.value(heading) == "prompt"
 
 
 def test_it_is_drawn(browser, page, tmp_path):

@@ -70,7 +70,7 @@ def test_seeds_are_paired(tmp_path):
     _two(tmp_path)
     for place, seed in ((0, 5), (1, 6)):
         right = {split: made.hits(0.7, count, seed) for split, count in made.COUNTS.items()}
-        made.leave(tmp_path / "runs" / f"c{place}", made.experiment(tuning__strategy="last_k", seed=seed), right)
+        made.leave(tmp_path / "runs" / f"c{place}", made.experiment(tuning__strategy="prompt", seed=seed), right)
     with pytest.raises(InputError, match="have no seed in common, and seeds are paired"):
         compared(tmp_path / "runs", tmp_path / "out")
 

@@ -15,7 +15,7 @@ from tests.report.made import compared
 from tljax.errors import InputError
 from tljax.reports import figures
 
-NAMES = ["linear_probe", "last_k", "full"]  # by parameters that train
+NAMES = ["linear_probe", "prompt", "full"]  # by parameters that train
 
 
 def test_the_table_is_what_numpy_says(runs, tmp_path):
@@ -143,7 +143,7 @@ def test_another_baseline_and_metric(runs, tmp_path):
     losses = [run.metrics("test")["loss"] for run in best.runs]
     assert best.mean == pytest.approx(np.mean(losses))
     assert f"{best.mean:.4f} ± " in (tmp_path / "methods.md").read_text()
-    with pytest.raises(InputError, match=r"no method 'lora'.* there are: linear_probe; last_k; full"):
+    with pytest.raises(InputError, match=r"no method 'lora'.* there are: linear_probe; prompt; full"):
         compared(runs, tmp_path, baseline="lora")
     with pytest.raises(InputError, match="no metric 'accuracies'; there are: accuracy, "):
         compared(runs, tmp_path, metric="accuracies")
