@@ -331,8 +331,8 @@ def strike(life: Life, process: subprocess.Popen, aim: str, seconds: float, numb
 def _stopped(life: Life, process: subprocess.Popen, number: int) -> str:
     """The phase in which a process was killed; if it was asked, it must have ended as it should."""
     if number == signal.SIGKILL:
-        life.ended(process, (-number,))
-        return life.phase()
+        # It may have ended between the last look and the kill.
+        return life.phase() if life.ended(process, (-number, 0)) else ""
     phase = life.phase()
     status = life.ended(process, (0, 75, -number, 128 + number))
     steps = life.logged

@@ -73,7 +73,7 @@ def test_help_loads_neither_jax_nor_numpy():
 
 
 def test_no_verb_loads_what_only_some_runs_use():
-    assert not _modules("import " + ", ".join(f"tljax.{verb}" for verb in VERBS)) & RARE
+    assert not _modules("import " + ", ".join(f"tljax.cli.{verb}" for verb in VERBS)) & RARE
 
 
 def test_prepared_images_are_opened_and_split_without_pandas(shapes):
