@@ -531,7 +531,7 @@ def test_a_watcher_beside_a_run_evaluates_each_step_once_whoever_is_killed(tmp_p
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
 
-    run = ("train", "--config=tests/configs_tiny.py:pretrained", "--config.steps=800", "--config.eval_every=10")
+    run = ("train", "--config=tests/configs_tiny.py:pretrained", "--config.steps=2000", "--config.eval_every=10")
     run += ("--config.log_every=100", "--config.optim.learning_rate=0.01", "--config.checkpoint.keep=1")
     watching = ("evaluate", "--watch", "--interval=0.1")
     watcher = start("watcher", *watching)
@@ -547,7 +547,7 @@ def test_a_watcher_beside_a_run_evaluates_each_step_once_whoever_is_killed(tmp_p
         trainer = start("trainer", *run)
     assert trainer.wait(PATIENCE) == 0, started[-1][0].read_text()[-2000:]
     assert watcher.wait(PATIENCE) == 0
-    assert _kept(workdir)[-1] == 800
+    assert _kept(workdir)[-1] == 2000
     for step in _kept(workdir):
         assert len(list((workdir / "evaluations").glob(f"{step}-*.json"))) == 1
     lines = [line for log, _ in started if log.name.startswith("watcher") for line in log.read_text().splitlines()]
