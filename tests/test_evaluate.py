@@ -306,7 +306,7 @@ def test_columns_of_labels_in_another_order_are_the_same_labels(tmp_path, proble
     else:
         drawing = evaluator.Evaluation(workdir, draw=True)
         with drawing.checkpoints() as checkpoints:
-            assert drawing.of(checkpoints, "latest").stored
+            assert drawing.evaluate(checkpoints, "latest").stored
         assert [path.name for path in (workdir / "evaluations").glob("*.png")] == ["12-test.reliability.png"]
     short = evaluate(workdir, others={"task.max_tokens": 4})
     assert short["loss"] != wanted["loss"]
