@@ -75,6 +75,14 @@ RUNS = {
 }
 
 
+def test_a_step_with_features_is_a_part_of_one_that_trains_everything_from_images(shapes):
+    run = tiny_run(f"folder:{shapes}", tuning__strategy="last_k", tuning__k=1)
+    whole = cost(run)
+    run.cached = True
+    part = cost(run)
+    assert part["step_flops"] < whole["step_flops"] and part["step_share_of_full"] < whole["step_share_of_full"] < 1
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_cached_run_is_the_run(shapes, name):
     network, values = RUNS[name]

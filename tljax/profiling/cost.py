@@ -133,7 +133,7 @@ def _of_everything(run: Run, phase: Phase) -> float:
     everything = dataclasses.replace(phase, multipliers=ones, since=zeros, frozen=frozenset())
     # Only Muon's update has products; what others compute for each leaf takes as long to trace as the network.
     trace = run.programs.trace_train_step if run.experiment.optim.name == "muon" else run.programs.trace_gradients
-    return flops.count(trace(everything, start=run.start(phase)).jaxpr)
+    return flops.count(trace(everything, start=run.start(everything)).jaxpr)
 
 
 def _parameters(run: Run, multipliers: Tree) -> Block:
