@@ -197,7 +197,7 @@ def test_five_hundred_runs(tmp_path):
         k, rest = divmod(number, 20)
         rate, seed = divmod(rest, 5)
         tried = made.experiment(tuning__strategy="last_k", tuning__k=k + 1, optim__learning_rate=10.0**-rate, seed=seed)
-        kept = right if rate == 0 else {"validation": right["validation"]}
+        kept = right if rate == 3 else {"validation": right["validation"]}  # of equal settings the least rate counts
         made.leave(tmp_path / "runs" / f"{number:03d}", tried, kept)
     (section,) = compared(tmp_path / "runs", tmp_path / "out")
     assert len(section.runs) == 500 and len(section.methods) == 25
