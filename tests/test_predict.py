@@ -288,6 +288,7 @@ def test_usage_errors_come_before_the_network(of_images, shapes, tmp_path, capsy
         ((fixed, f"--out={tmp_path}/no/x.csv", file), "no such folder"),
         ((fixed, f"--out={tmp_path}/x.png", tmp_path / "x.png"), "it is read as an input; give another file"),
         ((fixed, f"--out={tmp_path}/x.png", tmp_path), "it is read as an input; give another file"),
+        ((fixed, f"--out={tmp_path}/x.png", f"folder:{tmp_path}"), "it is read as an input; give another file"),
         ((fixed, tmp_path / "empty"), "no image in it"),
         ((f"--workdir={tmp_path}", file), "no run here"),
     ):

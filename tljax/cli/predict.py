@@ -14,7 +14,7 @@ from tljax.cli.output_formats import FORMATS, opened
 from tljax.config import flag_types
 from tljax.errors import InputError
 from tljax.evals.predict import answers_of, with_columns
-from tljax.evals.predict_inputs import sources
+from tljax.evals.predict_inputs import kind_and_path, sources
 from tljax.io import storage
 from tljax.problems.registry import problem_of
 
@@ -55,7 +55,7 @@ def _check_not_an_input(out: str | None, files: Sequence[str]) -> None:
     if not out or not target.is_file():
         return
     for file in files:
-        path = Path(file.partition(":")[2] if file.partition(":")[0] in ("csv", "jsonl", "parquet") else file).resolve()
+        path = Path(kind_and_path(file)[1]).resolve()
         if path == target or (path.is_dir() and path in target.parents):
             raise InputError(f"--out={out}: it is read as an input; give another file")
 

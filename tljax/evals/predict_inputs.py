@@ -70,15 +70,20 @@ def sources(files: Sequence[str | os.PathLike], config: TaskConfig, resolved: Re
     return [_source(os.fspath(file), config, resolved) for file in files]
 
 
+def kind_and_path(file: str) -> tuple[str, str]:
+    """Returns the two parts of a `KIND:PATH`; no kind, and the whole, where that is a file's own name or has none."""
+    kind, _, path = file.partition(":")
+    has_kind = path and kind in (*KINDS, "folder") and not Path(file).exists()
+    return (kind, path) if has_kind else ("", file)
+
+
 def _source(file: str, config: TaskConfig, resolved: Resolved) -> Source:
-    kind, _, rest = file.partition(":")
     reads_text = resolved.input_spec.kind == "text"
-    if file != STDIN and not Path(file).exists() and kind in KINDS and rest:
-        return _table(kind, rest, config, resolved)
-    if not Path(file).exists() and kind == "folder" and rest:
-        file = rest
-        if not local_copy(file).is_dir():
-            raise InputError(f"folder:{file}: no such folder")
+    kind, file = kind_and_path(file)
+    if kind in KINDS:
+        return _table(kind, file, config, resolved)
+    if kind == "folder" and not local_copy(file).is_dir():
+        raise InputError(f"folder:{file}: no such folder")
     if file != STDIN and (kind := kind_of(file)):
         return _table(kind, file, config, resolved)
     path = local_copy(file)
