@@ -7,7 +7,7 @@
 computed once for all of them, and the twelve heads train side by side.
 """
 
-from tljax.config.schema import default
+from tljax.config import default
 from tljax.config.search_space import grid, product
 from tljax.errors import InputError
 

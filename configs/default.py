@@ -3,6 +3,6 @@
 python -m tljax train --config=configs/default.py --workdir=runs/a --config.task.dataset=mnist_5k …
 """
 
-from tljax.config.schema import default as get_config
+from tljax.config import default as get_config
 
 __all__ = ["get_config"]

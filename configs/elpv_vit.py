@@ -11,7 +11,7 @@ On a CPU with 2 cores, jax 0.10.2; 120 steps each; test accuracy over 1,724 cell
 The photographs are CC BY-NC-SA 4.0: this config fetches them, nothing of them is shipped.
 """
 
-from tljax.config.schema import default
+from tljax.config import default
 from tljax.errors import InputError
 
 

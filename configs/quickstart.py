@@ -11,7 +11,7 @@ On a CPU with 2 cores, jax 0.10.2; 160 steps each; test accuracy over 3,000 imag
 From random weights the network has BatchNorm, as anyone would train it; in the pretrained file it is folded away.
 """
 
-from tljax.config.schema import default
+from tljax.config import default
 from tljax.errors import InputError
 
 

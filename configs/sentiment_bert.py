@@ -14,7 +14,7 @@ seeds on a CPU with 2 cores, jax 0.10.2:
     TF-IDF with logistic regression, on the same splits   .712
 """
 
-from tljax.config.schema import default
+from tljax.config import default
 from tljax.errors import InputError
 
 STRATEGIES = {

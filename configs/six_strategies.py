@@ -8,7 +8,7 @@
 strategy with the best mean over seeds on validation is chosen, and its three runs alone are tested.
 """
 
-from tljax.config.schema import default
+from tljax.config import default
 from tljax.config.search_space import grid, product
 
 STRATEGIES = (

@@ -7,7 +7,7 @@ SET is mnist or elpv, STRATEGY a row of `STRATEGIES`. What is new learns at 3e-3
 BitFit, LoRA and adapters train; whatever else was pretrained moves at the set's own rate of `RATES`.
 """
 
-from tljax.config.schema import default
+from tljax.config import default
 from tljax.errors import InputError
 
 NEW, RATES = 3e-3, {"mnist": 1e-3, "elpv": 1e-4}

@@ -25,7 +25,7 @@ For the others no number of the same weights was at hand. Their steps, and the r
 
 import itertools
 
-from tljax.config.schema import default
+from tljax.config import default
 from tljax.data.sources import vtab
 from tljax.errors import InputError
 

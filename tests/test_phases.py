@@ -104,10 +104,10 @@ def test_every_strategy_takes_rates_by_group():
 
 
 def test_a_run_has_what_any_of_its_phases_adds():
-    assert phases.additions(_tuning("lora", rank=4, targets=("x",))) == (Lora(4, targets=("x",)),)
-    assert phases.additions(_tuning("lp_ft")) == ()
+    assert phases.adapters(_tuning("lora", rank=4, targets=("x",))) == (Lora(4, targets=("x",)),)
+    assert phases.adapters(_tuning("lp_ft")) == ()
     spec = ({"strategy": "mlp_head", "hidden": 3, "share": 0.5}, {"strategy": "lora"})
-    assert phases.additions(_tuning("phases", phases=spec)) == (MlpHead(3), Lora())
+    assert phases.adapters(_tuning("phases", phases=spec)) == (MlpHead(3), Lora())
 
 
 LP, FULL = {"strategy": "linear_probe"}, {"strategy": "full"}
@@ -157,5 +157,5 @@ def test_what_cannot_be_used_is_named(tuning, message):
 )
 def test_an_addition_that_cannot_be_made_is_named(tuning, message):
     with pytest.raises(InputError) as error:
-        phases.additions(_tuning(**tuning))
+        phases.adapters(_tuning(**tuning))
     assert message in str(error.value)

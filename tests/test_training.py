@@ -82,7 +82,7 @@ def test_l2_sp_pulls_to_where_the_leaves_started(dataset):
     state = run.init_state()
     # Random weights are all new: they are pulled to 0.
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.anchor))
-    spec = run.programs._spec(run.phases[0], jax.tree.map(jnp.asarray, run.programs._numbers(run.phases[0])), 0)
+    spec = run.programs._spec(run.phases[0], jax.tree.map(jnp.asarray, run.programs._traced_hparams(run.phases[0])), 0)
     assert set(jax.tree.leaves(spec.pull)) == {0.25}
     from tljax.core.train_step import _l2_sp
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from tljax.core.inputs import Inputs
 from tljax.core.model import Network
 from tljax.core.state import TrainState, abstract_state
-from tljax.core.train_step import Forward, Numbers, StepSpec, TrainStep, eval_step, gradients, train_step
+from tljax.core.train_step import Forward, StepSpec, TracedHparams, TrainStep, eval_step, gradients, train_step
 from tljax.distributed import mesh as distributed_mesh
 from tljax.distributed import processes
 from tljax.io import compilation_cache
@@ -110,7 +110,7 @@ class CompiledPrograms:
             keep_unused=True,  # with the feature cache the backbone: it takes memory, and is counted
         )
         batch = self.abstract_batch(self._inputs.batch_size(self._mesh), length, start)
-        return jitted.trace(changing, frozen, batch, self._numbers(phase))
+        return jitted.trace(changing, frozen, batch, self._traced_hparams(phase))
 
     def train_step(
         self, phase: Phase, length: int = 0, start: int = 0, lowered: jax.stages.Lowered | None = None
@@ -135,7 +135,7 @@ class CompiledPrograms:
             mask = self._masks.frozen_mask(phase, self.abstract_state(phase))
             return TrainStep(self.get_or_compile(key, compile_fn), replicated, mask)
 
-        key, numbers = ("train", self._key(phase), self._tokens(length), start), self._numbers(phase)
+        key, numbers = ("train", self._key(phase), self._tokens(length), start), self._traced_hparams(phase)
         return self.get_or_compile((*key, *numbers.values()), bind)
 
     def trace_gradients(self, phase: Phase, start: int = 0) -> jax.stages.Traced:
@@ -145,7 +145,7 @@ class CompiledPrograms:
             return gradients(state, batch, self._spec(phase, numbers, start))
 
         batch = self.abstract_batch(self._inputs.batch_size(self._mesh), 0, start)
-        return jax.jit(step).trace(self.abstract_state(phase), batch, self._numbers(phase))
+        return jax.jit(step).trace(self.abstract_state(phase), batch, self._traced_hparams(phase))
 
     def trace_eval_step(self, batch_size: int, length: int = 0, start: int = 0) -> jax.stages.Traced:
         """Traces the evaluation step for `batch_size` rows.
@@ -212,7 +212,7 @@ class CompiledPrograms:
 
         return forward
 
-    def _numbers(self, phase: Phase) -> Numbers:
+    def _traced_hparams(self, phase: Phase) -> TracedHparams:
         """Returns what a compiled step is given, so that runs which differ in it have one program."""
         config = self._experiment
         values = {"learning_rate": phase.peak, "weight_decay": config.optim.weight_decay}
@@ -221,7 +221,7 @@ class CompiledPrograms:
         numbers = {name: np.float32(value) for name, value in values.items()}
         return numbers | {"seed": np.uint32(config.seed % 2**32)}
 
-    def _spec(self, phase: Phase, numbers: Numbers, start: int) -> StepSpec:
+    def _spec(self, phase: Phase, numbers: TracedHparams, start: int) -> StepSpec:
         experiment = self._experiment
         return StepSpec(
             forward=self._forward(phase, start),

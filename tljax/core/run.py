@@ -24,7 +24,7 @@ from tljax.distributed import mesh, processes
 from tljax.problems.registry import problem_for
 from tljax.tuning import optimizers
 from tljax.tuning.masks import Masks, combine, partition
-from tljax.tuning.phases import Length, Phase, additions, phases
+from tljax.tuning.phases import Length, Phase, adapters, phases
 
 
 def prepare(experiment: Experiment, tokenizer: Path | None = None) -> "Run":
@@ -79,7 +79,7 @@ class Run:
             resolved.pretrained,
             resolved.preprocessing,
             resolved.classes,
-            additions(experiment.tuning),
+            adapters(experiment.tuning),
             resolved.input_spec,
         )
         self.layout = self.network.layout

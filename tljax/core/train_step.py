@@ -23,7 +23,7 @@ from tljax.tuning.multipliers import Tree
 Batch = dict[str, Any]  # as `data.pipeline.HostBatch`
 Metrics = dict[str, jax.Array]
 Forward = Callable[..., Any]  # (params, batch_stats, input, key) -> logits [batch, classes], batch_stats
-Numbers = dict[str, Any]  # scalars: learning_rate (the peak), weight_decay, seed and, if not 0, label_smoothing
+TracedHparams = dict[str, Any]  # scalars: learning_rate (the peak), weight_decay, seed and, if not 0, label_smoothing
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TrainStep:
     """
 
     program: jax.stages.Compiled
-    numbers: Numbers
+    numbers: TracedHparams
     frozen_mask: tuple[bool, ...]
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -1,12 +1,9 @@
 """The backbones that come with tljax, by name (timm's, without an image size, where timm has it), and users' own."""
 
-import hashlib
-import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from tljax.config.references import is_reference, resolve_reference
+from tljax.config.references import is_reference, resolve_reference, source_hash
 from tljax.errors import InputError
 from tljax.models.base import Backbone, attributes
 from tljax.models.text.bert import Bert
@@ -124,4 +121,4 @@ def user_source(module: Backbone) -> tuple[str, ...]:
     """Returns the SHA-256 of the file that a user's backbone stands in, for keys of caches; () of ours."""
     if type(module).__module__.startswith("tljax."):
         return ()
-    return (hashlib.sha256(Path(inspect.getfile(type(module))).read_bytes()).hexdigest(),)
+    return (source_hash(type(module)),)

@@ -59,7 +59,7 @@ class Phase:
         return self.peak * self.shape(step)
 
 
-def additions(config: TuningConfig) -> tuple[AdapterConfig, ...]:
+def adapters(config: TuningConfig) -> tuple[AdapterConfig, ...]:
     """Returns what the strategies of all phases add to the network.
 
     Raises:
