@@ -53,9 +53,9 @@ def tljax(*arguments: object, status: int = 0, **environment: str) -> subprocess
     return done
 
 
-def make_folder(root: Path, per_class: int = 12, classes: tuple[str, ...] = ("disc", "square")) -> Path:
-    """Little drawings: the class decides the shape, a fixed seed its place, size and colors."""
-    rng = np.random.default_rng(0)
+def make_folder(root: Path, per_class: int = 12, classes: tuple[str, ...] = ("disc", "square"), seed: int = 0) -> Path:
+    """Little drawings: the class decides the shape, the seed its place, size and colors."""
+    rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:32, :32]
     for name in classes:
         (root / name).mkdir(parents=True)

@@ -178,3 +178,6 @@ def test_verbs_on_a_folder_without_a_run(tmp_path):
     for verb in (["evaluate"], ["predict", __file__]):
         done = tljax(verb[0], f"--workdir={tmp_path}", *verb[1:], status=2)
         assert "no run here (no config.json)" in done.stderr
+    (tmp_path / "file").touch()
+    flags = ("--config=configs/quickstart.py", f"--workdir={tmp_path / 'file'}")
+    assert "file is a file: give a folder for the run" in tljax("train", *flags, status=2).stderr

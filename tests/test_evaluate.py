@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -221,6 +222,10 @@ def test_another_data_set_is_judged_by_the_names_of_its_classes(run, data, tmp_p
         hits.append(logits.argmax() == label)
     assert found["accuracy"] == np.mean(hits)
     assert found["overrides"] == {"task.dataset": there, "task.test": "train"} and found["slicing"] == "train"
+    # The run was trained on the first twenty in stored order, which these are, too.
+    experiment, resolved = Workdir(run).load()
+    trained = set(Run(experiment, resolved).inputs.splits["train"].column("sha256").to_pylist())
+    assert found["trained_on"] == sum(hashlib.sha256(path.read_bytes()).hexdigest() in trained for path in files) > 0
     assert json.loads(file.with_suffix(".json").read_text()) == found
     assert json.loads(_main(capsys, f"--workdir={run}", "--json")[0])["count"] == 12  # its own, beside it
 
@@ -250,6 +255,35 @@ def test_of_another_data_set_the_whole_split_is_taken(run, tmp_path, capsys):
     make_folder(split / "train", classes=CLASSES, per_class=3)
     told, _ = _main(capsys, f"--workdir={run}", f"--config.task.dataset=folder:{split}")
     assert "the whole of test, 6 examples" in told and "classes by name: the same 3 in the same order" in told
+
+
+def test_examples_that_the_run_was_trained_on_are_counted(run, data, tmp_path, capsys):
+    """No metric of them says what the network does with new data."""
+    other = make_folder(tmp_path / "other", classes=CLASSES, per_class=2, seed=7)
+    flag = f"--config.task.dataset=folder:{other}"
+    out, _ = _main(capsys, f"--workdir={run}", flag)
+    assert "training split, too" not in out
+    experiment, resolved = Workdir(run).load()
+    trained = Run(experiment, resolved).inputs.splits["train"].ids[3]
+    shutil.copy(data / trained, other / trained.partition("/")[0] / "copy.png")
+    out, _ = _main(capsys, f"--workdir={run}", flag)
+    assert "1 of 7 examples are in the run's training split, too (first: " in out and "copy.png)" in out
+    (run / "training_contents.npy").unlink()  # as of a run of an earlier version
+    out, _ = _main(capsys, f"--workdir={run}", flag)
+    assert "whether the run was trained on some of it is not known" in out
+    assert evaluate(run, others={"task.dataset": f"folder:{other}"})["trained_on"] is None
+
+
+def test_data_that_have_changed_under_a_run_are_named(tmp_path, capsys):
+    folder = make_folder(tmp_path / "three", classes=CLASSES, per_class=8)
+    rest = {"task__validation": "train[16:20]", "task__test": "train[20:]"}
+    workdir = _train(tmp_path / "run", task__dataset=f"folder:{folder}", task__train="train[:16]", **rest)
+    (folder / "disc" / "00.png").unlink()
+    _, err = _main(capsys, f"--workdir={workdir}", status=2)
+    assert "trained on: an example or a label was added, removed or changed; bring it back, or train in another" in err
+    shutil.move(folder / "disc", folder / "ring")
+    _, err = _main(capsys, f"--workdir={workdir}", status=2)
+    assert "its classes are ring, square, tile, and were disc, square, tile" in err
 
 
 def test_classes_that_are_missing_or_there_twice_are_named():
@@ -299,6 +333,8 @@ def test_columns_of_labels_in_another_order_are_the_same_labels(tmp_path, proble
     workdir = _train(tmp_path / "run", "text", task__dataset=f"csv:{tmp_path / 'x.csv'}", **values)
     wanted, found = evaluate(workdir), evaluate(workdir, others={"task.label": ("second", "first")})
     assert found.pop("overrides") == {"task.label": ("second", "first")} and found.pop("slicing") == "train[20:]"
+    # Names of classes can be sorted; values make another data set, whose four texts the run has read.
+    assert found.pop("trained_on", None) == (12 if problem == "regression" else None)
     assert found == wanted
     if problem == "regression":
         with pytest.raises(InputError, match="figures are of classes"):

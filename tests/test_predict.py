@@ -291,6 +291,7 @@ def test_usage_errors_come_before_the_network(of_images, shapes, tmp_path, capsy
         ((fixed, f"--out={tmp_path}/x.png", f"folder:{tmp_path}"), "it is read as an input; give another file"),
         ((fixed, tmp_path / "empty"), "no image in it"),
         ((f"--workdir={tmp_path}", file), "no run here"),
+        ((f"--workdir={tmp_path}/x.png", file), "x.png: is a file, and a run is a folder"),
     ):
         lines, error = _run(capsys, *arguments, status=2)
         assert told in error and lines == []

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
@@ -46,6 +48,7 @@ class Workdir:
         self.path = storage.locate(path)
         self._config = self.path / "config.json"
         self._plan = self.path / "plan.json"
+        self._contents = self.path / "training_contents.npy"
         self._metrics = self.path / "metrics.jsonl"
         self._result = self.path / "result.json"
         self._error = self.path / "error.json"
@@ -61,6 +64,8 @@ class Workdir:
             Lost: within, from what writes there, when this process is the writer no more.
         """
         lock = Lock(self.path)
+        if self.path.is_file():
+            raise InputError(f"{self.path} is a file: give a folder for the run, which is made, as --workdir")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -120,7 +125,8 @@ class Workdir:
             InputError: there is no run here, or its config cannot be read.
         """
         if not self._config.exists():
-            raise InputError(f"{self.path}: no run here (no config.json)")
+            what = "is a file, and a run is a folder" if self.path.is_file() else "no run here (no config.json)"
+            raise InputError(f"{self.path}: {what}")
         settings = self._settings
         try:
             resolved = build(Resolved, settings["resolved"], "resolved")
@@ -209,6 +215,23 @@ class Workdir:
     def save_plan(self, plan: Mapping[str, Any]) -> None:
         """Writes `plan.json`: what `inspect` says, what a step needs of memory, and the digest of what is frozen."""
         self._write(self._plan, plan)
+
+    @property
+    def training_contents(self) -> np.ndarray | None:
+        """Returns what `save_training_contents` wrote; None of a run of a version that kept none."""
+        if not self._contents.exists():
+            return None
+        try:
+            return np.load(io.BytesIO(storage.read(self._contents)))
+        except (ValueError, EOFError) as error:
+            raise InputError(f"{self._contents}: damaged ({storage.reason(error)}); {_MOVE}") from error
+
+    def save_training_contents(self, contents: np.ndarray) -> None:
+        """Writes the training split's `Split.contents`, by which an evaluation knows an example that was trained on."""
+        file = io.BytesIO()
+        np.save(file, np.unique(contents))
+        self.check()
+        storage.persistently(lambda: storage.write_whole(self._contents, file.getvalue()), str(self._contents))
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Adds a line of metrics. Where the disk does not take it now, or it is a bucket, `flush` writes it.

@@ -11,7 +11,7 @@ from tljax.config.ranges import INT32
 from tljax.config.schema import Experiment
 from tljax.core.resolve import Resolved
 from tljax.data import registry
-from tljax.data.dataset import Split, Task, in_stored_order
+from tljax.data.dataset import Split, Task, in_stored_order, shown
 from tljax.data.loader import TrainInput
 from tljax.data.readers import ExampleReader, Reader
 from tljax.data.splits import make_splits
@@ -53,7 +53,11 @@ class Inputs:
         task = registry.load(self.experiment.task)
         task = in_stored_order(task, self.resolved.classes, self.resolved.data)
         if task.fingerprint != self.resolved.data:
-            raise InputError(f"{self.experiment.task.dataset} is not the data that this run was trained on")
+            difference = _difference(task, self.resolved)
+            raise InputError(
+                f"{self.experiment.task.dataset} is not the data that this run was trained on: {difference};"
+                " bring it back, or train in another --workdir"
+            )
         return task
 
     @functools.cached_property
@@ -153,3 +157,10 @@ class Inputs:
             return logits
         mean, spread = np.array(self.resolved.targets).T
         return logits * spread + mean
+
+
+def _difference(task: Task, resolved: Resolved) -> str:
+    """Says in what a data set differs from the one that a run was trained on."""
+    if sorted(task.classes) != sorted(resolved.classes):
+        return f"its classes are {shown(task.classes)}, and were {shown(resolved.classes)}"
+    return "an example or a label was added, removed or changed"

@@ -232,6 +232,11 @@ class Split(Sequence[dict[str, Any]]):
         return self.column("id").to_pylist()
 
     @cached_property
+    def contents(self) -> np.ndarray:
+        """What tells an example's image or text from any other: the first 64 bits of its SHA-256, uint64 [n]."""
+        return np.array([int(digest[:16], 16) for digest in self.column("sha256").to_pylist()], np.uint64)
+
+    @cached_property
     def labels(self) -> np.ndarray:
         """The labels of all examples, as `labels_of` gives them."""
         return labels_of(self.column("label"), problem_of(self.task.problem), len(self.task.classes))

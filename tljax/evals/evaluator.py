@@ -118,6 +118,10 @@ class Evaluation:
         if draw and not self._problem.has_classes:
             raise InputError(f"{workdir}: figures are of classes, and this run is a regression; leave --figures out")
         self._examples = overrides.examples(self._experiment, self._resolved, self._changes, split)
+        self._facts: dict[str, Any] = {"slicing": self._examples.name, "overrides": self._changes}
+        if self._examples.task.fingerprint != self._resolved.data:  # whose own splits are kept apart
+            contents = self._folder.training_contents
+            self._facts["trained_on"] = overrides.count_trained_on(self._examples, contents)
         self._files = self._folder.path / "evaluations"
 
     def checkpoints(self) -> Checkpoints:
@@ -157,7 +161,7 @@ class Evaluation:
             predicted.save(self._folder.evaluations / f"{name}.parquet", facts)
         result = {"split": self._split, "step": step, **predicted.metrics()}
         if self._changes:
-            result |= {"slicing": self._examples.name, "overrides": self._changes}
+            result |= self._facts
         # A file that says so already keeps its date.
         if not self._says(name, result):
             self._folder.save_evaluation(name, result)

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from tljax import console
 from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict
@@ -107,6 +109,25 @@ def examples(experiment: Experiment, resolved: Resolved, changes: Mapping[str, A
     if "task.dataset" in changes:
         _show(task, resolved, chosen)
     return chosen
+
+
+def count_trained_on(split: Split, contents: np.ndarray | None) -> int | None:
+    """Counts the examples that the run was trained on, and prints how many where there are any, as no metric shows it.
+
+    Args:
+        split: what is evaluated.
+        contents: `Workdir.training_contents`; None where the run has none, which is printed.
+    """
+    if contents is None:
+        console.console.print(f"{split.task.name}: whether the run was trained on some of it is not known")
+        return None
+    seen = np.flatnonzero(np.isin(split.contents, contents))
+    if len(seen):
+        console.console.print(
+            f"{split.task.name}: {len(seen)} of {len(split)} examples are in the run's training split, too (first:"
+            f" {split.ids[seen[0]]}): its metrics are not those of new data"
+        )
+    return len(seen)
 
 
 def split_of(inputs: Inputs, split: str) -> Split:

@@ -92,7 +92,7 @@ def _source(file: str, config: TaskConfig, resolved: Resolved) -> Source:
             raise InputError(f"{file}: a folder, and this run reads texts: name files with a text per line, or a table")
         below = images_below(path)
         if not below:
-            raise InputError(f"{file}: no image in it")
+            raise InputError(f"{file}: no image in it; leave it out, or name the folder that has them")
         remote = "://" in file
         return _pictures({f"{file}/{x.relative_to(path)}" if remote else _name(x): x for x in below}, resolved)
     if not reads_text:

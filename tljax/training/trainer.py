@@ -194,6 +194,7 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
         processes.agree({"weights": _digests(state)})
     frozen = digest_of(run, state)
     if processes.is_lead():
+        folder.save_training_contents(run.inputs.splits["train"].contents)
         folder.save_plan(planned | {"peak_bytes": needed["peak"], "frozen_digest": frozen})
     _keep_base(run, state, checkpoints)
     return state, seconds, input_seconds
