@@ -14,7 +14,19 @@ from tljax.models.base import Backbone
 PACKAGE = Path(tljax.__file__).parent
 # From the top down: each may import those below it, and its own modules.
 ORDER = (
-    *("__main__", "cli", "reports", "sweeps", "training", "evals", "checkpoints", "profiling", "core", "weights"),
+    *(
+        "__main__",
+        "cli",
+        "api",
+        "reports",
+        "sweeps",
+        "training",
+        "evals",
+        "checkpoints",
+        "profiling",
+        "core",
+        "weights",
+    ),
     *("tuning", "peft", "data", "models", "problems", "metrics", "distributed", "config", "io", "console", "streams"),
     "errors",
 )

@@ -29,7 +29,8 @@ class Network:
 
     Attributes:
         input_spec: what it reads.
-        backbone: its module, for the task's image size.
+        module: backbone and head.
+        backbone: the former, for the task's image size.
         adapters: what the run's strategies add.
         outputs: of the head.
         abstract: shapes and dtypes of its variables.
@@ -59,7 +60,7 @@ class Network:
         init = head.init if head.init in HEAD_INITS else "zeros"
         rates = noise.dropout, noise.drop_path
         self.outputs = problem_of(experiment.task.problem).num_outputs(len(classes))
-        self._model = Classifier(self.backbone, self.outputs, init, head.bias, adapters, *rates)
+        self.module = Classifier(self.backbone, self.outputs, init, head.bias, adapters, *rates)
         self._read: dict[str, Any] | None = None
         # Traced once, for the shapes and for `start`. The key is an argument: all seeds have the same program.
         whole = jax.jit(self._init)
@@ -172,7 +173,7 @@ class Network:
         rngs = {} if key is None else {"dropout": key}
         options = {"batch_norm": batch_norm, "noisy": noisy, "remat": self._experiment.remat and bool(noisy)}
         options["start"] = start
-        logits, updated = self._model.apply(variables, x, rngs=rngs, mutable=["batch_stats"], **options)
+        logits, updated = self.module.apply(variables, x, rngs=rngs, mutable=["batch_stats"], **options)
         return logits.astype(jnp.float32), updated.get("batch_stats", batch_stats)
 
     def features(self, variables: Variables, x: Any, stops: Sequence[int]) -> list[Any]:
@@ -183,7 +184,7 @@ class Network:
             x: as `forward` takes it at `start=0`.
             stops: after how many groups; rising.
         """
-        return self._model.apply(self._cast(variables), self._entering(x), tuple(stops), method="features")
+        return self.module.apply(self._cast(variables), self._entering(x), tuple(stops), method="features")
 
     @property
     def _dtype(self) -> jnp.dtype:
@@ -198,7 +199,7 @@ class Network:
         return self.input_spec.to_network(x, self._dtype)
 
     def _init(self, key: jax.Array) -> Variables:
-        return self._model.init(key, self.input_spec.example())
+        return self.module.init(key, self.input_spec.example())
 
     def _select_new(self, variables: Variables) -> dict[str, jax.Array]:
         params = flatten_dict(variables["params"], sep="/")

@@ -131,9 +131,9 @@ class ImageInput:
         del tokenizer
         return ImageReader(split, self.preprocessing, config, training, seed=seed).keep(cache_bytes, workers)
 
-    def prepare(self, content: bytes, name: str) -> np.ndarray:
-        """Returns an encoded image as evaluation sees it; errors call it `name`."""
-        return image.source_view(content, name, self.preprocessing, decode="exact", resize=0, crop="center")
+    def prepare(self, content: Any, name: str) -> np.ndarray:
+        """Returns an image, in any form that `image.view_of` takes, as evaluation sees it; errors call it `name`."""
+        return image.view_of(content, name, self.preprocessing)
 
     def batch(self, examples: Sequence[np.ndarray], config: TaskConfig, tokenizer: Tokenizer | None) -> np.ndarray:
         """Returns one input of several images.
@@ -300,7 +300,9 @@ class TextInput:
 
     def prepare(self, content: Any, name: str) -> Any:
         """Returns a text, or two, as `batch` takes them; errors call it `name`."""
-        del name
+        texts = content if isinstance(content, tuple) else (content,)
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{name}: {content!r:.60} is no text: give a str, or of a pair a tuple of two")
         return content
 
     def batch(self, examples: Sequence[Any], config: TaskConfig, tokenizer: Tokenizer | None) -> dict[str, np.ndarray]:

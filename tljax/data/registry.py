@@ -9,7 +9,7 @@ from tljax.config.references import is_reference
 from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Source, Task
 from tljax.data.records.array_records import open_prepared, prepare
-from tljax.data.sources import builtin, huggingface, table, tfds
+from tljax.data.sources import builtin, huggingface, memory, table, tfds
 from tljax.data.sources import folder as sources_folder
 from tljax.data.sources.reference import reference
 from tljax.errors import InputError
@@ -42,6 +42,8 @@ def load(config: TaskConfig) -> Task:
     kind, _, rest = config.dataset.partition(":")
     if kind == "tfds":
         return tfds.load(rest, config)
+    if kind == memory.PREFIX:
+        return _in_memory(config)
     if kind in SOURCES:
         source = SOURCES[kind](rest, config)
     else:
@@ -58,14 +60,26 @@ def load(config: TaskConfig) -> Task:
     return open_prepared(config.dataset, folder)
 
 
+def _in_memory(config: TaskConfig) -> Task:
+    """Returns the task that `tljax.from_arrays` kept."""
+    folder = memory.folder_of(config.dataset)
+    if not folder.is_dir():
+        raise InputError(f"{config.dataset} is not in the cache (any more): call tljax.from_arrays with the same data")
+    task = open_prepared(config.dataset, folder)
+    if task.problem != config.problem:
+        raise InputError(f"{config.dataset} is {task.problem}: set task.problem={task.problem}")
+    return task
+
+
 def _check(config: TaskConfig) -> None:
     kind, _, rest = config.dataset.partition(":")
-    is_own = kind not in (*SOURCES, "tfds") and is_reference(config.dataset)
-    if config.dataset not in TASKS and not is_own and not (kind in (*SOURCES, "tfds") and rest):
+    kinds = (*SOURCES, "tfds", memory.PREFIX)
+    is_own = kind not in kinds and is_reference(config.dataset)
+    if config.dataset not in TASKS and not is_own and not (kind in kinds and rest):
         known = ", ".join((*TASKS, *(f"{name}:PATH" for name in SOURCES), "tfds:NAME", "MODULE:FUNCTION"))
         raise InputError(f"no task.dataset {config.dataset!r}; there are: {known}")
     named = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
-    if named and (config.dataset in TASKS or is_own or kind == "folder"):
+    if named and (config.dataset in TASKS or is_own or kind in ("folder", memory.PREFIX)):
         raise InputError(f"{config.dataset} has no columns, so {named[0]} names none; leave it empty")
     if config.dataset_args and not is_own:
         raise InputError(f"task.dataset_args are of a function, and {config.dataset} is none; leave them out")

@@ -31,11 +31,21 @@ class PreemptionSignal:
         self._last, self._longest = 0.0, 0.0
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator["PreemptionSignal"]:
+    def listening(self, interactive: bool = False) -> Iterator["PreemptionSignal"]:
         """Hears the signals, for the block; a second one ends the process at once, with status 128 + its number.
 
         Only in the main thread.
+
+        Args:
+            interactive: of signals, hears a person's interrupt alone; a second one is a `KeyboardInterrupt`.
         """
+        if interactive:
+            before = signal.signal(signal.SIGINT, self._hear_person)
+            try:
+                yield self
+            finally:
+                signal.signal(signal.SIGINT, before)
+            return
         heard, wakes = socket.socketpair()
         wakes.setblocking(False)
         # Python's own handlers wait while the main thread compiles; this thread does not.
@@ -77,6 +87,12 @@ class PreemptionSignal:
         """Raises `Stopped`, if there is a reason to."""
         if reason := self.reason():
             raise Stopped(f"stopped by {reason}")
+
+    def _hear_person(self, number: int, frame: object) -> None:
+        if self._reason:
+            raise KeyboardInterrupt
+        print("interrupted: stopping at the next step, with all saved; once more stops at once", file=sys.stderr)
+        self._hear(number, frame)
 
     def _hear(self, number: int, frame: object) -> None:
         self._reason = self._reason or signal.Signals(number).name

@@ -59,21 +59,41 @@ def answers_of(
         step: of the checkpoint, as `predict` takes it.
         batch_size: examples at a time; the config's by default.
     """
+    run, variables, _ = restored(workdir, step)
+    items = itertools.chain.from_iterable(source.items() for source in inputs)
+    return answers(run, variables, items, batch_size)
+
+
+def restored(workdir: str | os.PathLike, step: str) -> tuple[Run, tuple[Any, Any], int]:
+    """Returns a run, its params and batch_stats at a checkpoint, and the checkpoint's step.
+
+    Args:
+        workdir: of the run.
+        step: `latest`, `best` (by validation), or a number.
+
+    Raises:
+        InputError: there is no such run or checkpoint, or it cannot be restored.
+    """
     folder = Workdir(workdir)
     experiment, resolved = folder.load()
     run = Run(experiment, resolved, tokenizer=folder.tokenizer)
     with folder.checkpoints(experiment) as checkpoints:
         number = checkpoints.find_step(step)
-        variables = run.evaluation_variables(checkpoints.restore(number, run.abstract_state(number)))
-    items = itertools.chain.from_iterable(source.items() for source in inputs)
-    return _predict(run, variables, items, batch_size or experiment.task.eval_batch_size)
+        return run, run.evaluation_variables(checkpoints.restore(number, run.abstract_state(number))), number
 
 
-def _predict(
-    run: Run, variables: tuple[Any, Any], items: Iterator[tuple[Item, Read]], most: int
+def answers(
+    run: Run, variables: tuple[Any, Any], items: Iterator[tuple[Item, Read]], batch_size: int = 0
 ) -> Iterator[tuple[Item, dict[str, float] | InputError]]:
-    """Yields answers of up to `most` items at a time; where there are fewer in all, of no more rows than that."""
-    size, before = 0, iter(())
+    """Yields what a network says of each item, or the error in place of it.
+
+    Args:
+        run: whose network.
+        variables: its params and batch_stats.
+        items: each with what reads it.
+        batch_size: how many at a time; the config's by default. Of fewer in all, there are no more rows than that.
+    """
+    size, before, most = 0, iter(()), batch_size or run.experiment.task.eval_batch_size
     for chunk in _chunks(_ahead(items, max(run.experiment.input.workers, 1), 2 * most), most):
         size = size or -(-len(chunk) // run.mesh.size) * run.mesh.size
         logits = _launch(run, variables, [value for _, value in chunk if not isinstance(value, InputError)], size)

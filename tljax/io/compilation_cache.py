@@ -23,7 +23,7 @@ KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def keep(folder: Path) -> None:
-    """Makes jax, which must not have been imported yet, keep programs in a folder, and mends what others left there.
+    """Makes jax keep programs in a folder, and mends what others left there.
 
     Whoever sets JAX_COMPILATION_CACHE_DIR has a folder of their own, of which nothing is changed.
     """
@@ -36,6 +36,11 @@ def keep(folder: Path) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MOST_BYTES)) != "-1":
         mend(folder)
+    if "jax" in sys.modules:  # which has read its variables by now
+        config = sys.modules["jax"].config
+        for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"):
+            config.update(name, type(getattr(config, name) or "")(os.environ[name.upper()]))
+        config.update("jax_compilation_cache_max_size", int(os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"]))
 
 
 def check_programs() -> None:

@@ -125,11 +125,20 @@ def _identity(value: Any, field: str) -> bytes:
 
 
 def _read(examples: Sequence[Mapping[str, Any]], row: int, fields: tuple[str, ...]) -> Any:
-    contents = tuple(_encoded(examples[row][field], field) for field in fields)
+    contents = tuple(encoded(examples[row][field], field) for field in fields)
     return contents if len(contents) > 1 else contents[0]
 
 
-def _encoded(value: Any, field: str) -> bytes | str:
+def encoded(value: Any, field: str) -> bytes | str:
+    """Returns a field of an example as it is kept: an image as a file's bytes (a PNG of what is in memory), or a text.
+
+    Args:
+        value: a path, a PIL image, or uint8 [height, width] or [height, width, channels]; or a text.
+        field: the input's name.
+
+    Raises:
+        InputError: an image is none of these.
+    """
     if field not in ImageInput.fields():
         return value
     if isinstance(value, str | Path):

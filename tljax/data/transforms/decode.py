@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tljax.data.transforms.augment import to_array, to_image
 from tljax.errors import InputError, message_of
@@ -119,6 +119,26 @@ class Encoded:
             if self._strict and any(fault in str(error) for fault in _BROKEN_SCANS):
                 raise
             return to_array(self._image.convert("L" if colors == "GRAY" else "RGB").reduce(factor))
+
+
+def pixels_of(picture: Image.Image | np.ndarray, mode: str) -> np.ndarray:
+    """Returns a picture that is in memory as `Encoded.pixels` returns one from a file: upright, uint8, of one mode.
+
+    Args:
+        picture: of PIL; or uint8 [height, width] or [height, width, channels] of grey, RGB or RGBA.
+        mode: PIL's.
+
+    Raises:
+        ValueError: an array of another type or shape; or levels of which nothing says which is white.
+    """
+    if isinstance(picture, Image.Image):
+        return to_array(_converted(ImageOps.exif_transpose(picture), mode))
+    array = np.asarray(picture)
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))):
+        raise ValueError(f"an array of {array.dtype} {list(array.shape)}: give uint8 [height, width, channels]")
+    if array.ndim == 3 and array.shape[-1] == len(mode):
+        return array
+    return to_array(to_image(array[..., None] if array.ndim == 2 else array).convert(mode))
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:

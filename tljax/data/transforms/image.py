@@ -2,7 +2,10 @@
 
 import importlib.util
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +16,7 @@ from tljax.config.ranges import INT32
 from tljax.config.schema import TaskConfig
 from tljax.data.preprocessing import INTERPOLATIONS, Preprocessing
 from tljax.data.transforms.augment import augmentation, to_array, to_image
-from tljax.data.transforms.decode import Encoded, named
+from tljax.data.transforms.decode import Encoded, named, pixels_of
 from tljax.errors import InputError
 
 DECODERS = ("exact", "fast")
@@ -206,6 +209,29 @@ def training_view_of(
     left, top, right, bottom = (round(x / factor) for x in (left, top, left + width, top + height))
     source = _resize(pixels[top:bottom, left:right], (size, size), preprocessing, fast=True)
     return _augmented(source, augment, rng)
+
+
+def view_of(picture: Any, name: str, preprocessing: Preprocessing) -> UInt8[np.ndarray, "size size channels"]:
+    """Returns a picture as evaluation sees it.
+
+    Args:
+        picture: a path, the content of a file, a picture of PIL, or uint8 [height, width, channels].
+        name: what errors call it.
+        preprocessing: what the weights expect.
+
+    Raises:
+        InputError: it is none of these, or cannot be read; `name` says which.
+    """
+    if isinstance(picture, str | os.PathLike):
+        try:
+            picture = Path(picture).read_bytes()
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read ({error.strerror or error})") from error
+    if isinstance(picture, bytes):
+        return source_view(picture, name, preprocessing, decode="exact", resize=0, crop="center")
+    with named(name):
+        pixels = pixels_of(picture, _MODES[preprocessing.channels])
+        return evaluation_view(to_image(pixels), preprocessing)
 
 
 def evaluation_view(image: Image.Image, preprocessing: Preprocessing) -> UInt8[np.ndarray, "size size channels"]:
