@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Num
 from ml_collections import ConfigDict
 
 from tljax.api import session
@@ -29,7 +28,7 @@ from tljax.sweeps.trial import Trial, make_trials
 if TYPE_CHECKING:
     import pandas as pd
 
-Features = tuple[Float[np.ndarray, "n features"], Num[np.ndarray, " n"]]
+Features = tuple[Any, Any]  # features [n, features] and labels [n]
 
 
 def sweep(
@@ -95,7 +94,7 @@ def _table(trials: Sequence[Trial], chosen: set[Experiment]) -> "pd.DataFrame":
 
 
 def report(
-    folders: Sequence[str | os.PathLike] | str,
+    folders: Sequence[str | os.PathLike] | str | os.PathLike,
     out: str | os.PathLike = "report",
     *,
     split: str = "test",
