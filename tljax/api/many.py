@@ -33,7 +33,7 @@ Features = tuple[Any, Any]  # features [n, features] and labels [n]
 
 def sweep(
     config: ConfigDict | Mapping[str, Any] | Experiment,
-    settings: Mapping[str, Sequence[Any]] | Iterable[Mapping[str, Any]],
+    settings: Mapping[str, Any] | Iterable[Mapping[str, Any]],
     root: str | os.PathLike,
     *,
     tuned: Sequence[str] = selection.TUNED,
