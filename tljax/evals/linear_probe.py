@@ -268,7 +268,7 @@ def _rules(
 ) -> StepSpec:
     """Returns what a step needs as `Run` has it, but with numbers that are traced."""
     config, multipliers = like.optim, _everywhere(like, 1.0)
-    unit = optimizers.schedule(config.schedule, 1.0, config.warmup_steps, steps, config.schedule_args)
+    unit = optimizers.schedule(config.schedule, 1.0, config.warmup_of(steps), steps, config.schedule_args)
     return StepSpec(
         forward=functools.partial(forward, dtype=jnp.dtype(like.compute_dtype)),
         optimizer=optimizers.optimizer(config, multipliers, weight_decay=numbers.get("weight_decay")),
