@@ -20,6 +20,8 @@ ARGUMENT_SECTIONS = {
     "tuning.strategy": "tuning",
     "optim.name": "optim.args",
     "optim.schedule": "optim.schedule_args",
+    "task.dataset": "task.dataset_args",
+    "loss": "loss_args",
 }
 # What such a thing is given by tljax beside its first parameter: recipes, and schedules of a user's.
 _SUPPLIED = {"tuning.strategy": ("peak",), "optim.schedule": ("steps", "warmup_steps")}
@@ -30,12 +32,13 @@ def argument_kinds(key: str, name: str) -> dict[str, Any]:
 
     Args:
         key: one of `ARGUMENT_SECTIONS`.
-        name: the key's value; optimizers and schedules of ours have no arguments.
+        name: the key's value; but for strategies, only what is named as `module:name` has arguments.
 
     Raises:
         InputError: there is no such strategy, or nothing that a reference stands for.
     """
-    if key != "tuning.strategy" and not is_reference(name):
+    has_arguments = choices.is_dataset_function(name) if key == "task.dataset" else is_reference(name)
+    if key != "tuning.strategy" and not has_arguments:
         return {}
     function = references.resolve(name, key)
     kinds = references.kinds_of(function)

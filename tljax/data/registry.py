@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable
 
-from tljax.config.references import is_reference
+from tljax.config.choices import DATASET_KINDS, is_dataset_function
 from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Source, Task
 from tljax.data.records.array_records import open_prepared, prepare
@@ -60,8 +60,8 @@ def load(config: TaskConfig) -> Task:
 
 def _check(config: TaskConfig) -> None:
     kind, _, rest = config.dataset.partition(":")
-    is_own = kind not in (*SOURCES, "tfds") and is_reference(config.dataset)
-    if config.dataset not in TASKS and not is_own and not (kind in (*SOURCES, "tfds") and rest):
+    is_own = is_dataset_function(config.dataset)
+    if config.dataset not in TASKS and not is_own and not (kind in DATASET_KINDS and rest):
         known = ", ".join((*TASKS, *(f"{name}:PATH" for name in SOURCES), "tfds:NAME", "MODULE:FUNCTION"))
         raise InputError(f"no task.dataset {config.dataset!r}; there are: {known}")
     named = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
