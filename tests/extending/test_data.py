@@ -9,6 +9,7 @@ from tests.conftest import tiny_run
 from tests.extending import my_data
 from tljax.checkpoints.workdir import Workdir
 from tljax.cli import flags
+from tljax.config.references import source_hash
 from tljax.config.schema import TaskConfig
 from tljax.data import registry
 from tljax.data.preprocessing import Preprocessing
@@ -85,6 +86,7 @@ def test_a_run_resumes_on_the_same_data_and_on_no_other(tmp_path, monkeypatch):
     assert result["splits"]["test"]["count"] == 16
     experiment, resolved = Workdir(tmp_path / "run").load()
     assert experiment == run.experiment and resolved == run.resolved
+    assert Workdir(tmp_path / "run").origin["references"] == dict.fromkeys((DARKEN, DRAWINGS), source_hash(my_data.darken))
     inputs = type(run.inputs)(experiment, resolved)
     assert inputs.task.fingerprint == resolved.data
     drawings = my_data.drawings
