@@ -15,7 +15,8 @@ from ml_collections import ConfigDict, config_flags
 from tljax.config.schema import Experiment, default
 from tljax.config.serialization import empty, unknown_key
 from tljax.config.tuning import ARGUMENT_SECTIONS, argument_kinds
-from tljax.errors import InputError, printable
+from tljax.errors import InputError
+from tljax.streams import in_one_line
 
 
 def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[Experiment, argparse.Namespace]:
@@ -159,7 +160,7 @@ def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
             values(argv)
             return values["config"].value
     except flags.Error as error:
-        raise InputError(printable(str(error))) from error
+        raise InputError(in_one_line(str(error))) from error
 
 
 @contextlib.contextmanager
@@ -187,7 +188,7 @@ def _fault_in(file: str, error: BaseException) -> InputError | None:
         lines = [error.lineno]
     if not (file and lines):
         return None
-    return InputError(f"{file}, line {lines[-1]}: {type(error).__name__}: {printable(str(error))}")
+    return InputError(f"{file}, line {lines[-1]}: {type(error).__name__}: {in_one_line(str(error))}")
 
 
 def _check_key(config: ConfigDict, key: str) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from tljax.config.ranges import coerce, no_such, shown
-from tljax.errors import InputError, printable
+from tljax.errors import InputError
+from tljax.streams import in_one_line
 
 _REFERENCE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 # Tables of what has arguments in a config. Their modules stand above this one, and are imported at the first look-up.
@@ -160,7 +161,7 @@ def error_in(name: str, kind: str, error: Exception) -> InputError:
     place = f"{lines[-1].filename}, line {lines[-1].lineno}: " if lines else ""
     if isinstance(error, SyntaxError):
         place = f"{error.filename}, line {error.lineno}: "
-    return InputError(printable(f"{kind}={name}: {place}{type(error).__name__}: {error}"))
+    return InputError(in_one_line(f"{kind}={name}: {place}{type(error).__name__}: {error}"))
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
