@@ -30,7 +30,7 @@ from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
 from tljax.io import storage, strict_json
 from tljax.io.lock import Lock, check, clear, writer
-from tljax.problems.registry import problem_for, problem_of
+from tljax.problems.registry import problem_for
 
 _MOVE = "move the folder away, or give another --workdir"
 _FINISH = "remove it, and the same command writes it again"
@@ -152,9 +152,8 @@ class Workdir:
 
     def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
         """Returns the run's checkpoints, of which its config says which are kept and which is best."""
-        config, best = experiment.checkpoint, problem_of(experiment.task.problem).headline
-        if config.best:
-            best = problem_for(experiment).metric(config.best)
+        config, problem = experiment.checkpoint, problem_for(experiment)
+        best = problem.metric(config.best) if config.best else problem.headline
         return Checkpoints(self.path / "checkpoints", best, config, writer, self.check)
 
     @property
