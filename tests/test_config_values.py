@@ -240,7 +240,7 @@ def test_the_names_in_the_schema_are_those_that_there_are():
     }
     for annotation, rows in tables.items():
         assert get_args(annotation)[1].values == tuple(rows), annotation
-    assert choices.DATASET_KINDS == (*SOURCES, "tfds")
+    assert (*SOURCES, "tfds") == choices.DATASET_KINDS
 
 
 def test_every_argument_of_a_strategy_has_a_range():

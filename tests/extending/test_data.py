@@ -86,7 +86,9 @@ def test_a_run_resumes_on_the_same_data_and_on_no_other(tmp_path, monkeypatch):
     assert result["splits"]["test"]["count"] == 16
     experiment, resolved = Workdir(tmp_path / "run").load()
     assert experiment == run.experiment and resolved == run.resolved
-    assert Workdir(tmp_path / "run").origin["references"] == dict.fromkeys((DARKEN, DRAWINGS), source_hash(my_data.darken))
+    assert Workdir(tmp_path / "run").origin["references"] == dict.fromkeys(
+        (DARKEN, DRAWINGS), source_hash(my_data.darken)
+    )
     inputs = type(run.inputs)(experiment, resolved)
     assert inputs.task.fingerprint == resolved.data
     drawings = my_data.drawings
@@ -164,7 +166,7 @@ def test_arguments_come_from_the_command_line(tmp_path):
     assert experiment.task.dataset_args == {"count": 4} and experiment.task.augment == (DARKEN,)
     other, _ = flags.parse_experiment(argparse.ArgumentParser(), [*flags_given[:3], "--config.task.dataset=csv:x"])
     assert (other.task.dataset, other.task.dataset_args) == ("csv:x", {})
-    with pytest.raises(InputError, match="count.*many|count.*int"):
+    with pytest.raises(InputError, match=r"count.*many"):
         flags.parse_experiment(argparse.ArgumentParser(), [*flags_given[:3], "--config.task.dataset_args.count=many"])
     with pytest.raises(InputError, match=r"no config.task.augment\[0\] 'flop' \(did you mean flip"):
         flags.parse_experiment(argparse.ArgumentParser(), [*flags_given[:-1], "--config.task.augment=('flop',)"])
