@@ -20,8 +20,8 @@ from tljax.config import flag_types
 from tljax.config.schema import BackboneConfig
 from tljax.core.run import Run
 from tljax.errors import InputError
-from tljax.io import arrays as io_arrays
 from tljax.io import buckets, storage
+from tljax.io.arrays import load_metadata, load_tree
 from tljax.io.download.fetch import create_once, fetch
 from tljax.io.download.hub import TOKENIZER_FILES
 from tljax.models.base import Backbone, attributes
@@ -92,7 +92,7 @@ def _from_weights(config: BackboneConfig) -> tuple[Pretrained, dict[str, np.ndar
     row = pretrained.resolve_weights(config)
     path = fetch(row.uri, row.sha256)
     if (path / "tljax.json").is_file():
-        return row, flatten_dict(io_arrays.load_tree(path), sep="/"), io_arrays.load_metadata(path)["ignored"]
+        return row, flatten_dict(load_tree(path), sep="/"), load_metadata(path)["ignored"]
     return row, *pretrained.read(row, path)  # not by way of the cache, which would be a second copy
 
 

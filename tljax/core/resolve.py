@@ -16,7 +16,7 @@ from tljax.data.transforms import image
 from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
 from tljax.problems.registry import check_problem, problem_of
-from tljax.weights import pretrained as weights_pretrained
+from tljax.weights import pretrained
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
 
@@ -75,13 +75,13 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
         InputError: anything in the config names a thing that does not exist, or does not fit another.
     """
     config = experiment.task
-    row = weights_pretrained.resolve_weights(experiment.backbone)
+    row = pretrained.resolve_weights(experiment.backbone)
     preprocessing = row.preprocessing
     if config.image_size:
         preprocessing = dataclasses.replace(preprocessing, size=config.image_size)
     if config.channels:
         preprocessing = with_channels(preprocessing, config.channels)
-    kind = weights_pretrained.reads(row)
+    kind = pretrained.reads(row)
     _check(experiment, task, kind)
     spec = input_spec(kind, preprocessing)
     if task.kind == "text":
@@ -106,7 +106,7 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
     )
 
     def load_tokenizer() -> Tokenizer:
-        return Tokenizer(tokenizer or weights_pretrained.tokenizer(row, config.tokenizer))
+        return Tokenizer(tokenizer or pretrained.tokenizer(row, config.tokenizer))
 
     return dataclasses.replace(resolved, **spec.measured(train, config, load_tokenizer)), cut
 
@@ -154,7 +154,7 @@ def _check(experiment: Experiment, task: Task, kind: str) -> None:
 
 def check_length(row: Pretrained, max_tokens: int) -> None:
     """Raises InputError for texts that may have more tokens than a row's network has positions."""
-    most = weights_pretrained.module_of(row).input_spec.max_tokens
+    most = pretrained.module_of(row).input_spec.max_tokens
     if most is not None and max_tokens > most:
         raise InputError(
             f"task.max_tokens={max_tokens} is more than the {most} positions of {row.backbone}: shorten it"

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tljax.data import dataset
 from tljax.data.dataset import Label, shown
-from tljax.data.dataset import numbered as places_of
 from tljax.errors import InputError
 from tljax.problems.registry import problem_of
 
@@ -132,7 +132,7 @@ def infer(
         InputError: the values can be read in two ways, or not at all; the ways out are named.
     """
     classes = tuple(map(normalized, classes))
-    places_of(classes, "the data" if numbered else "task.classes")
+    dataset.numbered(classes, "the data" if numbered else "task.classes")
     if not problem_of(problem).has_classes:
         if classes and not numbered:
             raise InputError("task.classes names classes, and a regression has none; leave it empty")

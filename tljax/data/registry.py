@@ -10,7 +10,7 @@ from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Source, Task
 from tljax.data.records.array_records import open_prepared, prepare
 from tljax.data.sources import builtin, huggingface, table, tfds
-from tljax.data.sources import folder as sources_folder
+from tljax.data.sources.folder import folder
 from tljax.data.sources.reference import reference
 from tljax.errors import InputError
 from tljax.io.download.fetch import cache_dir
@@ -23,7 +23,7 @@ TASKS: dict[str, Callable[[], Source]] = {
     "movie_sentiment": builtin.movie_sentiment,
 }
 SOURCES: dict[str, Callable[[str, TaskConfig], Source]] = {
-    "folder": sources_folder.folder,
+    "folder": folder,
     **table.READERS,
     "hf": huggingface.hf,
 }
@@ -53,9 +53,9 @@ def load(config: TaskConfig) -> Task:
     keys = [getattr(config, name) for name in (*_COLUMNS, *_CSV, "on_error")]
     parts = [problem.layout_version, source.key, source.kind, source.problem, source.classes, *keys]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    folder = cache_dir() / "datasets" / f"{kind}-{key}"
-    prepare(source, config.dataset, folder, config.on_error)
-    return open_prepared(config.dataset, folder)
+    place = cache_dir() / "datasets" / f"{kind}-{key}"
+    prepare(source, config.dataset, place, config.on_error)
+    return open_prepared(config.dataset, place)
 
 
 def _check(config: TaskConfig) -> None:

@@ -28,7 +28,7 @@ from tljax.data import array_cache
 from tljax.data.dataset import Split
 from tljax.data.loader import ahead, length_of, padded
 from tljax.data.readers import ExampleReader
-from tljax.distributed import mesh as distributed_mesh
+from tljax.distributed.mesh import gathered, make_mesh, placed, replicated, split
 from tljax.errors import InputError
 from tljax.io import checksums, compilation_cache, storage
 from tljax.models.registry import user_source
@@ -121,7 +121,7 @@ def computed(
     """
     stops, source = sorted(set(stops)), _source(run, split, training)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    variables = distributed_mesh.gathered(run.of_groups(variables, max(stops)))
+    variables = gathered(run.of_groups(variables, max(stops)))
     folders = {stop: _folder(run, variables, source, stop) for stop in stops}
     # Held from here on, so that no other process takes it for unused.
     used = {stop: array_cache.using(folder) for stop, folder in folders.items()}
@@ -282,16 +282,16 @@ def _part(folder: Path, number: int) -> Path:
 
 def _program(run: Run, variables: Variables, stop: int, size: int) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
     """Returns a function (input of at most `size` rows, stops) -> activations, of this process's devices alone."""
-    mesh = distributed_mesh.make_mesh(jax.local_devices())
+    mesh = make_mesh(jax.local_devices())
     if jax.process_count() > 1:
         variables = jax.tree.map(np.asarray, variables)
-    variables = jax.device_put(variables, distributed_mesh.replicated(mesh))
+    variables = jax.device_put(variables, replicated(mesh))
     size = -(-size // mesh.size) * mesh.size
 
     def compute(x, stops):
         groups = variables if max(stops) == stop else run.of_groups(variables, max(stops))
         step = prefix_step(run, size, length_of({"input": x}), stops)
-        outputs = step(groups, jax.device_put(padded(x, size), distributed_mesh.split(mesh)))
+        outputs = step(groups, jax.device_put(padded(x, size), split(mesh)))
         return [_kept(output) for output in outputs]
 
     return compute
@@ -312,15 +312,15 @@ def prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...]) 
 
 
 def _prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...]) -> jax.stages.Compiled:
-    mesh = distributed_mesh.make_mesh(jax.local_devices())
-    replicated, split = distributed_mesh.replicated(mesh), distributed_mesh.split(mesh)
+    mesh = make_mesh(jax.local_devices())
+    everywhere, by_row = replicated(mesh), split(mesh)
     jitted = jax.jit(
-        functools.partial(run.network.features, stops=stops), in_shardings=(replicated, split), out_shardings=split
+        functools.partial(run.network.features, stops=stops), in_shardings=(everywhere, by_row), out_shardings=by_row
     )
     abstract = run.of_groups(run.network.abstract, max(stops))
-    abstract = jax.tree.map(functools.partial(distributed_mesh.placed, sharding=replicated), abstract)
+    abstract = jax.tree.map(functools.partial(placed, sharding=everywhere), abstract)
     x = run.programs.abstract_batch(batch_size, length)["input"]
-    lowered = jitted.lower(abstract, jax.tree.map(functools.partial(distributed_mesh.placed, sharding=split), x))
+    lowered = jitted.lower(abstract, jax.tree.map(functools.partial(placed, sharding=by_row), x))
     if options := _options():
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another jaxlib may not know them
             return lowered.compile(compiler_options=options)
