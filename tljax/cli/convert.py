@@ -28,6 +28,7 @@ from tljax.models.base import Backbone, attributes
 from tljax.models.registry import BACKBONES, build
 from tljax.peft.config import Lora
 from tljax.peft.interceptors import merge_lora
+from tljax.problems.registry import problem_of
 from tljax.weights import export_config, mappings, pretrained
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import import_config
@@ -98,6 +99,13 @@ def _from_weights(config: BackboneConfig) -> tuple[Pretrained, dict[str, np.ndar
 
 def _from_run(folder: Workdir, step: str) -> tuple[Pretrained, dict[str, np.ndarray], Sequence[str]]:
     experiment, resolved = folder.load()
+    outputs, classes = problem_of(experiment.task.problem).num_outputs(len(resolved.classes)), len(resolved.classes)
+    if outputs != classes:
+        raise InputError(
+            f"{folder.path}: {experiment.task.problem} has {outputs} outputs for {classes} classes, and an exported"
+            " head has one for each, by name: only runs of a problem whose `num_outputs(classes)` is `classes` can be"
+            " exported, as all of tljax's own are; `python -m tljax predict` reads this one where it is"
+        )
     run = Run(experiment, resolved)
     with folder.checkpoints(experiment) as checkpoints:
         number = checkpoints.find_step(step)
