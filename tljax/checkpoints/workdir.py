@@ -23,6 +23,7 @@ from flax.traverse_util import flatten_dict
 
 from tljax import console
 from tljax.checkpoints.checkpointer import Checkpoints
+from tljax.config.references import folders_of, look_where_a_run_did
 from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment, MeshConfig
 from tljax.config.serialization import build, to_dict, with_present_names
 from tljax.core.resolve import Resolved
@@ -102,7 +103,7 @@ class Workdir:
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
             return
         metadata = {"versions": versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
-        metadata |= {"references": references} if references else {}
+        metadata |= {"references": references, "reference_folders": folders_of(references)} if references else {}
         self.check()
         try:
             for name, file in tokenizer.files.items() if tokenizer else ():
@@ -130,6 +131,7 @@ class Workdir:
         settings = self._settings
         try:
             resolved = build(Resolved, settings["resolved"], "resolved")
+            look_where_a_run_did(settings.get("reference_folders", {}), settings.get("references", {}))
             experiment = Experiment.from_config(with_present_names(settings["config"]))
             experiment = dataclasses.replace(experiment, mesh=MeshConfig())
         except InputError as error:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from tljax.config.references import look_in
 from tljax.config.schema import Experiment, default
 from tljax.config.serialization import empty, unknown_key
 from tljax.config.tuning import ARGUMENT_SECTIONS, argument_kinds
@@ -36,8 +36,7 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
         if not argument.startswith("--config"):
             raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
     file, arg = config_file(rest)
-    if (folder := str(Path(file).absolute().parent)) not in sys.path:
-        sys.path.append(folder)  # last: a file there must not stand in for a package of its name
+    look_in(Path(file).absolute().parent)
     config = _read(["--config=" + ":".join(filter(None, (file, arg)))])
     rest = [argument for argument in rest if not argument.startswith("--config=")]
     texts = _texts(rest)
