@@ -105,10 +105,10 @@ def config_file(arguments: list[str]) -> tuple[str, str]:
     Raises:
         InputError: it names none that exists.
     """
-    named = next((argument for argument in reversed(arguments) if argument.startswith("--config=")), None)
-    if named is None:
+    argument = next((each for each in reversed(arguments) if each.startswith("--config=")), None)
+    if argument is None:
         raise InputError("give --config=FILE, for example --config=configs/quickstart.py")
-    file, _, arg = named.removeprefix("--config=").partition(":")
+    file, _, arg = argument.removeprefix("--config=").partition(":")
     if not Path(file).is_file():
         raise InputError(f"--config={file}: no such file")
     return file, arg

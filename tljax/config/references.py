@@ -96,7 +96,7 @@ def resolve_reference(name: str, kind: str) -> Any:
     return value
 
 
-def resolve(name: str, kind: str) -> Any:
+def look_up(name: str, kind: str) -> Any:
     """Returns what a key's value names: a row of the key's own table, or what a reference stands for.
 
     Raises:

@@ -40,7 +40,7 @@ def argument_kinds(key: str, name: str) -> dict[str, Any]:
     has_arguments = choices.is_dataset_function(name) if key == "task.dataset" else is_reference(name)
     if key != "tuning.strategy" and not has_arguments:
         return {}
-    function = references.resolve(name, key)
+    function = references.look_up(name, key)
     kinds = references.kinds_of(function)
     return {each: kinds.get(each, object) for each in references.parameters_of(function, _supplied(key, name))}
 
@@ -150,7 +150,7 @@ class TuningConfig:
 def _strategy_arguments(
     strategy: str, arguments: Mapping[str, Any], where: str, beside: tuple[str, ...]
 ) -> dict[str, Any]:
-    function = references.resolve(strategy, "tuning.strategy")
+    function = references.look_up(strategy, "tuning.strategy")
     if is_reference(strategy):
         try:
             inspect.signature(function).bind_partial("layout")

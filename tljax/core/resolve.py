@@ -126,11 +126,11 @@ def warnings(experiment: Experiment, resolved: Resolved) -> list[str]:
 
 def _check(experiment: Experiment, task: Task, kind: str) -> None:
     """Raises InputError where the network, the data and what is asked of them do not go together."""
-    config, held = experiment.task, INPUTS[task.kind].noun()
+    config, content = experiment.task, INPUTS[task.kind].noun()
     if kind != task.kind:
         name = experiment.backbone.name or experiment.backbone.weights
         nouns = INPUTS[kind].noun() if kind in INPUTS else kind
-        raise InputError(f"{name} reads {nouns}, and {config.dataset} holds {held}")
+        raise InputError(f"{name} reads {nouns}, and {config.dataset} holds {content}")
     if problem_of(task.problem).one_class and len(task.classes) < 2:
         has = ", ".join(task.classes) or "none"
         raise InputError(f"{config.dataset} has one class, {has}: to train there must be at least two to tell apart")
@@ -143,13 +143,13 @@ def _check(experiment: Experiment, task: Task, kind: str) -> None:
         )
     for key in ("mixup", "cutmix"):
         if getattr(experiment.regularize, key) and task.kind == "text":
-            raise InputError(f"regularize.{key} mixes images, and {config.dataset} holds {held}")
+            raise InputError(f"regularize.{key} mixes images, and {config.dataset} holds {content}")
     if task.kind == "image":
         image.check(config)
         return
     for key in ImageInput.config_keys:
         if getattr(config, key) != getattr(TaskConfig(), key):
-            raise InputError(f"task.{key} is of images, and {config.dataset} holds {held}: leave it out")
+            raise InputError(f"task.{key} is of images, and {config.dataset} holds {content}: leave it out")
 
 
 def check_length(row: Pretrained, max_tokens: int) -> None:

@@ -35,12 +35,12 @@ def using(folder: Path) -> IO[bytes]:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            held = (folder / "used").open("ab")
-            fcntl.flock(held, fcntl.LOCK_SH)
-            if os.path.samestat(os.fstat(held.fileno()), (folder / "used").stat()):
+            file = (folder / "used").open("ab")
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if os.path.samestat(os.fstat(file.fileno()), (folder / "used").stat()):
                 os.utime(folder / "used")
-                return held
-            held.close()  # evicted in between
+                return file
+            file.close()  # evicted in between
 
 
 def make_room(folder: Path, needed: float, budget: float) -> bool:

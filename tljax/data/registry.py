@@ -64,9 +64,9 @@ def _check(config: TaskConfig) -> None:
     if config.dataset not in TASKS and not is_own and not (kind in DATASET_KINDS and rest):
         known = ", ".join((*TASKS, *(f"{name}:PATH" for name in SOURCES), "tfds:NAME", "MODULE:FUNCTION"))
         raise InputError(f"no task.dataset {config.dataset!r}; there are: {known}")
-    named = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
-    if named and (config.dataset in TASKS or is_own or kind == "folder"):
-        raise InputError(f"{config.dataset} has no columns, so {named[0]} names none; leave it empty")
+    keys_given = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
+    if keys_given and (config.dataset in TASKS or is_own or kind == "folder"):
+        raise InputError(f"{config.dataset} has no columns, so {keys_given[0]} names none; leave it empty")
     if config.dataset_args and not is_own:
         raise InputError(f"task.dataset_args are of a function, and {config.dataset} is none; leave them out")
     if kind not in table.READERS and (config.separator or config.quote):

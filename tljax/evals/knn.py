@@ -73,7 +73,7 @@ def _votes(queries, features, labels, *, classes, neighbors, temperature):
     weights, own = jnp.exp(nearest / temperature), labels[places]
     rows = jnp.arange(len(queries))[:, None]
 
-    def of(k):
+    def votes_of(k):
         return jnp.zeros((len(queries), classes)).at[rows, own[:, :k]].add(weights[:, :k])
 
-    return jnp.stack([of(k) for k in neighbors])
+    return jnp.stack([votes_of(k) for k in neighbors])

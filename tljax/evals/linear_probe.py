@@ -131,7 +131,7 @@ def fit(
         seed, filled = experiments[chunk[0]].seed, chunk + chunk[-1:] * (size - len(chunk))
         start = _start(like, steps, init_head(seed, width, classes, like.head.init, like.head.bias))
         states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (size, *leaf.shape)), start)
-        laid = place((states, {name: of[filled] for name, of in numbers.items()}), split(mesh))
+        laid = place((states, {name: values[filled] for name, values in numbers.items()}), split(mesh))
         return _on_host(advance(*laid, order(seed), data), mesh)
 
     heads: list[Any] = [None] * len(experiments)
@@ -216,7 +216,7 @@ def _numbers(experiments: Sequence[Experiment]) -> dict[str, np.ndarray]:
         name: np.array([setting(experiment)[name] for experiment in experiments], np.float32)
         for name in setting(experiments[0])
     }
-    return {name: of for name, of in numbers.items() if name == "learning_rate" or np.ptp(of)}
+    return {name: values for name, values in numbers.items() if name == "learning_rate" or np.ptp(values)}
 
 
 def _compiled_for(like: Experiment) -> Experiment:

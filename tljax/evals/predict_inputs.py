@@ -146,13 +146,13 @@ def _table(kind: str, path: str, config: TaskConfig, resolved: Resolved) -> Sour
 def _inputs(header: Sequence[str], config: TaskConfig, resolved: Resolved, name: str) -> tuple[str, ...]:
     """Returns the columns of a table that the network reads: those that the config names, or with usual names."""
     spec, count = resolved.input_spec, 1 + resolved.pairs
-    named = spec.named_columns(config)
+    chosen = spec.named_columns(config)
     usual = [names for names in USUAL[spec.noun(resolved.pairs)] if set(names) <= set(header)]
-    if not named and len(usual) == 1:
+    if not chosen and len(usual) == 1:
         return usual[0]
-    lacking = [column for column in named if column not in header]
-    if len(named) == count and not lacking:
-        return tuple(named)
+    lacking = [column for column in chosen if column not in header]
+    if len(chosen) == count and not lacking:
+        return tuple(chosen)
     what = f"no column {lacking[0]!r}" if lacking else f"this run reads {count} column(s) of {spec.noun()}"
     raise InputError(f"{name}: {what}; it has {', '.join(header)}: give --config.task.{spec.kind}=…")
 
@@ -165,8 +165,8 @@ def _id(table: Table, columns: Columns, row: int) -> str | int:
     if id is not None and str(id).strip():
         return str(id).strip()
     values = table.columns[columns.inputs[0]]
-    named = columns.kind == "image" and isinstance(values, list) and isinstance(values[row], str)
-    return f"{row:08d}/{values[row]}" if named else f"{row:08d}"
+    has_path = columns.kind == "image" and isinstance(values, list) and isinstance(values[row], str)
+    return f"{row:08d}/{values[row]}" if has_path else f"{row:08d}"
 
 
 def _of_row(table: Table, columns: Columns, row: int, resolved: Resolved) -> Any:

@@ -45,8 +45,8 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if not facts.st_size:
         raise InputError(f"{path}: is empty; fetch it anew")
-    for beginning, message in _OTHERS.items():
-        if start.startswith(beginning):
+    for prefix, message in _OTHERS.items():
+        if start.startswith(prefix):
             raise InputError(f"{path}: {message}")
 
 

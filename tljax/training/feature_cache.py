@@ -190,7 +190,7 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     each = {stop: of_prefix(run, stop) for stop in set(prefixes.values())}
     steps = {phase: runs * run.batch_size * (phase.stop - phase.start) for phase in prefixes}
     again = sum(each[stop] * steps[phase] for phase, stop in prefixes.items())
-    once = sum(each.values()) * views * len(splits["train"])
+    flops_once = sum(each.values()) * views * len(splits["train"])
     rows = sum(views * len(split) if name == "train" else len(split) for name, split in splits.items())
     size = sum(_disk_bytes(run, rows, stop) for stop in each)
     read = sum(_disk_bytes(run, steps[phase], stop) for phase, stop in prefixes.items())
@@ -199,9 +199,9 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     groups = " and ".join(str(stop) for stop in sorted(each))
     estimate = (
         f"the first {groups} of {len(run.layout.groups) - 1} groups are frozen and can be computed once:"
-        f" {once / 1e12:.3g} instead of {again / 1e12:.3g} TFLOP, {size / 1e9:.2g} GB of disk"
+        f" {flops_once / 1e12:.3g} instead of {again / 1e12:.3g} TFLOP, {size / 1e9:.2g} GB of disk"
     )
-    pays = room and (again - once) / rate > (read + 2 * size) / _BANDWIDTH
+    pays = room and (again - flops_once) / rate > (read + 2 * size) / _BANDWIDTH
     return pays, estimate + ("" if pays else ", which does not pay" if room else ", more than input.cache_gb")
 
 

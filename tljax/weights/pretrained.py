@@ -65,11 +65,11 @@ def resolve_weights(config: BackboneConfig) -> Pretrained:
 
 def _check_name(name: str, row: Pretrained) -> None:
     """Raises InputError where weights describe themselves as another network than the one that is named."""
-    described, named = module_of(row), registry.build(name, {})
+    described, by_name = module_of(row), registry.build(name, {})
     what = f"backbone.name={name} contradicts {row.uri}, which describes a {type(described).__name__}"
-    if type(described) is not type(named):
+    if type(described) is not type(by_name):
         raise InputError(f"{what}: leave backbone.name out")
-    sizes, others = decided_by_name(described), decided_by_name(named)
+    sizes, others = decided_by_name(described), decided_by_name(by_name)
     wrong = [f"{key}={sizes[key]} and not {others[key]}" for key in sizes if sizes[key] != others[key]]
     if wrong:
         raise InputError(f"{what} with {', '.join(wrong[:3])}: leave backbone.name out")
