@@ -61,7 +61,7 @@ def _add_arguments(config: ConfigDict, texts: Mapping[str, str]) -> None:
         section, file_name = _section(config, place), _value(config, key)
         name = texts.get(key) or file_name or _value(default(), key)
         kinds = argument_kinds(key, name)
-        if name != file_name:
+        if key in texts and name != file_name:
             for argument in set(section) - set(kinds) - {"strategy", "group_rates"}:
                 del section[argument]
         _declare(section, place, texts, kinds)
