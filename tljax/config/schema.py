@@ -322,9 +322,10 @@ class Experiment:
 
     @property
     def references(self) -> dict[str, str]:
-        """Returns the SHA-256 of the source of what the config names as `module:name`, but for data sets."""
+        """Returns the SHA-256 of the source of what the config names as `module:name`."""
         names = {self.backbone.name, self.loss, *self.metrics, self.task.problem, *self.task.augment}
         names |= {*self.tuning.references, *self.optim.references}
+        names |= {self.task.dataset} if choices.is_dataset_function(self.task.dataset) else set()
         return {name: source_hash(resolve_reference(name, "config")) for name in sorted(filter(is_reference, names))}
 
     def total_steps(self, train_examples: int) -> int:

@@ -20,6 +20,8 @@ ARGUMENT_SECTIONS = {
     "tuning.strategy": "tuning",
     "optim.name": "optim.args",
     "optim.schedule": "optim.schedule_args",
+    "task.dataset": "task.dataset_args",
+    "loss": "loss_args",
 }
 # What such a thing is given by tljax beside its first parameter: recipes, and schedules of a user's.
 _SUPPLIED = {"tuning.strategy": ("peak",), "optim.schedule": ("steps", "warmup_steps")}
@@ -30,14 +32,15 @@ def argument_kinds(key: str, name: str) -> dict[str, Any]:
 
     Args:
         key: one of `ARGUMENT_SECTIONS`.
-        name: the key's value; optimizers and schedules of ours have no arguments.
+        name: the key's value; but for strategies, only what is named as `module:name` has arguments.
 
     Raises:
         InputError: there is no such strategy, or nothing that a reference stands for.
     """
-    if key != "tuning.strategy" and not is_reference(name):
+    has_arguments = choices.is_dataset_function(name) if key == "task.dataset" else is_reference(name)
+    if key != "tuning.strategy" and not has_arguments:
         return {}
-    function = references.resolve(name, key)
+    function = references.look_up(name, key)
     kinds = references.kinds_of(function)
     return {each: kinds.get(each, object) for each in references.parameters_of(function, _supplied(key, name))}
 
@@ -147,7 +150,7 @@ class TuningConfig:
 def _strategy_arguments(
     strategy: str, arguments: Mapping[str, Any], where: str, beside: tuple[str, ...]
 ) -> dict[str, Any]:
-    function = references.resolve(strategy, "tuning.strategy")
+    function = references.look_up(strategy, "tuning.strategy")
     if is_reference(strategy):
         try:
             inspect.signature(function).bind_partial("layout")
