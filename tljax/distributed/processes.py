@@ -102,7 +102,7 @@ def _join(options: argparse.Namespace) -> Peers | None:
         raise InputError(f"--peer-timeout={options.peer_timeout}: give 3 s or more")
     address, count, number, devices = _location(options)
     host, _, port = address.rpartition(":")
-    # Its handler would take SIGTERM away from `stopping`, which all processes agree upon.
+    # Its handler would take SIGTERM away from `PreemptionSignal`, which all processes agree upon.
     jax.config.update("jax_enable_preemption_service", False)
     # On CPUs, programs in flight at the same time would meet those of the other processes in any order.
     jax.config.update("jax_cpu_enable_async_dispatch", False)

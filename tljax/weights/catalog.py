@@ -13,8 +13,8 @@ class Pretrained:
 
     Attributes:
         uri, sha256: the file.
-        backbone: the row of `models.BACKBONES` that it fills.
-        source: whose names the file uses, one of that model's `rules`.
+        backbone: the row of `models.registry.BACKBONES` that it fills.
+        source: whose names the file uses, a library in the tables of `weights.mappings`.
         preprocessing: what it was trained on.
         licence: SPDX identifier of the weights.
         pos_embed: the rule of `adapt.RESAMPLINGS` that its own code resamples position embeddings by.

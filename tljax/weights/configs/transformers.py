@@ -24,7 +24,7 @@ class _Family(NamedTuple):
     """One `model_type`.
 
     Attributes:
-        backbone: the row of `models.BACKBONES` that its attributes change.
+        backbone: the row of `models.registry.BACKBONES` that its attributes change.
         source: whose names its files use.
         attributes: config -> attributes.
         reads: `image` or `text`.

@@ -69,7 +69,7 @@ def _hf(model: ResNet) -> Table:
 def _open_nsfw(model: ResNet) -> Table:
     """Returns the table of Yahoo's open_nsfw as exported to ONNX: Caffe names, BatchNorm folded into the convolutions.
 
-    `weights.files` names an array by the node that reads it where the exporter made its name up.
+    `weights.readers.files` names an array by the node that reads it where the exporter made its name up.
     """
 
     def fused(name: str, target: str) -> list[ParamMapping]:
