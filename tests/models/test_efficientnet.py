@@ -17,8 +17,6 @@ from tljax.weights import mappings
 from tljax.weights.mapping import convert, unconvert
 from tljax.weights.pretrained import optional, shapes
 
-pytestmark = pytest.mark.optimized
-
 _TF = {"padding": "same", "eps": 1e-3}
 B0 = EfficientNet(
     operators=("mbconv",) * 5,
@@ -76,7 +74,9 @@ HF = EfficientNet(
     head_width=320,
     **_TF,
 )
-HF_MOBILENETV2 = BACKBONES["mobilenetv2_100"].clone(widths=(8, 8, 8, 8, 8, 16, 32), stem_width=8, head_width=128, **_TF)
+HF_MOBILENETV2 = BACKBONES["mobilenetv2_100"].clone(
+    widths=(8, 8, 8, 8, 16, 16, 32), stem_width=8, head_width=128, **_TF
+)
 
 # case: module, whose names
 CASES = {

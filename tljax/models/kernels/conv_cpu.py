@@ -230,11 +230,12 @@ def _depthwise_conv_forward(x, kernel, stride, padding):
 
 def _depthwise_conv_backward(stride, padding, kept, dy):
     x, kernel = kept
-    rows, columns, channels = kernel.shape
+    rows, columns, _ = kernel.shape
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     exact = jnp.promote_types(dy.dtype, jnp.float32)
     products = (pixels.astype(exact) * dy for _, _, pixels in _taps_of(padded, rows, columns, stride))
-    dkernel = jnp.stack([jnp.sum(product, (0, 1, 2)) for product in products]).reshape(rows, columns, channels)
+    # In one sum over all axes but the last, XLA would go through memory once for every channel.
+    dkernel = jnp.stack([jnp.sum(jnp.sum(product, 0), (0, 1)) for product in products]).reshape(kernel.shape)
     height, width = (-(-side // stride) for side in padded.shape[1:3])
 
     def phase(row, column):
