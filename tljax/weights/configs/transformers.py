@@ -199,6 +199,7 @@ def _mobilenet_v2(keys: Keys) -> dict[str, Any]:
     width, base = keys.number("depth_multiplier", 1.0), BACKBONES["mobilenetv2_100"]
     keys.only(depth_divisible_by=8, min_depth=8, expand_ratio=6.0, output_stride=32, hidden_act="relu6")
     keys.only(first_layer_is_expansion=True)
+    keys.square("image_size", 224)  # any will do
     fine = keys.flag("finegrained_output", True) and width < 1
     return {
         "widths": [rounded(round(n * width)) for n in base.widths],
