@@ -75,7 +75,7 @@ HF = EfficientNet(
     **_TF,
 )
 HF_MOBILENETV2 = BACKBONES["mobilenetv2_100"].clone(
-    widths=(8, 8, 8, 8, 16, 16, 32), stem_width=8, head_width=128, **_TF
+    widths=(8, 8, 8, 8, 16, 16, 32), stem_width=8, first_shortcut=False, head_width=128, **_TF
 )
 
 # case: module, whose names

@@ -23,6 +23,7 @@ class BlockSpec(NamedTuple):
         stride: of that.
         expansion: how many times as many channels it has inside.
         squeeze: channels between squeeze and excite; 0 for none.
+        is_residual: whether its input is added to its output.
     """
 
     operator: str
@@ -32,11 +33,7 @@ class BlockSpec(NamedTuple):
     stride: int
     expansion: int
     squeeze: int
-
-    @property
-    def is_residual(self) -> bool:
-        """Whether its input is added to its output."""
-        return self.stride == 1 and self.inputs == self.width
+    is_residual: bool
 
 
 class _ConvNorm(nn.Module):
@@ -115,6 +112,7 @@ class EfficientNet(ConvBackbone):
         expansions: how many times as many channels a block has inside.
         squeeze: channels between squeeze and excite, as a share of those that the block is given; 0 for none.
         stem_width: channels after the stem.
+        first_shortcut: whether the first block is residual if its widths allow; not in transformers' MobileNetV2.
         head_width: channels of the last convolution, which are the features.
         activation: `silu`, or `relu6` (Lite, MobileNetV2).
         padding: zeros around an image: `symmetric` as in PyTorch, or TensorFlow's `same`, for what was trained there.
@@ -132,6 +130,7 @@ class EfficientNet(ConvBackbone):
     expansions: tuple[int, ...] = (1, 6, 6, 6, 6, 6, 6)
     squeeze: float = 0.25
     stem_width: int = 32
+    first_shortcut: bool = True
     head_width: int = 1280
     activation: Literal["silu", "relu6"] = "silu"
     padding: Literal["symmetric", "same"] = "symmetric"
@@ -141,13 +140,15 @@ class EfficientNet(ConvBackbone):
     @property
     def specs(self) -> list[BlockSpec]:
         """What each block is."""
-        specs, inputs = [], self.stem_width
+        specs: list[BlockSpec] = []
+        inputs = self.stem_width
         for stage, i in blocks(self.depths):
             operator, width = self.operators[stage], self.widths[stage]
             stride = self.strides[stage] if i == 0 else 1
             squeeze = round(inputs * self.squeeze) if operator == "mbconv" else 0
-            spec = BlockSpec(operator, inputs, width, self.sizes[stage], stride, self.expansions[stage], squeeze)
-            specs.append(spec)
+            is_residual = stride == 1 and inputs == width and (bool(specs) or self.first_shortcut)
+            table = self.sizes[stage], stride, self.expansions[stage]
+            specs.append(BlockSpec(operator, inputs, width, *table, squeeze, is_residual))
             inputs = width
         return specs
 

@@ -205,6 +205,7 @@ def _mobilenet_v2(keys: Keys) -> dict[str, Any]:
         "widths": [rounded(round(n * width)) for n in base.widths],
         "stem_width": rounded(round(32 * width)),
         "head_width": 1280 if fine else rounded(round(1280 * width)),
+        "first_shortcut": False,
         "padding": "same" if keys.flag("tf_padding", True) else "symmetric",
         "eps": keys.number("layer_norm_eps", 1e-3),
     }
