@@ -205,7 +205,12 @@ def depthwise_conv(
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise_conv(x, kernel, stride, padding):
     """On a CPU, XLA's grouped convolution is a naive loop, and its gradients are two more, ten times as slow."""
-    return _sum_of_taps(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel, stride)
+    return _sum_of_taps(_padded(x, *padding), kernel, stride)
+
+
+def _padded(x, down, across):
+    """Returns the padded map, in memory: else what makes `x` would be computed, and compiled, again for every tap."""
+    return lax.optimization_barrier(jnp.pad(x, ((0, 0), down, across, (0, 0))))
 
 
 def _taps_of(x, rows, columns, stride):
@@ -231,11 +236,18 @@ def _depthwise_conv_forward(x, kernel, stride, padding):
 def _depthwise_conv_backward(stride, padding, kept, dy):
     x, kernel = kept
     rows, columns, _ = kernel.shape
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    padded = _padded(x, *padding)
     exact = jnp.promote_types(dy.dtype, jnp.float32)
-    products = (pixels.astype(exact) * dy for _, _, pixels in _taps_of(padded, rows, columns, stride))
-    # In one sum over all axes but the last, XLA would go through memory once for every channel.
-    dkernel = jnp.stack([jnp.sum(jnp.sum(product, 0), (0, 1)) for product in products]).reshape(kernel.shape)
+
+    def tap(place):
+        """The gradient of a tap; in one sum over all axes but the last, XLA would read memory anew for each channel."""
+        start = 0, place // columns, place % columns, 0
+        span = [stride * (side - 1) + 1 for side in dy.shape[1:3]]
+        pixels = lax.dynamic_slice(padded, start, (x.shape[0], *span, x.shape[3]))[:, ::stride, ::stride]
+        return jnp.sum(jnp.sum(pixels.astype(exact) * dy, 0), (0, 1))
+
+    # A loop, as every tap written out would take the compiler seconds.
+    dkernel = lax.map(tap, jnp.arange(rows * columns)).reshape(kernel.shape)
     height, width = (-(-side // stride) for side in padded.shape[1:3])
 
     def phase(row, column):
@@ -243,7 +255,7 @@ def _depthwise_conv_backward(stride, padding, kept, dy):
         taps = kernel[row::stride, column::stride][::-1, ::-1]
         down = taps.shape[0] - 1, height - dy.shape[1]
         across = taps.shape[1] - 1, width - dy.shape[2]
-        return _sum_of_taps(jnp.pad(dy, ((0, 0), down, across, (0, 0))), taps, 1)
+        return _sum_of_taps(_padded(dy, down, across), taps, 1)
 
     phases = [[phase(row, column) for column in range(stride)] for row in range(stride)]
     dx = phases[0][0] if stride == 1 else interleaved(phases)
