@@ -7,8 +7,8 @@ On a CPU, jax 0.10.2; 100 steps; test accuracy over 1,324 cells with its 95% boo
 
     pretrained, last_k k=2   .858 (.839 … .877)   1,496,322 parameters train   146 s of CPU in all, on 2 cores
 
-What does not train is computed once: a step costs 0.19 of one that trains everything, as :scratch does. Of all cells, .69
-are functional. The photographs are CC BY-NC-SA 4.0: this config fetches them, nothing of them is shipped.
+What does not train is computed once: a step costs 0.19 of one that trains everything, as :scratch does. Of all cells,
+.69 are functional. The photographs are CC BY-NC-SA 4.0: this config fetches them, nothing of them is shipped.
 """
 
 from tljax.config import default
