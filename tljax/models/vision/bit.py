@@ -10,9 +10,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tljax.models.base import Backbone
+from tljax.models.convolution import blocks
 from tljax.models.kernels import conv_cpu
 from tljax.models.remat import run_group
-from tljax.models.vision.resnet import blocks, check_stem
+from tljax.models.vision.resnet import check_stem
 
 # The fast variance, E[x²] - E[x]², loses the digits that matter where the variance is small.
 _Norm = partial(nn.GroupNorm, 32, epsilon=1e-5, use_fast_variance=False)

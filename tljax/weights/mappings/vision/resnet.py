@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tljax.models.vision.resnet import blocks
+from tljax.models.convolution import blocks
 from tljax.weights.mapping import CONV, ParamMapping, Table, torch_linear
 
 if TYPE_CHECKING:
