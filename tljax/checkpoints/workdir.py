@@ -21,6 +21,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
+import tljax
 from tljax import console
 from tljax.checkpoints.checkpointer import Checkpoints
 from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment, MeshConfig
@@ -34,7 +35,7 @@ from tljax.problems.registry import problem_for, problem_of
 
 _MOVE = "move the folder away, or give another --workdir"
 _FINISH = "remove it, and the same command writes it again"
-_PACKAGES = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tensorflow-datasets")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tensorflow-datasets")
 
 
 class Workdir:
@@ -376,8 +377,8 @@ def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> list
 
 
 def versions() -> dict[str, str]:
-    """Returns the version of Python and of each package on which a run's numbers hang."""
-    installed = {"python": platform.python_version()}
+    """Returns the version of Python, of tljax and of each package on which a run's numbers hang."""
+    installed = {"python": platform.python_version(), "tljax": tljax.__version__}
     for package in _PACKAGES:
         try:
             installed[package] = importlib.metadata.version(package)
@@ -388,7 +389,10 @@ def versions() -> dict[str, str]:
 
 def _git_commit() -> str | None:
     """Returns the commit of the code that runs, with `-dirty` where it was changed; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    checkout = Path(tljax.__file__).parents[1]
+    if not (checkout / ".git").exists():  # though what is installed may lie in a repository of the user's
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError:
