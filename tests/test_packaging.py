@@ -1,6 +1,7 @@
 """What is installed: the wheel, the script `tljax`, configs by name, completion, the catalog as a list."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -20,7 +21,9 @@ from tljax.__main__ import main
 from tljax.checkpoints.workdir import Workdir, versions
 from tljax.cli.flags import config_file
 from tljax.config import files
+from tljax.models.registry import BACKBONES
 from tljax.reports.runs import Run
+from tljax.weights import listing
 
 STRATEGY = '''
 def every_nth(layout, *, stride: int):
@@ -152,10 +155,10 @@ def test_configs_are_loaded_by_name_in_python(tmp_path, monkeypatch):
     Path("beside.py").write_text("from tljax.config import default\n\ndef get_config():\n    return default()")
     assert tljax.load_config("own") == tljax.default_config()
     Path("wrong.py").write_text("\n1 / 0")
-    with pytest.raises(tljax.InputError, match="wrong.py, line 2: ZeroDivisionError"):
+    with pytest.raises(tljax.InputError, match=r"wrong\.py, line 2: ZeroDivisionError"):
         tljax.load_config("wrong.py")
     Path("empty.py").write_text("")
-    with pytest.raises(tljax.InputError, match=r"empty.py has no function get_config\(\)"):
+    with pytest.raises(tljax.InputError, match=r"empty\.py has no function get_config\(\)"):
         tljax.load_config("empty")
 
 
@@ -251,6 +254,13 @@ def test_the_catalog_is_listed(capsys):
         "px",
         "MIT           stem, block_0 … block_11, norm",
     ]
+
+
+@pytest.mark.slow
+def test_the_stored_counts_of_parameters_are_those_of_the_networks():
+    with (ROOT / "tljax" / "weights" / "parameters.csv").open() as file:
+        stored = {cells["backbone"]: int(cells["parameters"]) for cells in csv.DictReader(file)}
+    assert stored == {name: listing.count_parameters(name) for name in BACKBONES}
 
 
 def test_importing_is_quick():

@@ -41,7 +41,8 @@ def locate(name: str) -> tuple[str, str]:
             _warn(f"--config={file}: the file {path} here, not the config of that name that comes with tljax")
         return str(path), arg
     if file not in known:
-        near = difflib.get_close_matches(Path(file).stem, known, n=3, cutoff=0.4) or known
+        stem = Path(file).stem
+        near = [stem] if stem in known else difflib.get_close_matches(stem, known, n=3, cutoff=0.4) or known
         names = ", ".join(f"--config={each}" for each in near)
         raise InputError(f"--config={file}: no such file, nor a config of that name; with tljax come {names}")
     return str(known[file]), arg
