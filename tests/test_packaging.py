@@ -18,10 +18,10 @@ from flax.traverse_util import flatten_dict
 import tljax
 from tests.conftest import ROOT
 from tljax.__main__ import main
-from tljax.checkpoints.workdir import Workdir, versions
+from tljax.checkpoints.workdir import versions
 from tljax.cli.flags import config_file
 from tljax.config import files
-from tljax.reports.runs import Run
+from tljax.reports.runs import read
 from tljax.weights import listing
 
 STRATEGY = '''
@@ -100,10 +100,8 @@ def test_what_is_installed_runs_by_itself(installed, shapes, tiny_weights, tmp_p
         results[run] = json.loads((tmp_path / run / "result.json").read_text())
         settings = json.loads((tmp_path / run / "config.json").read_text())
         assert settings["versions"]["tljax"] == tljax.__version__ and settings["git_commit"] is None
-        started = "tljax" if run == "a" else "python -m tljax"
-        assert Run(run, Workdir(tmp_path / run), *[None] * 3, settings).started_by.startswith(
-            f"{started} train --config"
-        )
+        ((finished,), _) = read([str(tmp_path / run)])
+        assert finished.started_by.startswith(f"{'tljax' if run == 'a' else 'python -m tljax'} train --config=default")
     assert results["a"]["steps"] == 2 and results["a"]["splits"] == results["b"]["splits"]
 
 
