@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import forks
+from tests import forks, quick_compile
 from tljax.config import schema
 from tljax.core.run import Run, prepare
 from tljax.data.preprocessing import Preprocessing
@@ -28,6 +28,7 @@ from tljax.models.vision.vit import ViT
 from tljax.weights import pretrained
 from tljax.weights.catalog import Pretrained
 
+quick_compile.install()
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 # Seconds until what other processes do has failed: on a machine that is busy, two of one run take minutes.

@@ -103,6 +103,7 @@ def test_what_is_installed_runs_by_itself(installed, shapes, tiny_weights, tmp_p
         ((finished,), _) = read([str(tmp_path / run)])
         assert finished.started_by.startswith(f"{'tljax' if run == 'a' else 'python -m tljax'} train --config=default")
     assert results["a"]["steps"] == 2 and results["a"]["splits"] == results["b"]["splits"]
+    _run(installed, tmp_path.parent, *script, "evaluate", f"--workdir={tmp_path / 'a'}")  # where no strategy lies
 
 
 @pytest.mark.parametrize(

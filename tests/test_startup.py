@@ -17,6 +17,7 @@ from tests.conftest import ROOT, tiny_run
 from tests.flips import flip
 from tljax.cli.convert import convert
 from tljax.config.schema import BackboneConfig
+from tljax.core import model
 from tljax.core.model import Network
 from tljax.core.programs import CompiledPrograms
 from tljax.core.run import Run
@@ -174,7 +175,7 @@ def test_weights_are_converted_and_read_once_beside_the_plan(shapes, tiny_weight
 
     monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pretrained, "read", slow)
-    monkeypatch.setattr(pretrained, "restore", restored)
+    monkeypatch.setattr(model, "restore", restored)
     run = tiny_run(f"folder:{shapes}", "", backbone__weights=str(folder))
     train(run.experiment, tmp_path / "run", prepared=run)
     assert calls == ["read", "restore"]

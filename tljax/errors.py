@@ -11,8 +11,3 @@ class InputError(ValueError):
 def message_of(error: BaseException, most: int = 300) -> str:
     """Returns an exception's message as one line of at most `most` characters; its class's name where it has none."""
     return " ".join(str(error).split())[:most] or type(error).__name__
-
-
-def printable(text: str) -> str:
-    """Returns a text as one line, with escapes in place of what would be obeyed and not shown."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

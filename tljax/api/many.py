@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Num
 from ml_collections import ConfigDict
 
 from tljax.api import session
@@ -30,12 +29,12 @@ from tljax.weights import listing
 if TYPE_CHECKING:
     import pandas as pd
 
-Features = tuple[Float[np.ndarray, "n features"], Num[np.ndarray, " n"]]
+Features = tuple[Any, Any]  # features [n, features] and labels [n]
 
 
 def sweep(
     config: ConfigDict | Mapping[str, Any] | Experiment,
-    settings: Mapping[str, Sequence[Any]] | Iterable[Mapping[str, Any]],
+    settings: Mapping[str, Any] | Iterable[Mapping[str, Any]],
     root: str | os.PathLike,
     *,
     tuned: Sequence[str] = selection.TUNED,
@@ -96,7 +95,7 @@ def _table(trials: Sequence[Trial], chosen: set[Experiment]) -> "pd.DataFrame":
 
 
 def report(
-    folders: Sequence[str | os.PathLike] | str,
+    folders: Sequence[str | os.PathLike] | str | os.PathLike,
     out: str | os.PathLike = "report",
     *,
     split: str = "test",

@@ -24,6 +24,7 @@ from flax.traverse_util import flatten_dict
 import tljax
 from tljax import console
 from tljax.checkpoints.checkpointer import Checkpoints
+from tljax.config.references import folders_of, look_where_a_run_did
 from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment, MeshConfig
 from tljax.config.serialization import build, to_dict, with_present_names
 from tljax.core.resolve import Resolved
@@ -31,7 +32,7 @@ from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
 from tljax.io import storage, strict_json
 from tljax.io.lock import Lock, check, clear, writer
-from tljax.problems.registry import problem_for, problem_of
+from tljax.problems.registry import problem_for
 
 _MOVE = "move the folder away, or give another --workdir"
 _FINISH = "remove it, and the same command writes it again"
@@ -103,7 +104,7 @@ class Workdir:
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
             return
         metadata = {"versions": versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
-        metadata |= {"references": references} if references else {}
+        metadata |= {"references": references, "reference_folders": folders_of(references)} if references else {}
         self.check()
         try:
             for name, file in tokenizer.files.items() if tokenizer else ():
@@ -131,6 +132,7 @@ class Workdir:
         settings = self._settings
         try:
             resolved = build(Resolved, settings["resolved"], "resolved")
+            look_where_a_run_did(settings.get("reference_folders", {}), settings.get("references", {}))
             experiment = Experiment.from_config(with_present_names(settings["config"]))
             experiment = dataclasses.replace(experiment, mesh=MeshConfig())
         except InputError as error:
@@ -153,9 +155,8 @@ class Workdir:
 
     def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
         """Returns the run's checkpoints, of which its config says which are kept and which is best."""
-        config, best = experiment.checkpoint, problem_of(experiment.task.problem).headline
-        if config.best:
-            best = problem_for(experiment).metric(config.best)
+        config, problem = experiment.checkpoint, problem_for(experiment)
+        best = problem.metric(config.best) if config.best else problem.headline
         return Checkpoints(self.path / "checkpoints", best, config, writer, self.check)
 
     @property
@@ -390,11 +391,8 @@ def versions() -> dict[str, str]:
 def _git_commit() -> str | None:
     """Returns the commit of the code that runs, with `-dirty` where it was changed; None outside a checkout."""
     checkout = Path(tljax.__file__).parents[1]
-    if not (checkout / ".git").exists():  # though what is installed may lie in a repository of the user's
-        return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+    with contextlib.suppress(OSError):
+        if (checkout / ".git").exists():  # what is installed may lie in a repository of the user's
+            return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    return None

@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import functools
 import runpy
-import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from tljax import console
+from tljax.config.references import look_in
 from tljax.errors import InputError
 from tljax.streams import in_one_line
 
@@ -29,7 +29,8 @@ def locate(name: str) -> tuple[str, str]:
     """Returns the file that `FILE[:arg]` or `NAME[:arg]` means, and the argument, empty if there is none.
 
     A file of that name, or with `.py` added, in the working directory goes before what comes with tljax, and that is
-    said on stderr.
+    said on stderr. From now on, modules are looked up beside the file, too; of what comes with tljax, in the working
+    directory.
 
     Raises:
         InputError: there is neither; the nearest name is given.
@@ -39,12 +40,14 @@ def locate(name: str) -> tuple[str, str]:
     for path in filter(Path.is_file, map(Path, (file, f"{file}.py"))):
         if file in known and not path.samefile(known[file]):
             _warn(f"--config={file}: the file {path} here, not the config of that name that comes with tljax")
+        look_in(path.parent)
         return str(path), arg
     if file not in known:
         stem = Path(file).stem
         near = [stem] if stem in known else difflib.get_close_matches(stem, known, n=3, cutoff=0.4) or known
         names = ", ".join(f"--config={each}" for each in near)
         raise InputError(f"--config={file}: no such file, nor a config of that name; with tljax come {names}")
+    look_in(Path())  # where a file of that name would be
     return str(known[file]), arg
 
 
@@ -62,18 +65,11 @@ def load(name: str) -> ConfigDict:
         InputError: there is no such file or name, or the file is wrong; its line is named.
     """
     file, arg = locate(name)
-    import_beside(file)
     with config_faults(file):
         get_config = runpy.run_path(file).get("get_config")
         if get_config is None:
             raise InputError(f"{file} has no function get_config(), which returns the config")
         return get_config(arg) if arg else get_config()
-
-
-def import_beside(file: str) -> None:
-    """Lets Python import what stands beside a config file."""
-    if (folder := str(Path(file).absolute().parent)) not in sys.path:
-        sys.path.append(folder)  # last: a file there must not stand in for a package of its name
 
 
 @contextlib.contextmanager

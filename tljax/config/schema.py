@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
-from tljax.config import choices, ranges
+from tljax.config import choices, defaults, ranges
 from tljax.config.references import is_reference, resolve_reference, source_hash
 from tljax.config.serialization import build, template
 from tljax.config.tuning import OptimConfig, TuningConfig, check_phase_schedules
@@ -245,7 +245,10 @@ class Experiment:
 
     Attributes:
         seed: of everything random, below 2**63; JAX's keys, of what is new and of noise, are of its lower 32 bits.
-        steps, epochs: the length, in one of the two units; the other stays 0.
+        steps, epochs: the length, in one of the two units; the other stays 0. With neither it is the strategy's own.
+        min_steps: a run whose length is in epochs has at least so many steps, however few its examples.
+        filled_from: the strategy whose own values stand where the config left out learning rate or length; found when
+            a config is read, and of no other use.
         eval_every: steps between validations; 0 for the end only.
         log_every: steps between lines of training metrics.
         compute_dtype: `float32` or `bfloat16`, of activations and products; parameters stay float32.
@@ -262,6 +265,8 @@ class Experiment:
     seed: choices.Seed = 0
     steps: ranges.Count = 0
     epochs: ranges.NotNegative = 0.0
+    min_steps: ranges.Count = 0
+    filled_from: str = ""
     eval_every: ranges.Count = 0
     log_every: ranges.Positive = 10
     compute_dtype: choices.Dtype = "float32"
@@ -291,9 +296,9 @@ class Experiment:
         """
         experiment = build(cls, config, "config")
         check_phase_schedules(experiment.tuning, experiment.optim)
-        if (experiment.steps > 0) == (experiment.epochs > 0):
-            raise InputError("give the run's length as one of config.steps and config.epochs, above 0")
-        return experiment
+        if experiment.steps and experiment.epochs:
+            raise InputError("give the run's length as one of config.steps and config.epochs, not both")
+        return defaults.filled(experiment)
 
     def without_traced_hparams(self) -> "Experiment":
         """Returns the experiment without the numbers that a compiled step is given, and what changes no number.
@@ -317,14 +322,16 @@ class Experiment:
 
     @property
     def references(self) -> dict[str, str]:
-        """Returns the SHA-256 of the source of what the config names as `module:name`, but for data sets."""
+        """Returns the SHA-256 of the source of what the config names as `module:name`."""
         names = {self.backbone.name, self.loss, *self.metrics, self.task.problem, *self.task.augment}
         names |= {*self.tuning.references, *self.optim.references}
+        names |= {self.task.dataset} if choices.is_dataset_function(self.task.dataset) else set()
         return {name: source_hash(resolve_reference(name, "config")) for name in sorted(filter(is_reference, names))}
 
     def total_steps(self, train_examples: int) -> int:
         """Returns the length in steps, with so many training examples."""
-        return self.steps or max(1, round(self.epochs * train_examples / self.task.batch_size))
+        in_epochs = round(self.epochs * train_examples / self.task.batch_size)
+        return self.steps or max(1, self.min_steps, in_epochs)
 
 
 def default() -> ConfigDict:

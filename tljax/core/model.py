@@ -17,9 +17,9 @@ from tljax.errors import InputError
 from tljax.peft.config import AdapterConfig, MlpHead, is_adapter_param
 from tljax.problems.registry import problem_of
 from tljax.tuning.strategies import HEAD, Layout
-from tljax.weights import pretrained as weights_pretrained
 from tljax.weights.adapt import class_subset, resample_pos_embed
 from tljax.weights.catalog import Pretrained
+from tljax.weights.pretrained import Shape, module_of, restore, shapes_of
 
 Variables = dict[str, Any]  # params and, with BatchNorm, batch_stats: nested dicts of arrays
 
@@ -52,7 +52,7 @@ class Network:
         _check(experiment, adapters)
         self._experiment, self._row, self._preprocessing, self._classes = experiment, row, preprocessing, classes
         self.adapters = adapters
-        module = weights_pretrained.module_of(row)
+        module = module_of(row)
         self.input_spec = input_spec
         self.backbone = self.input_spec.fit(module)
         head, noise = experiment.head, experiment.regularize
@@ -88,14 +88,14 @@ class Network:
         return [path for path in paths if is_adapter_param(path) or (path.startswith(f"{HEAD}/") and not own_head)]
 
     @property
-    def shapes(self) -> Mapping[str, weights_pretrained.Shape]:
+    def shapes(self) -> Mapping[str, Shape]:
         """Returns `pretrained.shapes` of its backbone, of which nothing need be traced again."""
         leaves = {kind: flatten_dict(tree.get("backbone", {}), sep="/") for kind, tree in self.abstract.items()}
         own = {
             kind: {path: leaf for path, leaf in tree.items() if not is_adapter_param(path)}
             for kind, tree in leaves.items()
         }
-        return weights_pretrained.shapes_of(self.backbone, own)
+        return shapes_of(self.backbone, own)
 
     def by_origin(self, pretrained: float, new: float) -> Mapping[str, Any]:
         """Returns one value for each parameter that the weights bring, another for those that start anew."""
@@ -109,7 +109,7 @@ class Network:
         self._init_new.lower(jax.random.key(0)).compile()
 
     def _restored(self) -> dict[str, Any]:
-        return weights_pretrained.restore(self._row, self.backbone, self._preprocessing.inputs, self.shapes)
+        return restore(self._row, self.backbone, self._preprocessing.inputs, self.shapes)
 
     def start(self) -> Variables:
         """Returns the variables at step 0: pretrained, and new what the weights lack, which without weights is all.

@@ -10,7 +10,7 @@ import numpy as np
 
 from tljax import console
 from tljax.config.schema import TaskConfig
-from tljax.data import array_cache, decoded_cache
+from tljax.data import array_cache
 from tljax.data.dataset import Split
 from tljax.data.keyed_random import generators
 from tljax.data.preprocessing import Preprocessing
@@ -93,8 +93,8 @@ class ImageReader:
         cut = self._cut()
         if not image.cacheable(**cut):
             return self
-        folder = decoded_cache.name("decoded", self.split.key, self.preprocessing, cut)
-        if not folder.exists() and not (budget and decoded_cache.make_room(folder, self._bytes, budget)):
+        folder = array_cache.folder_of("decoded", self.split.key, self.preprocessing, cut)
+        if not folder.exists() and not (budget and array_cache.make_room(folder, self._bytes, budget)):
             return self
 
         def view(place: int) -> np.ndarray:

@@ -123,8 +123,8 @@ def make_splits(task: Task, config: TaskConfig) -> dict[str, Split]:
     """
     if config.shots and config.fraction != 1:
         raise InputError(f"task.shots={config.shots} and task.fraction={config.fraction:g}: set one of them")
-    named = {"train": config.train, "validation": config.validation, "test": config.test}
-    splits = {name: _cut_by_key(task, f"task.{name}", slicing) for name, slicing in named.items() if slicing}
+    slicings = {"train": config.train, "validation": config.validation, "test": config.test}
+    splits = {name: _cut_by_key(task, f"task.{name}", slicing) for name, slicing in slicings.items() if slicing}
     # VTAB validates smallnorb on one half of TFDS's test split and tests on the other: its definition stands.
     own = "validation" in splits and not config.validation.startswith("vtab:")
     if own and "test" in dict(splits["validation"].rows):

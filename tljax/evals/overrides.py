@@ -186,6 +186,6 @@ def _no_split(split: str) -> InputError:
 
 def _check_kind(task: Task, resolved: Resolved) -> None:
     """Raises InputError where the network was trained on inputs of another kind."""
-    held, read = INPUTS[task.kind].noun(task.pairs), resolved.input_spec.noun(resolved.pairs)
-    if held != read:
-        raise InputError(f"{task.name} holds {held}, and the run reads {read}")
+    content, read = INPUTS[task.kind].noun(task.pairs), resolved.input_spec.noun(resolved.pairs)
+    if content != read:
+        raise InputError(f"{task.name} holds {content}, and the run reads {read}")

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import remat as remat_groups
+from tljax.models.remat import run_group
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Backbone(nn.Module):
             remat: whether a backward pass keeps only what groups give, and computes their inside again.
         """
         for layer in self.layers()[start:stop]:
-            x = remat_groups.run(layer, x, remat=remat)
+            x = run_group(layer, x, remat=remat)
         return x
 
     def pooled(self, x: Any) -> Float[Array, "batch features"]:

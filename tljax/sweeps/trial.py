@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from tljax.checkpoints.workdir import Workdir
+from tljax.config import defaults
 from tljax.config.ranges import shown
 from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment
 from tljax.config.serialization import to_dict, with_values
@@ -85,6 +86,7 @@ def make_trials(experiment: Experiment, overrides: Any, root: str | os.PathLike)
         config = to_dict(experiment)
         if values.get("tuning.strategy", experiment.tuning.strategy) != experiment.tuning.strategy:
             config["tuning"] = {"group_rates": experiment.tuning.group_rates}
+            config = defaults.cleared(config)
         trial_experiment = Experiment.from_config(with_values(config, values))
         name = hashlib.sha256(json.dumps(_content(trial_experiment), sort_keys=True).encode()).hexdigest()[:10]
         if name in trials:

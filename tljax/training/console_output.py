@@ -6,6 +6,7 @@ import jax
 
 from tljax import console
 from tljax.checkpoints.workdir import Workdir
+from tljax.config import defaults
 from tljax.core.run import Run
 from tljax.data import diagnostics
 from tljax.profiling.summary import assumptions
@@ -21,6 +22,10 @@ def print_header(run: Run) -> None:
         f" {resolved.steps} steps of {config.task.batch_size} {run.network.input_spec.describe()}"
         f", on {run.mesh.size} {jax.default_backend()} device(s)"
     )
+    if config.filled_from:
+        console.console.print(
+            f"not given, and so as {config.filled_from} has it by default: {defaults.described(config)}"
+        )
     assumed = assumptions(run)
     if assumed:
         console.console.print(f"nothing beside the weights says all that they expect: {assumed}")

@@ -72,8 +72,8 @@ def train(
         result = processes.on_lead(lambda: folder.result)
         if result:
             processes.on_lead(folder.clear)
-            held = f" ({', '.join(result['held'])} is held back by its sweep)" if "held" in result else ""
-            console.console.print(f"{folder.path} is finished: nothing to do{held}")
+            note = f" ({', '.join(result['held'])} is held back by its sweep)" if "held" in result else ""
+            console.console.print(f"{folder.path} is finished: nothing to do{note}")
             return result
         return train_run(run, folder, preemption or PreemptionSignal(), runs)
 
@@ -94,7 +94,7 @@ def train_run(
         hold: splits that are not evaluated, which the result names in `held`; `conclude` evaluates them.
         peeked: the result says so: the test split is looked at before it is known whether the run is chosen.
     """
-    held = [name for name in hold if name in run.inputs.splits]
+    held_back = [name for name in hold if name in run.inputs.splits]
     _check_best(run)
     trackers = Trackers(run.experiment.log.trackers, folder.path, active=processes.is_lead())
     with folder.checkpoints(run.experiment, writer=processes.is_lead()) as checkpoints:
@@ -114,7 +114,7 @@ def train_run(
     if digest != planned["frozen_digest"]:
         raise RuntimeError(f"{folder.path}: frozen leaves changed in training, which tljax must never let happen")
     splits = {}
-    for name in (name for name in run.inputs.splits if name != "train" and name not in held):
+    for name in (name for name in run.inputs.splits if name != "train" and name not in held_back):
         # A run whose last step was taken by another process has validated nothing here.
         predictions = (validation if name == "validation" else None) or predictor.predict(name, state)
         splits[name] = _evaluate(run, folder, checkpoints, predictions, int(state.step), name)
@@ -128,7 +128,7 @@ def train_run(
         "frozen_digest_before": planned["frozen_digest"],
         "frozen_digest_after": digest,
     }
-    result |= ({"held": held} if held else {}) | ({"peeked": True} if peeked else {})
+    result |= ({"held": held_back} if held_back else {}) | ({"peeked": True} if peeked else {})
     processes.on_lead(lambda: folder.finish(result))
     trackers.finish(result)
     print_result(run, result, folder)

@@ -152,8 +152,8 @@ def norm_only(layout: Layout) -> dict[str, float]:
     return multipliers
 
 
-def added(layout: Layout) -> dict[str, float]:
-    """Trains what was added to the backbone, and the head; the backbone's own parameters are frozen."""
+def adapters_and_head(layout: Layout) -> dict[str, float]:
+    """Trains the adapters, and the head; the backbone's own parameters are frozen."""
     return layout.by_path(is_adapter_param)
 
 
@@ -206,8 +206,8 @@ STRATEGIES: dict[str, Callable[..., dict[str, float]]] = {
     "bias_only": bias_only,
     "norm_only": norm_only,
     "pattern": pattern,
-    "lora": added,
-    "adapter": added,
-    "prompt": added,
+    "lora": adapters_and_head,
+    "adapter": adapters_and_head,
+    "prompt": adapters_and_head,
     "mlp_head": linear_probe,
 }

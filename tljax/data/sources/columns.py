@@ -247,8 +247,8 @@ def _ids(table: Table, columns: Columns, splits: Sequence[str]) -> list[str | In
     """
     if not columns.id:
         paths = table.columns[columns.inputs[0]] if columns.kind == "image" else ()
-        named = isinstance(paths, list)
-        return [f"{row:08d}/{paths[row]}" if named else f"{row:08d}" for row in range(len(table.where))]
+        has_paths = isinstance(paths, list)
+        return [f"{row:08d}/{paths[row]}" if has_paths else f"{row:08d}" for row in range(len(table.where))]
     seen: dict[tuple[str, str], int] = {}
     ids: list[str | InputError] = []
     for row, value in enumerate(table.columns[columns.id]):

@@ -116,12 +116,18 @@ def _identity(value: Any, field: str) -> bytes:
             raise InputError(f"{value}: cannot be read ({error.strerror})") from error
     if isinstance(value, Image.Image):
         return repr((value.mode, value.size)).encode() + value.tobytes()
+    check_picture(value)
+    pixels = np.asarray(value)
+    return repr(pixels.shape).encode() + pixels.tobytes()
+
+
+def check_picture(value: Any) -> None:
+    """Raises InputError where a value that is no path and no PIL image is no array of a picture either."""
     pixels = np.asarray(value)
     has_channels = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4))
     if not isinstance(value, np.ndarray) or pixels.dtype != np.uint8 or not has_channels:
         shape = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
         raise InputError(f"image is {shape}: give a path, a PIL image, or uint8 [height, width, channels]")
-    return repr(pixels.shape).encode() + pixels.tobytes()
 
 
 def _read(examples: Sequence[Mapping[str, Any]], row: int, fields: tuple[str, ...]) -> Any:

@@ -102,10 +102,10 @@ def choose(info: Any, config: TaskConfig, name: str) -> Features:
         (item for item in IDS if item in info.features and isinstance(info.features[item], kinds.Text)),
         "",
     )
-    named = dict(zip(inputs, INPUTS[kind].fields(pairs=True), strict=False))
+    fields = dict(zip(inputs, INPUTS[kind].fields(pairs=True), strict=False))
     classes = tuple(getattr(_inner(info.features[labels[0]]), "names", None) or ()) if len(labels) == 1 else ()
     classes = derived.classes if derived else classes
-    return Features(kind, named, labels, id, classes, derived)
+    return Features(kind, fields, labels, id, classes, derived)
 
 
 def _inner(feature: Any) -> Any:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import remat as remat_groups
 from tljax.models.base import InputSpec
 from tljax.models.layers import Attention, Dense, LayerNorm, Mlp, TransformerBackbone
+from tljax.models.remat import run_group
 
 _normal = nn.initializers.truncated_normal(0.02)
 _ACTIVATIONS = {"cls_tanh": jnp.tanh, "cls_relu": jax.nn.relu}
@@ -169,7 +169,7 @@ class Bert(TransformerBackbone):
             InputError: the texts are longer than there are positions.
         """
         for layer in [self.stem, *self.block][start:stop]:
-            x = remat_groups.run(layer, x, remat=remat)
+            x = run_group(layer, x, remat=remat)
         is_end = self.groups[-1] in self.groups[start:stop]
         return x["hidden"] if is_end and not pools else x
 

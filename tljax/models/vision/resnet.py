@@ -10,9 +10,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import remat as remat_groups
 from tljax.models.base import Backbone
 from tljax.models.kernels import conv_cpu
+from tljax.models.remat import run_group
 
 # How a group's BatchNorms (1502.03167) work; evaluation is `frozen` everywhere.
 BATCH_NORM_MODES: dict[str, str] = {
@@ -242,7 +242,7 @@ class ResNet(Backbone):
             if mode not in BATCH_NORM_MODES:
                 raise InputError(f"no BatchNorm mode {mode!r}; there are: {', '.join(BATCH_NORM_MODES)}")
         for name, layer in list(zip(self.groups, [self.stem_layer, *self.block], strict=True))[start:stop]:
-            x = remat_groups.run(layer, x, batch_norm.get(name, "frozen"), remat=remat)
+            x = run_group(layer, x, batch_norm.get(name, "frozen"), remat=remat)
         return x
 
     def pooled(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels"]:

@@ -42,8 +42,8 @@ def read(config: Any, model_type: str = "", folder: str = "") -> tuple[Preproces
         InputError: a key is unknown, or has a value that cannot be followed here.
     """
     keys = Keys(config, "preprocessor_config.json", folder, harmless_keys.PROCESSOR)
-    named = "image_processor_type" if "image_processor_type" in keys else "feature_extractor_type"
-    kind = keys.choice(named, f"{_OF_MODEL.get(model_type, 'ViT')}ImageProcessor", _KINDS)
+    key = "image_processor_type" if "image_processor_type" in keys else "feature_extractor_type"
+    kind = keys.choice(key, f"{_OF_MODEL.get(model_type, 'ViT')}ImageProcessor", _KINDS)
     keys.get("feature_extractor_type")  # which old files keep beside the new one
     defaults = _DEFAULTS[kind]
     keys.only(do_pad=False, rescale_offset=False, offset=False)
