@@ -28,6 +28,7 @@ ORDER = (
         "weights",
     ),
     *("tuning", "peft", "data", "models", "problems", "metrics", "distributed", "config", "io", "console", "streams"),
+    "program",
     "errors",
 )
 VAGUE = {"found", "told", "one", "mine", "wanted", "made", "some", "both", "given"}

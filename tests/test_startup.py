@@ -25,7 +25,7 @@ from tljax.io import compilation_cache
 from tljax.training.trainer import train
 from tljax.weights import pretrained
 
-VERBS = ("train", "evaluate", "predict", "inspect", "convert", "report")
+VERBS = ("train", "evaluate", "predict", "inspect", "convert", "report", "models", "configs", "completion")
 # What a single kind of data, weights or output needs is loaded where that is met.
 RARE = {"sklearn", "matplotlib", "pandas", "tensorflow", "tensorflow_datasets", "onnx", "datasets", "torch"}
 RARE |= {"tensorboardX", "huggingface_hub"}

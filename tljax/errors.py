@@ -4,7 +4,7 @@
 class InputError(ValueError):
     """Something the user gave cannot be used; the message names it and the way out.
 
-    `python -m tljax` prints it as one line, without a traceback, and exits with status 2.
+    The command line prints it as one line, without a traceback, and exits with status 2.
     """
 
 

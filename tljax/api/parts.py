@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from tljax.api import session
 from tljax.api.encoder import Classified, Encoder
-from tljax.config import schema
+from tljax.config import files, schema
 from tljax.config.serialization import build
 from tljax.config.tuning import OptimConfig, TuningConfig
 from tljax.core.run import prepare
@@ -30,7 +30,25 @@ def default_config(**values: Any) -> ConfigDict:
     Raises:
         InputError: a key that does not exist.
     """
-    config = schema.default()
+    return _with_values(schema.default(), values)
+
+
+def load_config(name: str, **values: Any) -> ConfigDict:
+    """Returns the config of a file, or of what comes with tljax, as `--config` of the command line reads it.
+
+        config = tljax.load_config("quickstart:scratch", seed=1, optim__learning_rate=3e-4)
+
+    Args:
+        name: `FILE[:arg]`, or `NAME[:arg]` of a config that `tljax configs` lists; a file goes first.
+        values: by key, with `__` for the point.
+
+    Raises:
+        InputError: there is no such file, name or key, or the file is wrong; its line is named.
+    """
+    return _with_values(files.load(name), values)
+
+
+def _with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     for key, value in values.items():
         *path, name = key.split("__")
         section = config

@@ -21,6 +21,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
+import tljax
 from tljax import console
 from tljax.checkpoints.checkpointer import Checkpoints
 from tljax.config.references import folders_of, look_where_a_run_did
@@ -35,7 +36,7 @@ from tljax.problems.registry import problem_for
 
 _MOVE = "move the folder away, or give another --workdir"
 _FINISH = "remove it, and the same command writes it again"
-_PACKAGES = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tensorflow-datasets")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tensorflow-datasets")
 
 
 class Workdir:
@@ -377,8 +378,8 @@ def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> list
 
 
 def versions() -> dict[str, str]:
-    """Returns the version of Python and of each package on which a run's numbers hang."""
-    installed = {"python": platform.python_version()}
+    """Returns the version of Python, of tljax and of each package on which a run's numbers hang."""
+    installed = {"python": platform.python_version(), "tljax": tljax.__version__}
     for package in _PACKAGES:
         try:
             installed[package] = importlib.metadata.version(package)
@@ -389,9 +390,9 @@ def versions() -> dict[str, str]:
 
 def _git_commit() -> str | None:
     """Returns the commit of the code that runs, with `-dirty` where it was changed; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+    checkout = Path(tljax.__file__).parents[1]
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError):
+        if (checkout / ".git").exists():  # what is installed may lie in a repository of the user's
+            return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    return None

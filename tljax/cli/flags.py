@@ -1,17 +1,14 @@
 """`--config=FILE[:arg] --config.key=value …` on the command line, read by ml_collections."""
 
 import argparse
-import contextlib
 import functools
-import traceback
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tljax.config.references import look_in
+from tljax.config.files import config_faults, locate, shipped
 from tljax.config.schema import Experiment, default
 from tljax.config.serialization import empty, unknown_key
 from tljax.config.tuning import ARGUMENT_SECTIONS, argument_kinds
@@ -36,7 +33,6 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
         if not argument.startswith("--config"):
             raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
     file, arg = config_file(rest)
-    look_in(Path(file).absolute().parent)
     config = _read(["--config=" + ":".join(filter(None, (file, arg)))])
     rest = [argument for argument in rest if not argument.startswith("--config=")]
     texts = _texts(rest)
@@ -100,18 +96,15 @@ def _value(config: ConfigDict, key: str) -> Any:
 
 
 def config_file(arguments: list[str]) -> tuple[str, str]:
-    """Returns the file that `--config=FILE[:arg]` names, and its argument, empty if there is none.
+    """Returns the file that `--config=FILE[:arg]` or `--config=NAME[:arg]` means, and its argument (`locate`).
 
     Raises:
-        InputError: it names none that exists.
+        InputError: there is none, or no such file.
     """
     argument = next((each for each in reversed(arguments) if each.startswith("--config=")), None)
     if argument is None:
-        raise InputError("give --config=FILE, for example --config=configs/quickstart.py")
-    file, _, arg = argument.removeprefix("--config=").partition(":")
-    if not Path(file).is_file():
-        raise InputError(f"--config={file}: no such file")
-    return file, arg
+        raise InputError(f"give --config=FILE, or a config that comes with tljax by its name: {', '.join(shipped())}")
+    return locate(argument.removeprefix("--config="))
 
 
 def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[dict[str, Any], argparse.Namespace]:
@@ -160,34 +153,6 @@ def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
             return values["config"].value
     except flags.Error as error:
         raise InputError(in_one_line(str(error))) from error
-
-
-@contextlib.contextmanager
-def config_faults(file: str) -> Iterator[None]:
-    """Turns an exception that comes out of a config file into an InputError that names its line there."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        root = error  # absl wraps what a config raised
-        while root.__context__:
-            root = root.__context__
-        if isinstance(root, InputError):
-            raise InputError(str(root)) from error
-        if fault := _fault_in(file, root):
-            raise fault from error
-        raise
-
-
-def _fault_in(file: str, error: BaseException) -> InputError | None:
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == Path(file).absolute()]
-    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).absolute() == Path(file).absolute():
-        lines = [error.lineno]
-    if not (file and lines):
-        return None
-    return InputError(f"{file}, line {lines[-1]}: {type(error).__name__}: {in_one_line(str(error))}")
 
 
 def _check_key(config: ConfigDict, key: str) -> None:

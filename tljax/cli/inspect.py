@@ -76,7 +76,7 @@ def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
 
 def main(arguments: list[str]) -> None:
     """Runs `tljax inspect` with its arguments."""
-    parser = flag_types.Parser("python -m tljax inspect", description=__doc__)
+    parser = flag_types.Parser("inspect", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every leaf that trains")
     parser.add_argument(
         "--lr-find", type=flag_types.local_path, metavar="PNG", help="test learning rates on a copy, and draw the curve"

@@ -20,7 +20,7 @@ from tljax.problems.registry import problem_of
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
-    parser = flag_types.Parser("python -m tljax predict", description=__doc__)
+    parser = flag_types.Parser("predict", description=__doc__)
     parser.add_argument("--workdir", required=True, type=flag_types.path, help="of a run")
     parser.add_argument("--step", default="latest", help="latest, best (by validation) or a number")
     parser.add_argument("--format", choices=FORMATS, default="text", help="csv and jsonl have every class, in full")

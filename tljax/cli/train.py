@@ -9,7 +9,7 @@ from tljax.training.trainer import train
 
 def main(arguments: list[str]) -> None:
     """Runs the verb."""
-    parser = flag_types.Parser("python -m tljax train", description=__doc__)
+    parser = flag_types.Parser("train", description=__doc__)
     parser.add_argument(
         "--workdir", required=True, type=flag_types.path, help="required: a new folder or bucket, or one to resume"
     )

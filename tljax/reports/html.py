@@ -141,7 +141,7 @@ def _group(section: Section, number: int, method: Method | LeftOut, differing: S
                     "scores": list(dict.fromkeys(scores)),
                     "differs": {key: run.values.get(key) for key in differing},
                     "peeked": run in section.peeked,
-                    "command": " \\\n  ".join([" ".join(run.command[:4]), *run.command[4:]]),
+                    "command": " \\\n  ".join([" ".join(run.command[:2]), *run.command[2:]]),
                 }
             )
     return {"number": number, "name": method.name, "runs": runs}
