@@ -34,7 +34,7 @@ class Defaults:
     min_steps: int = 300
 
 
-_HEAD = Defaults(1e-2, epochs=100, min_steps=1000)  # on features that are computed once, steps cost next to nothing
+_HEAD = Defaults(3e-3, weight_decay=0.3, epochs=100, min_steps=1000)  # steps on cached features cost next to nothing
 _NETWORK = Defaults(5e-5, warmup=0.1, weight_decay=0.05, clip_norm=1.0)
 _PART = dataclasses.replace(_NETWORK, learning_rate=1e-4)
 _FEW = dataclasses.replace(_NETWORK, learning_rate=1e-3, weight_decay=0.0)
