@@ -21,6 +21,8 @@ def print_header(run: Run) -> None:
         f" {resolved.steps} steps of {config.task.batch_size} {run.network.input_spec.describe()}"
         f", on {run.mesh.size} {jax.default_backend()} device(s)"
     )
+    for line in split_lines(run):
+        console.console.print(line)
     assumed = assumptions(run)
     if assumed:
         console.console.print(f"nothing beside the weights says all that they expect: {assumed}")
@@ -29,6 +31,20 @@ def print_header(run: Run) -> None:
     if truncated:
         message = f"{truncated} of {resolved.train_examples} training texts are longer than {_longest(run)}"
         console.console.print(f"{message} and lose {lost} tokens together")
+
+
+def split_lines(run: Run) -> list[str]:
+    """Returns which splits a run reads, and a line for each that it has not: what that means."""
+    task = run.experiment.task
+    lines = [", ".join(f"{name}: {split.name}" for name, split in run.inputs.splits.items())]
+    if not task.validation:
+        lines.append(
+            "no validation: nothing chooses the best step, or between settings; task.validation names a split, or a"
+            " part of one (task.train=train[:80%], task.validation=train[80%:])"
+        )
+    if not task.test:
+        lines.append("no test: the result has no test metrics; task.test names a split, or a part of one")
+    return lines
 
 
 def print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:

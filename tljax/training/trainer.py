@@ -57,6 +57,7 @@ def train(
         Stopped: it was told to, and has saved.
     """
     folder = Workdir(path)
+    experiment = folder.with_own_splits(experiment)
     # Of `input`, each machine may have its own.
     config = {key: value for key, value in to_dict(experiment).items() if key != "input"}
     processes.agree({"config": config, "versions": versions() | {"tljax's source": processes.source_digest()}})
@@ -68,7 +69,7 @@ def train(
         if not processes.on_lead(lambda: bool(folder.result)):
             processes.on_lead(lambda: stack.enter_context(folder.locked()))
         tokenizer = run.inputs.tokenizer
-        processes.on_lead(lambda: folder.start(experiment, run.resolved, tokenizer))
+        processes.on_lead(lambda: folder.start(run.experiment, run.resolved, tokenizer))
         result = processes.on_lead(lambda: folder.result)
         if result:
             processes.on_lead(folder.clear)
