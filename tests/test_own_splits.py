@@ -67,7 +67,7 @@ def test_a_workdir_of_an_earlier_version_goes_on_without_them(birds, tmp_path):
     assert result["splits"] == {}
     assert train(Experiment.from_config(unset), old) == result  # is finished, and no other run
     assert Workdir(old).load()[0].task.validation == ""
-    with pytest.raises(InputError, match="holds another run .*task.validation: '' there, 'train"):
+    with pytest.raises(InputError, match=r"holds another run .*task\.validation: '' there, 'train"):
         split = {"train": "train[4:]", "validation": "train[:4]"}
         train(Experiment.from_config(unset | {"task": unset["task"] | split}), old)
     shutil.rmtree(old)

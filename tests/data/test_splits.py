@@ -183,7 +183,7 @@ def test_a_config_names_the_splits():
         (("train", "validation", "test"), {"test": "validation"}, ("", "validation")),  # whose test has no labels
         (("train", "validation", "test"), {"train": "train+validation[:3]"}, ("", "test")),
         (("train", "validation", "test"), {"train": "all"}, ("", "")),
-        (("train", "validation", "test"), {"train": "train[:80%]", "validation": "train[80%:]"}, ("train[80%:]", "test")),
+        (("train", "validation", "test"), {"train": "train[:9]", "validation": "train[9:]"}, ("train[9:]", "test")),
         (("train", "validation", "test"), {"train": "vtab:train800", "validation": "vtab:val200"}, ("vtab:val200", "")),
         (("train", "validation_matched"), {}, ("", "")),
     ],

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict, config_flags
 
 from tljax.config.choices import FREE_SECTIONS
 from tljax.config.schema import Experiment, default
-from tljax.config.serialization import empty, unknown_key
+from tljax.config.serialization import check_key, empty
+from tljax.config.synonyms import advice
 from tljax.config.tuning import ARGUMENT_SECTIONS, argument_kinds
 from tljax.errors import InputError, printable
 
@@ -35,7 +36,7 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
     options, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if not argument.startswith("--config"):
-            raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
+            raise _unknown(argument, parser.prog)
     file, arg = config_file(rest)
     if (folder := str(Path(file).absolute().parent)) not in sys.path:
         sys.path.append(folder)  # last: a file there must not stand in for a package of its name
@@ -44,8 +45,19 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
     texts = {key: text for key, _, text in (flag.removeprefix("--config.").partition("=") for flag in rest)}
     _add_arguments(config, texts)
     for key in texts:
-        _check_key(config, key)
+        check_key(config, key)
     return Experiment.from_config(_read(rest, config)), options
+
+
+def _unknown(argument: str, program: str) -> InputError:
+    """Returns the error for an argument that a verb does not take: a key of the config may be meant."""
+    name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    with contextlib.suppress(InputError):
+        check_key(default(), name)
+        return InputError(f"unknown argument {argument}: it is --config.{name}=VALUE")
+    if text := advice(name):
+        return InputError(f"unknown argument {argument}: {text}; keys are given as --config.KEY=VALUE")
+    return InputError(f"unknown argument {argument}; see {program} --help")
 
 
 def _add_arguments(config: ConfigDict, texts: Mapping[str, str]) -> None:
@@ -122,10 +134,10 @@ def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tu
     keys = []
     for argument in rest:
         if not argument.startswith("--config."):
-            raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
+            raise _unknown(argument, parser.prog)
         key = argument.removeprefix("--config.").split("=")[0]
         keys.append(next((section for section in FREE_SECTIONS if key.startswith(f"{section}.")), key))
-        _check_key(default(), keys[-1])
+        check_key(default(), keys[-1])
     config = _read(rest, default()).to_dict()
     return {key: functools.reduce(lambda tree, part: tree[part], key.split("."), config) for key in keys}, options
 
@@ -193,14 +205,3 @@ def _fault_in(file: str, error: BaseException) -> InputError | None:
     if not (file and lines):
         return None
     return InputError(f"{file}, line {lines[-1]}: {type(error).__name__}: {printable(str(error))}")
-
-
-def _check_key(config: ConfigDict, key: str) -> None:
-    here, path = config, "config"
-    for part in key.split("."):
-        if path.removeprefix("config.") in FREE_SECTIONS:
-            return
-        if not isinstance(here, ConfigDict) or part not in here:
-            known = here.keys() if isinstance(here, ConfigDict) else []
-            raise unknown_key(part, path, known)
-        here, path = here[part], f"{path}.{part}"
