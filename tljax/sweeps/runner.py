@@ -232,7 +232,7 @@ def _start(run: Run, folder: Workdir) -> None:
 
 def _try(trial: Trial, run: Callable[[], None]) -> None:
     """Runs a trial; why it fails is printed, and kept in its workdir."""
-    console.console.print(f"{trial.setting}, seed {trial.experiment.seed}: {trial.folder}")
+    console.console.print(f"{trial.setting}, seed {trial.experiment.seed}: {console.shown_path(trial.folder)}")
     try:
         with console.quiet():
             run()

@@ -9,6 +9,7 @@ from tljax.checkpoints.workdir import Workdir
 from tljax.core.run import Run
 from tljax.data import diagnostics
 from tljax.profiling.summary import assumptions
+from tljax.training import convergence
 
 
 def print_header(run: Run) -> None:
@@ -48,7 +49,7 @@ def split_lines(run: Run) -> list[str]:
 
 
 def print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
-    """Prints a finished run's metrics and cost as a table.
+    """Prints a finished run's metrics and cost as a table, and what its training losses say is amiss.
 
     Args:
         run: the run.
@@ -71,9 +72,13 @@ def print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
             f"{result['steps']} steps, {result['input_seconds'] / result['wall_seconds']:.1%} waiting for input",
         ),
     ]
+    place = console.shown_path(folder.path)
     console.table(
-        f"{run.experiment.tuning.strategy} on {run.experiment.task.dataset}: {folder.path}", ("", "value", ""), rows
+        f"{run.experiment.tuning.strategy} on {run.experiment.task.dataset}: {place}", ("", "value", ""), rows
     )
+    last_phase = [row for row in folder.metrics if row["step"] > run.phases[-1].start]
+    for line in convergence.advice(last_phase, run.experiment):
+        console.console.print(f"WARNING: {line}")
 
 
 def training_row(run: Run, folder: Workdir) -> list[tuple[str, str, str]]:

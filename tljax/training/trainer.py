@@ -74,7 +74,7 @@ def train(
         if result:
             processes.on_lead(folder.clear)
             held = f" ({', '.join(result['held'])} is held back by its sweep)" if "held" in result else ""
-            console.console.print(f"{folder.path} is finished: nothing to do{held}")
+            console.console.print(f"{console.shown_path(folder.path)} is finished: nothing to do{held}")
             return result
         return train_run(run, folder, preemption or PreemptionSignal(), runs)
 
@@ -174,10 +174,11 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
     """Returns the state to go on from, the seconds already spent, and those of them spent waiting for input."""
     step, base_is_whole, seconds, input_seconds = processes.on_lead(lambda: _resume_point(folder, checkpoints))
     if not base_is_whole:
-        console.console.print(f"{folder.path}: what does not train is damaged there, and comes from the weights anew")
+        place = console.shown_path(folder.path)
+        console.console.print(f"{place}: what does not train is damaged there, and comes from the weights anew")
         _keep_base(run, run.init_state(), checkpoints)
     if step:
-        console.console.print(f"resuming {folder.path} at step {step} of {run.resolved.steps}")
+        console.console.print(f"resuming {console.shown_path(folder.path)} at step {step} of {run.resolved.steps}")
         run.cached = processes.on_lead(lambda: folder.plan["cached"])
         return checkpoints.restore(step, run.abstract_state(step)), seconds, input_seconds
     with ThreadPoolExecutor() as pool:
