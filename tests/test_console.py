@@ -1,6 +1,8 @@
 """What a person sees without a terminal: a line where something takes long, tables of 80 columns, plain paths."""
 
+import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,30 @@ def test_an_unknown_total_and_a_standstill(clock, capsys):
         clock[0] = 20.0
         report(0)
     assert capsys.readouterr().out == "predict 0/? images, 0 a second, 20 s\n"
+
+
+def test_a_notebook_has_one_place_that_is_replaced(clock, monkeypatch):
+    shown = []
+    handle = types.SimpleNamespace(update=lambda data, raw: shown.append(data["text/plain"]))
+
+    def display(data, raw, display_id):
+        shown.append(data["text/plain"])
+        return handle
+
+    monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(display=display))
+    monkeypatch.setattr(console.console, "is_jupyter", True)
+    with console.progress("train", 0, 4) as report:
+        for step in range(1, 5):
+            clock[0] += 0.125
+            report(step, "loss 0.5" if step == 1 else "")
+    assert shown == [  # the second came 0.125 s after the first was drawn
+        "train 1/4 steps, 8 a second, 0 s, some 0 s left  loss 0.5",
+        "train 3/4 steps, 8 a second, 0 s, some 0 s left  loss 0.5",
+        "train 4/4 steps, 8 a second, 0 s, some 0 s left  loss 0.5",
+    ]
+    with console.quiet(), console.progress("train", 0, 4) as report:
+        report(4, "loss 0.5")
+    assert len(shown) == 3
 
 
 def test_what_cannot_tell_how_far_it_is_says_that_it_goes_on(clock, capsys, monkeypatch):

@@ -13,8 +13,8 @@ _CLASSES = "there is no such key: the data say it; config.task.classes names the
 _WORDS = {
     "config.optim.learning_rate": "lr learning_rate base_lr peak_lr max_lr init_lr blr lr0",
     "config.epochs": "epoch epochs num_epochs n_epochs nb_epochs max_epochs num_train_epochs train_epochs",
-    "config.steps": "step steps max_steps num_steps n_steps total_steps train_steps training_steps num_train_steps iters"
-    " iterations max_iter max_iters num_iterations",
+    "config.steps": "step steps max_steps num_steps n_steps total_steps train_steps training_steps num_train_steps"
+    " iters iterations max_iter max_iters num_iterations",
     "config.task.batch_size, of all devices together": "batch batch_size batchsize bs train_batch_size"
     " per_device_train_batch_size per_device_batch_size global_batch_size",
     "config.task.eval_batch_size": "eval_batch_size val_batch_size test_batch_size per_device_eval_batch_size",
@@ -23,8 +23,8 @@ _WORDS = {
     "config.backbone.weights": "pretrained weights pretrained_weights pretrained_path init_from initial_checkpoint ckpt"
     " checkpoint_path weights_path load_from",
     "config.backbone.pool": "pool pooling global_pool",
-    "config.tuning.strategy (linear_probe, last_k, lora, full …)": "strategy freeze frozen freeze_backbone freeze_layers"
-    " freeze_encoder unfreeze trainable trainable_layers finetune fine_tune full_finetune linear_probe method peft"
+    "config.tuning.strategy (linear_probe, last_k, lora, full …)": "strategy freeze frozen freeze_backbone"
+    " freeze_layers freeze_encoder unfreeze trainable trainable_layers finetune fine_tune full_finetune linear_probe method peft"
     " peft_type peft_config",
     "config.tuning.rank, with config.tuning.strategy=lora": "r rank lora_r lora_rank lora",
     "config.tuning.alpha, with config.tuning.strategy=lora": "alpha lora_alpha",
