@@ -24,8 +24,8 @@ _WORDS = {
     " checkpoint_path weights_path load_from",
     "config.backbone.pool": "pool pooling global_pool",
     "config.tuning.strategy (linear_probe, last_k, lora, full …)": "strategy freeze frozen freeze_backbone"
-    " freeze_layers freeze_encoder unfreeze trainable trainable_layers finetune fine_tune full_finetune linear_probe method peft"
-    " peft_type peft_config",
+    " freeze_layers freeze_encoder unfreeze trainable trainable_layers finetune fine_tune full_finetune linear_probe"
+    " method peft peft_type peft_config",
     "config.tuning.rank, with config.tuning.strategy=lora": "r rank lora_r lora_rank lora",
     "config.tuning.alpha, with config.tuning.strategy=lora": "alpha lora_alpha",
     "config.tuning.dropout, with config.tuning.strategy=lora": "lora_dropout",
