@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tljax import console
+from tljax.io import storage
 
 
 @pytest.fixture
@@ -84,10 +85,15 @@ def test_what_cannot_tell_how_far_it_is_says_that_it_goes_on(clock, capsys, monk
         return len(looks) > 2 and event.wait(60)
 
     monkeypatch.setattr(console, "_over", over)
-    with console.waiting("compiling"), console.waiting("compiling a part"):
+    with console.waiting("a trial"), console.quiet(), console.waiting("compiling"):
         while len(looks) < 3:
             pass
-    assert capsys.readouterr().out.splitlines() == ["compiling: 15 s so far", "compiling: 30 s so far"]
+    assert capsys.readouterr().out.splitlines() == ["a trial: 15 s so far", "a trial: 30 s so far"]
+    looks.clear()
+    with console.quiet(), console.waiting("compiling"):
+        while len(looks) < 3:
+            pass
+    assert capsys.readouterr().out == ""
 
 
 def test_what_is_over_at_once_says_nothing_and_may_fail(capsys):
@@ -121,6 +127,7 @@ def test_paths_are_shown_without_dots_and_relative_where_they_lie_below(tmp_path
     assert console.shown_path("gs://bucket/a/../b") == "gs://bucket/a/../b"
     Path("link").symlink_to(tmp_path)
     assert console.shown_path("link/../x") == "link/../x"  # which is no `x` here
+    assert storage.locate("../here/runs") == below / "runs"
 
 
 def test_the_next_step_is_a_line_that_a_shell_takes(capsys):

@@ -135,17 +135,20 @@ _waits = threading.local()
 def waiting(label: str) -> Iterator[None]:
     """Prints every 15 seconds that what cannot tell how far it is still goes on, and for how long; not twice if nested.
 
+    What is quiet inside of it does not silence it.
+
     Args:
         label: what goes on.
     """
     if getattr(_waits, "label", ""):
         yield
         return
-    over, began = threading.Event(), _clock()
+    over, began, beside = threading.Event(), _clock(), _Console()
+    beside.stderr, beside.quiet = console.stderr, console.quiet
 
     def tell() -> None:
         while not _over(over):
-            console.print(f"{label}: {_clock() - began:.0f} s so far")
+            (beside if console.quiet else console).print(f"{label}: {_clock() - began:.0f} s so far")
 
     _waits.label = label
     thread = threading.Thread(target=tell, daemon=True)
@@ -209,11 +212,14 @@ def shown_path(path: str | os.PathLike) -> str:
     text = os.fspath(path)
     if "://" in text:
         return text
-    plain = Path(os.path.normpath(Path(text).expanduser().absolute()))
-    if ".." in Path(text).parts and plain.resolve() != Path(text).expanduser().resolve():
-        return text  # behind a link, `..` leads elsewhere
-    here = Path.cwd()
+    plain, here = without_dots(Path(text).expanduser()), Path.cwd()
     return str(plain.relative_to(here)) if plain.is_relative_to(here) else str(plain)
+
+
+def without_dots(path: Path) -> Path:
+    """Returns the absolute path without `..`; but as it is where that is another, as behind a link."""
+    plain = Path(os.path.normpath(path.absolute()))
+    return path.absolute() if ".." in path.parts and plain.resolve() != path.resolve() else plain
 
 
 def next_step(*words: str, program: str = "tljax") -> None:
