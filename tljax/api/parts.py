@@ -1,5 +1,6 @@
 """Parts of tljax for a training loop of your own: configs, batches, multipliers, optimizers, split trees."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,9 +10,10 @@ from ml_collections import ConfigDict
 from tljax.api import session
 from tljax.api.encoder import Classified, Encoder
 from tljax.config import files, schema
-from tljax.config.serialization import build
-from tljax.config.tuning import OptimConfig, TuningConfig
+from tljax.config.serialization import build, check_key
+from tljax.config.tuning import ARGUMENT_SECTIONS, OptimConfig, TuningConfig
 from tljax.core.run import prepare
+from tljax.errors import InputError
 from tljax.tuning import masks, optimizers
 from tljax.tuning.multipliers import Tree, multiplier_tree
 from tljax.tuning.strategies import Layout
@@ -28,7 +30,7 @@ def default_config(**values: Any) -> ConfigDict:
         values: by key, with `__` for the point.
 
     Raises:
-        InputError: a key that does not exist.
+        InputError: a key that does not exist (what may be meant is named), or a value of another type.
     """
     return _with_values(schema.default(), values)
 
@@ -50,11 +52,13 @@ def load_config(name: str, **values: Any) -> ConfigDict:
 
 def _with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     for key, value in values.items():
-        *path, name = key.split("__")
-        section = config
-        for part in path:
-            section = section[part]
-        section[name] = value
+        dotted = key.replace("__", ".")
+        check_key(config, dotted, tuple(ARGUMENT_SECTIONS.values()))
+        *path, name = dotted.split(".")
+        try:
+            functools.reduce(lambda section, part: section[part], path, config)[name] = value
+        except TypeError as error:
+            raise InputError(f"config.{dotted}: {str(error).splitlines()[0]}") from error
     return config
 
 

@@ -114,6 +114,12 @@ class Workdir:
             raise _unwritable(self.path / "tokenizer", error) from error
         self._write(self._config, settings | {"sha256": _digest(settings)} | metadata)
 
+    def with_own_splits(self, experiment: Experiment) -> Experiment:
+        """Returns an experiment with the splits of the run that has begun here, where it leaves them to the data."""
+        is_open = None in (experiment.task.validation, experiment.task.test)
+        is_begun = is_open and self._config.exists() and self._metrics.exists()
+        return experiment.with_splits(self.load()[0].task) if is_begun else experiment
+
     @property
     def tokenizer(self) -> Path | None:
         """Returns the folder of the tokenizer of a run on texts that has begun, on this machine; else None."""

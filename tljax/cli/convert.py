@@ -15,6 +15,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from tljax import console
 from tljax.checkpoints.workdir import Workdir
 from tljax.config import flag_types
 from tljax.config.schema import BackboneConfig
@@ -35,6 +36,10 @@ from tljax.weights.configs import import_config
 from tljax.weights.mapping import unconvert
 
 FORMATS = ("orbax", "timm", "hf")
+_LOADS = {
+    "timm": 'import timm; timm.create_model("local-dir:{}", pretrained=True)',
+    "hf": 'import transformers; transformers.AutoModel.from_pretrained("{}")',
+}
 
 
 def convert(config: BackboneConfig, output: str | os.PathLike, to: str = "orbax", step: str = "latest") -> Pretrained:
@@ -212,3 +217,9 @@ def main(arguments: list[str]) -> None:
     config = BackboneConfig(options.backbone, options.weights, options.sha256)
     row = convert(config, options.output, options.to, options.step)
     print(f"{options.output}: {row.backbone} from {row.uri}, for {options.to}")
+    place = console.shown_path(options.output)
+    with console.on_stderr():
+        if options.to == "orbax":
+            console.next_step("train", "--config=FILE", f"--config.backbone.weights={place}", "--workdir=runs/NAME")
+        else:
+            console.next_step("-c", _LOADS[options.to].format(place), program="python")

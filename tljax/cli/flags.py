@@ -1,6 +1,7 @@
 """`--config=FILE[:arg] --config.key=value …` on the command line, read by ml_collections."""
 
 import argparse
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,8 @@ from ml_collections import ConfigDict, config_flags
 
 from tljax.config.files import config_faults, locate, shipped
 from tljax.config.schema import Experiment, default
-from tljax.config.serialization import empty, unknown_key
+from tljax.config.serialization import check_key, empty
+from tljax.config.synonyms import advice
 from tljax.config.tuning import ARGUMENT_SECTIONS, argument_kinds
 from tljax.errors import InputError
 from tljax.streams import in_one_line
@@ -31,15 +33,26 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
     options, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if not argument.startswith("--config"):
-            raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
+            raise _unknown(argument, parser.prog)
     file, arg = config_file(rest)
     config = _read(["--config=" + ":".join(filter(None, (file, arg)))])
     rest = [argument for argument in rest if not argument.startswith("--config=")]
     texts = _texts(rest)
     _add_arguments(config, texts)
     for key in texts:
-        _check_key(config, key)
+        check_key(config, key)
     return Experiment.from_config(_read(rest, config)), options
+
+
+def _unknown(argument: str, program: str) -> InputError:
+    """Returns the error for an argument that a verb does not take: a key of the config may be meant."""
+    name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    with contextlib.suppress(InputError):
+        check_key(default(), name)
+        return InputError(f"unknown argument {argument}: it is --config.{name}=VALUE")
+    if text := advice(name):
+        return InputError(f"unknown argument {argument}: {text}; keys are given as --config.KEY=VALUE")
+    return InputError(f"unknown argument {argument}; see {program} --help")
 
 
 def _add_arguments(config: ConfigDict, texts: Mapping[str, str]) -> None:
@@ -120,12 +133,12 @@ def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tu
     options, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if not argument.startswith("--config."):
-            raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
+            raise _unknown(argument, parser.prog)
     config, texts = default(), _texts(rest)
     for place in ARGUMENT_SECTIONS.values():
         _declare(_section(config, place), place, texts, {})
     for key in texts:
-        _check_key(config, key)
+        check_key(config, key)
     values = _read(rest, config).to_dict()
     # Arguments of a function are replaced as a whole.
     keys = [section if (section := key.rpartition(".")[0]).endswith("args") else key for key in texts]
@@ -153,12 +166,3 @@ def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
             return values["config"].value
     except flags.Error as error:
         raise InputError(in_one_line(str(error))) from error
-
-
-def _check_key(config: ConfigDict, key: str) -> None:
-    here, path = config, "config"
-    for part in key.split("."):
-        if not isinstance(here, ConfigDict) or part not in here:
-            known = here.keys() if isinstance(here, ConfigDict) else []
-            raise unknown_key(part, path, known)
-        here, path = here[part], f"{path}.{part}"

@@ -89,6 +89,9 @@ def main(arguments: list[str]) -> None:
     person = console.on_stderr() if options.json else nullcontext()  # what is said of the data is no JSON
     with streams.results(), person:
         _inspect(experiment, options)
+        if not options.json:
+            configs = [argument for argument in arguments if argument.startswith("--config")]
+            console.next_step("train", *configs, "--workdir=runs/NAME")
 
 
 def _inspect(experiment: Experiment, options: argparse.Namespace) -> None:

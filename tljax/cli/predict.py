@@ -60,6 +60,14 @@ def _check_not_an_input(out: str | None, files: Sequence[str]) -> None:
             raise InputError(f"--out={out}: it is read as an input; give another file")
 
 
+def _show_next(options: argparse.Namespace) -> None:
+    workdir = f"--workdir={console.shown_path(options.workdir)}"
+    if options.out:
+        console.next_step("evaluate", workdir, "--config.task.dataset=LABELLED", "--split=SPLIT")
+    else:
+        console.next_step("predict", workdir, *options.files, "--format=csv", "--out=predictions.csv")
+
+
 def main(arguments: list[str]) -> int:
     """Runs the verb with its arguments; returns the exit status."""
     options, overrides = _parse(arguments)
@@ -87,6 +95,8 @@ def main(arguments: list[str]) -> int:
             else:
                 write(item.id, item.place, answer)
             report(count)
+        if not failed:
+            _show_next(options)
     if failed:
         print(f"error: {failed} of {count} could not be read", file=sys.stderr)
     return 1 if failed else 0

@@ -68,7 +68,9 @@ def main(arguments: list[str]) -> None:
         console.console.print(f"{run.name}: {run.reason}")
     runs = sum(len(section.runs) for section in sections)
     message = f"{runs} runs" + (f", {len(unfinished)} more not finished" if unfinished else "")
-    console.console.print(f"{message}: {options.out.rstrip('/')}/report.html")
+    page = console.shown_path(f"{options.out.rstrip('/')}/report.html")
+    console.console.print(f"{message}: {page}")
+    console.next_step(page, program="open")
 
 
 def _show(section: Section) -> None:

@@ -116,4 +116,9 @@ def main(arguments: list[str]) -> int:
             print(f"# and when these have ended: {command}", file=stdout)
         return 0
     show(trials, set() if left else protocol.chosen(trials))
-    return 1 if left or any(trial.error for trial in trials) else 0
+    failed, place = any(trial.error for trial in trials), console.shown_path(root)
+    if failed:
+        console.next_step("sweep", *arguments, *([] if options.retry_failed else ["--retry-failed"]))
+    elif not left:
+        console.next_step("report", place, f"--out={place.rstrip('/')}-report")
+    return 1 if left or failed else 0

@@ -1,5 +1,6 @@
 """`train`: fine-tunes, validates, saves and resumes; ends with result.json."""
 
+from tljax import console
 from tljax.cli.flags import parse_experiment
 from tljax.config import flag_types
 from tljax.distributed import processes
@@ -18,4 +19,9 @@ def main(arguments: list[str]) -> None:
     processes.add_arguments(parser)
     experiment, options = parse_experiment(parser, arguments)
     with PreemptionSignal(options.max_seconds).listening() as preemption, processes.join(options):
-        train(experiment, options.workdir, preemption)
+        result = train(experiment, options.workdir, preemption)
+        workdir = console.shown_path(options.workdir)
+        if "test" in result["splits"]:
+            console.next_step("report", workdir, "--out=report")
+        else:
+            console.next_step("predict", f"--workdir={workdir}", "FILE")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from tljax.config.ranges import coerce, no_such, shown
+from tljax.config.synonyms import advice
 from tljax.errors import InputError
 from tljax.streams import in_one_line
 
@@ -165,7 +166,9 @@ def check_arguments(
     for key in arguments:
         if not (key in parameters or (takes_any and isinstance(key, str))):
             taken = ", ".join(parameters) or "nothing"
-            raise InputError(f"{name} takes no {where}.{key}{_nearest(key, [*parameters, *beside])}; it takes: {taken}")
+            text = advice(key) if where == "tuning" and isinstance(key, str) else ""
+            hint = f": {text}" if text else _nearest(key, [*parameters, *beside])
+            raise InputError(f"{name} takes no {where}.{key}{hint}; it takes: {taken}")
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in arguments:
             raise InputError(f"{where}.{key} is required by {name}{_call(function)}")

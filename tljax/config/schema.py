@@ -70,7 +70,9 @@ class TaskConfig:
         separator: of the cells of a CSV: one character, or `tab`; empty takes a tab in `.tsv` and `.tab`, else a comma.
         quote: of the cells of a CSV; empty for none. By default none in `.tsv` and `.tab`, else `"`.
         on_error: `stop` at an example that cannot be used, or `skip` it, count it and list it.
-        train, validation, test: splits in TFDS's slicing notation (`train[:80%]`); empty for none.
+        train: a split in TFDS's slicing notation (`train[:80%]`).
+        validation, test: the same; empty for none. Unset takes the data set's own split of that name (also `val`,
+            `valid` or `dev`), unless another of the three is cut from it, and none where it has none.
         shots: that many examples of each class are kept of the training split; 0 for all.
         fraction: the part of each class that is kept of the training split.
         subset_seed: which examples `shots` and `fraction` keep.
@@ -108,8 +110,8 @@ class TaskConfig:
     quote: str | None = None
     on_error: choices.StopOrSkip = "stop"
     train: Annotated[str, ranges.NotEmpty()] = "train"
-    validation: str = ""
-    test: str = ""
+    validation: str | None = None
+    test: str | None = None
     shots: ranges.Count = 0
     fraction: ranges.Part = 1.0
     subset_seed: choices.Seed = 0
@@ -319,6 +321,11 @@ class Experiment:
             optim=dataclasses.replace(self.optim, learning_rate=1.0, weight_decay=0.0),
             regularize=dataclasses.replace(self.regularize, label_smoothing=smoothing),
         )
+
+    def with_splits(self, task: TaskConfig) -> "Experiment":
+        """Returns the experiment with the validation and test splits of a `task` where it leaves them unset."""
+        unset = {name: getattr(task, name) for name in ("validation", "test") if getattr(self.task, name) is None}
+        return dataclasses.replace(self, task=dataclasses.replace(self.task, **unset))
 
     @property
     def references(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from tljax import console
 from tljax.core.inputs import Inputs
 from tljax.core.model import Network
 from tljax.core.state import TrainState, abstract_state
@@ -57,7 +58,8 @@ class CompiledPrograms:
         It is kept as long as the runs that share it, for a process may come by many of them.
         """
         if key not in self._cache:
-            self._cache[key] = compile_fn()
+            with console.waiting("compiling"):
+                self._cache[key] = compile_fn()
         return self._cache[key]
 
     def abstract_state(self, phase: Phase) -> TrainState:

@@ -20,6 +20,7 @@ from tljax.data import registry
 from tljax.data.dataset import Split
 from tljax.data.loader import TrainInput
 from tljax.data.readers import Reader
+from tljax.data.splits import with_own_splits
 from tljax.distributed import mesh, processes
 from tljax.problems.registry import problem_for
 from tljax.tuning import optimizers
@@ -28,9 +29,13 @@ from tljax.tuning.phases import Length, Phase, adapters, phases
 
 
 def prepare(experiment: Experiment, tokenizer: Path | None = None) -> "Run":
-    """Assembles a run that is about to begin, or with the `tokenizer` in its workdir to go on; see `resolve`."""
+    """Assembles a run that is about to begin, or with the `tokenizer` in its workdir to go on; see `resolve`.
+
+    Its experiment names the splits that the config leaves to the data set.
+    """
     problem_for(experiment)  # whose faults are said before data are prepared
     task = registry.load(experiment.task)
+    experiment = dataclasses.replace(experiment, task=with_own_splits(task, experiment.task))
     run = Run(experiment, *resolve(experiment, task, tokenizer), tokenizer)
     for warning in warnings(experiment, run.resolved):
         print(f"warning: {warning}", file=sys.stderr)
@@ -99,9 +104,10 @@ class Run:
         """Returns this run for another experiment that shares its compiled programs.
 
         Both train the same leaves of the same network on the same data, and differ in nothing but what
-        `Experiment.without_traced_hparams` leaves out.
+        `Experiment.without_traced_hparams` leaves out. Splits that the other leaves unset are this one's.
         """
         run = copy.copy(self)
+        experiment = experiment.with_splits(self.experiment.task)
         run.experiment = experiment
         run.network, run.inputs = self.network.with_experiment(experiment), self.inputs.with_experiment(experiment)
         run.phases = tuple(

@@ -14,7 +14,7 @@ from etils import epath
 from tljax.checkpoints.workdir import Workdir
 from tljax.config import defaults
 from tljax.config.ranges import shown
-from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment
+from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment, TaskConfig
 from tljax.config.serialization import to_dict, with_values
 from tljax.errors import InputError
 from tljax.evals import linear_probe
@@ -176,5 +176,7 @@ def uneven(trials: Sequence[Trial]) -> str:
 
 def _content(experiment: Experiment) -> dict[str, Any]:
     """Returns what a run's result depends on, by section."""
+    # As earlier versions named splits that a config leaves unset, so that their trials keep their names.
+    experiment = experiment.with_splits(TaskConfig(validation="", test=""))
     content = {key: value for key, value in to_dict(experiment).items() if key not in RESULT_NEUTRAL_SECTIONS}
     return content | ({"references": experiment.references} if experiment.references else {})

@@ -258,7 +258,7 @@ def _complete(
                                 wrong = checksums.wrong(array_cache.seal_of(part))
                                 console.console.print(f"{part} was damaged ({wrong}): made again")
                         if missing:
-                            _make_part(run, compute, source, rows, missing, number, halt)
+                            _make_part(run, compute, source, rows, missing, number, halt, report)
                 report(rows.stop)
 
 
@@ -340,6 +340,7 @@ def _make_part(
     folders: dict[int, Path],
     number: int,
     halt: Callable[[], None],
+    report: Callable[[int], None],
 ) -> None:
     """Computes some rows, a batch at each step of their range, and writes them to each folder, whole or not at all."""
     tokens = source.tokens(rows)
@@ -356,6 +357,7 @@ def _make_part(
             pending.append(compute(inputs["input"], tuple(folders)))
             if len(pending) > 2:  # two in flight keep the device busy
                 left -= _write(files, pending.pop(0), min(left, rows.step), tokens)
+                report(rows.stop - left)
         for outputs in pending:
             left -= _write(files, outputs, min(left, rows.step), tokens)
         for part, file in zip(parts, files, strict=True):  # sealed before there is a part

@@ -57,6 +57,7 @@ def train(
         Stopped: it was told to, and has saved.
     """
     folder = Workdir(path)
+    experiment = folder.with_own_splits(experiment)
     # Of `input`, each machine may have its own.
     config = {key: value for key, value in to_dict(experiment).items() if key != "input"}
     processes.agree({"config": config, "versions": versions() | {"tljax's source": processes.source_digest()}})
@@ -68,12 +69,12 @@ def train(
         if not processes.on_lead(lambda: bool(folder.result)):
             processes.on_lead(lambda: stack.enter_context(folder.locked()))
         tokenizer = run.inputs.tokenizer
-        processes.on_lead(lambda: folder.start(experiment, run.resolved, tokenizer))
+        processes.on_lead(lambda: folder.start(run.experiment, run.resolved, tokenizer))
         result = processes.on_lead(lambda: folder.result)
         if result:
             processes.on_lead(folder.clear)
             note = f" ({', '.join(result['held'])} is held back by its sweep)" if "held" in result else ""
-            console.console.print(f"{folder.path} is finished: nothing to do{note}")
+            console.console.print(f"{console.shown_path(folder.path)} is finished: nothing to do{note}")
             return result
         return train_run(run, folder, preemption or PreemptionSignal(), runs)
 
@@ -173,10 +174,11 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
     """Returns the state to go on from, the seconds already spent, and those of them spent waiting for input."""
     step, base_is_whole, seconds, input_seconds = processes.on_lead(lambda: _resume_point(folder, checkpoints))
     if not base_is_whole:
-        console.console.print(f"{folder.path}: what does not train is damaged there, and comes from the weights anew")
+        place = console.shown_path(folder.path)
+        console.console.print(f"{place}: what does not train is damaged there, and comes from the weights anew")
         _keep_base(run, run.init_state(), checkpoints)
     if step:
-        console.console.print(f"resuming {folder.path} at step {step} of {run.resolved.steps}")
+        console.console.print(f"resuming {console.shown_path(folder.path)} at step {step} of {run.resolved.steps}")
         run.cached = processes.on_lead(lambda: folder.plan["cached"])
         return checkpoints.restore(step, run.abstract_state(step)), seconds, input_seconds
     with ThreadPoolExecutor() as pool:

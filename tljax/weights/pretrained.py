@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from tljax import console
 from tljax.config.schema import BackboneConfig, Experiment
 from tljax.config.serialization import build, to_dict
 from tljax.data.preprocessing import Preprocessing
@@ -301,7 +302,8 @@ def converted(row: Pretrained) -> Path:
         target = cache_dir() / "backbones" / f"{row.backbone.replace(':', '.')}-{key[:16]}"
         with create_once(target, wrong=checksums.wrong_folder) as making:
             if making:
-                write(making, row, *read(row, path))
+                with console.waiting(f"converting {row.name or row.uri}"):
+                    write(making, row, *read(row, path))
         return target
 
 

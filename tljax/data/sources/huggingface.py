@@ -70,7 +70,8 @@ def _load(path: str, name: str) -> Mapping[str, Any]:
             raise InputError(f"{name}: no such folder")
         else:
             variant = "/".join(parts[2:]) or None
-            loaded = datasets.load_dataset("/".join(parts[:2]), variant, revision=revision or None)
+            with console.waiting(f"loading {name}"):
+                loaded = datasets.load_dataset("/".join(parts[:2]), variant, revision=revision or None)
     except InputError:
         raise
     except Exception as error:  # whatever its readers and an HTTP client raise

@@ -133,7 +133,8 @@ def _by_name(spec: str, name: str) -> Any:
     except Exception as error:  # AssertionError, ValueError and others: a version or a configuration it does not have
         raise InputError(f"{name}: {_line(error)}") from error
     try:
-        with locked(cache_dir() / "datasets" / f"tfds-{re.sub(r'[^0-9A-Za-z.]', '-', spec)}"):
+        folder = cache_dir() / "datasets" / f"tfds-{re.sub(r'[^0-9A-Za-z.]', '-', spec)}"
+        with locked(folder), console.waiting(f"preparing {name}"):
             builder.download_and_prepare()  # nothing, where another process did meanwhile
     except Exception as error:  # whatever a builder and an HTTP client raise
         build = f"tfds build {spec} --file_format=array_record --data_dir={data_dir}"
