@@ -96,7 +96,7 @@ def test_images_in_the_order_of_tfds(tmp_path):
 
 
 def test_what_is_prepared_here_is_a_set_of_tfds_too(shapes):
-    task = load(f"folder:{shapes}")
+    task = load(f"folder:{shapes}", pack=True)
     (folder,) = (cache_dir() / "datasets").glob("folder-*[0-9a-f]")
     again = load(f"tfds:{folder}")
     assert again.fingerprint == task.fingerprint and column(again, "id") == column(task, "id")

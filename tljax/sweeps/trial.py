@@ -175,4 +175,5 @@ def uneven(trials: Sequence[Trial]) -> str:
 def _content(experiment: Experiment) -> dict[str, Any]:
     """Returns what a run's result depends on, by section."""
     content = {key: value for key, value in to_dict(experiment).items() if key not in RESULT_NEUTRAL_SECTIONS}
+    content["task"].pop("pack", None)
     return content | ({"references": experiment.references} if experiment.references else {})

@@ -137,8 +137,8 @@ def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key
                     raise InputError(table.faults.get(row) or str(id))
                 if table.where[row] in blank:
                     raise InputError("the text is empty")
-                read, stamp = _input(table, columns, row)
-                item = Item(id, labels.encode(values), read)
+                content, stamp = _input(table, columns, row)
+                item = Item(id, labels.encode(values), content)
                 stats.append(stamp)
             except InputError as error:
                 where = table.where[row]
@@ -262,8 +262,8 @@ def _ids(table: Table, columns: Columns, splits: Sequence[str]) -> list[str | In
     return ids
 
 
-def _input(table: Table, columns: Columns, row: int) -> tuple[Callable[[], Any], tuple[int, ...]]:
-    """Returns what reads the example, and the stamp of its file."""
+def _input(table: Table, columns: Columns, row: int) -> tuple[Path | Callable[[], Any], tuple[int, ...]]:
+    """Returns the content of the example's item, and the stamp of its file."""
     values = table.columns[columns.inputs[0]]
     if columns.kind == "text":
         texts = tuple(table.columns[name][row] for name in columns.inputs)
@@ -280,7 +280,7 @@ def _input(table: Table, columns: Columns, row: int) -> tuple[Callable[[], Any],
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path}: is no file")
-    return path.read_bytes, checksums.stamp(path)
+    return path, checksums.stamp(path)
 
 
 def _path(value: Any, folder: Path) -> Path:
@@ -318,4 +318,4 @@ def read_input(table: Table, columns: Columns, row: int) -> bytes | str | tuple[
         InputError: there is none.
         OSError: the image's file cannot be read.
     """
-    return _input(table, columns, row)[0]()
+    return Item("", 0, _input(table, columns, row)[0]).read()
