@@ -4,8 +4,8 @@ import difflib
 import functools
 import hashlib
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,35 @@ class Table:
     split: str = "train"
     faults: Mapping[int, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+
+
+def with_columns_by_type(
+    config: TaskConfig, name: str, columns: Collection[str], images: Sequence[str], labels: Sequence[str]
+) -> TaskConfig:
+    """Returns `config` with the label and the image that are such by their type, where it says none.
+
+    Args:
+        config: may say which.
+        name: what errors call the data set.
+        columns: all that there are; one called `label` is it.
+        images: those whose type is that of images.
+        labels: those whose type is that of classes.
+
+    Raises:
+        InputError: several could be meant.
+    """
+    asked = {"label": not config.label and "label" not in columns, "image": not (config.image or config.text)}
+    for key, candidates in (("label", labels), ("image", images)):
+        if asked[key] and len(candidates) > 1:
+            raise InputError(f"{name}: has the {key}s {', '.join(sorted(candidates))}: set task.{key} to one of them")
+        if asked[key] and candidates:
+            config = replace(config, **{key: tuple(candidates) if key == "label" else candidates[0]})
+    return config
+
+
+def inner(feature: Any) -> Any:
+    """Returns what a list of values is of, as TFDS and Hugging Face describe it, or else the feature itself."""
+    return getattr(feature, "feature", feature)
 
 
 def choose(names: Sequence[str], config: TaskConfig, name: str) -> Columns:
