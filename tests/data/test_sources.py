@@ -261,10 +261,10 @@ def test_a_killed_process_is_gone_on_with_to_the_same_bytes(shapes, tmp_path):
     assert killed.returncode == -signal.SIGKILL
     (partial,) = (tmp_path / "killed" / "datasets").glob("*.partial")
     assert sorted(path.suffix for path in partial.iterdir()) == [
-        "",
         *2 * [".array_record"],
         *2 * [".json"],
         *2 * [".parquet"],
+        ".tmp",
     ]
     runs = [_start(dataset, "on", tmp_path / cache) for cache in ("killed", "whole")]
     said = [run.communicate(timeout=PATIENCE)[0] for run in runs]
