@@ -70,6 +70,8 @@ class TaskConfig:
         separator: of the cells of a CSV: one character, or `tab`; empty takes a tab in `.tsv` and `.tab`, else a comma.
         quote: of the cells of a CSV; empty for none. By default none in `.tsv` and `.tab`, else `"`.
         on_error: `stop` at an example that cannot be used, or `skip` it, count it and list it.
+        pack: copy images that are files of their own into a few large ones in the cache, which a network disk reads
+            faster; else they are read where they lie. No number depends on it, and a run may go on with the other.
         train: a split in TFDS's slicing notation (`train[:80%]`).
         validation, test: the same; empty for none. Unset takes the data set's own split of that name (also `val`,
             `valid` or `dev`), unless another of the three is cut from it, and none where it has none.
@@ -109,6 +111,7 @@ class TaskConfig:
     separator: str = ""
     quote: str | None = None
     on_error: choices.StopOrSkip = "stop"
+    pack: bool = field(default=False, compare=False)
     train: Annotated[str, ranges.NotEmpty()] = "train"
     validation: str | None = None
     test: str | None = None

@@ -16,7 +16,7 @@ from tljax.errors import InputError
 _WRAPPERS = (Annotated, types.UnionType, typing.Union)
 RENAMED = {"regularise": "regularize"}
 # Keys that earlier versions had not: where they are empty, names of runs are what they were.
-_LEFT_OUT_IF_EMPTY = ("loss", "loss_args", "metrics", "dataset_args", "args", "schedule_args")
+_LEFT_OUT_IF_EMPTY = ("loss", "loss_args", "metrics", "dataset_args", "pack", "args", "schedule_args")
 _RENAMED_VALUES = {"centre": "center", "colour_jitter": "color_jitter"}
 
 

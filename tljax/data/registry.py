@@ -8,7 +8,8 @@ from collections.abc import Callable
 from tljax.config.choices import DATASET_KINDS, is_dataset_function
 from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Source, Task
-from tljax.data.records.array_records import open_prepared, prepare
+from tljax.data.records.array_records import open_packed, prepare
+from tljax.data.records.file_reader import open_in_place
 from tljax.data.sources import builtin, huggingface, memory, table, tfds
 from tljax.data.sources.folder import folder
 from tljax.data.sources.reference import reference
@@ -34,6 +35,8 @@ _CSV = ("separator", "quote")
 def load(config: TaskConfig) -> Task:
     """Returns the task of `config.task`, prepared in the cache if it is not there yet.
 
+    Images in files of their own stay where they are, unless `config.pack`; of them the cache has an index.
+
     Raises:
         InputError: no such data set, its files are damaged or incomplete (the file is named, or the row), or a key
             asks for what it has not.
@@ -54,10 +57,12 @@ def load(config: TaskConfig) -> Task:
     source = dataclasses.replace(source, problem=config.problem)
     keys = [getattr(config, name) for name in (*_COLUMNS, *_CSV, "on_error")]
     parts = [problem.layout_version, source.key, source.kind, source.problem, source.classes, *keys]
+    in_place = source.in_files and not config.pack
+    parts += ["in place"] if in_place else []
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     place = cache_dir() / "datasets" / f"{kind}-{key}"
-    prepare(source, config.dataset, place, config.on_error)
-    return open_prepared(config.dataset, place)
+    prepare(source, config.dataset, place, config.on_error, pack=not in_place)
+    return open_in_place(config.dataset, place, source) if in_place else open_packed(config.dataset, place)
 
 
 def _in_memory(config: TaskConfig) -> Task:
@@ -65,7 +70,7 @@ def _in_memory(config: TaskConfig) -> Task:
     place = memory.folder_of(config.dataset)
     if not place.is_dir():
         raise InputError(f"{config.dataset} is not in the cache (any more): call tljax.from_arrays with the same data")
-    task = open_prepared(config.dataset, place)
+    task = open_packed(config.dataset, place)
     if task.problem != config.problem:
         raise InputError(f"{config.dataset} is {task.problem}: set task.problem={task.problem}")
     return task
@@ -84,5 +89,7 @@ def _check(config: TaskConfig) -> None:
         raise InputError(f"task.dataset_args are of a function, and {config.dataset} is none; leave them out")
     if kind not in table.READERS and (config.separator or config.quote):
         raise InputError(f"{config.dataset} is no CSV: leave task.separator and task.quote as they are")
+    if config.pack and kind == "tfds":
+        raise InputError(f"{config.dataset} is read where TFDS packed it; leave task.pack as it is")
     if config.image and config.text:
         raise InputError(f"task.image={config.image!r} and task.text={config.text!r}: an example is one or the other")

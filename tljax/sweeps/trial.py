@@ -179,4 +179,5 @@ def _content(experiment: Experiment) -> dict[str, Any]:
     # As earlier versions named splits that a config leaves unset, so that their trials keep their names.
     experiment = experiment.with_splits(TaskConfig(validation="", test=""))
     content = {key: value for key, value in to_dict(experiment).items() if key not in RESULT_NEUTRAL_SECTIONS}
+    content["task"].pop("pack", None)
     return content | ({"references": experiment.references} if experiment.references else {})

@@ -79,10 +79,10 @@ def unusable(id: str, reason: str, on_error: str) -> Item:
         InputError: with `on_error=stop`.
     """
 
-    def read() -> bytes:
-        raise InputError(reason)
-
-    return Item(id, 0, read) if on_error == "skip" else read()
+    error = InputError(reason)
+    if on_error != "skip":
+        raise error
+    return Item(id, 0, error)
 
 
 def _splits(root: Path, name: str) -> dict[str, Path]:
@@ -172,7 +172,7 @@ class _Scan:
         if not stat.S_ISREG(status.st_mode):
             return unusable(id, f"{id}: has the suffix of an image, and is no file; rename it", self.on_error)
         self.stats.append((id, *checksums.stamp(path)))
-        return Item(id, label, path.read_bytes)
+        return Item(id, label, path)
 
     def _id(self, path: Path) -> str:
         """Returns the path below the root; a name that is no UTF-8 is written with escapes."""

@@ -54,7 +54,7 @@ def keep(splits: Mapping[str, Mapping[str, Sequence[Any]]], classes: Sequence[st
                 digest.update(_content(values[row], f"{name}[{row}] of {split}"))
     name = f"{PREFIX}:{digest.hexdigest()[:16]}"
     if not folder_of(name).is_dir():
-        prepare(_source(name, splits, classes, problem), name, folder_of(name), "stop")
+        prepare(_source(name, splits, classes, problem), name, folder_of(name), "stop", pack=True)
     return name
 
 

@@ -83,7 +83,8 @@ def _item(
             digest.update(_identity(example[field], field))
     except InputError as error:
         return unusable(where, f"{where}: {error}; mend or remove it", on_error)
-    return Item(id, label, functools.partial(_read, examples, row, fields))
+    is_file = fields == ImageInput.fields() and isinstance(example[fields[0]], str | Path)
+    return Item(id, label, Path(example[fields[0]]) if is_file else functools.partial(_read, examples, row, fields))
 
 
 def _label(value: Any, classes: tuple[str, ...]) -> Label:
@@ -147,8 +148,6 @@ def encoded(value: Any, field: str) -> bytes | str:
     """
     if field not in ImageInput.fields():
         return value
-    if isinstance(value, str | Path):
-        return Path(value).read_bytes()
     if isinstance(value, np.ndarray):
         value = Image.fromarray(value[..., 0] if value.ndim == 3 and value.shape[-1] == 1 else value)
     data = io.BytesIO()
