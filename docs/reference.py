@@ -1,0 +1,129 @@
+"""Sphinx extension: the config reference from the schema, and docstrings of code as code.
+
+A page that has the line `%% config keys %%` gets a table for each section of a config in its place.
+"""
+
+import inspect
+import re
+import types
+import typing
+from typing import Annotated, Any
+
+from tljax.config import ranges
+from tljax.config.schema import Experiment
+from tljax.config.tuning import PhaseConfig, argument_kinds
+from tljax.tuning.recipes import RECIPES
+from tljax.tuning.strategies import STRATEGIES
+
+MARK = "%% config keys %%"
+
+
+def meanings(cls: type) -> dict[str, str]:
+    """Returns what a dataclass's docstring says of each attribute; names that share a line share their meaning."""
+    text = inspect.getdoc(cls).partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^    (\S[^:\n]*): (.*(?:\n        .*)*)", text, re.M)
+    return {name: " ".join(said.split()) for names, said in entries for name in names.split(", ")}
+
+
+def kind_and_range(kind: Any) -> tuple[str, str]:
+    """Returns the plain type of an annotation, and what its constraints allow."""
+    if typing.get_origin(kind) is Annotated:
+        name, allowed = kind_and_range(kind.__origin__)
+        said = [allowed, *(_allowed(constraint) for constraint in kind.__metadata__)]
+        return name, ", ".join(filter(None, said))
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return kind_and_range(typing.get_args(kind)[0])
+    if typing.get_origin(kind) is tuple:
+        name, allowed = kind_and_range(typing.get_args(kind)[0])
+        return f"tuple of {name}", allowed
+    return getattr(typing.get_origin(kind) or kind, "__name__", "any"), ""
+
+
+def _allowed(constraint: Any) -> str:
+    match constraint:
+        case ranges.OneOf():
+            own = ", or `module:name`" if type(constraint) is not ranges.OneOf else ""
+            return ", ".join(f"`{value!r}`" if value in ("", 0) else f"`{value}`" for value in constraint.values) + own
+        case ranges.Interval(at_most=ranges.INT32):
+            return ""
+        case ranges.Interval():
+            bounds = vars(constraint).items()
+            large = {2**63: "2**63"}
+            return " and ".join(f"{name.replace('_', ' ')} {large.get(b, b)}" for name, b in bounds if b is not None)
+    return " ".join(inspect.getdoc(constraint).rstrip(".").lower().split())
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _table(section: str, cls: type) -> list[str]:
+    hints, said, default = typing.get_type_hints(cls, include_extras=True), meanings(cls), cls()
+    lines = [_row("key", "type", "range", "default", "meaning"), _row(*["---"] * 5)]
+    for name in (name for name in cls.__dataclass_fields__ if name in said and hints[name] is not None):
+        if name == "arguments":  # they are keys beside the strategy
+            continue
+        kind, allowed = kind_and_range(hints[name])
+        value = getattr(default, name)
+        key = f"`{section}.{name}`" if section else f"`{name}`"
+        lines.append(_row(key, kind, allowed, "unset" if value is None else f"`{value!r}`", said[name]))
+    return lines
+
+
+def _arguments() -> list[str]:
+    """Returns a row for each argument of a strategy."""
+    lines = [_row("strategy", "key", "type", "range", "default"), _row(*["---"] * 5)]
+    for name, function in {**STRATEGIES, **RECIPES}.items():
+        parameters = inspect.signature(function).parameters
+        for argument, annotation in argument_kinds("tuning.strategy", name).items():
+            kind, allowed = kind_and_range(annotation)
+            default = parameters[argument].default if argument in parameters else inspect.Parameter.empty
+            value = "required" if default is inspect.Parameter.empty else f"`{default!r}`"
+            lines.append(_row(f"`{name}`", f"`tuning.{argument}`", kind, allowed, value))
+    return lines
+
+
+def config_reference() -> str:
+    """Returns a table for each section of a config, as Markdown."""
+    sections = typing.get_type_hints(Experiment)
+    nested = {name: cls for name, cls in sections.items() if hasattr(cls, "__dataclass_fields__")}
+    lines = ["## The run", "", *_table("", Experiment), ""]
+    for name, cls in nested.items():
+        lines += [f"## `{name}`", "", inspect.getdoc(cls).splitlines()[0], "", *_table(name, cls), ""]
+        if name == "tuning":
+            lines += ["### Arguments of strategies", "", *_arguments(), ""]
+            phase = [line for line in _table_of_phases()]
+            lines += ["### Keys of a phase", "", *phase, ""]
+    return "\n".join(lines)
+
+
+def _table_of_phases() -> list[str]:
+    hints, said = typing.get_type_hints(PhaseConfig, include_extras=True), meanings(PhaseConfig)
+    lines = [_row("key", "type", "range", "meaning"), _row(*["---"] * 4)]
+    for name in (name for name in hints if name in said and name != "arguments"):
+        lines.append(_row(f"`{name}`", *kind_and_range(hints[name]), said[name]))
+    return lines
+
+
+def _write_keys(app: Any, page: str, source: list[str]) -> None:
+    if MARK in source[0]:
+        source[0] = source[0].replace(MARK, config_reference())
+
+
+def _mark_code(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Makes an indented block after an empty line a literal one: in our docstrings that is code."""
+    marked: list[str] = []
+    for place, line in enumerate(lines):
+        starts = line.startswith("    ") and place and not lines[place - 1].strip()
+        before = next((other for other in reversed(lines[:place]) if other.strip()), "")
+        if starts and not before.startswith(" "):
+            marked += ["::", ""]
+        marked.append(line)
+    lines[:] = marked
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Registers both with Sphinx."""
+    app.connect("source-read", _write_keys)
+    app.connect("autodoc-process-docstring", _mark_code, priority=400)  # before napoleon
+    return {"parallel_read_safe": True}
