@@ -1,6 +1,6 @@
 """Draws `multipliers.svg`: what six strategies do to each group of ViT-Ti/16, as the strategies themselves say.
 
-    python docs/multipliers.py
+python docs/multipliers.py
 """
 
 from pathlib import Path

@@ -57,16 +57,15 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def _table(section: str, cls: type) -> list[str]:
-    hints, said, default = typing.get_type_hints(cls, include_extras=True), meanings(cls), cls()
-    lines = [_row("key", "type", "range", "default", "meaning"), _row(*["---"] * 5)]
-    for name in (name for name in cls.__dataclass_fields__ if name in said and hints[name] is not None):
-        if name == "arguments":  # they are keys beside the strategy
-            continue
-        kind, allowed = kind_and_range(hints[name])
-        value = getattr(default, name)
-        key = f"`{section}.{name}`" if section else f"`{name}`"
-        lines.append(_row(key, kind, allowed, "unset" if value is None else f"`{value!r}`", said[name]))
+def _table(section: str, cls: type, defaults: Any = None) -> list[str]:
+    """Returns a row for each attribute that the docstring explains, but for arguments of strategies."""
+    hints, said = typing.get_type_hints(cls, include_extras=True), meanings(cls)
+    columns = ("key", "type", "range", *(("default",) if defaults else ()), "meaning")
+    lines = [_row(*columns), _row(*["---"] * len(columns))]
+    for name in (name for name in cls.__dataclass_fields__ if name in said and name != "arguments"):
+        value = getattr(defaults, name, None)
+        default = ("unset" if value is None else f"`{value!r}`",) if defaults else ()
+        lines.append(_row(f"`{section}{name}`", *kind_and_range(hints[name]), *default, said[name]))
     return lines
 
 
@@ -87,22 +86,13 @@ def config_reference() -> str:
     """Returns a table for each section of a config, as Markdown."""
     sections = typing.get_type_hints(Experiment)
     nested = {name: cls for name, cls in sections.items() if hasattr(cls, "__dataclass_fields__")}
-    lines = ["## The run", "", *_table("", Experiment), ""]
+    lines = ["## The run", "", *_table("", Experiment, Experiment()), ""]
     for name, cls in nested.items():
-        lines += [f"## `{name}`", "", inspect.getdoc(cls).splitlines()[0], "", *_table(name, cls), ""]
+        lines += [f"## `{name}`", "", inspect.getdoc(cls).splitlines()[0], "", *_table(f"{name}.", cls, cls()), ""]
         if name == "tuning":
             lines += ["### Arguments of strategies", "", *_arguments(), ""]
-            phase = [line for line in _table_of_phases()]
-            lines += ["### Keys of a phase", "", *phase, ""]
+            lines += ["### Keys of a phase", "", *_table("", PhaseConfig), ""]
     return "\n".join(lines)
-
-
-def _table_of_phases() -> list[str]:
-    hints, said = typing.get_type_hints(PhaseConfig, include_extras=True), meanings(PhaseConfig)
-    lines = [_row("key", "type", "range", "meaning"), _row(*["---"] * 4)]
-    for name in (name for name in hints if name in said and name != "arguments"):
-        lines.append(_row(f"`{name}`", *kind_and_range(hints[name]), said[name]))
-    return lines
 
 
 def _write_keys(app: Any, page: str, source: list[str]) -> None:
