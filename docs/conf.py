@@ -11,7 +11,6 @@ source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["example-report/*.md"]
 html_theme = "furo"
 html_title = "tljax"
-html_extra_path = ["example-report/report.html"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # tests/docs/test_notebooks.py runs them

@@ -9,7 +9,7 @@ import types
 import typing
 from typing import Annotated, Any
 
-from tljax.config import ranges
+from tljax.config import ranges, references
 from tljax.config.schema import Experiment
 from tljax.config.tuning import PhaseConfig, argument_kinds
 from tljax.tuning.recipes import RECIPES
@@ -18,9 +18,9 @@ from tljax.tuning.strategies import STRATEGIES
 MARK = "%% config keys %%"
 
 
-def meanings(cls: type) -> dict[str, str]:
-    """Returns what a dataclass's docstring says of each attribute; names that share a line share their meaning."""
-    text = inspect.getdoc(cls).partition("Attributes:\n")[2].partition("\n\n")[0]
+def meanings(thing: Any) -> dict[str, str]:
+    """Returns what a docstring says of each attribute or argument; names that share a line share their meaning."""
+    text = re.split(r"^(?:Attributes|Args):\n", inspect.getdoc(thing), flags=re.M)[-1].partition("\n\n")[0]
     entries = re.findall(r"^    (\S[^:\n]*): (.*(?:\n        .*)*)", text, re.M)
     return {name: " ".join(said.split()) for names, said in entries for name in names.split(", ")}
 
@@ -50,11 +50,21 @@ def _allowed(constraint: Any) -> str:
             bounds = vars(constraint).items()
             large = {2**63: "2**63"}
             return " and ".join(f"{name.replace('_', ' ')} {large.get(b, b)}" for name, b in bounds if b is not None)
-    return " ".join(inspect.getdoc(constraint).rstrip(".").lower().split())
+        case ranges.Hexadecimal(digits):
+            return f"{digits} hexadecimal digits"
+        case ranges.NotEmpty():
+            return "not empty"
+    return inspect.getdoc(constraint).splitlines()[0].rstrip(".").lower()
 
 
 def _row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _default(value: Any) -> str:
+    if value is inspect.Parameter.empty:
+        return "required"
+    return "unset" if value is None else f"`{value!r}`"
 
 
 def _table(section: str, cls: type, defaults: Any = None) -> list[str]:
@@ -63,22 +73,21 @@ def _table(section: str, cls: type, defaults: Any = None) -> list[str]:
     columns = ("key", "type", "range", *(("default",) if defaults else ()), "meaning")
     lines = [_row(*columns), _row(*["---"] * len(columns))]
     for name in (name for name in cls.__dataclass_fields__ if name in said and name != "arguments"):
-        value = getattr(defaults, name, None)
-        default = ("unset" if value is None else f"`{value!r}`",) if defaults else ()
+        default = (_default(getattr(defaults, name)),) if defaults else ()
         lines.append(_row(f"`{section}{name}`", *kind_and_range(hints[name]), *default, said[name]))
     return lines
 
 
 def _arguments() -> list[str]:
     """Returns a row for each argument of a strategy."""
-    lines = [_row("strategy", "key", "type", "range", "default"), _row(*["---"] * 5)]
-    for name, function in {**STRATEGIES, **RECIPES}.items():
-        parameters = inspect.signature(function).parameters
-        for argument, annotation in argument_kinds("tuning.strategy", name).items():
-            kind, allowed = kind_and_range(annotation)
-            default = parameters[argument].default if argument in parameters else inspect.Parameter.empty
-            value = "required" if default is inspect.Parameter.empty else f"`{default!r}`"
-            lines.append(_row(f"`{name}`", f"`tuning.{argument}`", kind, allowed, value))
+    lines = [_row("strategy", "key", "type", "range", "default", "meaning"), _row(*["---"] * 6)]
+    for strategy in (*STRATEGIES, *RECIPES):
+        function = references.resolve(strategy, "tuning.strategy")
+        parameters, said = references.parameters_of(function), meanings(function)
+        summary = inspect.getdoc(function).splitlines()[0]
+        for name, annotation in argument_kinds("tuning.strategy", strategy).items():
+            cells = *kind_and_range(annotation), _default(parameters[name].default), said.get(name, summary)
+            lines.append(_row(f"`{strategy}`", f"`tuning.{name}`", *cells))
     return lines
 
 

@@ -89,3 +89,11 @@ def test_the_pages_are_built_without_a_warning(tmp_path):
         assert (tmp_path / "out" / f"{page}.html").exists()
     for key in ("optim.learning_rate", "task.dataset"):
         assert key in (tmp_path / "out" / "config_reference.html").read_text()
+
+
+def test_each_example_is_short_and_shown_and_tested():
+    page = (ROOT / "docs" / "extending.md").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / "extending").glob("test_*.py"))
+    for path in (ROOT / "examples").glob("my_*.py"):
+        assert len(path.read_text().splitlines()) <= 40
+        assert f"../examples/{path.name}" in page and f"{path.stem}:" in tests
