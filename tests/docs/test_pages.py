@@ -18,7 +18,6 @@ FREE = ("task.dataset_args.", "loss_args.", "optim.args.", "optim.schedule_args.
 
 
 @pytest.mark.slow
-@pytest.mark.optimized
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page, tmp_path):
     run(page, tmp_path)
