@@ -1,13 +1,20 @@
 """Builds the pages: `sphinx-build -W docs build/docs`."""
 
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
 project = "tljax"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reference"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["example-report/*.md"]
 html_theme = "furo"
 html_title = "tljax"
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"
-# Links to files of the checkout beside docs/ are for readers of the repository.
-suppress_warnings = ["myst.xref_missing"]
+nb_execution_mode = "off"  # tests/docs/test_notebooks.py runs them
+default_role = "code"
+napoleon_use_ivar = True
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 import tljax
 from tests.conftest import ROOT
 from tljax.__main__ import main
-from tljax.checkpoints.workdir import versions
+from tljax.checkpoints.code import versions
 from tljax.cli.flags import config_file
 from tljax.config import files
 from tljax.reports.runs import read

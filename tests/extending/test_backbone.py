@@ -16,7 +16,7 @@ from tljax.models.registry import BACKBONES, build, user_source
 from tljax.training.trainer import train
 from tljax.weights import pretrained
 
-NAME = "tests.extending.my_backbone:SmallConvNet"
+NAME = "my_backbone:SmallConvNet"
 
 
 class NoGroups(Backbone):
@@ -100,8 +100,8 @@ def test_its_own_mapping_loads_its_own_names(shapes, tmp_path):
         (NAME, {"tuning__strategy": "lora"}, "SmallConvNet has no adapter_targets"),
         (NAME, {"tuning__strategy": "prompt"}, "prompts are tokens of a transformer, and a SmallConvNet has none"),
         (NAME, {"backbone__pool": "max"}, "backbone.pool=max is nothing that"),
-        ("tests.extending.my_backbone:SmalConvNet", {}, "did you mean SmallConvNet?"),
-        ("tests.extending.my_backbones:SmallConvNet", {}, "no module tests.extending.my_backbones"),
+        ("my_backbone:SmalConvNet", {}, "did you mean SmallConvNet?"),
+        ("my_backbones:SmallConvNet", {}, "no module my_backbones"),
         ("tests.conftest:tiny_run", {}, "is no backbone: give a subclass of tljax.models.base.Backbone"),
         ("vit_tiny", {}, "no backbone.name 'vit_tiny'"),
     ],

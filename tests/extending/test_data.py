@@ -2,11 +2,12 @@
 
 import argparse
 
+import my_augmentation
+import my_dataset
 import numpy as np
 import pytest
 
 from tests.conftest import tiny_run
-from tests.extending import my_data
 from tljax.checkpoints.workdir import Workdir
 from tljax.cli import flags
 from tljax.config.references import source_hash
@@ -18,7 +19,7 @@ from tljax.data.splits import cut
 from tljax.errors import InputError
 from tljax.training.trainer import train
 
-DRAWINGS, DARKEN = "tests.extending.my_data:drawings", "tests.extending.my_data:darken"
+DRAWINGS, DARKEN = "my_dataset:drawings", "my_augmentation:darken"
 CONFIG = f"""
 from tljax.config import default
 
@@ -28,6 +29,12 @@ def get_config():
     config.task.dataset_args.count = 3
     return config
 """
+
+
+def reviews() -> dict:
+    """Four texts with the numbers of their classes."""
+    texts = [("good", 1), ("bad", 0), ("so good", 1), ("so bad", 0)]
+    return {"classes": ["no", "yes"], "splits": {"train": [{"text": text, "label": label} for text, label in texts]}}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +47,7 @@ def load(dataset=DRAWINGS, **values):
 
 
 def test_examples_are_counted_and_have_the_values_of_the_function():
-    task, data = load(), my_data.drawings(count=3)
+    task, data = load(), my_dataset.drawings(count=3)
     assert task.classes == ("disc", "square")
     for split, examples in data["splits"].items():
         train = cut(task, split)
@@ -53,7 +60,7 @@ def test_examples_are_counted_and_have_the_values_of_the_function():
 
 
 def test_texts_may_have_numbers_of_classes():
-    train = cut(load("tests.extending.my_data:reviews", dataset_args={}), "train")
+    train = cut(load("tests.extending.test_data:reviews", dataset_args={}), "train")
     assert sorted((example["text"], int(example["label"])) for example in train) == [
         ("bad", 0),
         ("good", 1),
@@ -86,13 +93,12 @@ def test_a_run_resumes_on_the_same_data_and_on_no_other(tmp_path, monkeypatch):
     assert result["splits"]["test"]["count"] == 16
     experiment, resolved = Workdir(tmp_path / "run").load()
     assert experiment == run.experiment and resolved == run.resolved
-    assert Workdir(tmp_path / "run").origin["references"] == dict.fromkeys(
-        (DARKEN, DRAWINGS), source_hash(my_data.darken)
-    )
+    references = {DARKEN: source_hash(my_augmentation.darken), DRAWINGS: source_hash(my_dataset.drawings)}
+    assert Workdir(tmp_path / "run").origin["references"] == references
     inputs = type(run.inputs)(experiment, resolved)
     assert inputs.task.fingerprint == resolved.data
-    drawings = my_data.drawings
-    monkeypatch.setattr(my_data, "drawings", lambda *, count: drawings(count=count, seed=1))
+    drawings = my_dataset.drawings
+    monkeypatch.setattr(my_dataset, "drawings", lambda *, count: drawings(count=count, seed=1))
     with pytest.raises(InputError, match="is not the data that this run was trained on"):
         type(run.inputs)(experiment, resolved).task  # noqa: B018
 
@@ -101,18 +107,18 @@ def test_a_run_resumes_on_the_same_data_and_on_no_other(tmp_path, monkeypatch):
     ("values", "message"),
     [
         (
-            {"dataset": "tests.extending.my_dat:drawings"},
-            "no module tests.extending.my_dat .did you mean my_data",
+            {"dataset": "tests.extending.test_dat:reviews"},
+            "no module tests.extending.test_dat .did you mean test_data",
         ),
         (
-            {"dataset": "tests.extending.my_data:drawing"},
-            "my_data has no drawing .did you mean drawings",
+            {"dataset": "my_dataset:drawing"},
+            "my_dataset has no drawing .did you mean drawings",
         ),
         ({"dataset_args": {"count": 3, "sise": 8}}, "takes no task.dataset_args.sise .did you mean size"),
-        ({"dataset_args": {}}, "task.dataset_args.count is required by tests.extending.my_data:drawings"),
+        ({"dataset_args": {}}, "task.dataset_args.count is required by my_dataset:drawings"),
         ({"classes": ("a",)}, "has no columns, so task.classes names none"),
         ({"dataset": "mnist_5k"}, "task.dataset_args are of a function, and mnist_5k is none"),
-        ({"dataset": "tests.extending.my_data:darken", "dataset_args": {}}, "write ., before the first"),
+        ({"dataset": "my_augmentation:darken", "dataset_args": {}}, "write ., before the first"),
     ],
 )
 def test_errors_are_one_line_that_names_the_thing(values, message):
@@ -134,7 +140,7 @@ def test_errors_are_one_line_that_names_the_thing(values, message):
     ],
 )
 def test_an_example_that_cannot_be_used_is_named(example, message, monkeypatch):
-    monkeypatch.setattr(my_data, "drawings", lambda: {"classes": ["a", "b"], "splits": {"train": [example]}})
+    monkeypatch.setattr(my_dataset, "drawings", lambda: {"classes": ["a", "b"], "splits": {"train": [example]}})
     with pytest.raises(InputError, match=message):
         load(dataset_args={})
 
@@ -147,8 +153,8 @@ def test_an_example_that_cannot_be_used_is_named(example, message, monkeypatch):
     ],
 )
 def test_an_augmentation_must_return_such_a_picture(name, augment, message, monkeypatch):
-    monkeypatch.setattr(my_data, name, augment, raising=False)
-    config = TaskConfig(augment=(f"tests.extending.my_data:{name}",))
+    monkeypatch.setattr(my_augmentation, name, augment, raising=False)
+    config = TaskConfig(augment=(f"my_augmentation:{name}",))
     read = ImageReader(cut(load(), "train"), Preprocessing(size=32), config, training=True)
     with pytest.raises(InputError, match=message):
         read([0], [0])

@@ -13,7 +13,7 @@ from tljax.sweeps.launchers import registry
 from tljax.sweeps.launchers.base import make_jobs
 from tljax.sweeps.trial import make_trials
 
-NAME = "tests.extending.my_launcher:Journal"
+NAME = "my_launcher:Journal"
 
 
 def _options(tmp_path, *flags: str) -> argparse.Namespace:
@@ -50,7 +50,7 @@ def test_it_stops_when_it_is_told(tmp_path):
     ("flags", "message"),
     [
         ((f"--launcher={NAME}", "--jobs=2"), "Journal runs a job at a time"),
-        (("--launcher=tests.extending.my_launcher:Jornal",), "did you mean Journal"),
+        (("--launcher=my_launcher:Jornal",), "did you mean Journal"),
         (("--launcher=my_launchr:Journal",), "no module my_launchr"),
     ],
 )

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import my_loss
+import my_metric
+import my_problem
 import numpy as np
 import pytest
 
 from tests.conftest import ROOT, TINY, make_folder, tiny_run
-from tests.extending import my_parts
 from tljax.checkpoints.workdir import Workdir
 from tljax.cli.convert import FORMATS, convert
 from tljax.cli.flags import parse_experiment
@@ -27,7 +29,7 @@ from tljax.reports.run_metrics import measure
 from tljax.reports.runs import read
 from tljax.training.trainer import train
 
-PARTS = "tests.extending.my_parts"
+FOCAL, MARGIN, GRADED = "my_loss:focal", "my_metric:margin", "my_problem:Graded"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def _first_step(run) -> tuple[jax.Array, np.ndarray]:
     return outputs, batch["label"]
 
 
-class Thresholds(my_parts.Graded):
+class Thresholds(my_problem.Graded):
     """Of ordered classes, whether each is passed: one output less than there are classes."""
 
     def num_outputs(self, classes):
@@ -81,19 +83,19 @@ def test_only_a_head_with_an_output_for_each_class_is_exported(dataset, tmp_path
 
 
 def test_a_loss_and_a_metric_by_reference(dataset, tmp_path):
-    loss, metrics = f"{PARTS}:focal", (f"{PARTS}:margin",)
+    loss, metrics = FOCAL, (MARGIN,)
     run = _run(dataset, loss=loss, loss_args={"gamma": 1.5}, metrics=metrics, checkpoint__best="margin")
     outputs, labels = _first_step(run)
     result, lines = _trained(run, tmp_path / "run")
-    assert lines[0]["loss"] == pytest.approx(float(my_parts.focal(outputs, labels, gamma=1.5).mean()), rel=1e-5)
+    assert lines[0]["loss"] == pytest.approx(float(my_loss.focal(outputs, labels, gamma=1.5).mean()), rel=1e-5)
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert (config["loss"], config["loss_args"], config["metrics"]) == (loss, {"gamma": 1.5}, list(metrics))
 
     kept, _ = predictions.load(tmp_path / "run" / "evaluations" / "3-test.parquet")
     assert (kept.problem, kept.logits.dtype) == (PROBLEMS["single_label"], np.float32)
-    expected = my_parts.margin(kept.logits.astype(np.float64), kept.labels)
+    expected = my_metric.margin(kept.logits.astype(np.float64), kept.labels)
     with jax.enable_x64(True):
-        own = my_parts.focal(jnp.asarray(kept.logits, jnp.float64), jnp.asarray(kept.labels), gamma=1.5).mean()
+        own = my_loss.focal(jnp.asarray(kept.logits, jnp.float64), jnp.asarray(kept.labels), gamma=1.5).mean()
     metrics = result["splits"]["test"]
     assert {name: metrics[name] for name in expected} == expected
     assert metrics["loss"] == pytest.approx(float(own), rel=1e-12)
@@ -108,16 +110,16 @@ def test_a_loss_and_a_metric_by_reference(dataset, tmp_path):
     measured = measure(stored, "test", "least_margin")
     assert measured.value == pytest.approx(expected["least_margin"], rel=1e-12)
     twice = measured.statistic(np.array([[2.0], *[[0.0]] * 5]))["least_margin"]
-    assert twice == pytest.approx(my_parts.margin(kept.logits[:1].astype(np.float64), kept.labels[:1])["least_margin"])
+    assert twice == pytest.approx(my_metric.margin(kept.logits[:1].astype(np.float64), kept.labels[:1])["least_margin"])
 
 
 def test_a_problem_by_reference(dataset, tmp_path):
-    run = _run(dataset, task__problem=f"{PARTS}:Graded")
+    run = _run(dataset, task__problem=GRADED)
     outputs, labels = _first_step(run)
     result, lines = _trained(run, tmp_path / "run")
-    assert lines[0]["loss"] == pytest.approx(float(my_parts.Graded().loss(outputs, labels).mean()), rel=1e-5)
+    assert lines[0]["loss"] == pytest.approx(float(my_problem.Graded().loss(outputs, labels).mean()), rel=1e-5)
     kept, _ = predictions.load(tmp_path / "run" / "evaluations" / "3-test.parquet")
-    assert isinstance(kept.problem, my_parts.Graded) and kept.problem.name == f"{PARTS}:Graded"
+    assert isinstance(kept.problem, my_problem.Graded) and kept.problem.name == GRADED
     off = np.abs(kept.logits.argmax(axis=-1) - kept.labels).mean()
     assert result["splits"]["test"]["grades_off"] == evaluate(tmp_path / "run")["grades_off"] == off
     with jax.enable_x64(True):
@@ -133,8 +135,7 @@ def test_a_problem_by_reference(dataset, tmp_path):
 def test_class_weights_weigh_a_user_s_loss(dataset):
     weights = (1.0, 2.0, 0.5)
     plain, weighed = (
-        _run(dataset, loss=f"{PARTS}:focal", task__class_weights=value, regularize__mixup=0.2)
-        for value in ((), weights)
+        _run(dataset, loss=FOCAL, task__class_weights=value, regularize__mixup=0.2) for value in ((), weights)
     )
     outputs, labels = jnp.eye(3)[jnp.array([0, 1, 2, 2])], jnp.array([0, 1, 1, 2])
     own = jnp.array(weights)[labels]
@@ -150,12 +151,12 @@ def test_what_is_unset_changes_no_name_of_a_run():
 
 
 def test_a_command_line_names_parts_and_their_arguments():
-    keys = ("steps=1", f"loss={PARTS}:focal", "loss_args.gamma=1.5", f"metrics=('{PARTS}:margin',)")
+    keys = ("steps=1", f"loss={FOCAL}", "loss_args.gamma=1.5", f"metrics=('{MARGIN}',)")
     arguments = [f"--config={ROOT / 'configs' / 'default.py'}", *(f"--config.{key}" for key in keys)]
     experiment, _ = parse_experiment(argparse.ArgumentParser(), arguments)
-    assert (experiment.loss_args, experiment.metrics) == ({"gamma": 1.5}, (f"{PARTS}:margin",))
+    assert (experiment.loss_args, experiment.metrics) == ({"gamma": 1.5}, (MARGIN,))
     loss = problem_for(experiment).custom_loss
-    assert (loss.function, loss.arguments) == (my_parts.focal, {"gamma": 1.5})
+    assert (loss.function, loss.arguments) == (my_loss.focal, {"gamma": 1.5})
 
 
 def mean_loss(outputs, labels):
@@ -184,7 +185,7 @@ class Lacking(Problem):
         return outputs
 
 
-class NoHeadline(my_parts.Graded):
+class NoHeadline(my_problem.Graded):
     """A problem whose metrics lack its headline."""
 
     def metrics(self, outputs, labels):
@@ -198,18 +199,18 @@ HERE = "tests.extending.test_problem"
     ("values", "message"),
     [
         ({"loss": "focal"}, "config.loss=focal: give module:name"),
-        ({"loss": f"{PARTS}:focall"}, "has no focall.*did you mean focal"),
-        ({"loss": "my_partz:focal"}, "no module my_partz"),
+        ({"loss": "my_loss:focall"}, "has no focall.*did you mean focal"),
+        ({"loss": "my_losses:focal"}, "no module my_losses"),
         ({"loss": f"{HERE}:not_a_function"}, "not_a_function is a int, and no function"),
         ({"loss": f"{HERE}:one_argument"}, r"takes \(outputs\): its first two arguments must be \(outputs, labels\)"),
-        ({"loss": f"{PARTS}:focal", "loss_args": {"gama": 1.0}}, "loss_args.gama.*did you mean gamma"),
+        ({"loss": FOCAL, "loss_args": {"gama": 1.0}}, "loss_args.gama.*did you mean gamma"),
         ({"loss_args": {"gamma": 1.0}}, "config.loss_args=.* are of config.loss, which is empty"),
         ({"loss": f"{HERE}:mean_loss"}, r"gives shape \(\) for outputs of shape \(2, 3\): give one loss an example"),
-        ({"loss": f"{PARTS}:focal", "regularize": {"label_smoothing": 0.1}}, "label_smoothing is of the problem's own"),
+        ({"loss": FOCAL, "regularize": {"label_smoothing": 0.1}}, "label_smoothing is of the problem's own"),
         ({"metrics": ("top2",)}, "config.metrics=top2: give module:name"),
-        ({"task": {"problem": f"{PARTS}:focal"}}, "is no problem: make it a subclass"),
+        ({"task": {"problem": FOCAL}}, "is no problem: make it a subclass"),
         ({"task": {"problem": f"{HERE}:Lacking"}}, "lacks answer, .*metrics, .*headline, train_metric: write them"),
-        ({"task": {"problem": f"{PARTS}:Graded"}, "regularize": {"label_smoothing": 0.1}}, "loss takes no smoothing"),
+        ({"task": {"problem": GRADED}, "regularize": {"label_smoothing": 0.1}}, "loss takes no smoothing"),
         ({"task": {"problem": "single_labl"}}, r"no config.task.problem 'single_labl' \(did you mean single_label\?\)"),
     ],
 )

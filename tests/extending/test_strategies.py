@@ -15,6 +15,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.conftest import tiny_run
+from tests.extending.conftest import EXAMPLES
 from tests.test_tuning import VIT
 from tljax.checkpoints.workdir import Workdir
 from tljax.cli import flags
@@ -35,25 +36,28 @@ from tljax.config import default
 def get_config():
     config = default()
     config.steps = 10
-    config.tuning.strategy = "my_strategies:every_nth"
+    config.tuning.strategy = "my_strategy:every_nth"
     config.tuning.stride = 3
-    config.optim.name = "my_strategies:scaled_sgd"
+    config.optim.name = "my_optimizer:scaled_sgd"
     config.optim.args.scale = 2
     return config
 """
-STRATEGY = "my_strategies:every_nth"
+STRATEGY = "my_strategy:every_nth"
+MODULES = ("my_strategy", "my_optimizer")
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch) -> Path:
-    """A folder with a config and a user's module, of which `sys.path` knows nothing."""
-    shutil.copy(Path(__file__).parent / "my_strategies.py", tmp_path)
+    """A folder with a config and a user's modules, of which `sys.path` knows nothing."""
+    for module in MODULES:
+        shutil.copy(EXAMPLES / f"{module}.py", tmp_path)
+        monkeypatch.delitem(sys.modules, module, raising=False)
     (tmp_path / "config.py").write_text(CONFIG)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(EXAMPLES)])
     monkeypatch.setattr(references, "_of_runs", {})
-    monkeypatch.delitem(sys.modules, "my_strategies", raising=False)
     yield tmp_path
-    sys.modules.pop("my_strategies", None)
+    for module in MODULES:
+        sys.modules.pop(module, None)
 
 
 def _experiment(folder: Path, *arguments: str) -> Experiment:
@@ -81,11 +85,12 @@ def test_a_config_with_references_is_written_and_read(folder, tmp_path):
     values = json.loads(json.dumps(to_dict(experiment)))
     assert values["tuning"]["stride"] == 3 and values["tuning"]["k"] is None
     assert Experiment.from_config(values) == experiment
-    source = source_hash(resolve_reference(STRATEGY, "tuning.strategy"))
-    assert experiment.references == {STRATEGY: source, "my_strategies:scaled_sgd": source} and len(source) == 64
+    names = {STRATEGY: "tuning.strategy", "my_optimizer:scaled_sgd": "optim.name"}
+    sources = {name: source_hash(resolve_reference(name, key)) for name, key in names.items()}
+    assert experiment.references == sources and {len(source) for source in sources.values()} == {64}
     (first,) = make_trials(experiment, [{"tuning.stride": 2}], tmp_path)
-    assert first.folder.name.startswith("my_strategies.every_nth-")
-    (tmp_path / "my_strategies.py").write_text((tmp_path / "my_strategies.py").read_text() + "\n")
+    assert first.folder.name.startswith("my_strategy.every_nth-")
+    (tmp_path / "my_strategy.py").write_text((tmp_path / "my_strategy.py").read_text() + "\n")
     (changed,) = make_trials(experiment, [{"tuning.stride": 2}], tmp_path)
     assert changed.folder != first.folder
 
@@ -104,7 +109,7 @@ def test_names_of_runs_are_what_they_were(tmp_path):
 
 def test_phases_take_references(folder):
     _experiment(folder)
-    own = {"strategy": STRATEGY, "stride": 4, "share": 0.5, "schedule": "my_strategies:power"}
+    own = {"strategy": STRATEGY, "stride": 4, "share": 0.5, "schedule": "my_optimizer:power"}
     tuning = {"strategy": "phases", "phases": [own, {"strategy": "full"}]}
     experiment = Experiment.from_config({"steps": 10, "tuning": tuning})
     first, _ = phases(experiment.tuning, experiment.optim, Length(10, 5.0, VIT))
@@ -116,7 +121,7 @@ def test_an_optimizer_is_scaled_and_decays_as_ours_do(folder):
     _experiment(folder)
     params = {"fast": {"kernel": jnp.ones(3)}, "slow": {"kernel": jnp.ones(3)}}
     multipliers = {"fast": {"kernel": 1.0}, "slow": {"kernel": 0.5}}
-    config = OptimConfig("my_strategies:scaled_sgd", weight_decay=0.1, args={"scale": 3})
+    config = OptimConfig("my_optimizer:scaled_sgd", weight_decay=0.1, args={"scale": 3})
     tx = optimizers.optimizer(config, multipliers)
     updates, _ = tx.update(jax.tree.map(lambda leaf: 2 * leaf, params), tx.init(params), params)
     np.testing.assert_allclose(updates["fast"]["kernel"], 6.1, rtol=1e-6)
@@ -138,7 +143,7 @@ def test_an_optimizer_of_optax_is_optaxs(folder):
 
 def test_a_schedule_gives_the_part_of_the_rate(folder):
     _experiment(folder)
-    schedule = optimizers.schedule("my_strategies:power", 2.0, 0, 10, {"exponent": 2.0})
+    schedule = optimizers.schedule("my_optimizer:power", 2.0, 0, 10, {"exponent": 2.0})
     assert [float(schedule(step)) for step in (0, 5)] == pytest.approx([2.0, 0.5])
 
 
@@ -148,8 +153,8 @@ def test_a_run_trains_by_references(folder, shapes):
         f"folder:{shapes}",
         tuning__strategy=STRATEGY,
         tuning__stride=2,
-        optim__name="my_strategies:scaled_sgd",
-        optim__schedule="my_strategies:power",
+        optim__name="my_optimizer:scaled_sgd",
+        optim__schedule="my_optimizer:power",
     )
     frozen = {path for path, multiplier in flatten_dict(run.masks.multipliers, sep="/").items() if not multiplier}
     assert {path.split("/")[1] for path in frozen} == {"block_0", "block_2"}
@@ -166,51 +171,51 @@ def test_a_run_trains_by_references(folder, shapes):
 def _check_a_later_process(workdir: Workdir, experiment: Experiment, folder: Path):
     """A verb that is given the workdir alone looks for modules where the run had them."""
     sys.path.remove(str(folder))
-    del sys.modules["my_strategies"]
+    del sys.modules["my_strategy"]
     assert workdir.load()[0] == experiment and sys.path[-1] == str(folder)
     (folder / "elsewhere").mkdir()
-    (folder / "my_strategies.py").rename(folder / "elsewhere" / "my_strategies.py")
-    del sys.modules["my_strategies"]
+    (folder / "my_strategy.py").rename(folder / "elsewhere" / "my_strategy.py")
+    del sys.modules["my_strategy"]
     importlib.invalidate_caches()
     with pytest.raises(
-        InputError, match=f"no module my_strategies.* PYTHONPATH .the run had it in {re.escape(str(folder))}"
+        InputError, match=f"no module my_strategy.* PYTHONPATH .the run had it in {re.escape(str(folder))}"
     ):
         workdir.load()
-    with pytest.raises(InputError, match="my_strategies of /there is another than that of"):
+    with pytest.raises(InputError, match="my_strategy of /there is another than that of"):
         references.look_where_a_run_did({STRATEGY: "/there"}, {STRATEGY: "another source"})
 
 
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("tuning", {}, "tuning.stride is required by my_strategies:every_nth(layout, *, stride)"),
+        ("tuning", {}, "tuning.stride is required by my_strategy:every_nth(layout, *, stride)"),
         (
             "tuning",
             {"strid": 3},
-            "my_strategies:every_nth takes no tuning.strid (did you mean stride?); it takes: stride",
+            "my_strategy:every_nth takes no tuning.strid (did you mean stride?); it takes: stride",
         ),
         ("tuning", {"stride": "x"}, "tuning.stride must be int, not str 'x'"),
-        ("tuning", {"strategy": "my_strategies:every_nht"}, "my_strategies has no every_nht (did you mean every_nth?)"),
+        ("tuning", {"strategy": "my_strategy:every_nht"}, "my_strategy has no every_nht (did you mean every_nth?)"),
         (
             "tuning",
-            {"strategy": "my_strategeis:every_nth"},
-            "no module my_strategeis (did you mean my_strategies?): put",
+            {"strategy": "my_strateg:every_nth"},
+            "no module my_strateg (did you mean my_strategy?): put",
         ),
-        ("tuning", {"strategy": "my_strategies:Layout.blocks"}, "it is <property object"),
+        ("tuning", {"strategy": "my_strategy:Layout.blocks"}, "it is <property object"),
         (
             "optim",
-            {"name": "my_strategies:scaled_sgd", "args": {"scal": 1.0}},
+            {"name": "my_optimizer:scaled_sgd", "args": {"scal": 1.0}},
             "takes no optim.args.scal (did you mean",
         ),
-        ("optim", {"name": "my_strategies:scaled_sgd", "args": {"scale": "x"}}, "optim.args.scale must be float, not"),
+        ("optim", {"name": "my_optimizer:scaled_sgd", "args": {"scale": "x"}}, "optim.args.scale must be float, not"),
         ("optim", {"args": {"scale": 1.0}}, "optim.args.scale: adamw takes none"),
-        ("optim", {"schedule": "my_strategies:powr"}, "my_strategies has no powr (did you mean power?)"),
+        ("optim", {"schedule": "my_optimizer:powr"}, "my_optimizer has no powr (did you mean power?)"),
         (
             "optim",
-            {"schedule": "my_strategies:power", "schedule_args": {"steps": 3}},
+            {"schedule": "my_optimizer:power", "schedule_args": {"steps": 3}},
             "takes no optim.schedule_args.steps",
         ),
-        ("optim", {"schedule": "my_strategies"}, "no config.optim.schedule 'my_strategies'"),
+        ("optim", {"schedule": "my_optimizer"}, "no config.optim.schedule 'my_optimizer'"),
     ],
 )
 def test_what_cannot_be_used_is_a_line(folder, section, values, message):
@@ -230,8 +235,11 @@ def test_a_module_that_fails_is_its_line(folder):
 
 def test_what_a_strategy_returns_is_checked(folder):
     sys.path.append(str(folder))
-    with pytest.raises(InputError, match="my_strategies:everything must return a dict of a multiplier for each path"):
-        multiplier_tree("my_strategies:everything", {}, VIT)
+    with (folder / "my_strategy.py").open("a") as file:
+        file.write("\n\ndef everything(layout, stride=2):\n    return stride\n")
+    sys.path.append(str(folder))
+    with pytest.raises(InputError, match="my_strategy:everything must return a dict of a multiplier for each path"):
+        multiplier_tree("my_strategy:everything", {}, VIT)
 
 
 def test_a_flag_for_what_is_no_argument_is_named(folder):

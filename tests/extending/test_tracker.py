@@ -4,6 +4,7 @@ import json
 
 import pytest
 from etils import epath
+from my_tracker import Journal
 
 from tests.configs_tiny import get_config
 from tests.conftest import StopAt
@@ -14,8 +15,15 @@ from tljax.errors import InputError
 from tljax.training.trackers import Trackers
 from tljax.training.trainer import train
 
-NAME = "tests.extending.my_tracker:Journal"
-FAILS = "tests.extending.my_tracker:Fails"
+NAME = "my_tracker:Journal"
+FAILS = "tests.extending.test_tracker:Fails"
+
+
+class Fails(Journal):
+    """A service that is gone after its first step."""
+
+    def log(self, step, split, metrics):
+        raise ConnectionError("the service is gone")
 
 
 def _experiment(shapes, tiny_weights, monkeypatch, *trackers: str) -> Experiment:
@@ -51,7 +59,7 @@ def test_it_gets_what_the_workdir_has_and_goes_on_after_a_stop(shapes, tiny_weig
     ("name", "message"),
     [
         ("tensorbord", "no log.trackers 'tensorbord' .did you mean tensorboard"),
-        ("tests.extending.my_tracker:Jornal", "did you mean Journal"),
+        ("my_tracker:Jornal", "did you mean Journal"),
         ("my_trackr:Journal", "no module my_trackr"),
     ],
 )

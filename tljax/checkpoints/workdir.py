@@ -3,13 +3,10 @@
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
-import platform
 import shlex
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -21,8 +18,8 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-import tljax
 from tljax import console
+from tljax.checkpoints import code
 from tljax.checkpoints.checkpointer import Checkpoints
 from tljax.config.references import folders_of, look_where_a_run_did
 from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment, MeshConfig
@@ -36,7 +33,6 @@ from tljax.problems.registry import problem_for
 
 _MOVE = "move the folder away, or give another --workdir"
 _FINISH = "remove it, and the same command writes it again"
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tensorflow-datasets")
 
 
 class Workdir:
@@ -103,7 +99,7 @@ class Workdir:
                 shown = "; ".join(differences)
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
             return
-        metadata = {"versions": versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
+        metadata = {"versions": code.versions(), "git_commit": code.git_commit(), "command": shlex.join(sys.orig_argv)}
         metadata |= {"references": references, "reference_folders": folders_of(references)} if references else {}
         self.check()
         try:
@@ -381,24 +377,3 @@ def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> list
     free = (*(f"config.{section}." for section in RESULT_NEUTRAL_SECTIONS), "config.task.pack")
     keys = [key for key in old | new if old.get(key) != new.get(key) and not key.startswith(free)]
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]
-
-
-def versions() -> dict[str, str]:
-    """Returns the version of Python, of tljax and of each package on which a run's numbers hang."""
-    installed = {"python": platform.python_version(), "tljax": tljax.__version__}
-    for package in _PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            installed[package] = "not installed"
-    return installed
-
-
-def _git_commit() -> str | None:
-    """Returns the commit of the code that runs, with `-dirty` where it was changed; None outside a checkout."""
-    checkout = Path(tljax.__file__).parents[1]
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError):
-        if (checkout / ".git").exists():  # what is installed may lie in a repository of the user's
-            return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
-    return None

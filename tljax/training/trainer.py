@@ -12,7 +12,8 @@ import numpy as np
 
 from tljax import console
 from tljax.checkpoints.checkpointer import Checkpoints, flatten_state
-from tljax.checkpoints.workdir import Workdir, versions
+from tljax.checkpoints.code import versions
+from tljax.checkpoints.workdir import Workdir
 from tljax.config.ranges import no_such
 from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict

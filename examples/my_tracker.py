@@ -1,4 +1,7 @@
-"""A tracker of a user's own: it writes what it gets to `journal.jsonl` in the workdir, as a service's client would."""
+"""A tracker of your own: it writes what it gets to `journal.jsonl` in the workdir, as a service's client would.
+
+--config.log.trackers="('tensorboard', 'my_tracker:Journal')"
+"""
 
 import json
 from collections.abc import Mapping
@@ -24,10 +27,3 @@ class Journal:
     def _write(self, **content: Any) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps(content) + "\n")
-
-
-class Fails(Journal):
-    """A service that is gone after its first step."""
-
-    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        raise ConnectionError("the service is gone")

@@ -1,11 +1,14 @@
-"""A launcher of a user's own: it runs the jobs of a sweep in turn, and keeps a journal of them."""
+"""A launcher of your own: it runs the jobs of a sweep in turn, and keeps a journal of them.
+
+tljax sweep --config=… --root=… --launcher=my_launcher:Journal
+"""
 
 import argparse
 import subprocess
 from collections.abc import Sequence
 
+from tljax import InputError
 from tljax.distributed.preemption import PreemptionSignal
-from tljax.errors import InputError
 from tljax.sweeps.launchers.base import Job
 
 

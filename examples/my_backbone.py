@@ -1,8 +1,11 @@
-"""A backbone as a user writes it, in a file of their own: a stem and residual blocks of convolutions."""
+"""A backbone of your own, which reads weights under names of your own: a stem and residual blocks of convolutions.
+
+--config.backbone.name=my_backbone:SmallConvNet --config.backbone.weights=weights.safetensors
+"""
 
 import flax.linen as nn
 
-from tljax.models.base import Backbone
+from tljax import Backbone
 from tljax.weights.mapping import CONV, ParamMapping, Table
 
 
