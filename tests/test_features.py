@@ -42,14 +42,14 @@ def _trained(run: Run, cached: bool, steps: int = 6) -> tuple[dict, list[float]]
     for number in range(steps):
         phase = run.phase_at(number)
         if number == phase.start:
-            start = run.start(phase)
+            start = run.prefix_length(phase)
             read = None
             if start:
                 read = feature_cache.computed(run, state, run.inputs.splits["train"], [start], training=True)[start]
             stream = run.train_input(read)
             state = run.enter_phase(state, phase) if number else state
         batch = stream.batch(number)
-        state, found = run.programs.train_step(phase, length_of(batch), run.start(phase))(
+        state, found = run.programs.train_step(phase, length_of(batch), run.prefix_length(phase))(
             state, mesh.put_batch(batch, run.mesh)
         )
         losses.append(float(found["loss"]))
@@ -103,7 +103,7 @@ def test_the_forward_pass_costs_the_same_and_evaluation_takes_the_program_that_w
     monkeypatch.setattr("tljax.profiling.cost._counts", lambda: False)  # XLA counts other things, too
     assert cost(run)["forward_flops"] == cost(plain)["forward_flops"]
     phase, state = run.phases[0], run.init_state()
-    start = run.evaluation_start(phase)
+    start = run.evaluation_prefix_length(phase)
     assert start == (0 if mirrored else run.masks.frozen_prefix(phase))
     made = set(run.programs._cache)
     split = run.inputs.splits["validation"]

@@ -90,7 +90,7 @@ def tokens(table: Path, vocabulary: Path) -> Callable[[], Sequence[np.ndarray]]:
 def prefix(shapes: Path) -> Callable[[], Sequence[np.ndarray]]:
     run = tiny_run(f"folder:{shapes}", tuning__strategy="linear_probe")
     run.cached = True
-    state, start = run.init_state(), run.start(run.phases[0])
+    state, start = run.init_state(), run.prefix_length(run.phases[0])
     return lambda: [feature_cache.computed(run, state, run.inputs.splits["train"], [start])[start].array()]
 
 

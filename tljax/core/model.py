@@ -25,7 +25,7 @@ Variables = dict[str, Any]  # params and, with BatchNorm, batch_stats: nested di
 
 
 class Network:
-    """A classifier, and where its parameters come from; nothing large is allocated before `start`.
+    """A classifier, and where its parameters come from; nothing large is allocated before `init_variables`.
 
     Attributes:
         input_spec: what it reads.
@@ -56,13 +56,13 @@ class Network:
         self.input_spec = input_spec
         self.backbone = self.input_spec.fit(module)
         head, noise = experiment.head, experiment.regularize
-        # A pretrained head is filled in by `start`.
+        # A pretrained head is filled in by `init_variables`.
         init = head.init if head.init in HEAD_INITS else "zeros"
         rates = noise.dropout, noise.drop_path
         self.outputs = problem_of(experiment.task.problem).num_outputs(len(classes))
         self.module = Classifier(self.backbone, self.outputs, init, head.bias, adapters, *rates)
         self._read: dict[str, Any] | None = None
-        # Traced once, for the shapes and for `start`. The key is an argument: all seeds have the same program.
+        # Traced once, for the shapes and for `init_variables`. The key is an argument: all seeds have the same program.
         whole = jax.jit(self._init)
         self.abstract = whole.eval_shape(jax.random.key(0))
         if strays := self.abstract["params"].get("backbone", {}).keys() - set(self.backbone.groups):
@@ -103,7 +103,7 @@ class Network:
         return unflatten_dict({path: new if path in fresh else pretrained for path in self.layout.group_of}, sep="/")
 
     def make_ready(self) -> None:
-        """Reads and compiles what `start` needs: in a thread, beside what else there is to do before it."""
+        """Reads and compiles what `init_variables` needs: in a thread, beside what else there is to do before it."""
         if self._experiment.backbone.weights:
             self._read = self._restored()
         self._init_new.lower(jax.random.key(0)).compile()
@@ -111,7 +111,7 @@ class Network:
     def _restored(self) -> dict[str, Any]:
         return restore(self._row, self.backbone, self._preprocessing.inputs, self.shapes)
 
-    def start(self) -> Variables:
+    def init_variables(self) -> Variables:
         """Returns the variables at step 0: pretrained, and new what the weights lack, which without weights is all.
 
         Raises:

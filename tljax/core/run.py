@@ -126,13 +126,13 @@ class Run:
         """Returns the phase whose optimizer a state has after `state_step` steps: that of the last step taken."""
         return self.phase_at(max(state_step - 1, 0))
 
-    def start(self, phase: Phase) -> int:
+    def prefix_length(self, phase: Phase) -> int:
         """Returns how many of the backbone's groups a phase's batches have behind them."""
         return self.masks.frozen_prefix(phase) if self.cached else 0
 
-    def evaluation_start(self, phase: Phase) -> int:
+    def evaluation_prefix_length(self, phase: Phase) -> int:
         """Returns how many groups batches of evaluation have behind them: there are no features of mirror images."""
-        return 0 if self.experiment.task.flip_test else self.start(phase)
+        return 0 if self.experiment.task.flip_test else self.prefix_length(phase)
 
     def abstract_state(self, step: int = 0) -> TrainState:
         """Returns the shapes, dtypes and shardings of the train state after `step` steps."""
@@ -140,7 +140,7 @@ class Run:
 
     def init_state(self) -> TrainState:
         """Returns the train state at step 0."""
-        return self._init_state(self.network.start(), self.phases[0])
+        return self._init_state(self.network.init_variables(), self.phases[0])
 
     def _init_state(self, variables: Variables, phase: Phase) -> TrainState:
         abstract = self.programs.abstract_state(phase)

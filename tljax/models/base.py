@@ -29,7 +29,7 @@ from tljax.models.remat import run_group
 
 
 @dataclass(frozen=True)
-class InputSpec:
+class BackboneInput:
     """The inputs that a backbone takes.
 
     Attributes:
@@ -87,9 +87,9 @@ class Backbone(nn.Module):
         self._lacks("feature_dim", "the width of its features, which a head reads")
 
     @property
-    def input_spec(self) -> InputSpec:
+    def input_spec(self) -> BackboneInput:
         """The inputs that it takes; by default color images of any size."""
-        return InputSpec("image")
+        return BackboneInput("image")
 
     def resized(self, image_size: int) -> "Backbone":
         """Returns the network for square images of another size; by default itself, if it takes them.

@@ -93,7 +93,9 @@ def _sentence(report: dict[str, Any]) -> str:
 
 def _training(run: Run, phase: Phase) -> Need:
     fixed = shares(run.programs.abstract_state(phase)) + shares(_trained(run, phase))
-    return Need(fixed, max(peak_bytes(run.programs.train_step(phase, start=run.start(phase)).program) - fixed, 0))
+    return Need(
+        fixed, max(peak_bytes(run.programs.train_step(phase, start=run.prefix_length(phase)).program) - fixed, 0)
+    )
 
 
 def _evaluation(run: Run) -> Need:
@@ -101,7 +103,7 @@ def _evaluation(run: Run) -> Need:
     largest = max(shares(run.programs.abstract_state(phase)) for phase in run.phases)
     state = run.abstract_state()
     variables = shares((state.params, state.batch_stats))
-    program = run.programs.eval_step(evaluation_rows(run), start=run.evaluation_start(run.phases[-1]))
+    program = run.programs.eval_step(evaluation_rows(run), start=run.evaluation_prefix_length(run.phases[-1]))
     return Need(largest, max(peak_bytes(program) - variables, 0))
 
 

@@ -145,10 +145,10 @@ def stops(run: Run, phase: Phase) -> list[int]:
 
     Of these, only those of which nothing trains until then.
     """
-    prefixes, longest = set(), run.start(phase)
+    prefixes, longest = set(), run.prefix_length(phase)
     for later in run.phases[run.phases.index(phase) :]:
-        longest = min(longest, run.start(later))
-        prefixes |= {longest} if longest == run.start(later) else set()
+        longest = min(longest, run.prefix_length(later))
+        prefixes |= {longest} if longest == run.prefix_length(later) else set()
     return sorted(prefixes - {0})
 
 

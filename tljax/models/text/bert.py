@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models.base import InputSpec
+from tljax.models.base import BackboneInput
 from tljax.models.layers import Attention, Dense, LayerNorm, Mlp, TransformerBackbone
 from tljax.models.remat import run_group
 
@@ -126,8 +126,8 @@ class Bert(TransformerBackbone):
         return ("stem", *(f"block_{i}" for i in range(self.depth)), *pooler)
 
     @property
-    def input_spec(self) -> InputSpec:
-        return InputSpec("text", max_tokens=_longest(self.positions, self.pad_id))
+    def input_spec(self) -> BackboneInput:
+        return BackboneInput("text", max_tokens=_longest(self.positions, self.pad_id))
 
     def pool_attributes(self, pool: str) -> dict[str, Any]:
         """Returns them without the division by the norm, which belongs to the pooling that the weights describe."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models.base import InputSpec
+from tljax.models.base import BackboneInput
 from tljax.models.kernels import ops
 from tljax.models.layers import Attention, LayerNorm, Mlp, TransformerBackbone
 from tljax.models.remat import run_group
@@ -138,8 +138,8 @@ class ViT(TransformerBackbone):
         return self.pool == "mean"
 
     @property
-    def input_spec(self) -> InputSpec:
-        return InputSpec("image", size=(self.grid[0] * self.patch_size, self.grid[1] * self.patch_size))
+    def input_spec(self) -> BackboneInput:
+        return BackboneInput("image", size=(self.grid[0] * self.patch_size, self.grid[1] * self.patch_size))
 
     @property
     def input_kernel(self) -> str:
