@@ -10,6 +10,7 @@ from tljax.config.defaults import DEFAULTS
 from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict
 from tljax.errors import InputError
+from tljax.sweeps import selection
 from tljax.sweeps.trial import make_trials
 from tljax.tuning.recipes import RECIPES
 from tljax.tuning.strategies import STRATEGIES
@@ -64,6 +65,8 @@ def test_a_sweep_over_strategies_takes_the_values_of_each(tmp_path):
     values += [{"tuning.strategy": "full", "optim.learning_rate": 0.1}, {"tuning.strategy": "full", "steps": 5}]
     probe, full, given, short = (trial.experiment for trial in make_trials(experiment, values, tmp_path))
     assert probe == experiment
+    assert selection.names([selection.method_of(trial) for trial in (probe, given)])[1].startswith("full")
+    assert "filled_from" not in " ".join(selection.names([selection.method_of(trial) for trial in (full, given)]))
     own = DEFAULTS["full"]
     assert (full.optim.learning_rate, full.epochs, full.optim.clip_norm) == (own.learning_rate, own.epochs, 3.0)
     assert (given.optim.learning_rate, given.epochs, given.optim.weight_decay) == (0.1, own.epochs, 0.0)

@@ -374,6 +374,6 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     old, new = (flatten_dict(tree, keep_empty_nodes=True, sep=".") for tree in (stored, settings))
-    free = (*(f"config.{section}." for section in RESULT_NEUTRAL_SECTIONS), "config.task.pack")
+    free = (*(f"config.{section}." for section in RESULT_NEUTRAL_SECTIONS), "config.task.pack", "config.filled_from")
     keys = [key for key in old | new if old.get(key) != new.get(key) and not key.startswith(free)]
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]

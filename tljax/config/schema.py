@@ -241,7 +241,7 @@ class LogConfig:
 
 
 # Sections that change no number beyond rounding: names of runs leave them out, and a run goes on with others.
-RESULT_NEUTRAL_SECTIONS = ("input", "checkpoint", "mesh", "log")
+RESULT_NEUTRAL_SECTIONS = ("input", "checkpoint", "mesh", "log", "filled_from")
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ class Experiment:
     steps: ranges.Count = 0
     epochs: ranges.NotNegative = 0.0
     min_steps: ranges.Count = 0
-    filled_from: str = ""
+    filled_from: str = field(default="", compare=False)
     eval_every: ranges.Count = 0
     log_every: ranges.Positive = 10
     compute_dtype: choices.Dtype = "float32"

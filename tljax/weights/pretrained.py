@@ -302,7 +302,7 @@ def converted(row: Pretrained) -> Path:
         target = cache_dir() / "backbones" / f"{row.backbone.replace(':', '.')}-{key[:16]}"
         with create_once(target, wrong=checksums.wrong_folder) as making:
             if making:
-                with console.waiting(f"converting {row.name or row.uri}"):
+                with console.waiting(f"converting {row.uri}"):
                     write(making, row, *read(row, path))
         return target
 
