@@ -66,7 +66,7 @@ def build(folder: Path, examples: int, clock: Callable[[], float]) -> float:
     values.tuning.strategy = "linear_probe"
     run = prepare(Experiment.from_config(values))
     run.cached, state = True, run.init_state()
-    start, split = run.start(run.phases[0]), run.inputs.splits["train"]
+    start, split = run.prefix_length(run.phases[0]), run.inputs.splits["train"]
     feature_cache.prefix_step(run, 32, 0, (start,))
     began = clock()
     feature_cache.computed(run, state, split, [start], training=True)

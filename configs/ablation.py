@@ -1,7 +1,7 @@
 """How much of the network to train: the head, or the last 1, 2 or 4 blocks too, at four rates, three seeds each.
 
-    python -m tljax sweep --config=configs/ablation.py:mnist --root=runs/ablation_mnist
-    python -m tljax sweep --config=configs/ablation.py:elpv --root=runs/ablation_elpv
+    tljax sweep --config=ablation:mnist --root=runs/ablation_mnist
+    tljax sweep --config=ablation:elpv --root=runs/ablation_elpv
 
 48 runs of 20 epochs: the half-width ResNet-50 on MNIST digits, or DINOv2 ViT-S/14 on solar cells. What is frozen is
 computed once for all of them, and the twelve heads train side by side.

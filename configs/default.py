@@ -1,6 +1,6 @@
 """Every key at its default: the command line says the rest, as the commands in a report do.
 
-python -m tljax train --config=configs/default.py --workdir=runs/a --config.task.dataset=mnist_5k …
+tljax train --config=default --workdir=runs/a --config.task.dataset=mnist_5k …
 """
 
 from tljax.config import default as get_config

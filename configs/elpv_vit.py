@@ -1,7 +1,7 @@
 """DINOv2 ViT-S/14 on photographs of solar cells: is a cell defective (probability of at least 0.5)?
 
-    python -m tljax train --config=configs/elpv_vit.py --workdir=runs/elpv_linear_probe
-    python -m tljax train --config=configs/elpv_vit.py:last_k --workdir=runs/elpv_last_2
+    tljax train --config=elpv_vit --workdir=runs/elpv_linear_probe
+    tljax train --config=elpv_vit:last_k --workdir=runs/elpv_last_2
 
 On a CPU with 2 cores, jax 0.10.2; 120 steps each; test accuracy over 1,724 cells with its 95% bootstrap interval:
 

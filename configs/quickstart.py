@@ -1,14 +1,15 @@
-"""Half-width ResNet-50 on 1,000 MNIST digits: the last nine blocks of a trained network, or all of a new one.
+"""EfficientNet-Lite0 on photographs of solar cells (is a cell defective?): trained on ImageNet, or from random weights.
 
     python -m tljax train --config=configs/quickstart.py --workdir=runs/quickstart
     python -m tljax train --config=configs/quickstart.py:scratch --workdir=runs/scratch
 
-On a CPU with 2 cores, jax 0.10.2; 160 steps each; test accuracy over 3,000 images with its 95% bootstrap interval:
+On a CPU, jax 0.10.2; 100 steps; test accuracy over 1,324 cells with its 95% bootstrap interval:
 
-    pretrained, last_k k=9   .969 (.963 … .975)   5,526,026 parameters train    30 s
-    :scratch, full           .936 (.928 … .945)   5,912,778                     95 s
+    pretrained, last_k k=2   .858 (.839 … .877)   1,496,322 parameters train   146 s of CPU in all, on 2 cores
+    random weights, k=2 too  .756 (.733 … .779)  --config.backbone.weights= --config.backbone.name=tf_efficientnet_lite0
 
-From random weights the network has BatchNorm, as anyone would train it; in the pretrained file it is folded away.
+What does not train is computed once: a step costs 0.19 of one that trains everything, as :scratch does. Of all cells,
+.69 are functional. The photographs are CC BY-NC-SA 4.0: this config fetches them, nothing of them is shipped.
 """
 
 from tljax.config import default
@@ -17,17 +18,15 @@ from tljax.errors import InputError
 
 def get_config(arg: str = "pretrained"):
     config = default()
-    config.task.update(
-        dataset="mnist_5k", train="train[:1000]", validation="train[1000:2000]", test="train[2000:]", image_size=64
-    )
-    config.task.batch_size = 50
-    config.update(epochs=8.0, eval_every=40)
+    config.task.update(dataset="elpv", train="train[:1000]", validation="train[1000:1300]", test="train[1300:]")
+    config.task.update(image_size=160, batch_size=50)
+    config.update(epochs=5.0, eval_every=50)
     config.optim.update(learning_rate=1e-3, warmup_steps=10, clip_norm=1.0)
     if arg == "pretrained":
-        config.backbone.weights = "resnet50_half.open_nsfw"
-        config.tuning.update(strategy="last_k", k=9)
+        config.backbone.weights = "efficientnet_lite0.imagenet"
+        config.tuning.update(strategy="last_k", k=2)
     elif arg == "scratch":
-        config.backbone.name = "resnet50_half_v1"
+        config.backbone.name = "tf_efficientnet_lite0"
         config.tuning.strategy = "full"
     else:
         raise InputError(f"configs/quickstart.py:{arg}: there are :pretrained and :scratch")

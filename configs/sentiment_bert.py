@@ -1,6 +1,6 @@
 """MiniLM on sentences from film reviews: are they positive?
 
-    python -m tljax train --config=configs/sentiment_bert.py:lora --workdir=runs/sentiment_lora
+    tljax train --config=sentiment_bert:lora --workdir=runs/sentiment_lora
     python benchmarks/sentiment.py      # all four strategies, three seeds each, and TF-IDF with logistic regression
 
 9,173 sentences with at least a point on either side of neutral (Hutto & Gilbert 2014), of which 20% are the test set,

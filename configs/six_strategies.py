@@ -1,8 +1,8 @@
 """Six strategies, three learning rates and three seeds each, on 500 digits: a whole study, small enough for two cores.
 
-    python -m tljax sweep  --config=configs/six_strategies.py --root=runs/six --jobs=2
-    python -m tljax sweep  --config=configs/six_strategies.py --root=runs/six --status    # meanwhile, elsewhere
-    python -m tljax report runs/six --out=runs/six-report
+    tljax sweep  --config=six_strategies --root=runs/six --jobs=2
+    tljax sweep  --config=six_strategies --root=runs/six --status    # meanwhile, elsewhere
+    tljax report runs/six --out=runs/six-report
 
 54 runs of 4 epochs of the half-width ResNet-50. All are trained with the test split held back; the rate of each
 strategy with the best mean over seeds on validation is chosen, and its three runs alone are tested.

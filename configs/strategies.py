@@ -1,6 +1,6 @@
 """Ten strategies on real weights: the half-width ResNet-50 on MNIST digits, or DINOv2 ViT-S/14 on solar cells.
 
-    python -m tljax train --config=configs/strategies.py:mnist_lora --workdir=runs/mnist_lora
+    tljax train --config=strategies:mnist_lora --workdir=runs/mnist_lora
     python benchmarks/strategies.py     # all of them, three seeds each, as a table
 
 SET is mnist or elpv, STRATEGY a row of `STRATEGIES`. What is new learns at 3e-3, and so does all that `linear_probe`,

@@ -1,8 +1,8 @@
 """Pretrained weights on the known sets of transfer learning: full fine-tuning, or strategies × rates × seeds.
 
-    python -m tljax train --config=configs/transfer.py:pets --workdir=runs/pets
-    python -m tljax sweep --config=configs/transfer.py:pets --root=runs/transfer_pets --launcher=slurm --jobs=8
-    python -m tljax sweep --config=configs/transfer.py:vtab_dtd --root=runs/transfer_dtd
+    tljax train --config=transfer:pets --workdir=runs/pets
+    tljax sweep --config=transfer:pets --root=runs/transfer_pets --launcher=slurm --jobs=8
+    tljax sweep --config=transfer:vtab_dtd --root=runs/transfer_dtd
 
 The argument is a row of `IMAGES`, `imagenet_5shot`, `sst2`, or `vtab_` and a task of VTAB-1k, which selects on
 `vtab:val200`; for the number to report, train the chosen setting again with `--config.task.validation=` and

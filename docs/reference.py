@@ -82,7 +82,7 @@ def _arguments() -> list[str]:
     """Returns a row for each argument of a strategy."""
     lines = [_row("strategy", "key", "type", "range", "default", "meaning"), _row(*["---"] * 6)]
     for strategy in (*STRATEGIES, *RECIPES):
-        function = references.resolve(strategy, "tuning.strategy")
+        function = references.look_up(strategy, "tuning.strategy")
         parameters, said = references.parameters_of(function), meanings(function)
         summary = inspect.getdoc(function).splitlines()[0]
         for name, annotation in argument_kinds("tuning.strategy", strategy).items():

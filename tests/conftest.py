@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import forks
+from tests import forks, quick_compile
 from tljax.config import schema
 from tljax.core.run import Run, prepare
 from tljax.data.preprocessing import Preprocessing
@@ -23,11 +23,13 @@ from tljax.distributed.preemption import PreemptionSignal
 from tljax.io.download.fetch import cache_dir
 from tljax.models.registry import BACKBONES, attributes
 from tljax.models.text.bert import Bert
+from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.vit import ViT
 from tljax.weights import pretrained
 from tljax.weights.catalog import Pretrained
 
+quick_compile.install()
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 # Seconds until what other processes do has failed: on a machine that is busy, two of one run take minutes.
@@ -77,6 +79,16 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TINY = {
     "tiny_vit": ViT(width=16, depth=3, heads=2, patch_size=8, grid=(4, 4)),
     "tiny_resnet": ResNet(depths=(1, 1), widths=(8, 16), stem_width=8, kind="basic"),
+    "tiny_efficientnet": EfficientNet(
+        operators=("fused", "mbconv"),
+        depths=(1, 2),
+        widths=(8, 8),
+        sizes=(3, 3),
+        strides=(1, 2),
+        expansions=(2, 2),
+        stem_width=8,
+        head_width=16,
+    ),
 }
 
 

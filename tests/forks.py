@@ -137,6 +137,9 @@ def _begin(request: dict[str, Any], fds: list[int]) -> list[str]:
     """Makes of this process the one that was asked for, says its id, and returns its command."""
     import jax
 
+    from tests import quick_compile
+
+    quick_compile.install()
     if request["session"]:
         os.setsid()
     for number, fd in enumerate(fds[:3]):

@@ -28,6 +28,7 @@ ORDER = (
         "weights",
     ),
     *("tuning", "peft", "data", "models", "problems", "metrics", "distributed", "config", "io", "console", "streams"),
+    "program",
     "errors",
 )
 VAGUE = {"found", "told", "one", "mine", "wanted", "made", "some", "both", "given"}
@@ -82,7 +83,7 @@ def test_orbax_and_linen_stay_in_their_rooms():
         )
 
 
-@pytest.mark.parametrize("family", ["ViT", "ResNet", "BiT", "Bert"])
+@pytest.mark.parametrize("family", ["ViT", "ResNet", "BiT", "EfficientNet", "Bert"])
 def test_no_family_is_asked_for_outside_its_files(family):
     for path, tree in FILES.items():
         if path.parts[0] == "models" or path.parts[:2] == ("weights", "mappings"):
@@ -132,3 +133,32 @@ def test_docstrings_are_sentences_and_name_their_arguments():
             names = {argument.arg for argument in every} - {"self", "cls"}
             missing = {name for name in names if not re.search(rf"\b{name}\b", text)}
             assert len(names) <= 2 or not missing, f"{place} has no word of {', '.join(sorted(missing))}"
+
+
+def _offered(tree: ast.AST) -> set[str]:
+    """The names that a module has at its top, and those of its classes' members."""
+    names = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    return names | {name for node in ast.walk(tree) for name in _names(node)}
+
+
+def test_what_docstrings_refer_to_is_there():
+    """`part.module.name` is a name in that module, wherever a docstring or comment says so."""
+    parts, checked = {name.split(".")[0] for name in MODULES} - {"config", "__init__"}, 0
+    for path in FILES:
+        for reference in re.findall(r"`([a-z_]+(?:\.[A-Za-z_]+)+)`", (PACKAGE / path).read_text()):
+            *module, name = reference.split(".")
+            places = [known for known in MODULES if known == ".".join(module) or known.endswith("." + ".".join(module))]
+            if reference in MODULES or module[0] not in parts or name in ("py", "pyi", "json", "jsonl"):
+                continue
+            if module in (["tuning"], ["io"]):  # a key of a config, and Python's own module
+                continue
+            checked += 1
+            assert any(name in _offered(FILES[MODULES[place]]) or f"{place}.{name}" in MODULES for place in places), (
+                f"{path}: {reference}"
+            )
+    assert checked > 5

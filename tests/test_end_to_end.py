@@ -216,7 +216,7 @@ def test_four_devices_train_what_one_does(tmp_path, model, flags, tiny_resnet_we
 def test_the_whole_test_split_counts_once_whatever_the_batch_and_the_devices(tmp_path):
     workdir = tmp_path / "quickstart"
     short = ("--config.epochs=0.0", "--config.steps=4", "--config.optim.warmup_steps=0", "--config.task.validation=")
-    short += ("--config.task.test=train[4500:]",)
+    short += ("--config.task.test=train[2124:]",)
     tljax("train", "--config=configs/quickstart.py", "--config.task.image_size=32", f"--workdir={workdir}", *short)
     wanted = json.loads((workdir / "result.json").read_text())["splits"]["test"]
     assert wanted["count"] == 500

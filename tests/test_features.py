@@ -17,7 +17,7 @@ from tests import forks
 from tests.conftest import PATIENCE, ROOT, StopAt, make_folder, make_table, tiny_run
 from tljax.config import schema
 from tljax.core.run import Run, prepare
-from tljax.data import decoded_cache
+from tljax.data import array_cache
 from tljax.data.loader import length_of
 from tljax.distributed import mesh
 from tljax.distributed.preemption import Stopped
@@ -42,14 +42,14 @@ def _trained(run: Run, cached: bool, steps: int = 6) -> tuple[dict, list[float]]
     for number in range(steps):
         phase = run.phase_at(number)
         if number == phase.start:
-            start = run.start(phase)
+            start = run.prefix_length(phase)
             read = None
             if start:
                 read = feature_cache.computed(run, state, run.inputs.splits["train"], [start], training=True)[start]
             stream = run.train_input(read)
             state = run.enter_phase(state, phase) if number else state
         batch = stream.batch(number)
-        state, found = run.programs.train_step(phase, length_of(batch), run.start(phase))(
+        state, found = run.programs.train_step(phase, length_of(batch), run.prefix_length(phase))(
             state, mesh.put_batch(batch, run.mesh)
         )
         losses.append(float(found["loss"]))
@@ -103,7 +103,7 @@ def test_the_forward_pass_costs_the_same_and_evaluation_takes_the_program_that_w
     monkeypatch.setattr("tljax.profiling.cost._counts", lambda: False)  # XLA counts other things, too
     assert cost(run)["forward_flops"] == cost(plain)["forward_flops"]
     phase, state = run.phases[0], run.init_state()
-    start = run.evaluation_start(phase)
+    start = run.evaluation_prefix_length(phase)
     assert start == (0 if mirrored else run.masks.frozen_prefix(phase))
     made = set(run.programs._cache)
     split = run.inputs.splits["validation"]
@@ -208,7 +208,7 @@ def test_builds_killed_anywhere_and_beside_each_other_leave_what_one_makes(probe
     command = [sys.executable, "-c", _BUILD, str(shapes)]
     pair = [forks.Popen(command, cwd=ROOT) for _ in range(2)]
     until = time.monotonic() + PATIENCE
-    while not list((cache_dir() / "features").rglob("*.making")) and time.monotonic() < until:
+    while not list((cache_dir() / "features").rglob("*.tmp")) and time.monotonic() < until:
         time.sleep(0.001)
     os.kill(pair[0].pid, signal.SIGKILL)
     assert [process.wait() for process in pair] == [-signal.SIGKILL, 0]
@@ -281,22 +281,22 @@ def test_texts_are_kept_at_their_own_lengths(tmp_path, tiny_text_weights):
 
 
 def test_what_was_not_used_for_longest_goes_first_and_nothing_that_is_held(monkeypatch, tmp_path):
-    folders = [decoded_cache.name("features", number) for number in range(3)]
+    folders = [array_cache.folder_of("features", number) for number in range(3)]
     for number, folder in enumerate(folders):
-        held = decoded_cache.using(folder)
+        held = array_cache.using(folder)
         (folder / "000000").write_bytes(bytes(1000))
         os.utime(folder / "used", (number, number))
         if number:
             held.close()
         else:
             kept = held
-    wanted = decoded_cache.name("features", "new")
-    assert decoded_cache.make_room(wanted, 1000, 3000)
+    wanted = array_cache.folder_of("features", "new")
+    assert array_cache.make_room(wanted, 1000, 3000)
     assert [folder.exists() for folder in folders] == [True, False, True]
-    assert not decoded_cache.make_room(wanted, 3000, 3000)  # the first is held
+    assert not array_cache.make_room(wanted, 3000, 3000)  # the first is held
     assert [folder.exists() for folder in folders] == [True, False, False]
     kept.close()
-    assert decoded_cache.make_room(wanted, 3000, 3000)
+    assert array_cache.make_room(wanted, 3000, 3000)
     assert not folders[0].exists()
 
 

@@ -1,4 +1,4 @@
-"""Frozen means frozen, for every strategy and both kinds of backbone: bits, optimizer state and FLOPs."""
+"""Frozen means frozen, for every strategy and every family of images: bits, optimizer state and FLOPs."""
 
 import functools
 
@@ -47,10 +47,13 @@ RECIPES = {
 }
 # What a ResNet cannot have, it says: tests/models/test_adapters.py.
 CASES = [("tiny_vit", name) for name in ARGUMENTS | RECIPES]
-CASES += [("tiny_resnet", name) for name in ARGUMENTS | RECIPES if name != "prompt"]
+CASES += [
+    (kind, name) for kind in ("tiny_resnet", "tiny_efficientnet") for name in ARGUMENTS | RECIPES if name != "prompt"
+]
 # Networks as wide as users have them, of fewer blocks, which compile sooner; and the pixels of their images.
 WIDE = {"vit_tiny_patch16": {"depth": 4}, "resnet18": {"depths": (1, 1, 1, 1)}}
-PIXELS = {"vit_tiny_patch16": 32, "resnet18": 64}
+WIDE |= {"efficientnet_b0": {"depths": (1,) * 7}}
+PIXELS = {"vit_tiny_patch16": 32, "resnet18": 64, "efficientnet_b0": 64}
 
 
 @pytest.fixture(scope="module")

@@ -82,11 +82,11 @@ def test_with_the_feature_cache_the_backbone_still_takes_its_memory(dataset):
     (phase,) = run.phases
     state, features = (
         _bytes(run.abstract_state()),
-        4 * run.programs.abstract_batch(1, 0, run.start(phase))["input"].size,
+        4 * run.programs.abstract_batch(1, 0, run.prefix_length(phase))["input"].size,
     )
-    found = run.programs.train_step(phase, start=run.start(phase)).program.memory_analysis()
+    found = run.programs.train_step(phase, start=run.prefix_length(phase)).program.memory_analysis()
     assert found.argument_size_in_bytes == state + 16 * (features + 3 * 4) + 3 * 4
-    found = run.programs.eval_step(6, start=run.start(phase)).memory_analysis()
+    found = run.programs.eval_step(6, start=run.prefix_length(phase)).memory_analysis()
     assert memory._evaluation(run).peak == pytest.approx(state + found.temp_size_in_bytes + 6 * features, abs=300)
 
 

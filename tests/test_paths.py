@@ -85,4 +85,4 @@ def test_train_resume_evaluate_and_predict_with_odd_names_all_round(tmp_path, mo
     picture = next(pictures.glob("disc/*.png"))
     assert __main__.main(["predict", f"--workdir={odd / 'run'}", "--format=csv", f"--out={out}", str(picture)]) == 0
     assert len(out.read_text().splitlines()) == 2
-    assert not [path for path in odd.rglob("*") if path.name.endswith((".tmp", ".making", ".partial"))]
+    assert not [path for path in odd.rglob("*") if path.name.endswith((".tmp", ".partial"))]

@@ -154,7 +154,7 @@ def test_each_core_trains_a_chunk(monkeypatch):
     x, labels = _problem()
     kernels = []
     for cores in (1, 3):
-        monkeypatch.setattr(linear_probe.distributed_mesh, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(linear_probe, "cores", lambda cores=cores: cores)
         advance.cache_clear()
         kernels.append(np.stack([head.params["kernel"] for head in linear_probe.fit(GRID[:5], x, _stream(labels), 3)]))
     assert sizes == [5, 2, 2, 2]

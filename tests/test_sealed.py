@@ -58,9 +58,9 @@ def test_a_seal_tells_what_is_wrong(tmp_path, monkeypatch):
             checksums.checksums(tmp_path / checksums.NAME)
 
 
-def prepared(shapes: Path) -> Callable[[], Sequence[np.ndarray]]:
+def prepared(shapes: Path, pack: bool) -> Callable[[], Sequence[np.ndarray]]:
     def read() -> list[np.ndarray]:
-        task = registry.load(TaskConfig(dataset=f"folder:{shapes}"))
+        task = registry.load(TaskConfig(dataset=f"folder:{shapes}", pack=pack))
         (base,) = task.bases.values()
         images = [
             np.frombuffer(record["image"], np.uint8) for record in base.records.__getitems__(range(len(base.index)))
@@ -90,7 +90,7 @@ def tokens(table: Path, vocabulary: Path) -> Callable[[], Sequence[np.ndarray]]:
 def prefix(shapes: Path) -> Callable[[], Sequence[np.ndarray]]:
     run = tiny_run(f"folder:{shapes}", tuning__strategy="linear_probe")
     run.cached = True
-    state, start = run.init_state(), run.start(run.phases[0])
+    state, start = run.init_state(), run.prefix_length(run.phases[0])
     return lambda: [feature_cache.computed(run, state, run.inputs.splits["train"], [start])[start].array()]
 
 
@@ -121,10 +121,11 @@ def test_damage_in_a_folder_that_convert_made_is_named(tmp_path):
     assert all(map(np.array_equal, arrays_and_facts(tmp_path / "weights"), whole))
 
 
-@pytest.mark.parametrize("kind", ["datasets", "decoded", "tokens", "features", "backbones"])
+@pytest.mark.parametrize("kind", ["packed", "indexed", "decoded", "tokens", "features", "backbones"])
 def test_flipped_bits_in_what_is_kept_change_nothing(kind, shapes, tmp_path, tiny_text_weights):
     read = {
-        "datasets": lambda: prepared(shapes),
+        "packed": lambda: prepared(shapes, pack=True),
+        "indexed": lambda: prepared(shapes, pack=False),
         "decoded": lambda: decoded(shapes),
         "tokens": lambda: tokens(make_table(tmp_path / "t.csv"), tiny_text_weights / "vocab.txt"),
         "features": lambda: prefix(shapes),
@@ -132,6 +133,7 @@ def test_flipped_bits_in_what_is_kept_change_nothing(kind, shapes, tmp_path, tin
     }[kind]()
     read()
     flips = FLIPS if kind != "backbones" else FLIPS // 3  # Orbax takes .5 s to read
-    outcomes = flip_and_read(cache_dir() / kind, read, flips, np.random.default_rng(0))
+    folder = cache_dir() / ("datasets" if kind in ("packed", "indexed") else kind)
+    outcomes = flip_and_read(folder, read, flips, np.random.default_rng(0))
     assert outcomes["same"] + outcomes["named"] == flips and not outcomes["stuck"], outcomes
-    assert outcomes["named"] == 0 or kind == "datasets"
+    assert outcomes["named"] == 0 or kind == "packed"

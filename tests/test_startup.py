@@ -17,6 +17,7 @@ from tests.conftest import ROOT, tiny_run
 from tests.flips import flip
 from tljax.cli.convert import convert
 from tljax.config.schema import BackboneConfig
+from tljax.core import model
 from tljax.core.model import Network
 from tljax.core.programs import CompiledPrograms
 from tljax.core.run import Run
@@ -24,7 +25,7 @@ from tljax.io import compilation_cache
 from tljax.training.trainer import train
 from tljax.weights import pretrained
 
-VERBS = ("train", "evaluate", "predict", "inspect", "convert", "report")
+VERBS = ("train", "evaluate", "predict", "inspect", "convert", "report", "models", "configs", "completion")
 # What a single kind of data, weights or output needs is loaded where that is met.
 RARE = {"sklearn", "matplotlib", "pandas", "tensorflow", "tensorflow_datasets", "onnx", "datasets", "torch"}
 RARE |= {"tensorboardX", "huggingface_hub"}
@@ -174,7 +175,7 @@ def test_weights_are_converted_and_read_once_beside_the_plan(shapes, tiny_weight
 
     monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pretrained, "read", slow)
-    monkeypatch.setattr(pretrained, "restore", restored)
+    monkeypatch.setattr(model, "restore", restored)
     run = tiny_run(f"folder:{shapes}", "", backbone__weights=str(folder))
     train(run.experiment, tmp_path / "run", prepared=run)
     assert calls == ["read", "restore"]

@@ -101,6 +101,13 @@ def test_layer_decay_gives_the_final_norm_to_the_head_as_beit_does():
     assert (ours["head"], ours["norm"], ours["block_11"], ours["stem"]) == (1.0, 1.0, 0.5, 0.5**13)
 
 
+def test_a_convolution_after_the_blocks_goes_with_the_last_as_in_timm():
+    lite = _layout("efficientnet_lite0")
+    assert {group for group, m in _groups(lite, "last_k", k=1).items() if m} == {"block_15", "conv_head", "head"}
+    ours = _groups(lite, "layer_decay", decay=0.5)
+    assert (ours["head"], ours["conv_head"], ours["block_15"], ours["stem"]) == (1.0, 0.5, 0.5, 0.5**17)
+
+
 def test_discriminative_divides_each_lower_group():
     ours = _groups(RESNET, "discriminative")
     assert ours["block_7"] == pytest.approx(1 / 2.6)

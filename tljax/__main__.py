@@ -1,4 +1,4 @@
-"""The command line: `python -m tljax VERB …`."""
+"""The command line: `tljax VERB …`, or `python -m tljax VERB …`."""
 
 import gc
 import importlib
@@ -7,17 +7,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import tljax
 from tljax import streams
-
-VERBS = {
-    "train": "fine-tune, validate, save; resume where a workdir stands",
-    "evaluate": "a split's metrics from a run's checkpoint",
-    "predict": "class names and probabilities for images or texts",
-    "sweep": "many runs that differ in some keys; what they share is computed once",
-    "report": "tables, figures and a page from runs: what was chosen, how good it is, how sure that is",
-    "inspect": "what a config would train, freeze and cost; trains nothing",
-    "convert": "a pretrained checkpoint to an Orbax folder",
-}
+from tljax.program import VERBS, program
 
 
 def main(arguments: list[str]) -> int:
@@ -30,9 +22,12 @@ def main(arguments: list[str]) -> int:
     """
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
-        print("usage: python -m tljax VERB [options]\n")
-        print("\n".join(f"  {name:10}{text}" for name, text in VERBS.items()))
-        print("\npython -m tljax VERB --help says more.")
+        print(f"usage: {program()} VERB [options]\n")
+        print("\n".join(f"  {name:12}{text}" for name, text in VERBS.items()))
+        print(f"\n{program()} VERB --help says more; --version prints the version.")
+        return 0
+    if verb == "--version":
+        print(f"tljax {tljax.__version__}")
         return 0
     from tljax.distributed.preemption import SAVED, Stopped
     from tljax.errors import InputError
@@ -89,7 +84,14 @@ def with_huge_pages(path: Path = Path("/sys/kernel/mm/transparent_hugepage/enabl
         os.execv(sys.executable, sys.orig_argv)
 
 
-if __name__ == "__main__":
+def entry() -> int:
+    """Runs the command line that this process was started with; returns the exit status."""
     with_huge_pages()
+    if program() == "tljax" and not sys.flags.safe_path:
+        sys.path[0] = ""  # the working directory, where `python -m` looks first, not the script's folder
     streams.install()
-    sys.exit(main(sys.argv[1:]))
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

@@ -4,15 +4,10 @@
 class InputError(ValueError):
     """Something the user gave cannot be used; the message names it and the way out.
 
-    `python -m tljax` prints it as one line, without a traceback, and exits with status 2.
+    The command line prints it as one line, without a traceback, and exits with status 2.
     """
 
 
 def message_of(error: BaseException, most: int = 300) -> str:
     """Returns an exception's message as one line of at most `most` characters; its class's name where it has none."""
     return " ".join(str(error).split())[:most] or type(error).__name__
-
-
-def printable(text: str) -> str:
-    """Returns a text as one line, with escapes in place of what would be obeyed and not shown."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

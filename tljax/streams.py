@@ -12,7 +12,7 @@ from typing import Any
 from tljax.errors import InputError
 
 CLOSED = 141  # the exit status of a program whose stdout was closed, as a shell has it: 128 + SIGPIPE
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _strict = False
 _closed: set[int] = set()  # descriptors that were closed when this process began
 

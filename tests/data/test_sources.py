@@ -199,7 +199,7 @@ def test_tfds_reads_what_is_prepared(shapes, monkeypatch):
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(record_parts, "MAX_EXAMPLES", 10)
-    task = load(f"folder:{shapes}")
+    task = load(f"folder:{shapes}", pack=True)
     builder = tfds.builder_from_directory(prepared())
     assert builder.info.splits["train"].shard_lengths == [10, 10, 4]
     assert builder.info.features["label"].names == ["disc", "square"]
@@ -242,7 +242,7 @@ def slow(data, name, *rest):
     time.sleep(0.1 if sys.argv[2] == "slowly" else 0)
     return decode(data, name, *rest)
 parts._write_records, image.decode = dying, slow
-task = registry.load(TaskConfig(dataset=sys.argv[1]))
+task = registry.load(TaskConfig(dataset=sys.argv[1], pack=True))
 print("fingerprint", task.fingerprint)
 """
 
@@ -261,10 +261,10 @@ def test_a_killed_process_is_gone_on_with_to_the_same_bytes(shapes, tmp_path):
     assert killed.returncode == -signal.SIGKILL
     (partial,) = (tmp_path / "killed" / "datasets").glob("*.partial")
     assert sorted(path.suffix for path in partial.iterdir()) == [
-        "",
         *2 * [".array_record"],
         *2 * [".json"],
         *2 * [".parquet"],
+        ".tmp",
     ]
     runs = [_start(dataset, "on", tmp_path / cache) for cache in ("killed", "whole")]
     said = [run.communicate(timeout=PATIENCE)[0] for run in runs]
@@ -378,13 +378,13 @@ def _source(**changes) -> Source:
 )
 def test_sources_that_cannot_be_prepared(tmp_path, changes, message):
     with pytest.raises(InputError) as error:
-        array_records.prepare(_source(**changes), "made", tmp_path / "made", "stop")
+        array_records.prepare(_source(**changes), "made", tmp_path / "made", "stop", pack=True)
     assert message in str(error.value)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("made")] in ([], ["made.lock"])
 
 
 def test_a_prepared_folder_that_was_damaged_is_made_again(shapes, capfd):
-    whole = load(f"folder:{shapes}")
+    whole = load(f"folder:{shapes}", pack=True)
     folder = prepared()
     content = {path.name: path.read_bytes() for path in folder.iterdir()}
     shard = folder / "tljax-train.array_record-00000-of-00001"
@@ -393,11 +393,11 @@ def test_a_prepared_folder_that_was_damaged_is_made_again(shapes, capfd):
         (folder / name).unlink()
         if damage is not None:
             (folder / name).write_bytes(damage)
-        assert load(f"folder:{shapes}").fingerprint == whole.fingerprint
+        assert load(f"folder:{shapes}", pack=True).fingerprint == whole.fingerprint
         assert f"{folder} was damaged ({name}" in capfd.readouterr().err
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
     # Of a shard only the size is looked at; its own checksums tell when a record is read.
     shard.write_bytes(shard.read_bytes()[:1000] + bytes(shard.stat().st_size - 1000))
     with pytest.raises(InputError, match=r"train, record 0: damaged .*; run it again, and it is prepared again"):
-        load(f"folder:{shapes}").bases["train"].records.__getitems__([0])
-    load(f"folder:{shapes}").bases["train"].records.__getitems__([0])
+        load(f"folder:{shapes}", pack=True).bases["train"].records.__getitems__([0])
+    load(f"folder:{shapes}", pack=True).bases["train"].records.__getitems__([0])

@@ -161,13 +161,38 @@ def test_a_subset_that_cannot_be_had_is_named():
 def test_a_config_names_the_splits():
     found = splits.make_splits(made(), TaskConfig(train="train[:80%]", validation="train[80%:]", test="test"))
     assert {name: len(split) for name, split in found.items()} == {"train": 78, "validation": 19, "test": 20}
-    assert list(splits.make_splits(made(), TaskConfig())) == ["train"]
+    assert list(splits.make_splits(made(), TaskConfig(test=""))) == ["train"]
     few = splits.make_splits(made(), TaskConfig(train="train[:80%]", validation="train[80%:]", shots=5, subset_seed=1))
     assert counts(few["train"]) == [5, 5, 5]
     assert few["train"].ids == splits.shots(splits.cut(made(), "train[:80%]"), 5, seed=1).ids
     assert len(few["validation"]) == 19
     part = splits.make_splits(made(), TaskConfig(fraction=0.5))
     assert counts(part["train"]) == [21, 14, 14]
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "expected"),
+    [
+        (("train", "validation", "test"), {}, ("validation", "test")),
+        (("train", "dev", "test"), {}, ("dev", "test")),
+        (("train", "val"), {}, ("val", "")),
+        (("train", "Valid", "validation"), {}, ("validation", "")),
+        (("train", "test"), {}, ("", "test")),
+        (("train",), {"train": "train[:80%]"}, ("", "")),
+        (("train", "validation", "test"), {"validation": "", "test": ""}, ("", "")),
+        (("train", "validation", "test"), {"test": "validation"}, ("", "validation")),  # whose test has no labels
+        (("train", "validation", "test"), {"train": "train+validation[:3]"}, ("", "test")),
+        (("train", "validation", "test"), {"train": "all"}, ("", "")),
+        (("train", "validation", "test"), {"train": "train[:9]", "validation": "train[9:]"}, ("train[9:]", "test")),
+        (("train", "validation", "test"), {"train": "vtab:train800", "validation": "vtab:val200"}, ("vtab:val200", "")),
+        (("train", "validation_matched"), {}, ("", "")),
+    ],
+)
+def test_what_a_config_leaves_unset_is_the_data_sets_own(names, values, expected):
+    data = task({name: base(LABELS[:20], prefix=f"{name}/") for name in names}, CLASSES)
+    resolved = splits.with_own_splits(data, TaskConfig(**values))
+    assert (resolved.validation, resolved.test) == expected
+    assert splits.with_own_splits(data, resolved) == resolved
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,7 @@ def test_folders_that_cannot_be_used(tmp_path, cache, case):
         ({"dataset": "mnist_5k", "on_error": "ignore"}, "no config.task.on_error 'ignore'; there are: stop, skip"),
         ({"dataset": "textures", "problem": "regression"}, "textures is single_label; task.problem=regression"),
         ({"dataset": "mnist_5k", "label": ("x",)}, "mnist_5k has no columns, so task.label names none"),
+        ({"dataset": "tfds:x", "pack": True}, "tfds:x is read where TFDS packed it; leave task.pack as it is"),
         ({"dataset": "csv:x", "image": "a", "text": ("b",)}, "task.image='a' and task.text=('b',)"),
     ],
 )
@@ -225,7 +226,7 @@ import sys
 from tljax.config.schema import TaskConfig
 from tljax.data import registry
 for dataset in sys.argv[1:]:
-    task = registry.load(TaskConfig(dataset=dataset))
+    task = registry.load(TaskConfig(dataset=dataset, pack=dataset.startswith("folder:")))
     task.bases["train"].records.__getitems__([0])
     print(task.name.partition(":")[0], len(task.bases["train"].index))
 assert not {"tensorflow", "torch"} & set(sys.modules)

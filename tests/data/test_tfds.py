@@ -96,7 +96,7 @@ def test_images_in_the_order_of_tfds(tmp_path):
 
 
 def test_what_is_prepared_here_is_a_set_of_tfds_too(shapes):
-    task = load(f"folder:{shapes}")
+    task = load(f"folder:{shapes}", pack=True)
     (folder,) = (cache_dir() / "datasets").glob("folder-*[0-9a-f]")
     again = load(f"tfds:{folder}")
     assert again.fingerprint == task.fingerprint and column(again, "id") == column(task, "id")
@@ -141,9 +141,9 @@ def test_two_images_or_labels_are_named(tmp_path):
     features = {"left": IMAGE, "right": IMAGE, "kind": TWO, "sort": TWO}
     rows = [{"left": picture(i), "right": picture(9), "kind": i, "sort": 1 - i} for i in range(2)]
     spec = f"tfds:{make(tmp_path, features, {'train': rows})}"
-    with pytest.raises(InputError, match=r"task\.label could be kind or sort; set it"):
+    with pytest.raises(InputError, match=r"has the labels kind, sort: set task.label to one of them"):
         load(spec)
-    with pytest.raises(InputError, match=r"task\.image could be left or right; set it"):
+    with pytest.raises(InputError, match=r"has the images left, right: set task.image to one of them"):
         load(spec, label=("kind",))
     assert set(column(load(spec, label=("sort",), image="right"), "height")) == {13}
 

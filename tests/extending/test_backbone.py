@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from tests.conftest import tiny_run
 from tljax.checkpoints.workdir import Workdir
 from tljax.errors import InputError
-from tljax.models.base import Backbone, InputSpec
+from tljax.models.base import Backbone, BackboneInput
 from tljax.models.registry import BACKBONES, build, user_source
 from tljax.training.trainer import train
 from tljax.weights import pretrained
@@ -41,11 +41,11 @@ class Stray(NoLayer):
 
 
 class OfOneSize(NoLayer):
-    input_spec = InputSpec("image", size=(8, 8))
+    input_spec = BackboneInput("image", size=(8, 8))
 
 
 class OfFeatures(NoLayer):
-    input_spec = InputSpec("features", width=3)
+    input_spec = BackboneInput("features", width=3)
 
 
 class Unhashable(NoLayer):

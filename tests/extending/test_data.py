@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import tiny_run
 from tljax.checkpoints.workdir import Workdir
 from tljax.cli import flags
+from tljax.config.references import source_hash
 from tljax.config.schema import TaskConfig
 from tljax.data import registry
 from tljax.data.preprocessing import Preprocessing
@@ -19,6 +20,15 @@ from tljax.errors import InputError
 from tljax.training.trainer import train
 
 DRAWINGS, DARKEN = "my_dataset:drawings", "my_augmentation:darken"
+CONFIG = f"""
+from tljax.config import default
+
+def get_config():
+    config = default()
+    config.task.dataset = "{DRAWINGS}"
+    config.task.dataset_args.count = 3
+    return config
+"""
 
 
 def reviews() -> dict:
@@ -83,6 +93,8 @@ def test_a_run_resumes_on_the_same_data_and_on_no_other(tmp_path, monkeypatch):
     assert result["splits"]["test"]["count"] == 16
     experiment, resolved = Workdir(tmp_path / "run").load()
     assert experiment == run.experiment and resolved == run.resolved
+    references = {DARKEN: source_hash(my_augmentation.darken), DRAWINGS: source_hash(my_dataset.drawings)}
+    assert Workdir(tmp_path / "run").origin["references"] == references
     inputs = type(run.inputs)(experiment, resolved)
     assert inputs.task.fingerprint == resolved.data
     drawings = my_dataset.drawings
@@ -150,10 +162,17 @@ def test_an_augmentation_must_return_such_a_picture(name, augment, message, monk
 
 def test_arguments_come_from_the_command_line(tmp_path):
     config = tmp_path / "config.py"
-    config.write_text("from tljax.config.schema import default\ndef get_config():\n    return default()\n")
-    flags_given = [f"--config={config}", "--config.steps=1", f"--config.task.dataset={DRAWINGS}"]
-    flags_given += ["--config.task.dataset_args.count=4", f"--config.task.augment=('{DARKEN}',)"]
+    config.write_text(CONFIG)
+    flags_given = [f"--config={config}", "--config.steps=1"]
+    parsed, _ = flags.parse_experiment(argparse.ArgumentParser(), flags_given)
+    assert parsed.task.dataset_args == {"count": 3}
+    flags_given += [f"--config.task.dataset={DRAWINGS}", "--config.task.dataset_args.count=4"]
+    flags_given += [f"--config.task.augment=('{DARKEN}',)"]
     experiment, _ = flags.parse_experiment(argparse.ArgumentParser(), flags_given)
     assert experiment.task.dataset_args == {"count": 4} and experiment.task.augment == (DARKEN,)
+    other, _ = flags.parse_experiment(argparse.ArgumentParser(), [*flags_given[:3], "--config.task.dataset=csv:x"])
+    assert (other.task.dataset, other.task.dataset_args) == ("csv:x", {})
+    with pytest.raises(InputError, match=r"count.*many"):
+        flags.parse_experiment(argparse.ArgumentParser(), [*flags_given[:3], "--config.task.dataset_args.count=many"])
     with pytest.raises(InputError, match=r"no config.task.augment\[0\] 'flop' \(did you mean flip"):
         flags.parse_experiment(argparse.ArgumentParser(), [*flags_given[:-1], "--config.task.augment=('flop',)"])

@@ -14,8 +14,9 @@ import pytest
 
 from tests.conftest import ROOT, TINY, make_folder, tiny_run
 from tljax.checkpoints.workdir import Workdir
+from tljax.cli.convert import FORMATS, convert
 from tljax.cli.flags import parse_experiment
-from tljax.config.schema import Experiment
+from tljax.config.schema import BackboneConfig, Experiment
 from tljax.config.serialization import to_dict
 from tljax.errors import InputError
 from tljax.evals import predictions
@@ -57,6 +58,28 @@ def _first_step(run) -> tuple[jax.Array, np.ndarray]:
     state, batch = run.init_state(), next(iter(run.train_input().batches(0, 1)))
     outputs = run.programs.eval_step(8)(state.params, state.batch_stats, jnp.asarray(batch["input"]))
     return outputs, batch["label"]
+
+
+class Thresholds(my_problem.Graded):
+    """Of ordered classes, whether each is passed: one output less than there are classes."""
+
+    def num_outputs(self, classes):
+        return classes - 1
+
+    def loss(self, outputs, labels):
+        passed = labels[:, None] > jnp.arange(outputs.shape[-1])
+        return jnp.sum(jax.nn.softplus(jnp.where(passed, -outputs, outputs)), axis=-1)
+
+
+def test_only_a_head_with_an_output_for_each_class_is_exported(dataset, tmp_path):
+    run, folder = _run(dataset, task__problem=f"{__name__}:Thresholds"), Workdir(tmp_path / "run")
+    with folder.locked():
+        folder.start(run.experiment, run.resolved)
+    (folder.path / "metrics.jsonl").touch()
+    for to in FORMATS:
+        with pytest.raises(InputError, match=r"Thresholds has 2 outputs for 3 classes, .* can be exported"):
+            convert(BackboneConfig(weights=str(folder.path)), tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_loss_and_a_metric_by_reference(dataset, tmp_path):

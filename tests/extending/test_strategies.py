@@ -1,7 +1,9 @@
 """Strategies, optimizers and schedules of a user's own, by `module:name`, from the file beside the config."""
 
 import argparse
+import importlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.extending.conftest import EXAMPLES
 from tests.test_tuning import VIT
 from tljax.checkpoints.workdir import Workdir
 from tljax.cli import flags
+from tljax.config import references
 from tljax.config.references import is_reference, resolve_reference, source_hash
 from tljax.config.schema import Experiment, OptimConfig
 from tljax.config.serialization import to_dict
@@ -51,6 +54,7 @@ def folder(tmp_path, monkeypatch) -> Path:
         monkeypatch.delitem(sys.modules, module, raising=False)
     (tmp_path / "config.py").write_text(CONFIG)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(EXAMPLES)])
+    monkeypatch.setattr(references, "_of_runs", {})
     yield tmp_path
     for module in MODULES:
         sys.modules.pop(module, None)
@@ -144,7 +148,7 @@ def test_a_schedule_gives_the_part_of_the_rate(folder):
 
 
 def test_a_run_trains_by_references(folder, shapes):
-    sys.path.append(str(folder))
+    references.look_in(folder)
     run = tiny_run(
         f"folder:{shapes}",
         tuning__strategy=STRATEGY,
@@ -161,6 +165,24 @@ def test_a_run_trains_by_references(folder, shapes):
     with workdir.locked():
         workdir.start(run.experiment, run.resolved)
     assert workdir.load()[0] == run.experiment and set(workdir.origin["references"]) == set(run.experiment.references)
+    _check_a_later_process(workdir, run.experiment, folder)
+
+
+def _check_a_later_process(workdir: Workdir, experiment: Experiment, folder: Path):
+    """A verb that is given the workdir alone looks for modules where the run had them."""
+    sys.path.remove(str(folder))
+    del sys.modules["my_strategy"]
+    assert workdir.load()[0] == experiment and sys.path[-1] == str(folder)
+    (folder / "elsewhere").mkdir()
+    (folder / "my_strategy.py").rename(folder / "elsewhere" / "my_strategy.py")
+    del sys.modules["my_strategy"]
+    importlib.invalidate_caches()
+    with pytest.raises(
+        InputError, match=f"no module my_strategy.* PYTHONPATH .the run had it in {re.escape(str(folder))}"
+    ):
+        workdir.load()
+    with pytest.raises(InputError, match="my_strategy of /there is another than that of"):
+        references.look_where_a_run_did({STRATEGY: "/there"}, {STRATEGY: "another source"})
 
 
 @pytest.mark.parametrize(

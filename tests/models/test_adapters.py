@@ -19,6 +19,7 @@ from tljax.models.layers import Dense
 from tljax.models.registry import BACKBONES
 from tljax.models.text.bert import Bert
 from tljax.models.vision.bit import BiT
+from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.vit import ViT
 from tljax.peft.config import ADAPTERS, Adapter, Lora, MlpHead, Prompt, is_adapter_param
@@ -30,9 +31,19 @@ BERT = Bert(width=24, depth=3, heads=3, vocabulary=50, positions=16)
 RESNET = ResNet(depths=(1, 2), widths=(8, 16), stem_width=8)
 BASIC = RESNET.clone(kind="basic")
 BIT = BiT(depths=(1, 1), widths=(32, 32), stem_width=32)
-TINY = {"vit": VIT, "bert": BERT, "resnet": RESNET, "basic": BASIC, "bit": BIT}
+MBCONV = EfficientNet(
+    operators=("conv", "mbconv", "fused"),
+    depths=(1, 2, 1),
+    widths=(8, 8, 8),
+    sizes=(3, 5, 3),
+    strides=(1, 2, 1),
+    expansions=(1, 4, 2),
+    stem_width=8,
+    head_width=16,
+)
+TINY = {"vit": VIT, "bert": BERT, "resnet": RESNET, "basic": BASIC, "bit": BIT, "efficientnet": MBCONV}
 TRANSFORMERS = {"vit": VIT, "bert": BERT}
-ADAPTED = {name: TINY[name] for name in ("vit", "bert", "resnet", "basic")}
+ADAPTED = {name: TINY[name] for name in ("vit", "bert", "resnet", "basic", "efficientnet")}
 
 
 def some_input(backbone):
@@ -181,6 +192,8 @@ def test_loras_own_targets_are_joint_projections_and_1x1_convolutions_of_blocks(
     ends = [f"block_{i}/conv{n}/conv" for i in range(3) for n in (1, 3)]
     assert layers(RESNET) == sorted([*ends, "block_0/downsample/conv", "block_1/downsample/conv"])
     assert layers(BASIC) == ["block_1/downsample/conv"]
+    ends = [f"block_{i}/{end}/conv" for i in (1, 2) for end in ("expand", "project")]
+    assert layers(MBCONV) == [*ends, "block_3/project/conv"]
 
 
 @pytest.mark.parametrize(
@@ -250,6 +263,7 @@ def _bottleneck(leaves, x, activation):
     [
         *((name, f"block_1/{branch}") for name in TRANSFORMERS for branch in ("attention", "mlp")),
         *(("resnet", "block_1/conv3"), ("basic", "block_1/conv2"), ("bit", "block_1/conv3")),
+        *(("efficientnet", "block_0/conv"), ("efficientnet", "block_3/project")),
     ],
 )
 def test_houlsbys_adapter_is_its_formula(name, branch):

@@ -8,6 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from tests.conftest import golden
 from tests.models.test_adapters import TINY, some_input, some_variables
+from tests.models.test_efficientnet import B0, LITE0
 from tests.models.test_resnet import BASIC, BOTTLENECK, converted, weights_of
 from tests.models.test_vit import CASES as VITS
 from tests.models.test_vit import DINOV2, load, variables
@@ -18,16 +19,21 @@ from tljax.models.registry import BACKBONES, BATCH_NORM_MODES, build
 from tljax.weights import mappings, pretrained
 
 RESNETS = {"timm_resnet_basic": BASIC, "timm_resnet_bottleneck": BOTTLENECK}
+CONVOLUTIONAL = RESNETS | {"timm_efficientnet_b0": B0, "timm_tf_efficientnet_lite0": LITE0}
 
 
 def _model(case: str):
     """A golden case's module, weights and images."""
-    module, arrays = load(case) if case in VITS else (RESNETS[case], converted(weights_of(case), RESNETS[case], "timm"))
+    if case in VITS:
+        module, arrays = load(case)
+    else:
+        module = CONVOLUTIONAL[case]
+        arrays = converted(weights_of(case), module, "timm")
     weights = variables({path: array for path, array in arrays.items() if not path.startswith("head")})
     return module, weights, jnp.asarray(golden(case)[1]["image"])
 
 
-@pytest.mark.parametrize("case", ["timm_vit_cls", "timm_vit_dinov2_reg4", "timm_vit_avg_fcnorm", *RESNETS])
+@pytest.mark.parametrize("case", ["timm_vit_cls", "timm_vit_dinov2_reg4", "timm_vit_avg_fcnorm", *CONVOLUTIONAL])
 def test_running_the_groups_in_two_halves_is_running_them_all(case):
     module, weights, image = _model(case)
     whole = module.apply(weights, image)
@@ -38,14 +44,15 @@ def test_running_the_groups_in_two_halves_is_running_them_all(case):
         np.testing.assert_allclose(module.apply(weights, half, start=cut), whole, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("case", [*VITS, *RESNETS])
+@pytest.mark.parametrize("case", [*VITS, *CONVOLUTIONAL])
 def test_groups_are_the_parameters_top_level_and_features_have_the_published_width(case):
     module, weights, _ = _model(case)
     assert set(weights["params"]) == set(module.groups)
     assert golden(case)[1]["features"].shape[-1] == module.feature_dim
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+# A twin as TensorFlow pads and normalizes has the same parameters.
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name.removeprefix("tf_") == name or "v2_b" in name])
 def test_every_backbone_publishes_its_groups_and_tables_that_fill_it(name):
     module = BACKBONES[name]
     shapes = pretrained.shapes(module)

@@ -82,3 +82,19 @@ def test_other_platforms_compute_the_plain_forms(monkeypatch):
     theirs = conv_cpu.conv(x, kernel, 2, pad), conv_cpu.max_pool(x, (1, 1))
     np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5)
     np.testing.assert_array_equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((2, 2), (2, 2)), ((0, 1), (1, 2))])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize("side", [4, 7])
+def test_depthwise_conv(side, kernel, stride, padding):
+    def plain(x, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (stride,) * 2, padding, None, None, layout, x.shape[-1])
+
+    assert_same(
+        lambda x, k: conv_cpu.depthwise_conv(x, k, stride, padding),
+        plain,
+        random(2, side, side + 1, 3),
+        random(kernel, kernel, 1, 3, seed=1),
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.report import made
-from tljax.checkpoints import workdir
+from tljax.checkpoints import code
 
 ACCURACIES = {"linear_probe": (0.80, 0.82, 0.81), "prompt": (0.90, 0.92, 0.94), "full": (0.91, 0.92, 0.93)}
 
@@ -14,10 +14,10 @@ ACCURACIES = {"linear_probe": (0.80, 0.82, 0.81), "prompt": (0.90, 0.92, 0.94), 
 @pytest.fixture(scope="session", autouse=True)
 def _asked_once() -> Iterator[None]:
     """git and the installed packages are not asked for each run that is made."""
-    versions = workdir.versions()
+    versions = code.versions()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workdir, "_git_commit", lambda: "c0ffee")
-        patch.setattr(workdir, "versions", lambda: versions)
+        patch.setattr(code, "git_commit", lambda: "c0ffee")
+        patch.setattr(code, "versions", lambda: versions)
         yield
 
 

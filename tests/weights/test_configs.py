@@ -278,3 +278,51 @@ def test_googles_own_files_are_computed_as_google_did(tmp_path, name, attribute,
         getattr(pretrained.module_of(pretrained.resolve_weights(BackboneConfig(name, str(file)))), attribute) == value
     )
     assert getattr(BACKBONES[name], attribute) != value  # timm's reading of the same weights
+
+
+@pytest.mark.parametrize("case", ["hf_efficientnet", "hf_mobilenet_v2"])
+def test_a_convolutional_repository_is_its_config_and_its_weights(tmp_path, case):
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(GOLDEN / case / name, tmp_path / name)
+    shutil.copy(GOLDEN / case / "weights.safetensors", tmp_path / "model.safetensors")
+    row = pretrained.resolve_weights(BackboneConfig(weights=str(tmp_path)))
+    facts, io = golden(case)
+    variables = jax.tree.map(jnp.asarray, pretrained.restore(row, pretrained.module_of(row)))
+    head = variables.pop("head")
+    features = jax.jit(pretrained.module_of(row).apply)(variables, jnp.asarray(io["image"]))
+    tolerance = facts["bound"] * facts["max_abs_output"]["logits"]
+    np.testing.assert_allclose(features @ head["kernel"] + head["bias"], io["logits"], atol=tolerance, rtol=0)
+    # Where a classifier follows, transformers' EfficientNet divides by the standard deviation twice.
+    std = 0.25 if case == "hf_efficientnet" else 0.5
+    assert row.preprocessing.size == 64
+    assert row.preprocessing.mean == (127.5,) * 3
+    np.testing.assert_allclose(row.preprocessing.std, 255 * std)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depthwise_padding": [0]}, "depthwise_padding=[0] is not TensorFlow's SAME at this image_size, which is []"),
+        ({"expand_ratios": [1, 6]}, "has another number of stages"),
+        ({"hidden_act": "gelu"}, 'hidden_act="gelu" is not supported, only swish, silu'),
+    ],
+)
+def test_an_efficientnet_that_is_another_is_refused(tmp_path, changes, message):
+    config = json.loads((GOLDEN / "hf_efficientnet" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(InputError) as error:
+        import_config.read(tmp_path, "x")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_b0", "efficientnet_b3", "tf_efficientnetv2_s", "mobilenetv2_100"])
+@pytest.mark.parametrize("pool", ["mean", "avgmax"])
+def test_an_efficientnet_is_written_and_read_back_as_timm_names_it(tmp_path, name, pool):
+    module = BACKBONES[name].clone(pool=pool)
+    row = Pretrained("x", "", name, "", IMAGES, "MIT", classes=("disc", "square"))
+    (tmp_path / "config.json").write_text(json.dumps(export_config.timm("EfficientNet", attributes(module), row)))
+    again = import_config.read(tmp_path, "x")
+    assert build(again.backbone, again.architecture) == module
+    other = attributes(module) | {"widths": (8, *module.widths[1:])}
+    with pytest.raises(InputError, match="timm has no such network: only widths"):
+        export_config.timm("EfficientNet", other, row)

@@ -1,4 +1,4 @@
-"""The two trained networks that any package index has, against onnxruntime on photographs."""
+"""The trained networks that any package index has: against onnxruntime on photographs, or by what they see there."""
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,26 @@ def test_features_are_onnxruntimes(weights, output):
     wanted = wanted if channels_last else wanted[:, 0]
     assert np.ptp(wanted, axis=0).mean() > 0.1, "the pictures all look the same to it"
     np.testing.assert_allclose(features, wanted, atol=1e-4, rtol=0)
+
+
+COFFEE = "coffee.png", "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7"
+CAT = "chelsea.png", "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb"
+
+
+@pytest.mark.parametrize(
+    ("photograph", "classes", "probability"), [(COFFEE, [967], 0.94), (CAT, [281, 282, 283, 284, 285], 0.92)]
+)
+def test_an_imagenet_classifier_calls_an_espresso_an_espresso_and_a_cat_a_cat(photograph, classes, probability):
+    name, sha256 = photograph
+    row = pretrained.resolve_weights(BackboneConfig(weights="efficientnet_lite0.imagenet"))
+    module = pretrained.module_of(row)
+    variables = jax.tree.map(jnp.asarray, pretrained.restore(row, module))
+    head = variables.pop("head")
+    picture = Image.open(fetch(f"pypi://scikit-image==0.26.0/skimage/data/{name}", sha256))
+    image = normalize(jnp.asarray(evaluation_view(picture, row.preprocessing)[None]), row.preprocessing)
+    scores = jax.nn.softmax(jax.jit(module.apply)(variables, image) @ head["kernel"] + head["bias"])[0]
+    assert int(jnp.argmax(scores)) in classes
+    assert abs(float(scores[jnp.asarray(classes)].sum()) - probability) < 0.02
 
 
 def test_a_name_and_its_uri_mean_the_same_and_bring_their_preprocessing():

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def from_arrays(
     *,
-    labels: Sequence[Any],
-    images: Sequence[Any] | None = None,
+    labels: Sequence[Any] | np.ndarray,
+    images: Sequence[Any] | np.ndarray | None = None,
     texts: Sequence[str] | None = None,
     text_pairs: Sequence[str] | None = None,
     splits: Sequence[str] | None = None,

@@ -31,6 +31,8 @@ from tljax.weights import pretrained
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
 
+_FLOAT32 = jnp.dtype("float32")
+
 
 def load_backbone(
     weights: str = "",
@@ -134,7 +136,8 @@ class Encoder:
     def apply(self, params: Mapping[str, Any], x: Any, *, pool: bool = True) -> Float[Array, "batch ..."]:
         """Returns features [batch, feature_dim]: a pure function, to be jitted, differentiated, vmapped or sharded.
 
-        BatchNorms use their stored statistics.
+        BatchNorms use their stored statistics. Derivatives are of reverse mode (`jax.grad`, `jax.vjp`): products have
+        a backward pass of their own.
 
         Args:
             params: as `self.params`.
@@ -144,7 +147,7 @@ class Encoder:
                 channels].
         """
         variables = {"params": params} | ({"batch_stats": self.batch_stats} if self.batch_stats else {})
-        outputs = self.module.apply(variables, self.spec.to_network(x, jnp.float32), pool=pool)
+        outputs = self.module.apply(variables, self.spec.to_network(jax.tree.map(jnp.asarray, x), _FLOAT32), pool=pool)
         return outputs["hidden"] if isinstance(outputs, dict) else outputs
 
     def prepare(self, inputs: Iterable[Any]) -> Any:
@@ -269,7 +272,7 @@ class Classified:
         """
         stats = self.encoder.batch_stats
         variables = {"params": params} | ({"batch_stats": {"backbone": stats}} if stats else {})
-        return self.module.apply(variables, self.encoder.spec.to_network(x, jnp.float32))
+        return self.module.apply(variables, self.encoder.spec.to_network(jax.tree.map(jnp.asarray, x), _FLOAT32))
 
     def __repr__(self) -> str:
         return f"Classified({self.encoder!r}, {self.module.classes} classes)"

@@ -1,4 +1,4 @@
-"""Many runs and probes in Python: a sweep, a report, and heads on features."""
+"""Tables in Python: a sweep, a report, probes of features, and the encoders that there are."""
 
 import itertools
 import os
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Num
 from ml_collections import ConfigDict
 
 from tljax.api import session
@@ -25,16 +24,17 @@ from tljax.sweeps import selection
 from tljax.sweeps import sweep as sweeps
 from tljax.sweeps.runner import run_trials
 from tljax.sweeps.trial import Trial, make_trials
+from tljax.weights import listing
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Features = tuple[Float[np.ndarray, "n features"], Num[np.ndarray, " n"]]
+Features = tuple[Any, Any]  # features [n, features] and labels [n]
 
 
 def sweep(
     config: ConfigDict | Mapping[str, Any] | Experiment,
-    settings: Mapping[str, Sequence[Any]] | Iterable[Mapping[str, Any]],
+    settings: Mapping[str, Any] | Iterable[Mapping[str, Any]],
     root: str | os.PathLike,
     *,
     tuned: Sequence[str] = selection.TUNED,
@@ -95,7 +95,7 @@ def _table(trials: Sequence[Trial], chosen: set[Experiment]) -> "pd.DataFrame":
 
 
 def report(
-    folders: Sequence[str | os.PathLike] | str,
+    folders: Sequence[str | os.PathLike] | str | os.PathLike,
     out: str | os.PathLike = "report",
     *,
     split: str = "test",
@@ -127,6 +127,25 @@ def report(
     options = Options(split, metric, tuple(tuned), baseline, test)
     sections, _ = reports.report([os.fspath(place) for place in places], out, options, figures, "tljax.report(…)")
     return tables.methods(sections)
+
+
+def list_models(pattern: str = "") -> "pd.DataFrame":
+    """Returns the pretrained encoders that have a name, for `load_backbone` and `config.backbone.weights`.
+
+        tljax.list_models("dinov2")
+
+    Args:
+        pattern: part of a name, or a whole one with `*` and `?`.
+
+    Returns:
+        A row for each: `name`, `parameters` (without a head), `input` (`224 px`, `512 tokens`), `licence`, `groups`.
+
+    Raises:
+        InputError: none matches; the nearest names are given.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(listing.rows(pattern))
 
 
 def probe(

@@ -1,5 +1,6 @@
 """Parts of tljax for a training loop of your own: configs, batches, multipliers, optimizers, split trees."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,10 +9,11 @@ from ml_collections import ConfigDict
 
 from tljax.api import session
 from tljax.api.encoder import Classified, Encoder
-from tljax.config import schema
-from tljax.config.serialization import build
-from tljax.config.tuning import OptimConfig, TuningConfig
+from tljax.config import files, schema
+from tljax.config.serialization import build, check_key
+from tljax.config.tuning import ARGUMENT_SECTIONS, OptimConfig, TuningConfig
 from tljax.core.run import prepare
+from tljax.errors import InputError
 from tljax.tuning import masks, optimizers
 from tljax.tuning.multipliers import Tree, multiplier_tree
 from tljax.tuning.strategies import Layout
@@ -28,15 +30,35 @@ def default_config(**values: Any) -> ConfigDict:
         values: by key, with `__` for the point.
 
     Raises:
-        InputError: a key that does not exist.
+        InputError: a key that does not exist (what may be meant is named), or a value of another type.
     """
-    config = schema.default()
+    return _with_values(schema.default(), values)
+
+
+def load_config(name: str, **values: Any) -> ConfigDict:
+    """Returns the config of a file, or of what comes with tljax, as `--config` of the command line reads it.
+
+        config = tljax.load_config("quickstart:scratch", seed=1, optim__learning_rate=3e-4)
+
+    Args:
+        name: `FILE[:arg]`, or `NAME[:arg]` of a config that `tljax configs` lists; a file goes first.
+        values: by key, with `__` for the point.
+
+    Raises:
+        InputError: there is no such file, name or key, or the file is wrong; its line is named.
+    """
+    return _with_values(files.load(name), values)
+
+
+def _with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     for key, value in values.items():
-        *path, name = key.split("__")
-        section = config
-        for part in path:
-            section = section[part]
-        section[name] = value
+        dotted = key.replace("__", ".")
+        check_key(config, dotted, tuple(ARGUMENT_SECTIONS.values()))
+        *path, name = dotted.split(".")
+        try:
+            functools.reduce(lambda section, part: section[part], path, config)[name] = value
+        except TypeError as error:
+            raise InputError(f"config.{dotted}: {str(error).splitlines()[0]}") from error
     return config
 
 

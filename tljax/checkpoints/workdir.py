@@ -3,13 +3,10 @@
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
-import platform
 import shlex
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -22,7 +19,9 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from tljax import console
+from tljax.checkpoints import code
 from tljax.checkpoints.checkpointer import Checkpoints
+from tljax.config.references import folders_of, look_where_a_run_did
 from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment, MeshConfig
 from tljax.config.serialization import build, to_dict, with_present_names
 from tljax.core.resolve import Resolved
@@ -30,11 +29,10 @@ from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
 from tljax.io import storage, strict_json
 from tljax.io.lock import Lock, check, clear, writer
-from tljax.problems.registry import problem_for, problem_of
+from tljax.problems.registry import problem_for
 
 _MOVE = "move the folder away, or give another --workdir"
 _FINISH = "remove it, and the same command writes it again"
-_PACKAGES = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tensorflow-datasets")
 
 
 class Workdir:
@@ -101,8 +99,8 @@ class Workdir:
                 shown = "; ".join(differences)
                 raise InputError(f"{self.path} holds another run ({shown}): give another --workdir")
             return
-        metadata = {"versions": versions(), "git_commit": _git_commit(), "command": shlex.join(sys.orig_argv)}
-        metadata |= {"references": references} if references else {}
+        metadata = {"versions": code.versions(), "git_commit": code.git_commit(), "command": shlex.join(sys.orig_argv)}
+        metadata |= {"references": references, "reference_folders": folders_of(references)} if references else {}
         self.check()
         try:
             for name, file in tokenizer.files.items() if tokenizer else ():
@@ -111,6 +109,12 @@ class Workdir:
         except OSError as error:
             raise _unwritable(self.path / "tokenizer", error) from error
         self._write(self._config, settings | {"sha256": _digest(settings)} | metadata)
+
+    def with_own_splits(self, experiment: Experiment) -> Experiment:
+        """Returns an experiment with the splits of the run that has begun here, where it leaves them to the data."""
+        is_open = None in (experiment.task.validation, experiment.task.test)
+        is_begun = is_open and self._config.exists() and self._metrics.exists()
+        return experiment.with_splits(self.load()[0].task) if is_begun else experiment
 
     @property
     def tokenizer(self) -> Path | None:
@@ -130,6 +134,7 @@ class Workdir:
         settings = self._settings
         try:
             resolved = build(Resolved, settings["resolved"], "resolved")
+            look_where_a_run_did(settings.get("reference_folders", {}), settings.get("references", {}))
             experiment = Experiment.from_config(with_present_names(settings["config"]))
             experiment = dataclasses.replace(experiment, mesh=MeshConfig())
         except InputError as error:
@@ -152,9 +157,8 @@ class Workdir:
 
     def checkpoints(self, experiment: Experiment, writer: bool = False) -> Checkpoints:
         """Returns the run's checkpoints, of which its config says which are kept and which is best."""
-        config, best = experiment.checkpoint, problem_of(experiment.task.problem).headline
-        if config.best:
-            best = problem_for(experiment).metric(config.best)
+        config, problem = experiment.checkpoint, problem_for(experiment)
+        best = problem.metric(config.best) if config.best else problem.headline
         return Checkpoints(self.path / "checkpoints", best, config, writer, self.check)
 
     @property
@@ -370,27 +374,6 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     old, new = (flatten_dict(tree, keep_empty_nodes=True, sep=".") for tree in (stored, settings))
-    free = tuple(f"config.{section}." for section in RESULT_NEUTRAL_SECTIONS)
+    free = (*(f"config.{section}." for section in RESULT_NEUTRAL_SECTIONS), "config.task.pack")
     keys = [key for key in old | new if old.get(key) != new.get(key) and not key.startswith(free)]
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]
-
-
-def versions() -> dict[str, str]:
-    """Returns the version of Python and of each package on which a run's numbers hang."""
-    installed = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            installed[package] = "not installed"
-    return installed
-
-
-def _git_commit() -> str | None:
-    """Returns the commit of the code that runs, with `-dirty` where it was changed; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None

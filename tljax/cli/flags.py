@@ -1,23 +1,21 @@
 """`--config=FILE[:arg] --config.key=value …` on the command line, read by ml_collections."""
 
 import argparse
-import ast
 import contextlib
 import functools
-import sys
-import traceback
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tljax.config.choices import FREE_SECTIONS
+from tljax.config.files import config_faults, locate, shipped
 from tljax.config.schema import Experiment, default
-from tljax.config.serialization import empty, unknown_key
+from tljax.config.serialization import check_key, empty
+from tljax.config.synonyms import advice
 from tljax.config.tuning import ARGUMENT_SECTIONS, argument_kinds
-from tljax.errors import InputError, printable
+from tljax.errors import InputError
+from tljax.streams import in_one_line
 
 
 def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[Experiment, argparse.Namespace]:
@@ -35,24 +33,33 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
     options, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if not argument.startswith("--config"):
-            raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
+            raise _unknown(argument, parser.prog)
     file, arg = config_file(rest)
-    if (folder := str(Path(file).absolute().parent)) not in sys.path:
-        sys.path.append(folder)  # last: a file there must not stand in for a package of its name
     config = _read(["--config=" + ":".join(filter(None, (file, arg)))])
     rest = [argument for argument in rest if not argument.startswith("--config=")]
-    texts = {key: text for key, _, text in (flag.removeprefix("--config.").partition("=") for flag in rest)}
+    texts = _texts(rest)
     _add_arguments(config, texts)
     for key in texts:
-        _check_key(config, key)
+        check_key(config, key)
     return Experiment.from_config(_read(rest, config)), options
 
 
-def _add_arguments(config: ConfigDict, texts: Mapping[str, str]) -> None:
-    """Gives a file's config a key for each argument of its strategy, its optimizer and its schedule.
+def _unknown(argument: str, program: str) -> InputError:
+    """Returns the error for an argument that a verb does not take: a key of the config may be meant."""
+    name = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    with contextlib.suppress(InputError):
+        check_key(default(), name)
+        return InputError(f"unknown argument {argument}: it is --config.{name}=VALUE")
+    if text := advice(name):
+        return InputError(f"unknown argument {argument}: {text}; keys are given as --config.KEY=VALUE")
+    return InputError(f"unknown argument {argument}; see {program} --help")
 
-    A flag may name another strategy than the file does. The file's arguments belong to its own: those that the flag's
-    does not take are left out.
+
+def _add_arguments(config: ConfigDict, texts: Mapping[str, str]) -> None:
+    """Gives a file's config a key for each argument that a flag gives to what the config names.
+
+    A flag may name another strategy than the file does, or another data set. The file's arguments belong to its own:
+    those that the flag's does not take are left out.
 
     Args:
         config: the file's.
@@ -60,52 +67,57 @@ def _add_arguments(config: ConfigDict, texts: Mapping[str, str]) -> None:
     """
     config.unlock()
     for key, place in ARGUMENT_SECTIONS.items():
-        section = _section(config, place)
-        part, _, field = key.partition(".")
-        name = texts.get(key) or _section(config, part).get(field) or default()[part][field]
+        section, file_name = _section(config, place), _value(config, key)
+        name = texts.get(key) or file_name or _value(default(), key)
         kinds = argument_kinds(key, name)
-        if key in texts:
+        if key in texts and name != file_name:
             for argument in set(section) - set(kinds) - {"strategy", "group_rates"}:
                 del section[argument]
-        # A flag for what is no argument has a key as well, so that the error can say what there is.
-        asked = [text.removeprefix(f"{place}.") for text in texts if text.startswith(f"{place}.")]
-        kinds = dict.fromkeys((each for each in asked if "." not in each and each not in section), str) | kinds
-        for argument, kind in kinds.items():
-            _declare(section, argument, kind)
+        _declare(section, place, texts, kinds)
 
 
-def _declare(section: ConfigDict, argument: str, kind: Any) -> None:
-    """Gives a section a key of a type, unless it has it; an integer that a file gave for a float becomes that."""
-    value, typed = section.get(argument), empty(kind)
-    is_whole = type(value) is int and typed.get_type() is float and abs(value) < 2**53
-    if value is None or is_whole:
-        if argument in section:
-            del section[argument]  # and with it its type
-        section[argument] = float(value) if is_whole else typed
+def _declare(section: ConfigDict, place: str, texts: Mapping[str, str], kinds: Mapping[str, Any]) -> None:
+    """Gives a section a key for each argument that a flag sets there, of its type; of any where that is not known.
+
+    What is no argument has a key as well, so that the error can say what there is.
+
+    Args:
+        section: of a config.
+        place: its dotted key.
+        texts: what flags say, by dotted key.
+        kinds: the types of arguments that are known.
+    """
+    for argument in (text.removeprefix(f"{place}.") for text in texts if text.startswith(f"{place}.")):
+        if "." not in argument and (argument in kinds or argument not in section):
+            if argument in section:
+                del section[argument]  # and with it its type: an integer in a file may stand for a float
+            section[argument] = empty(kinds.get(argument, object))
 
 
 def _section(config: ConfigDict, path: str) -> ConfigDict:
     """Returns a section of a config, added where it is not there."""
-    for part in path.split("."):
+    for part in filter(None, path.split(".")):
         if part not in config:
             config[part] = ConfigDict()
         config = config[part]
     return config
 
 
+def _value(config: ConfigDict, key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    return _section(config, section).get(name)
+
+
 def config_file(arguments: list[str]) -> tuple[str, str]:
-    """Returns the file that `--config=FILE[:arg]` names, and its argument, empty if there is none.
+    """Returns the file that `--config=FILE[:arg]` or `--config=NAME[:arg]` means, and its argument (`locate`).
 
     Raises:
-        InputError: it names none that exists.
+        InputError: there is none, or no such file.
     """
-    named = next((argument for argument in reversed(arguments) if argument.startswith("--config=")), None)
-    if named is None:
-        raise InputError("give --config=FILE, for example --config=configs/quickstart.py")
-    file, _, arg = named.removeprefix("--config=").partition(":")
-    if not Path(file).is_file():
-        raise InputError(f"--config={file}: no such file")
-    return file, arg
+    argument = next((each for each in reversed(arguments) if each.startswith("--config=")), None)
+    if argument is None:
+        raise InputError(f"give --config=FILE, or a config that comes with tljax by its name: {', '.join(shipped())}")
+    return locate(argument.removeprefix("--config="))
 
 
 def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[dict[str, Any], argparse.Namespace]:
@@ -119,23 +131,30 @@ def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tu
         InputError: there is no such key (the nearest is named), or its value is of another type.
     """
     options, rest = parser.parse_known_args(arguments)
-    keys = []
     for argument in rest:
         if not argument.startswith("--config."):
-            raise InputError(f"unknown argument {argument}; see {parser.prog} --help")
-        key = argument.removeprefix("--config.").split("=")[0]
-        keys.append(next((section for section in FREE_SECTIONS if key.startswith(f"{section}.")), key))
-        _check_key(default(), keys[-1])
-    config = _read(rest, default()).to_dict()
-    return {key: functools.reduce(lambda tree, part: tree[part], key.split("."), config) for key in keys}, options
+            raise _unknown(argument, parser.prog)
+    config, texts = default(), _texts(rest)
+    for place in ARGUMENT_SECTIONS.values():
+        _declare(_section(config, place), place, texts, {})
+    for key in texts:
+        check_key(config, key)
+    values = _read(rest, config).to_dict()
+    # Arguments of a function are replaced as a whole.
+    keys = [section if (section := key.rpartition(".")[0]).endswith("args") else key for key in texts]
+    return {key: functools.reduce(lambda tree, part: tree[part], key.split("."), values) for key in keys}, options
+
+
+def _texts(arguments: list[str]) -> dict[str, str]:
+    """Returns what each `--config.KEY=VALUE` says, by its dotted key."""
+    return {key: text for key, _, text in (flag.removeprefix("--config.").partition("=") for flag in arguments)}
 
 
 def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
     """Returns the config of the file that the arguments name, or `config`, with the values that they give."""
     # A registry of our own: absl's global one would keep the first config of the process.
     values = flags.FlagValues()
-    own = [argument for argument in arguments if _is_free(argument)]
-    argv = ["tljax", *(argument for argument in arguments if argument not in own)]
+    argv = ["tljax", *arguments]
     if config is None:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     else:
@@ -144,63 +163,6 @@ def _read(arguments: list[str], config: ConfigDict | None = None) -> ConfigDict:
     try:
         with config_faults(file.partition(":")[0]):
             values(argv)
-            config = values["config"].value
-            for argument in own:
-                key, _, text = argument.removeprefix("--config.").partition("=")
-                section, _, name = key.rpartition(".")
-                with config.unlocked():
-                    functools.reduce(lambda tree, part: tree[part], section.split("."), config)[name] = _literal(text)
-            return config
+            return values["config"].value
     except flags.Error as error:
-        raise InputError(printable(str(error))) from error
-
-
-def _is_free(argument: str) -> bool:
-    return any(argument.startswith(f"--config.{section}.") for section in FREE_SECTIONS)
-
-
-def _literal(text: str) -> Any:
-    """Returns the Python value that a text is, or the text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-@contextlib.contextmanager
-def config_faults(file: str) -> Iterator[None]:
-    """Turns an exception that comes out of a config file into an InputError that names its line there."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        root = error  # absl wraps what a config raised
-        while root.__context__:
-            root = root.__context__
-        if isinstance(root, InputError):
-            raise InputError(str(root)) from error
-        if fault := _fault_in(file, root):
-            raise fault from error
-        raise
-
-
-def _fault_in(file: str, error: BaseException) -> InputError | None:
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == Path(file).absolute()]
-    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).absolute() == Path(file).absolute():
-        lines = [error.lineno]
-    if not (file and lines):
-        return None
-    return InputError(f"{file}, line {lines[-1]}: {type(error).__name__}: {printable(str(error))}")
-
-
-def _check_key(config: ConfigDict, key: str) -> None:
-    here, path = config, "config"
-    for part in key.split("."):
-        if path.removeprefix("config.") in FREE_SECTIONS:
-            return
-        if not isinstance(here, ConfigDict) or part not in here:
-            known = here.keys() if isinstance(here, ConfigDict) else []
-            raise unknown_key(part, path, known)
-        here, path = here[part], f"{path}.{part}"
+        raise InputError(in_one_line(str(error))) from error

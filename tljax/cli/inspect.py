@@ -76,7 +76,7 @@ def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
 
 def main(arguments: list[str]) -> None:
     """Runs `tljax inspect` with its arguments."""
-    parser = flag_types.Parser("python -m tljax inspect", description=__doc__)
+    parser = flag_types.Parser("inspect", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every leaf that trains")
     parser.add_argument(
         "--lr-find", type=flag_types.local_path, metavar="PNG", help="test learning rates on a copy, and draw the curve"
@@ -89,6 +89,9 @@ def main(arguments: list[str]) -> None:
     person = console.on_stderr() if options.json else nullcontext()  # what is said of the data is no JSON
     with streams.results(), person:
         _inspect(experiment, options)
+        if not options.json:
+            configs = [argument for argument in arguments if argument.startswith("--config")]
+            console.next_step("train", *configs, "--workdir=runs/NAME")
 
 
 def _inspect(experiment: Experiment, options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from tljax.problems.registry import problem_of
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
-    parser = flag_types.Parser("python -m tljax predict", description=__doc__)
+    parser = flag_types.Parser("predict", description=__doc__)
     parser.add_argument("--workdir", required=True, type=flag_types.path, help="of a run")
     parser.add_argument("--step", default="latest", help="latest, best (by validation) or a number")
     parser.add_argument("--format", choices=FORMATS, default="text", help="csv and jsonl have every class, in full")
@@ -60,6 +60,14 @@ def _check_not_an_input(out: str | None, files: Sequence[str]) -> None:
             raise InputError(f"--out={out}: it is read as an input; give another file")
 
 
+def _show_next(options: argparse.Namespace) -> None:
+    workdir = f"--workdir={console.shown_path(options.workdir)}"
+    if options.out:
+        console.next_step("evaluate", workdir, "--config.task.dataset=LABELLED", "--split=SPLIT")
+    else:
+        console.next_step("predict", workdir, *options.files, "--format=csv", "--out=predictions.csv")
+
+
 def main(arguments: list[str]) -> int:
     """Runs the verb with its arguments; returns the exit status."""
     options, overrides = _parse(arguments)
@@ -87,6 +95,8 @@ def main(arguments: list[str]) -> int:
             else:
                 write(item.id, item.place, answer)
             report(count)
+        if not failed:
+            _show_next(options)
     if failed:
         print(f"error: {failed} of {count} could not be read", file=sys.stderr)
     return 1 if failed else 0

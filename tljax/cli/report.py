@@ -6,6 +6,7 @@ from typing import Annotated
 
 from tljax import console
 from tljax.config import flag_types, ranges
+from tljax.program import program
 from tljax.reports import tables
 from tljax.reports.report import KINDS, report
 from tljax.reports.schema import TESTS, Options, Section
@@ -16,7 +17,7 @@ _RESAMPLES = flag_types.number(Annotated[int, ranges.Interval(at_least=100), ran
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = flag_types.Parser("python -m tljax report", description=__doc__)
+    parser = flag_types.Parser("report", description=__doc__)
     parser.add_argument(
         "folders",
         nargs="+",
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     tuned = tuple(options.tuned.split(","))
     comparison = Options(options.split, options.metric, tuned, options.baseline, options.test, options.resamples)
-    command = shlex.join(["python", "-m", "tljax", "report", *arguments])
+    command = f"{program()} report {shlex.join(arguments)}"
     sections, unfinished = report(options.folders, options.out, comparison, options.figures, command)
     for section in sections:
         _show(section)
@@ -67,7 +68,9 @@ def main(arguments: list[str]) -> None:
         console.console.print(f"{run.name}: {run.reason}")
     runs = sum(len(section.runs) for section in sections)
     message = f"{runs} runs" + (f", {len(unfinished)} more not finished" if unfinished else "")
-    console.console.print(f"{message}: {options.out.rstrip('/')}/report.html")
+    page = console.shown_path(f"{options.out.rstrip('/')}/report.html")
+    console.console.print(f"{message}: {page}")
+    console.next_step(page, program="open")
 
 
 def _show(section: Section) -> None:

@@ -16,8 +16,9 @@ from etils import epath
 
 from tljax import console, streams
 from tljax.checkpoints.workdir import Workdir
-from tljax.cli.flags import config_faults, config_file, parse_experiment
+from tljax.cli.flags import config_file, parse_experiment
 from tljax.config import flag_types
+from tljax.config.files import config_faults
 from tljax.config.schema import Experiment
 from tljax.distributed.preemption import PreemptionSignal
 from tljax.errors import InputError
@@ -42,7 +43,7 @@ def _trials(experiment: Experiment, arguments: list[str], root: epath.Path) -> l
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = flag_types.Parser("python -m tljax sweep", description=__doc__)
+    parser = flag_types.Parser("sweep", description=__doc__)
     text = "required: the folder or bucket of the runs' workdirs"
     parser.add_argument("--root", type=flag_types.path, required=True, help=text)
     text = (
@@ -115,4 +116,9 @@ def main(arguments: list[str]) -> int:
             print(f"# and when these have ended: {command}", file=stdout)
         return 0
     show(trials, set() if left else protocol.chosen(trials))
-    return 1 if left or any(trial.error for trial in trials) else 0
+    failed, place = any(trial.error for trial in trials), console.shown_path(root)
+    if failed:
+        console.next_step("sweep", *arguments, *([] if options.retry_failed else ["--retry-failed"]))
+    elif not left:
+        console.next_step("report", place, f"--out={place.rstrip('/')}-report")
+    return 1 if left or failed else 0

@@ -1,5 +1,6 @@
 """`train`: fine-tunes, validates, saves and resumes; ends with result.json."""
 
+from tljax import console
 from tljax.cli.flags import parse_experiment
 from tljax.config import flag_types
 from tljax.distributed import processes
@@ -9,7 +10,7 @@ from tljax.training.trainer import train
 
 def main(arguments: list[str]) -> None:
     """Runs the verb."""
-    parser = flag_types.Parser("python -m tljax train", description=__doc__)
+    parser = flag_types.Parser("train", description=__doc__)
     parser.add_argument(
         "--workdir", required=True, type=flag_types.path, help="required: a new folder or bucket, or one to resume"
     )
@@ -18,4 +19,9 @@ def main(arguments: list[str]) -> None:
     processes.add_arguments(parser)
     experiment, options = parse_experiment(parser, arguments)
     with PreemptionSignal(options.max_seconds).listening() as preemption, processes.join(options):
-        train(experiment, options.workdir, preemption)
+        result = train(experiment, options.workdir, preemption)
+        workdir = console.shown_path(options.workdir)
+        if "test" in result["splits"]:
+            console.next_step("report", workdir, "--out=report")
+        else:
+            console.next_step("predict", f"--workdir={workdir}", "FILE")

@@ -48,9 +48,14 @@ NormWith = Annotated[str, OneOf("last_block", "head")]
 FrozenLayout = Annotated[str, OneOf("replicated", "sharded")]
 CacheMode = Annotated[str, OneOf("on", "off", "auto")]
 
-FREE_SECTIONS = ("task.dataset_args", "loss_args")  # whose keys are the arguments of a function of the user's own
+DATASET_KINDS = ("folder", "csv", "jsonl", "parquet", "hf", "tfds", "memory")  # before the colon of a `task.dataset`
 
 # Philox takes words of 64 bits without a sign, JAX with one.
 Seed = Annotated[int, Interval(at_least=0), Interval(below=2**63)]
 Workers = Annotated[int, Interval(at_least=0), Interval(at_most=1024)]
 Multipliers = tuple[tuple[RegexStr, NotNegative], ...]
+
+
+def is_dataset_function(name: str) -> bool:
+    """Returns whether a `task.dataset` is `package.module:name` of a function, and not `KIND:PATH`."""
+    return is_reference(name) and name.partition(":")[0] not in DATASET_KINDS

@@ -7,10 +7,19 @@ from typing import Any, NoReturn
 
 from tljax.config import ranges
 from tljax.errors import InputError
+from tljax.program import program
 
 
 class Parser(argparse.ArgumentParser):
-    """A verb's parser."""
+    """A verb's parser.
+
+    Args:
+        verb: its name.
+        options: of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, verb: str, **options: Any):
+        super().__init__(f"{program()} {verb}", **options)
 
     def error(self, message: str) -> NoReturn:
         """Raises InputError, where argparse would print its usage and end the process."""

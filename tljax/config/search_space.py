@@ -41,8 +41,9 @@ def zipped(values: Mapping[str, Any]) -> list[Overrides]:
         InputError: one key has more of them than another, or one value in place of several.
     """
     _check_several(values)
-    if len({len(of) for of in values.values()}) > 1:
-        raise InputError(f"zipped needs as many values of each key: { ({key: len(of) for key, of in values.items()}) }")
+    if len({len(options) for options in values.values()}) > 1:
+        counts = {key: len(options) for key, options in values.items()}
+        raise InputError(f"zipped needs as many values of each key: {counts}")
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
 
@@ -70,7 +71,9 @@ def random(count: int, seed: int, distributions: Mapping[str, Any]) -> list[Over
     for key, distribution in distributions.items():
         if not callable(distribution):
             raise InputError(f"random needs a distribution of {key}, as uniform(0, 1), not {shown(distribution)}")
-    return [{key: of(Random(f"{seed} {place} {key}")) for key, of in distributions.items()} for place in range(count)]
+    return [
+        {key: draw(Random(f"{seed} {place} {key}")) for key, draw in distributions.items()} for place in range(count)
+    ]
 
 
 def uniform(low: float, high: float) -> Distribution:

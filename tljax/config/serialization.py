@@ -4,18 +4,19 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any
 
 from ml_collections.config_dict import ConfigDict, placeholder
 
+from tljax.config import synonyms
 from tljax.config.ranges import coerce, shown
 from tljax.errors import InputError
 
 _WRAPPERS = (Annotated, types.UnionType, typing.Union)
 RENAMED = {"regularise": "regularize"}
 # Keys that earlier versions had not: where they are empty, names of runs are what they were.
-_LEFT_OUT_IF_EMPTY = ("loss", "loss_args", "metrics", "dataset_args", "args", "schedule_args")
+_LEFT_OUT_IF_EMPTY = ("loss", "loss_args", "metrics", "dataset_args", "pack", "args", "schedule_args")
 _RENAMED_VALUES = {"centre": "center", "colour_jitter": "color_jitter"}
 
 
@@ -39,7 +40,7 @@ def to_dict(value: Any) -> dict[str, Any]:
 
 
 def unknown_key(key: str, path: str, known: Iterable[str]) -> InputError:
-    """Returns the error for a key that is not there, with the nearest that is.
+    """Returns the error for a key that is not there: what is called so elsewhere, or the nearest that is there.
 
     Args:
         key: the key.
@@ -49,9 +50,33 @@ def unknown_key(key: str, path: str, known: Iterable[str]) -> InputError:
     if key in RENAMED:
         return InputError(f"no key {path}.{key}: it is called {path}.{RENAMED[key]} now")
     known = list(known)
+    text = synonyms.advice(key)
+    if text and f"{path}.{key}," not in f"{text},":  # an argument of another strategy's is itself
+        return InputError(f"no key {path}.{key}: {text}")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     hint = f"did you mean {path}.{near[0]}?" if near else f"there are: {', '.join(known)}"
     return InputError(f"no key {path}.{key}: {hint}")
+
+
+def check_key(config: ConfigDict, key: str, free: Collection[str] = ()) -> None:
+    """Checks that a config has a key.
+
+    Args:
+        config: with every key that there is.
+        key: a dotted one.
+        free: sections with keys that are somebody else's.
+
+    Raises:
+        InputError: it has not; what may have been meant is named.
+    """
+    here, path = config, "config"
+    for part in key.split("."):
+        if path.removeprefix("config.") in free:
+            return
+        if not isinstance(here, ConfigDict) or part not in here:
+            known = here.keys() if isinstance(here, ConfigDict) else []
+            raise unknown_key(part, path, known)
+        here, path = here[part], f"{path}.{part}"
 
 
 def template(value: Any) -> dict[str, Any]:

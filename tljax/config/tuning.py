@@ -20,6 +20,8 @@ ARGUMENT_SECTIONS = {
     "tuning.strategy": "tuning",
     "optim.name": "optim.args",
     "optim.schedule": "optim.schedule_args",
+    "task.dataset": "task.dataset_args",
+    "loss": "loss_args",
 }
 # What such a thing is given by tljax beside its first parameter: recipes, and schedules of a user's.
 _SUPPLIED = {"tuning.strategy": ("peak",), "optim.schedule": ("steps", "warmup_steps")}
@@ -30,14 +32,15 @@ def argument_kinds(key: str, name: str) -> dict[str, Any]:
 
     Args:
         key: one of `ARGUMENT_SECTIONS`.
-        name: the key's value; optimizers and schedules of ours have no arguments.
+        name: the key's value; but for strategies, only what is named as `module:name` has arguments.
 
     Raises:
         InputError: there is no such strategy, or nothing that a reference stands for.
     """
-    if key != "tuning.strategy" and not is_reference(name):
+    has_arguments = choices.is_dataset_function(name) if key == "task.dataset" else is_reference(name)
+    if key != "tuning.strategy" and not has_arguments:
         return {}
-    function = references.resolve(name, key)
+    function = references.look_up(name, key)
     kinds = references.kinds_of(function)
     return {each: kinds.get(each, object) for each in references.parameters_of(function, _supplied(key, name))}
 
@@ -147,7 +150,7 @@ class TuningConfig:
 def _strategy_arguments(
     strategy: str, arguments: Mapping[str, Any], where: str, beside: tuple[str, ...]
 ) -> dict[str, Any]:
-    function = references.resolve(strategy, "tuning.strategy")
+    function = references.look_up(strategy, "tuning.strategy")
     if is_reference(strategy):
         try:
             inspect.signature(function).bind_partial("layout")
@@ -164,11 +167,13 @@ class OptimConfig:
     Attributes:
         name: a row of `optimizers.OPTIMIZERS`; or `package.module:name` of a function `(learning_rate, **args)` that
             gives an optax optimizer, as `optax:adabelief` (`optimizers.from_reference`).
-        learning_rate: the peak, which a leaf's multiplier scales.
+        learning_rate: the peak, which a leaf's multiplier scales. Left out, it is the strategy's own (`defaults`), and
+            so are a warm-up, weight_decay and clip_norm that are left out, too.
         schedule: a row of `optimizers.SCHEDULES`, from the end of the warm-up to the last step; or
             `package.module:name` of a function `(step, *, steps, warmup_steps, **schedule_args)`, of the step in the
             run or phase and its length, that gives the part of the learning rate, warm-up included.
         warmup_steps: linear from 0.
+        warmup: the same as a part of the run or phase, in place of steps.
         weight_decay: on kernels only (no bias, norm, position embedding or token).
         momentum: of `sgd`.
         b1, b2: of `adamw`, `lamb` and `lion`; unset takes the optimizer's own.
@@ -184,9 +189,10 @@ class OptimConfig:
     """
 
     name: choices.Optimizer = "adamw"
-    learning_rate: ranges.NotNegative = 1e-3
+    learning_rate: ranges.NotNegative | None = None
     schedule: choices.Schedule = "cosine"
     warmup_steps: ranges.Count = 0
+    warmup: ranges.Rate = 0.0
     weight_decay: ranges.NotNegative = 0.0
     momentum: ranges.Rate = 0.9
     b1: ranges.Rate | None = None
@@ -202,9 +208,15 @@ class OptimConfig:
     schedule_args: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
+        if self.warmup and self.warmup_steps:
+            raise InputError("optim.warmup and optim.warmup_steps are two lengths of one warm-up: give one of them")
         object.__setattr__(self, "args", _reference_arguments("optim.name", self.name, self.args))
         schedule_args = _reference_arguments("optim.schedule", self.schedule, self.schedule_args)
         object.__setattr__(self, "schedule_args", schedule_args)
+
+    def warmup_of(self, steps: int) -> int:
+        """Returns the steps of the warm-up of a run or phase of so many."""
+        return self.warmup_steps or int(self.warmup * steps)
 
     @property
     def references(self) -> tuple[str, ...]:

@@ -17,15 +17,15 @@ from tljax.errors import InputError
 from tljax.peft.config import AdapterConfig, MlpHead, is_adapter_param
 from tljax.problems.registry import problem_of
 from tljax.tuning.strategies import HEAD, Layout
-from tljax.weights import pretrained as weights_pretrained
 from tljax.weights.adapt import class_subset, resample_pos_embed
 from tljax.weights.catalog import Pretrained
+from tljax.weights.pretrained import Shape, module_of, restore, shapes_of
 
 Variables = dict[str, Any]  # params and, with BatchNorm, batch_stats: nested dicts of arrays
 
 
 class Network:
-    """A classifier, and where its parameters come from; nothing large is allocated before `start`.
+    """A classifier, and where its parameters come from; nothing large is allocated before `init_variables`.
 
     Attributes:
         input_spec: what it reads.
@@ -52,17 +52,17 @@ class Network:
         _check(experiment, adapters)
         self._experiment, self._row, self._preprocessing, self._classes = experiment, row, preprocessing, classes
         self.adapters = adapters
-        module = weights_pretrained.module_of(row)
+        module = module_of(row)
         self.input_spec = input_spec
         self.backbone = self.input_spec.fit(module)
         head, noise = experiment.head, experiment.regularize
-        # A pretrained head is filled in by `start`.
+        # A pretrained head is filled in by `init_variables`.
         init = head.init if head.init in HEAD_INITS else "zeros"
         rates = noise.dropout, noise.drop_path
         self.outputs = problem_of(experiment.task.problem).num_outputs(len(classes))
         self.module = Classifier(self.backbone, self.outputs, init, head.bias, adapters, *rates)
         self._read: dict[str, Any] | None = None
-        # Traced once, for the shapes and for `start`. The key is an argument: all seeds have the same program.
+        # Traced once, for the shapes and for `init_variables`. The key is an argument: all seeds have the same program.
         whole = jax.jit(self._init)
         self.abstract = whole.eval_shape(jax.random.key(0))
         if strays := self.abstract["params"].get("backbone", {}).keys() - set(self.backbone.groups):
@@ -88,14 +88,14 @@ class Network:
         return [path for path in paths if is_adapter_param(path) or (path.startswith(f"{HEAD}/") and not own_head)]
 
     @property
-    def shapes(self) -> Mapping[str, weights_pretrained.Shape]:
+    def shapes(self) -> Mapping[str, Shape]:
         """Returns `pretrained.shapes` of its backbone, of which nothing need be traced again."""
         leaves = {kind: flatten_dict(tree.get("backbone", {}), sep="/") for kind, tree in self.abstract.items()}
         own = {
             kind: {path: leaf for path, leaf in tree.items() if not is_adapter_param(path)}
             for kind, tree in leaves.items()
         }
-        return weights_pretrained.shapes_of(self.backbone, own)
+        return shapes_of(self.backbone, own)
 
     def by_origin(self, pretrained: float, new: float) -> Mapping[str, Any]:
         """Returns one value for each parameter that the weights bring, another for those that start anew."""
@@ -103,15 +103,15 @@ class Network:
         return unflatten_dict({path: new if path in fresh else pretrained for path in self.layout.group_of}, sep="/")
 
     def make_ready(self) -> None:
-        """Reads and compiles what `start` needs: in a thread, beside what else there is to do before it."""
+        """Reads and compiles what `init_variables` needs: in a thread, beside what else there is to do before it."""
         if self._experiment.backbone.weights:
             self._read = self._restored()
         self._init_new.lower(jax.random.key(0)).compile()
 
     def _restored(self) -> dict[str, Any]:
-        return weights_pretrained.restore(self._row, self.backbone, self._preprocessing.inputs, self.shapes)
+        return restore(self._row, self.backbone, self._preprocessing.inputs, self.shapes)
 
-    def start(self) -> Variables:
+    def init_variables(self) -> Variables:
         """Returns the variables at step 0: pretrained, and new what the weights lack, which without weights is all.
 
         Raises:

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from tljax import console
 from tljax.core.inputs import Inputs
 from tljax.core.model import Network
 from tljax.core.state import TrainState, abstract_state
 from tljax.core.train_step import Forward, StepSpec, TracedHparams, TrainStep, eval_step, gradients, train_step
-from tljax.distributed import mesh as distributed_mesh
 from tljax.distributed import processes
+from tljax.distributed.mesh import layouts, place, replicated, split, whole
 from tljax.io import compilation_cache
 from tljax.problems.registry import problem_for
 from tljax.tuning import optimizers
@@ -57,7 +58,8 @@ class CompiledPrograms:
         It is kept as long as the runs that share it, for a process may come by many of them.
         """
         if key not in self._cache:
-            self._cache[key] = compile_fn()
+            with console.waiting("compiling"):
+                self._cache[key] = compile_fn()
         return self._cache[key]
 
     def abstract_state(self, phase: Phase) -> TrainState:
@@ -73,15 +75,15 @@ class CompiledPrograms:
             length, start: as of the class.
         """
 
-        def place(shape, dtype):
-            return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=distributed_mesh.split(self._mesh))
+        def placed(shape, dtype):
+            return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split(self._mesh))
 
-        x = jax.tree.map(lambda leaf: place(leaf.shape, leaf.dtype), self._resolved.input_spec.abstract(length))
+        x = jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype), self._resolved.input_spec.abstract(length))
         if start:
             (x,) = self.trace_prefix(start, length).out_info
-            x = jax.tree.map(lambda leaf: place(leaf.shape[1:], leaf.dtype), x)
-        label = place(*self._problem.label_spec(len(self._resolved.classes)))
-        return {"input": x, "label": label, "mask": place((), np.float32), "weight": place((), np.float32)}
+            x = jax.tree.map(lambda leaf: placed(leaf.shape[1:], leaf.dtype), x)
+        label = placed(*self._problem.label_spec(len(self._resolved.classes)))
+        return {"input": x, "label": label, "mask": placed((), np.float32), "weight": placed((), np.float32)}
 
     def trace_train_step(self, phase: Phase, length: int = 0, start: int = 0) -> jax.stages.Traced:
         """Traces the training step of a phase.
@@ -90,12 +92,12 @@ class CompiledPrograms:
             phase: one of the run's, or made of one.
             length, start: as of the class.
         """
-        replicated, split = distributed_mesh.replicated(self._mesh), distributed_mesh.split(self._mesh)
+        everywhere, by_row = replicated(self._mesh), split(self._mesh)
         abstract = self.abstract_state(phase)
         mask = self._masks.frozen_mask(phase, abstract)
         leaves, treedef = jax.tree.flatten(abstract)
         frozen, changing = partition_leaves(leaves, mask)
-        layouts = distributed_mesh.layouts(changing), distributed_mesh.layouts(frozen)
+        laid = layouts(changing), layouts(frozen)
 
         def step(changing, frozen, batch, numbers):
             state = treedef.unflatten(combine_leaves(frozen, changing, mask))
@@ -105,8 +107,8 @@ class CompiledPrograms:
         jitted = jax.jit(
             step,
             donate_argnums=0,
-            in_shardings=(*layouts, split, replicated),
-            out_shardings=(layouts[0], replicated),
+            in_shardings=(*laid, by_row, everywhere),
+            out_shardings=(laid[0], everywhere),
             keep_unused=True,  # with the feature cache the backbone: it takes memory, and is counted
         )
         batch = self.abstract_batch(self._inputs.batch_size(self._mesh), length, start)
@@ -131,9 +133,9 @@ class CompiledPrograms:
             return program.compile(compiler_options=options)
 
         def bind() -> TrainStep:
-            replicated = distributed_mesh.place(numbers, distributed_mesh.replicated(self._mesh))
+            placed_numbers = place(numbers, replicated(self._mesh))
             mask = self._masks.frozen_mask(phase, self.abstract_state(phase))
-            return TrainStep(self.get_or_compile(key, compile_fn), replicated, mask)
+            return TrainStep(self.get_or_compile(key, compile_fn), placed_numbers, mask)
 
         key, numbers = ("train", self._key(phase), self._tokens(length), start), self._traced_hparams(phase)
         return self.get_or_compile((*key, *numbers.values()), bind)
@@ -154,14 +156,14 @@ class CompiledPrograms:
             batch_size: rows of a batch, over all devices.
             length, start: as of the class.
         """
-        replicated, split = distributed_mesh.replicated(self._mesh), distributed_mesh.split(self._mesh)
+        everywhere, by_row = replicated(self._mesh), split(self._mesh)
         state = self.abstract_state(self._masks.phases[0])
         batch = self.abstract_batch(batch_size, length, start)
         jitted = jax.jit(
             functools.partial(eval_step, forward=self._forward(None, start), flip=self._experiment.task.flip_test),
-            in_shardings=(distributed_mesh.layouts(state.params), distributed_mesh.layouts(state.batch_stats), split),
+            in_shardings=(layouts(state.params), layouts(state.batch_stats), by_row),
             # What one process computes, all of them count.
-            out_shardings=split if processes.process_info()[1] == 1 else replicated,
+            out_shardings=by_row if processes.process_info()[1] == 1 else everywhere,
             keep_unused=True,  # as a training step's
         )
         return jitted.trace(state.params, state.batch_stats, batch["input"])
@@ -207,7 +209,7 @@ class CompiledPrograms:
             batch_norm = dict.fromkeys(phase.frozen, modes.frozen_groups) | dict.fromkeys(trained, modes.trained_groups)
 
         def forward(params, batch_stats, x, key=None):
-            variables = {"params": distributed_mesh.whole(params, self._mesh), "batch_stats": batch_stats}
+            variables = {"params": whole(params, self._mesh), "batch_stats": batch_stats}
             return self._network.forward(variables, x, key, batch_norm, tuple(trained), start)
 
         return forward

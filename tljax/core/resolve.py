@@ -16,7 +16,7 @@ from tljax.data.transforms import image
 from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
 from tljax.problems.registry import check_problem, problem_of
-from tljax.weights import pretrained as weights_pretrained
+from tljax.weights import pretrained
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
 
@@ -75,13 +75,13 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
         InputError: anything in the config names a thing that does not exist, or does not fit another.
     """
     config = experiment.task
-    row = weights_pretrained.resolve_weights(experiment.backbone)
+    row = pretrained.resolve_weights(experiment.backbone)
     preprocessing = row.preprocessing
     if config.image_size:
         preprocessing = dataclasses.replace(preprocessing, size=config.image_size)
     if config.channels:
         preprocessing = with_channels(preprocessing, config.channels)
-    kind = weights_pretrained.reads(row)
+    kind = pretrained.reads(row)
     _check(experiment, task, kind)
     spec = input_spec(kind, preprocessing)
     if task.kind == "text":
@@ -106,7 +106,7 @@ def resolve(experiment: Experiment, task: Task, tokenizer: Path | None = None) -
     )
 
     def load_tokenizer() -> Tokenizer:
-        return Tokenizer(tokenizer or weights_pretrained.tokenizer(row, config.tokenizer))
+        return Tokenizer(tokenizer or pretrained.tokenizer(row, config.tokenizer))
 
     return dataclasses.replace(resolved, **spec.measured(train, config, load_tokenizer)), cut
 
@@ -126,11 +126,11 @@ def warnings(experiment: Experiment, resolved: Resolved) -> list[str]:
 
 def _check(experiment: Experiment, task: Task, kind: str) -> None:
     """Raises InputError where the network, the data and what is asked of them do not go together."""
-    config, held = experiment.task, INPUTS[task.kind].noun()
+    config, content = experiment.task, INPUTS[task.kind].noun()
     if kind != task.kind:
         name = experiment.backbone.name or experiment.backbone.weights
         nouns = INPUTS[kind].noun() if kind in INPUTS else kind
-        raise InputError(f"{name} reads {nouns}, and {config.dataset} holds {held}")
+        raise InputError(f"{name} reads {nouns}, and {config.dataset} holds {content}")
     if problem_of(task.problem).one_class and len(task.classes) < 2:
         has = ", ".join(task.classes) or "none"
         raise InputError(f"{config.dataset} has one class, {has}: to train there must be at least two to tell apart")
@@ -143,18 +143,18 @@ def _check(experiment: Experiment, task: Task, kind: str) -> None:
         )
     for key in ("mixup", "cutmix"):
         if getattr(experiment.regularize, key) and task.kind == "text":
-            raise InputError(f"regularize.{key} mixes images, and {config.dataset} holds {held}")
+            raise InputError(f"regularize.{key} mixes images, and {config.dataset} holds {content}")
     if task.kind == "image":
         image.check(config)
         return
     for key in ImageInput.config_keys:
         if getattr(config, key) != getattr(TaskConfig(), key):
-            raise InputError(f"task.{key} is of images, and {config.dataset} holds {held}: leave it out")
+            raise InputError(f"task.{key} is of images, and {config.dataset} holds {content}: leave it out")
 
 
 def check_length(row: Pretrained, max_tokens: int) -> None:
     """Raises InputError for texts that may have more tokens than a row's network has positions."""
-    most = weights_pretrained.module_of(row).input_spec.max_tokens
+    most = pretrained.module_of(row).input_spec.max_tokens
     if most is not None and max_tokens > most:
         raise InputError(
             f"task.max_tokens={max_tokens} is more than the {most} positions of {row.backbone}: shorten it"

@@ -20,6 +20,7 @@ from tljax.data import registry
 from tljax.data.dataset import Split
 from tljax.data.loader import TrainInput
 from tljax.data.readers import Reader
+from tljax.data.splits import with_own_splits
 from tljax.distributed import mesh, processes
 from tljax.problems.registry import problem_for
 from tljax.tuning import optimizers
@@ -28,9 +29,13 @@ from tljax.tuning.phases import Length, Phase, adapters, phases
 
 
 def prepare(experiment: Experiment, tokenizer: Path | None = None) -> "Run":
-    """Assembles a run that is about to begin, or with the `tokenizer` in its workdir to go on; see `resolve`."""
+    """Assembles a run that is about to begin, or with the `tokenizer` in its workdir to go on; see `resolve`.
+
+    Its experiment names the splits that the config leaves to the data set.
+    """
     problem_for(experiment)  # whose faults are said before data are prepared
     task = registry.load(experiment.task)
+    experiment = dataclasses.replace(experiment, task=with_own_splits(task, experiment.task))
     run = Run(experiment, *resolve(experiment, task, tokenizer), tokenizer)
     for warning in warnings(experiment, run.resolved):
         print(f"warning: {warning}", file=sys.stderr)
@@ -99,9 +104,10 @@ class Run:
         """Returns this run for another experiment that shares its compiled programs.
 
         Both train the same leaves of the same network on the same data, and differ in nothing but what
-        `Experiment.without_traced_hparams` leaves out.
+        `Experiment.without_traced_hparams` leaves out. Splits that the other leaves unset are this one's.
         """
         run = copy.copy(self)
+        experiment = experiment.with_splits(self.experiment.task)
         run.experiment = experiment
         run.network, run.inputs = self.network.with_experiment(experiment), self.inputs.with_experiment(experiment)
         run.phases = tuple(
@@ -120,13 +126,13 @@ class Run:
         """Returns the phase whose optimizer a state has after `state_step` steps: that of the last step taken."""
         return self.phase_at(max(state_step - 1, 0))
 
-    def start(self, phase: Phase) -> int:
+    def prefix_length(self, phase: Phase) -> int:
         """Returns how many of the backbone's groups a phase's batches have behind them."""
         return self.masks.frozen_prefix(phase) if self.cached else 0
 
-    def evaluation_start(self, phase: Phase) -> int:
+    def evaluation_prefix_length(self, phase: Phase) -> int:
         """Returns how many groups batches of evaluation have behind them: there are no features of mirror images."""
-        return 0 if self.experiment.task.flip_test else self.start(phase)
+        return 0 if self.experiment.task.flip_test else self.prefix_length(phase)
 
     def abstract_state(self, step: int = 0) -> TrainState:
         """Returns the shapes, dtypes and shardings of the train state after `step` steps."""
@@ -134,7 +140,7 @@ class Run:
 
     def init_state(self) -> TrainState:
         """Returns the train state at step 0."""
-        return self._init_state(self.network.start(), self.phases[0])
+        return self._init_state(self.network.init_variables(), self.phases[0])
 
     def _init_state(self, variables: Variables, phase: Phase) -> TrainState:
         abstract = self.programs.abstract_state(phase)

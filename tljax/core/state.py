@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from tljax.config.schema import Experiment
 from tljax.core.model import Network, Variables
-from tljax.distributed import mesh as distributed_mesh
+from tljax.distributed.mesh import layouts, place, placed, replicated, spread
 from tljax.tuning import optimizers
 from tljax.tuning.masks import partition
 from tljax.tuning.multipliers import Tree
@@ -54,10 +54,10 @@ def abstract_state(phase: Phase, experiment: Experiment, network: Network, mesh:
         return TrainState(**variables, **_beside(variables, phase, experiment, network, multipliers))
 
     state = jax.eval_shape(make, _NO_BATCH_NORM | network.abstract)
-    state = jax.tree.map(lambda leaf: distributed_mesh.placed(leaf, distributed_mesh.spread(mesh, leaf.shape)), state)
+    state = jax.tree.map(lambda leaf: placed(leaf, spread(mesh, leaf.shape)), state)
     if experiment.mesh.frozen == "sharded":
         return state
-    whole = functools.partial(distributed_mesh.placed, sharding=distributed_mesh.replicated(mesh))
+    whole = functools.partial(placed, sharding=replicated(mesh))
     return state.replace(params=jax.tree.map(lambda m, leaf: leaf if m else whole(leaf), multipliers, state.params))
 
 
@@ -78,12 +78,12 @@ def init_state(
         experiment, network: a run's.
         multipliers: the highest that each leaf has in any phase of the run.
     """
-    layouts = distributed_mesh.layouts(abstract)
-    shardings = {"params": layouts.params, "batch_stats": layouts.batch_stats}
-    variables = distributed_mesh.place(_NO_BATCH_NORM | variables, shardings)
+    laid = layouts(abstract)
+    shardings = {"params": laid.params, "batch_stats": laid.batch_stats}
+    variables = place(_NO_BATCH_NORM | variables, shardings)
     # One program for all that is beside them: an operation by itself would have a program for each shape.
     beside = functools.partial(_beside, phase=phase, experiment=experiment, network=network, multipliers=multipliers)
-    shardings = {name: getattr(layouts, name) for name in ("step", "opt_state", "average", "anchor", "skipped")}
+    shardings = {name: getattr(laid, name) for name in ("step", "opt_state", "average", "anchor", "skipped")}
     return TrainState(**variables, **jax.jit(beside, out_shardings=shardings)(variables))
 
 

@@ -20,7 +20,7 @@ from tljax.tuning import optimizers
 from tljax.tuning.masks import combine, combine_leaves, partition, partition_leaves
 from tljax.tuning.multipliers import Tree
 
-Batch = dict[str, Any]  # as `data.pipeline.HostBatch`
+Batch = dict[str, Any]  # as `data.loader.HostBatch`
 Metrics = dict[str, jax.Array]
 Forward = Callable[..., Any]  # (params, batch_stats, input, key) -> logits [batch, classes], batch_stats
 TracedHparams = dict[str, Any]  # scalars: learning_rate (the peak), weight_decay, seed and, if not 0, label_smoothing
@@ -35,7 +35,7 @@ class TrainStep:
 
     Attributes:
         program: (changing leaves, frozen leaves, batch, numbers) -> changed leaves, metrics.
-        numbers: this run's.
+        numbers: the traced scalars of this run: peak learning rate, weight decay, seed and label smoothing.
         frozen_mask: of each leaf of the train state, in order, whether the step leaves it unchanged.
     """
 

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,12 +25,23 @@ class Item:
     Attributes:
         id: unique within its split; decides its place in the order.
         label: a class; for `multi_label` the classes it has; for `regression` its value or values.
-        read: gives the encoded image, the text, or the two texts.
+        content: the image's file; or what gives the encoded image, the text, or the two texts; or why there is none.
     """
 
     id: str
     label: Label
-    read: Callable[[], bytes | str | tuple[str, str]]
+    content: Path | InputError | Callable[[], bytes | str | tuple[str, str]]
+
+    def read(self) -> bytes | str | tuple[str, str]:
+        """Returns the encoded image, the text, or the two texts.
+
+        Raises:
+            InputError: the example is known to be of no use.
+            OSError: its file cannot be read.
+        """
+        if isinstance(self.content, InputError):
+            raise self.content
+        return self.content.read_bytes() if isinstance(self.content, Path) else self.content()
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,12 @@ class Source:
     classes: tuple[str, ...]
     splits: Mapping[str, Sequence[Item]]
     pairs: bool = False
+
+    @property
+    def in_files(self) -> bool:
+        """Whether each example is a file of its own, which can be read where it lies."""
+        contents = (item.content for items in self.splits.values() for item in items)
+        return all(isinstance(content, Path | InputError) for content in contents)
 
 
 @runtime_checkable

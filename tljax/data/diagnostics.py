@@ -135,12 +135,13 @@ def _about_copies(report: Mapping[str, Any]) -> Iterable[str]:
     for copies in report["copies"]:
         first, other = copies["splits"]
         if first != other:
-            named = ", ".join(f"{id} = {copy}" for id, copy in copies["pairs"])
-            yield f"examples of {other} that {first} has too, by content: {copies['count']} ({named})"
+            listed = ", ".join(f"{id} = {copy}" for id, copy in copies["pairs"])
+            yield f"examples of {other} that {first} has too, by content: {copies['count']} ({listed})"
     conflicts = report["conflicts"]
     if conflicts["count"]:
-        named = ", ".join(" / ".join(f"{id} in {split}: {label}" for split, id, label in p) for p in conflicts["pairs"])
-        yield f"contents with two labels: {conflicts['count']} ({named})"
+        pairs = (" / ".join(f"{id} in {split}: {label}" for split, id, label in p) for p in conflicts["pairs"])
+        listed = ", ".join(pairs)
+        yield f"contents with two labels: {conflicts['count']} ({listed})"
 
 
 def _about_labels(report: Mapping[str, Any]) -> Iterable[str]:
@@ -170,8 +171,8 @@ def show(report: Mapping[str, Any]) -> None:
     for copies in report["copies"]:
         split, again = copies["splits"]
         if split == again:
-            named = ", ".join(f"{id} = {copy}" for id, copy in copies["pairs"])
-            console.console.print(f"examples of {split} that are another's copy: {copies['count']} ({named})")
+            listed = ", ".join(f"{id} = {copy}" for id, copy in copies["pairs"])
+            console.console.print(f"examples of {split} that are another's copy: {copies['count']} ({listed})")
     for example in report["notes"]:
         console.console.print(f"{example['id']} in {example['split']}: {example['note']}")
     for example in report["skipped"]:

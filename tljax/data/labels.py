@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tljax.data import dataset
 from tljax.data.dataset import Label, shown
-from tljax.data.dataset import numbered as places_of
 from tljax.errors import InputError
 from tljax.problems.registry import problem_of
 
@@ -132,7 +132,7 @@ def infer(
         InputError: the values can be read in two ways, or not at all; the ways out are named.
     """
     classes = tuple(map(normalized, classes))
-    places_of(classes, "the data" if numbered else "task.classes")
+    dataset.numbered(classes, "the data" if numbered else "task.classes")
     if not problem_of(problem).has_classes:
         if classes and not numbered:
             raise InputError("task.classes names classes, and a regression has none; leave it empty")
@@ -207,18 +207,18 @@ def _several_labels(problem: str, column: str, cells: _Cells, classes: tuple[str
     if numbered:
         hot = cells.binary and one_length and length == len(classes) > 1
         return Labels(problem, classes, "multi-hot" if hot else "numbers")
-    named = bool(classes) and cells.names <= set(classes)
+    are_names = bool(classes) and cells.names <= set(classes)
     if cells.binary and cells.lists and not cells.scalars and length > 0:
-        if (one_length and length > 1) or (len(classes) in cells.lists and not named):
+        if (one_length and length > 1) or (len(classes) in cells.lists and not are_names):
             _check_count(classes, length if one_length else len(classes), f"places in the lists of {column}")
             names = classes or tuple(f"class_{i}" for i in range(length))
             return Labels(problem, names, "multi-hot")
-        if not named:
+        if not are_names:
             raise _doubtful(column, cells)
-    elif cells.binary and cells.scalars and not cells.lists and not named:
+    elif cells.binary and cells.scalars and not cells.lists and not are_names:
         _check_count(classes, 1, f"column of 0 and 1, {column}")
         return Labels(problem, classes or (normalized(column),), "flag")
-    elif one_length and length > 1 and cells.repeats and not named:
+    elif one_length and length > 1 and cells.repeats and not are_names:
         where, value = cells.repeats
         raise InputError(
             f"{where}: {column} is {value!r:.80}: in a list of class numbers none is there twice, and a multi-hot one "
@@ -226,15 +226,15 @@ def _several_labels(problem: str, column: str, cells: _Cells, classes: tuple[str
         )
     if not (classes or cells.names):
         raise InputError(f"{column}: no example has a label; set task.label to another column")
-    if not classes and (joined := _joined(cells.names)):
+    if not classes and (several := _several_in_one(cells.names)):
         raise InputError(
-            f"{column}: {joined!r:.80} is one class as it stands: write the names of several with | between, or list"
+            f"{column}: {several!r:.80} is one class as it stands: write the names of several with | between, or list"
             " all names in task.classes"
         )
     return Labels(problem, classes or in_order(cells.names))
 
 
-def _joined(names: Iterable[str]) -> str:
+def _several_in_one(names: Iterable[str]) -> str:
     """Returns a name that seems to be several with commas or semicolons between: a part of it is in another, too."""
     parts = {name: {part.strip() for part in re.split("[,;]", name)} for name in names}
     counts = collections.Counter(part for each in parts.values() for part in each)

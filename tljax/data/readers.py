@@ -10,7 +10,7 @@ import numpy as np
 
 from tljax import console
 from tljax.config.schema import TaskConfig
-from tljax.data import array_cache, decoded_cache
+from tljax.data import array_cache
 from tljax.data.dataset import Split
 from tljax.data.keyed_random import generators
 from tljax.data.preprocessing import Preprocessing
@@ -93,8 +93,8 @@ class ImageReader:
         cut = self._cut()
         if not image.cacheable(**cut):
             return self
-        folder = decoded_cache.name("decoded", self.split.key, self.preprocessing, cut)
-        if not folder.exists() and not (budget and decoded_cache.make_room(folder, self._bytes, budget)):
+        folder = array_cache.folder_of("decoded", self.split.key, self.preprocessing, cut)
+        if not folder.exists() and not (budget and array_cache.make_room(folder, self._bytes, budget)):
             return self
 
         def view(place: int) -> np.ndarray:
@@ -171,7 +171,7 @@ class TextReader:
     """Reads `input_ids`, `attention_mask` and `token_type_ids`, each int32 [n, length].
 
     Attributes:
-        tokens: of each example, as `text.tokenized` or `Tokenizer.encode` gives them.
+        tokens: of each example, as `transforms.tokenize.tokenized` or `Tokenizer.encode` gives them.
         tokenizer: that made them.
         multiple: `length` is the longest text's of the whole batch, rounded up to a multiple of this.
         longest: `length` is at most this, or the tokenizer's own limit.

@@ -5,12 +5,13 @@ import hashlib
 import json
 from collections.abc import Callable
 
-from tljax.config.references import is_reference
+from tljax.config.choices import DATASET_KINDS, is_dataset_function
 from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Source, Task
-from tljax.data.records.array_records import open_prepared, prepare
+from tljax.data.records.array_records import open_packed, prepare
+from tljax.data.records.file_reader import open_in_place
 from tljax.data.sources import builtin, huggingface, memory, table, tfds
-from tljax.data.sources import folder as sources_folder
+from tljax.data.sources.folder import folder
 from tljax.data.sources.reference import reference
 from tljax.errors import InputError
 from tljax.io.download.fetch import cache_dir
@@ -23,7 +24,7 @@ TASKS: dict[str, Callable[[], Source]] = {
     "movie_sentiment": builtin.movie_sentiment,
 }
 SOURCES: dict[str, Callable[[str, TaskConfig], Source]] = {
-    "folder": sources_folder.folder,
+    "folder": folder,
     **table.READERS,
     "hf": huggingface.hf,
 }
@@ -33,6 +34,8 @@ _CSV = ("separator", "quote")
 
 def load(config: TaskConfig) -> Task:
     """Returns the task of `config.task`, prepared in the cache if it is not there yet.
+
+    Images in files of their own stay where they are, unless `config.pack`; of them the cache has an index.
 
     Raises:
         InputError: no such data set, its files are damaged or incomplete (the file is named, or the row), or a key
@@ -54,18 +57,20 @@ def load(config: TaskConfig) -> Task:
     source = dataclasses.replace(source, problem=config.problem)
     keys = [getattr(config, name) for name in (*_COLUMNS, *_CSV, "on_error")]
     parts = [problem.layout_version, source.key, source.kind, source.problem, source.classes, *keys]
+    in_place = source.in_files and not config.pack
+    parts += ["in place"] if in_place else []
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    folder = cache_dir() / "datasets" / f"{kind}-{key}"
-    prepare(source, config.dataset, folder, config.on_error)
-    return open_prepared(config.dataset, folder)
+    place = cache_dir() / "datasets" / f"{kind}-{key}"
+    prepare(source, config.dataset, place, config.on_error, pack=not in_place)
+    return open_in_place(config.dataset, place, source) if in_place else open_packed(config.dataset, place)
 
 
 def _in_memory(config: TaskConfig) -> Task:
     """Returns the task that `tljax.from_arrays` kept."""
-    folder = memory.folder_of(config.dataset)
-    if not folder.is_dir():
+    place = memory.folder_of(config.dataset)
+    if not place.is_dir():
         raise InputError(f"{config.dataset} is not in the cache (any more): call tljax.from_arrays with the same data")
-    task = open_prepared(config.dataset, folder)
+    task = open_packed(config.dataset, place)
     if task.problem != config.problem:
         raise InputError(f"{config.dataset} is {task.problem}: set task.problem={task.problem}")
     return task
@@ -73,17 +78,18 @@ def _in_memory(config: TaskConfig) -> Task:
 
 def _check(config: TaskConfig) -> None:
     kind, _, rest = config.dataset.partition(":")
-    kinds = (*SOURCES, "tfds", memory.PREFIX)
-    is_own = kind not in kinds and is_reference(config.dataset)
-    if config.dataset not in TASKS and not is_own and not (kind in kinds and rest):
+    is_own = is_dataset_function(config.dataset)
+    if config.dataset not in TASKS and not is_own and not (kind in DATASET_KINDS and rest):
         known = ", ".join((*TASKS, *(f"{name}:PATH" for name in SOURCES), "tfds:NAME", "MODULE:FUNCTION"))
         raise InputError(f"no task.dataset {config.dataset!r}; there are: {known}")
-    named = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
-    if named and (config.dataset in TASKS or is_own or kind in ("folder", memory.PREFIX)):
-        raise InputError(f"{config.dataset} has no columns, so {named[0]} names none; leave it empty")
+    keys_given = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
+    if keys_given and (config.dataset in TASKS or is_own or kind in ("folder", memory.PREFIX)):
+        raise InputError(f"{config.dataset} has no columns, so {keys_given[0]} names none; leave it empty")
     if config.dataset_args and not is_own:
         raise InputError(f"task.dataset_args are of a function, and {config.dataset} is none; leave them out")
     if kind not in table.READERS and (config.separator or config.quote):
         raise InputError(f"{config.dataset} is no CSV: leave task.separator and task.quote as they are")
+    if config.pack and kind == "tfds":
+        raise InputError(f"{config.dataset} is read where TFDS packed it; leave task.pack as it is")
     if config.image and config.text:
         raise InputError(f"task.image={config.image!r} and task.text={config.text!r}: an example is one or the other")

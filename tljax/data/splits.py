@@ -1,5 +1,6 @@
 """From a task to the examples that a run trains, validates and tests on."""
 
+import dataclasses
 import hashlib
 import itertools
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import numpy as np
 from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Split, Task, places_of
 from tljax.data.sources import vtab
+from tljax.data.sources.folder import SPLITS
 from tljax.errors import InputError
 from tljax.problems.registry import problem_of
 
@@ -114,8 +116,28 @@ def _ranks(split: Split, strata: np.ndarray, seed: int) -> np.ndarray:
     return ranks
 
 
+def with_own_splits(task: Task, config: TaskConfig) -> TaskConfig:
+    """Returns a config that names validation and test: where it leaves them unset, the data set's own, or none.
+
+    Which split is whose is said by what people call it (`SPLITS`). One that another of the config's is cut from is not
+    taken; nor is any beside those of VTAB-1k, which has its own.
+    """
+    named = [slicing for slicing in (config.train, config.validation, config.test) if slicing]
+    cut_from = {part.partition("[")[0].strip() for slicing in named for part in slicing.split("+")}
+    is_apart = "all" not in cut_from and not any(slicing.startswith("vtab:") for slicing in named)
+    free = [name for name, base in task.bases.items() if is_apart and name not in cut_from and len(base.index)]
+    names = {}
+    for split in ("validation", "test"):
+        if getattr(config, split) is None:
+            own = [name for name in free if SPLITS.get(name.lower()) == split]
+            names[split] = split if split in own else next(iter(own), "")
+    return dataclasses.replace(config, **names)
+
+
 def make_splits(task: Task, config: TaskConfig) -> dict[str, Split]:
-    """Returns the splits that a config names, of `train`, `validation` and `test`, with no example in two of them.
+    """Returns a config's splits, of `train`, `validation` and `test`, with no example in two of them.
+
+    Those that it leaves unset are the data set's own (`with_own_splits`).
 
     Raises:
         InputError: a split cannot be had; two share examples (before `shots` and `fraction`, so that no seed hides it);
@@ -123,8 +145,9 @@ def make_splits(task: Task, config: TaskConfig) -> dict[str, Split]:
     """
     if config.shots and config.fraction != 1:
         raise InputError(f"task.shots={config.shots} and task.fraction={config.fraction:g}: set one of them")
-    named = {"train": config.train, "validation": config.validation, "test": config.test}
-    splits = {name: _cut_by_key(task, f"task.{name}", slicing) for name, slicing in named.items() if slicing}
+    config = with_own_splits(task, config)
+    slicings = {"train": config.train, "validation": config.validation, "test": config.test}
+    splits = {name: _cut_by_key(task, f"task.{name}", slicing) for name, slicing in slicings.items() if slicing}
     # VTAB validates smallnorb on one half of TFDS's test split and tests on the other: its definition stands.
     own = "validation" in splits and not config.validation.startswith("vtab:")
     if own and "test" in dict(splits["validation"].rows):

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from tljax import console
 from tljax.config import flag_types
-from tljax.distributed import mesh as distributed_mesh
+from tljax.distributed.mesh import put_batch, replicated
 from tljax.distributed.peers import LOST, Lost, Peers
 from tljax.distributed.preemption import SAVED, Stopped
 from tljax.errors import InputError, message_of
@@ -102,7 +102,7 @@ def _join(options: argparse.Namespace) -> Peers | None:
         raise InputError(f"--peer-timeout={options.peer_timeout}: give 3 s or more")
     address, count, number, devices = _location(options)
     host, _, port = address.rpartition(":")
-    # Its handler would take SIGTERM away from `stopping`, which all processes agree upon.
+    # Its handler would take SIGTERM away from `PreemptionSignal`, which all processes agree upon.
     jax.config.update("jax_enable_preemption_service", False)
     # On CPUs, programs in flight at the same time would meet those of the other processes in any order.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -269,7 +269,7 @@ class Agreement:
 
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
-        self._any = jax.jit(jnp.any, out_shardings=distributed_mesh.replicated(mesh))
+        self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
         self._asked: deque[jax.Array] = deque()
 
     def __call__(self, flag: bool) -> bool:
@@ -277,5 +277,5 @@ class Agreement:
         if jax.process_count() == 1:
             return flag
         flags = np.full(len(self._mesh.local_devices), flag)
-        self._asked.append(self._any(distributed_mesh.put_batch(flags, self._mesh)))
+        self._asked.append(self._any(put_batch(flags, self._mesh)))
         return len(self._asked) > 2 and bool(self._asked.popleft())

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from tljax.distributed import mesh as distributed_mesh
+from tljax.distributed.mesh import make_mesh, place, replicated, split
 from tljax.errors import InputError
 from tljax.evals.probe import Examples
 
@@ -47,20 +47,18 @@ def votes(
         raise InputError(f"k must be at least 1, not {min(neighbors)}")
     if most > len(train.features):
         raise InputError(f"k={most} is more than the {len(train.features)} training examples: leave it out")
-    mesh = distributed_mesh.make_mesh()
-    every = distributed_mesh.place((_unit(train.features), np.asarray(train.labels)), distributed_mesh.replicated(mesh))
+    mesh = make_mesh()
+    every = place((_unit(train.features), np.asarray(train.labels)), replicated(mesh))
     size = max(1, min(bytes_at_once // (4 * len(train.features)), -(-len(queries) // mesh.size))) * mesh.size
     count = jax.jit(
         partial(_votes, classes=classes, neighbors=tuple(neighbors), temperature=temperature),
-        out_shardings=distributed_mesh.replicated(mesh),
+        out_shardings=replicated(mesh),
     )
     chunks: list[np.ndarray] = []
     for first in range(0, len(queries), size):
         chunk = _unit(queries[first : first + size])
         filled = np.concatenate([chunk, np.zeros((size - len(chunk), chunk.shape[-1]), np.float32)])
-        chunks.append(
-            np.asarray(count(distributed_mesh.place(filled, distributed_mesh.split(mesh)), *every))[:, : len(chunk)]
-        )
+        chunks.append(np.asarray(count(place(filled, split(mesh)), *every))[:, : len(chunk)])
     return dict(zip(neighbors, np.concatenate(chunks, axis=1), strict=True))
 
 
@@ -75,7 +73,7 @@ def _votes(queries, features, labels, *, classes, neighbors, temperature):
     weights, own = jnp.exp(nearest / temperature), labels[places]
     rows = jnp.arange(len(queries))[:, None]
 
-    def of(k):
+    def votes_of(k):
         return jnp.zeros((len(queries), classes)).at[rows, own[:, :k]].add(weights[:, :k])
 
-    return jnp.stack([of(k) for k in neighbors])
+    return jnp.stack([votes_of(k) for k in neighbors])

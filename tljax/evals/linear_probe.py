@@ -26,7 +26,7 @@ from tljax.core.classifier import HEAD_INITS, init_head
 from tljax.core.state import TrainState
 from tljax.core.train_step import StepSpec, train_step
 from tljax.data.loader import TrainInput
-from tljax.distributed import mesh as distributed_mesh
+from tljax.distributed.mesh import cores, make_mesh, place, replicated, split
 from tljax.errors import InputError
 from tljax.io import compilation_cache
 from tljax.models.kernels import ops
@@ -109,7 +109,7 @@ def fit(
             range.
     """
     _check(experiments)
-    mesh = distributed_mesh.make_mesh()
+    mesh = make_mesh()
     like, width = experiments[0], features.shape[-1]
     steps = like.total_steps(len(stream.labels))
     lanes, budget = _lanes(mesh), bytes_at_once or _BYTES.get(jax.default_backend(), _BYTES_ELSEWHERE)
@@ -118,29 +118,27 @@ def fit(
     data = {"input": views.reshape(-1, width), "label": stream.labels, "weight": stream.weights}
     if stream.class_weights and any(experiment.regularize.label_smoothing for experiment in experiments):
         data["class_weights"] = np.array(stream.class_weights, np.float32)
-    data = distributed_mesh.place(data, distributed_mesh.replicated(mesh))
+    data = place(data, replicated(mesh))
     numbers = _numbers(experiments)
     advance = _advance(_compiled_for(like), steps, mesh, alone=lanes == 1 or len(chunks) == 1)
 
     @functools.lru_cache(lanes)
     def order(seed: int) -> jax.Array:
         epoch, example = np.moveaxis(dataclasses.replace(stream, seed=seed).order(steps), -1, 0)
-        return distributed_mesh.place(epoch % len(views) * views.shape[1] + example, distributed_mesh.replicated(mesh))
+        return place(epoch % len(views) * views.shape[1] + example, replicated(mesh))
 
     def trained(chunk: list[int]) -> Any:
         seed, filled = experiments[chunk[0]].seed, chunk + chunk[-1:] * (size - len(chunk))
         start = _start(like, steps, init_head(seed, width, classes, like.head.init, like.head.bias))
         states = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (size, *leaf.shape)), start)
-        laid = distributed_mesh.place(
-            (states, {name: of[filled] for name, of in numbers.items()}), distributed_mesh.split(mesh)
-        )
+        laid = place((states, {name: values[filled] for name, values in numbers.items()}), split(mesh))
         return _on_host(advance(*laid, order(seed), data), mesh)
 
     heads: list[Any] = [None] * len(experiments)
     with ThreadPoolExecutor(lanes) as pool:
         for chunk, ended in zip(chunks, pool.map(trained, chunks), strict=True):
-            for place, i in enumerate(chunk):
-                state = jax.tree.map(lambda leaf, place=place: leaf[place].T, ended)
+            for row, i in enumerate(chunk):
+                state = jax.tree.map(lambda leaf, row=row: leaf[row].T, ended)
                 evaluated = state.average["params"] if like.optim.average else state.params
                 heads[i] = Head(experiments[i], evaluated["head"], state)
     return heads
@@ -190,7 +188,7 @@ def _check(experiments: Sequence[Experiment]) -> None:
 
 def _lanes(mesh: Mesh) -> int:
     """Returns how many chunks train at once: one a core of a CPU, as a head's products are too small to share."""
-    return distributed_mesh.cores() if jax.default_backend() == "cpu" and mesh.size == 1 else 1
+    return cores() if jax.default_backend() == "cpu" and mesh.size == 1 else 1
 
 
 def _chunks(experiments: Sequence[Experiment], most: int, lanes: int, devices: int) -> tuple[list[list[int]], int]:
@@ -218,7 +216,7 @@ def _numbers(experiments: Sequence[Experiment]) -> dict[str, np.ndarray]:
         name: np.array([setting(experiment)[name] for experiment in experiments], np.float32)
         for name in setting(experiments[0])
     }
-    return {name: of for name, of in numbers.items() if name == "learning_rate" or np.ptp(of)}
+    return {name: values for name, values in numbers.items() if name == "learning_rate" or np.ptp(values)}
 
 
 def _compiled_for(like: Experiment) -> Experiment:
@@ -248,7 +246,7 @@ def _advance(like: Experiment, steps: int, mesh: Mesh, alone: bool) -> Callable[
 
         return jax.lax.scan(step, states, rows)[0]
 
-    heads, whole = distributed_mesh.split(mesh).spec, PartitionSpec()
+    heads, whole = split(mesh).spec, PartitionSpec()
     # Unchecked: the loop's constants are no device's own, and become so.
     sharded = jax.shard_map(
         all_steps, mesh=mesh, in_specs=(heads, heads, whole, whole), out_specs=heads, check_vma=False
@@ -268,7 +266,7 @@ def _rules(
 ) -> StepSpec:
     """Returns what a step needs as `Run` has it, but with numbers that are traced."""
     config, multipliers = like.optim, _everywhere(like, 1.0)
-    unit = optimizers.schedule(config.schedule, 1.0, config.warmup_steps, steps, config.schedule_args)
+    unit = optimizers.schedule(config.schedule, 1.0, config.warmup_of(steps), steps, config.schedule_args)
     return StepSpec(
         forward=functools.partial(forward, dtype=jnp.dtype(like.compute_dtype)),
         optimizer=optimizers.optimizer(config, multipliers, weight_decay=numbers.get("weight_decay")),
@@ -325,7 +323,7 @@ def forward(params, batch_stats, x, key=None, *, dtype):
 
 def _on_host(tree: Any, mesh: Mesh) -> Any:
     """Returns arrays as every process has them whole."""
-    return jax.tree.map(np.asarray, jax.device_put(tree, distributed_mesh.replicated(mesh)))
+    return jax.tree.map(np.asarray, jax.device_put(tree, replicated(mesh)))
 
 
 def _laid(tree: Any, like: Any) -> Any:

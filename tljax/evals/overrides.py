@@ -25,7 +25,7 @@ _TABLE, _COLUMNS = ("classes", "separator", "quote"), ("image", "text", "label",
 _DATA = tuple(f"task.{name}" for name in ("dataset", "dataset_args", *_COLUMNS, "on_error", *_TABLE))
 _OF_INPUTS = ("task.image_size", "task.flip_test", "task.max_tokens", "task.token_multiple")
 # What changes speed and memory only.
-_SPEED = ("task.eval_batch_size", "task.token_multiple", "input.workers", "input.cache_gb")
+_SPEED = ("task.eval_batch_size", "task.token_multiple", "task.pack", "input.workers", "input.cache_gb")
 _SLICES = tuple(f"task.{name}" for name in SPLITS)
 _ALLOWED = (*_DATA, *_SLICES, *_OF_INPUTS, "compute_dtype", *_SPEED)
 
@@ -60,7 +60,7 @@ def changed(
     values = to_dict(experiment)
     if "task.dataset" in overrides:  # whose arguments, if it has any, are those that are named here
         values["task"]["dataset_args"] = {}
-    values["task"].setdefault("dataset_args", {})
+    values["task"] = {"dataset_args": {}, "pack": False} | values["task"]
     changes = {}
     for key, value in overrides.items():
         if key in _OF_INPUTS and key.removeprefix("task.") not in spec.config_keys:
@@ -186,6 +186,6 @@ def _no_split(split: str) -> InputError:
 
 def _check_kind(task: Task, resolved: Resolved) -> None:
     """Raises InputError where the network was trained on inputs of another kind."""
-    held, read = INPUTS[task.kind].noun(task.pairs), resolved.input_spec.noun(resolved.pairs)
-    if held != read:
-        raise InputError(f"{task.name} holds {held}, and the run reads {read}")
+    content, read = INPUTS[task.kind].noun(task.pairs), resolved.input_spec.noun(resolved.pairs)
+    if content != read:
+        raise InputError(f"{task.name} holds {content}, and the run reads {read}")

@@ -13,8 +13,7 @@ import numpy as np
 
 from tljax.config.schema import TaskConfig
 from tljax.core.resolve import Resolved
-from tljax.data.sources import columns as sources_columns
-from tljax.data.sources.columns import Columns, Table
+from tljax.data.sources.columns import USUAL, Columns, Table, read_input
 from tljax.data.sources.folder import images_below
 from tljax.data.sources.table import images_folder
 from tljax.data.sources.table_files import KINDS, kind_of, read_table
@@ -147,13 +146,13 @@ def _table(kind: str, path: str, config: TaskConfig, resolved: Resolved) -> Sour
 def _inputs(header: Sequence[str], config: TaskConfig, resolved: Resolved, name: str) -> tuple[str, ...]:
     """Returns the columns of a table that the network reads: those that the config names, or with usual names."""
     spec, count = resolved.input_spec, 1 + resolved.pairs
-    named = spec.named_columns(config)
-    usual = [names for names in sources_columns.USUAL[spec.noun(resolved.pairs)] if set(names) <= set(header)]
-    if not named and len(usual) == 1:
+    chosen = spec.named_columns(config)
+    usual = [names for names in USUAL[spec.noun(resolved.pairs)] if set(names) <= set(header)]
+    if not chosen and len(usual) == 1:
         return usual[0]
-    lacking = [column for column in named if column not in header]
-    if len(named) == count and not lacking:
-        return tuple(named)
+    lacking = [column for column in chosen if column not in header]
+    if len(chosen) == count and not lacking:
+        return tuple(chosen)
     what = f"no column {lacking[0]!r}" if lacking else f"this run reads {count} column(s) of {spec.noun()}"
     raise InputError(f"{name}: {what}; it has {', '.join(header)}: give --config.task.{spec.kind}=…")
 
@@ -166,8 +165,8 @@ def _id(table: Table, columns: Columns, row: int) -> str | int:
     if id is not None and str(id).strip():
         return str(id).strip()
     values = table.columns[columns.inputs[0]]
-    named = columns.kind == "image" and isinstance(values, list) and isinstance(values[row], str)
-    return f"{row:08d}/{values[row]}" if named else f"{row:08d}"
+    has_path = columns.kind == "image" and isinstance(values, list) and isinstance(values[row], str)
+    return f"{row:08d}/{values[row]}" if has_path else f"{row:08d}"
 
 
 def _of_row(table: Table, columns: Columns, row: int, resolved: Resolved) -> Any:
@@ -175,7 +174,7 @@ def _of_row(table: Table, columns: Columns, row: int, resolved: Resolved) -> Any
     if row in table.faults:
         raise InputError(f"{where}: {table.faults[row]}")
     try:
-        content = sources_columns.read_input(table, columns, row)
+        content = read_input(table, columns, row)
     except OSError as error:
         raise InputError(f"{where}: cannot be read ({error.strerror or error})") from error
     except InputError as error:

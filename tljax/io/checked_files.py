@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tljax.errors import InputError, printable
+from tljax.errors import InputError
 from tljax.io.strict_json import without_duplicates
+from tljax.streams import in_one_line
 
 MAX_JSON = 8 << 20  # bytes; a checkpoint's names are some hundred bytes an array
 MAX_EXPANSION = 100  # deflate makes zeros 1000 times smaller, and weights hardly
@@ -44,8 +45,8 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if not facts.st_size:
         raise InputError(f"{path}: is empty; fetch it anew")
-    for beginning, message in _OTHERS.items():
-        if start.startswith(beginning):
+    for prefix, message in _OTHERS.items():
+        if start.startswith(prefix):
             raise InputError(f"{path}: {message}")
 
 
@@ -60,7 +61,7 @@ _NO_FILES = {
 
 def one_line(message: str, length: int = 600) -> str:
     """Returns a message, of which a part came out of a file, as one printable line of at most `length` characters."""
-    line = printable(message[: 2 * length])
+    line = in_one_line(message[: 2 * length])
     return line if len(line) <= length and len(message) <= 2 * length else f"{line[: length - 1]}…"
 
 

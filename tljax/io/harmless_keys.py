@@ -25,7 +25,8 @@ TRANSFORMERS = with_reason(
         _TRAINING: (
             *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "drop_path_rate"),
             *("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout", "initializer_range"),
-            *("semantic_loss_ignore_index", "use_mask_token"),
+            *("semantic_loss_ignore_index", "use_mask_token", "drop_connect_rate", "dropout_rate"),
+            *("batch_norm_momentum", "classifier_dropout_prob"),
         ),
         _STORED: ("sinusoidal_pos_embds", "tie_word_embeddings", "tie_encoder_decoder"),
         "pads with what the tokenizer says, which lies beside it": (

@@ -222,8 +222,8 @@ class _BucketSign:
 
 def check(folder: epath.Path) -> None:
     """Calls `Lock.check` of the lock that this process has acquired for a folder, if it has one."""
-    if held := _HELD.get(os.fspath(folder)):
-        held.check()
+    if lock := _HELD.get(os.fspath(folder)):
+        lock.check()
 
 
 def writer(folder: epath.Path) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ Files = dict[str, list[Any]]  # relative name -> [size in bytes, SHA-256]
 def locate(path: str | os.PathLike) -> epath.Path:
     """Returns the absolute path of what is on a disk, or a bucket's URL, as `buckets.to_path` does."""
     place = buckets.to_path(path)
-    return place if is_remote(place) else epath.Path(Path(place).expanduser().absolute())
+    return place if is_remote(place) else epath.Path(console.without_dots(Path(place).expanduser()))
 
 
 def is_remote(path: str | os.PathLike) -> bool:

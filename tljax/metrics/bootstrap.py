@@ -73,8 +73,8 @@ def by_class(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Statist
     """
     from scipy.sparse import csr_array
 
-    def members(of: np.ndarray, weights: np.ndarray) -> csr_array:
-        return csr_array((weights.astype(np.float64), (of, np.arange(len(of)))), shape=(classes, len(of)))
+    def members(labels: np.ndarray, weights: np.ndarray) -> csr_array:
+        return csr_array((weights.astype(np.float64), (labels, np.arange(len(labels)))), shape=(classes, len(labels)))
 
     ones = np.ones(len(labels))
     occurring, called = members(labels, ones), members(predicted, ones)
@@ -161,7 +161,7 @@ def _ranking(has: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], tupl
     fallen, places = -scores[order], np.flatnonzero(has[order])
     above = np.searchsorted(fallen, fallen[places], "left")  # examples of a higher score than each positive one's
     least = np.searchsorted(fallen, fallen[places], "right")  # and of at least that
-    true_above, true_least = (np.searchsorted(places, of) for of in (above, least))
+    true_above, true_least = (np.searchsorted(places, ranks) for ranks in (above, least))
 
     def statistic(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         times = times[order]

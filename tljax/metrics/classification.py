@@ -45,8 +45,8 @@ def bins_of(confidence: np.ndarray, is_right: np.ndarray) -> Bins:
     """Returns the bins of confidences, and of which of them came true, both of any one shape."""
     places = bootstrap.bin_of(confidence).ravel()
     count = np.bincount(places, minlength=bootstrap.BINS)
-    sums = (np.bincount(places, of.ravel(), minlength=bootstrap.BINS) for of in (confidence, is_right))
-    return Bins(count, *(np.divide(of, count, out=np.full(bootstrap.BINS, np.nan), where=count > 0) for of in sums))
+    sums = (np.bincount(places, values.ravel(), minlength=bootstrap.BINS) for values in (confidence, is_right))
+    return Bins(count, *(np.divide(sum_, count, out=np.full(bootstrap.BINS, np.nan), where=count > 0) for sum_ in sums))
 
 
 def confusion_counts(

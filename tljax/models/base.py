@@ -25,11 +25,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import remat as remat_groups
+from tljax.models.remat import run_group
 
 
 @dataclass(frozen=True)
-class InputSpec:
+class BackboneInput:
     """The inputs that a backbone takes.
 
     Attributes:
@@ -87,9 +87,9 @@ class Backbone(nn.Module):
         self._lacks("feature_dim", "the width of its features, which a head reads")
 
     @property
-    def input_spec(self) -> InputSpec:
+    def input_spec(self) -> BackboneInput:
         """The inputs that it takes; by default color images of any size."""
-        return InputSpec("image")
+        return BackboneInput("image")
 
     def resized(self, image_size: int) -> "Backbone":
         """Returns the network for square images of another size; by default itself, if it takes them.
@@ -133,7 +133,7 @@ class Backbone(nn.Module):
             remat: whether a backward pass keeps only what groups give, and computes their inside again.
         """
         for layer in self.layers()[start:stop]:
-            x = remat_groups.run(layer, x, remat=remat)
+            x = run_group(layer, x, remat=remat)
         return x
 
     def pooled(self, x: Any) -> Float[Array, "batch features"]:

@@ -22,7 +22,7 @@ def trace_each_group() -> Iterator[None]:
         _traces_each.reset(before)
 
 
-def run(layer: nn.Module, x: Any, *rest: Any, remat: bool) -> Any:
+def run_group(layer: nn.Module, x: Any, *rest: Any, remat: bool) -> Any:
     """Returns `layer(x, *rest)`; with `remat`, its backward pass keeps `x` alone and computes the inside again.
 
     That is gradient checkpointing (1604.06174).

@@ -21,9 +21,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tljax.errors import InputError
 from tljax.models import remat
 from tljax.models.base import Backbone
+from tljax.models.convolution import Conv
 from tljax.models.kernels import ops
 from tljax.models.layers import Dense
-from tljax.models.vision.resnet import Conv
 from tljax.peft.config import ADAPTERS, Adapter, AdapterConfig, Lora, MlpHead, Prompt
 
 # torch's Kaiming-uniform with a = sqrt(5): between -1/sqrt(inputs) and 1/sqrt(inputs).

@@ -307,9 +307,9 @@ class Problem(abc.ABC):
             if metric in custom.values(outputs.astype(np.float64), labels):
                 return custom.statistic(outputs.astype(np.float64), labels)
         points, statistics = self._points(outputs, labels, True)
-        once = np.ones((len(labels), 1))
+        times = np.ones((len(labels), 1))
         for statistic in statistics:
-            if metric in statistic(once):
+            if metric in statistic(times):
                 return statistic
         if metric in points:
             raise InputError(f"{metric} of {outputs.size:,} scores takes too long to resample: name another metric")

@@ -111,7 +111,7 @@ class SingleLabel(Problem):
         points |= {name: values.mean() for name, values in self._means(outputs, probabilities, labels).items()}
         points["ece"] = classification.bins_of(probabilities.max(axis=-1), is_right).ece
         # As balanced_accuracy_score has it, which makes a table of classes × classes: of 20,000, some gigabytes.
-        occur, right = (np.bincount(of, minlength=classes) for of in (labels, labels[is_right]))
+        occur, right = (np.bincount(members, minlength=classes) for members in (labels, labels[is_right]))
         points["balanced_accuracy"] = np.mean(right[occur > 0] / occur[occur > 0])
         with warnings.catch_warnings():  # that a class is predicted and does not occur, or that there are many for few
             warnings.simplefilter("ignore", UserWarning)

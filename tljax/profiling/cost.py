@@ -43,11 +43,13 @@ def cost(run: Run) -> Block:
     with ThreadPoolExecutor() as pool:
         traced, compiled = [], []
         for phase in run.phases:
-            traced.append(run.programs.trace_train_step(phase, start=run.start(phase)))
+            traced.append(run.programs.trace_train_step(phase, start=run.prefix_length(phase)))
             lowered = traced[-1].lower()
-            compiled.append(pool.submit(run.programs.train_step, phase, start=run.start(phase), lowered=lowered))
+            compiled.append(
+                pool.submit(run.programs.train_step, phase, start=run.prefix_length(phase), lowered=lowered)
+            )
         last = run.phases[-1]
-        start = run.evaluation_start(last)
+        start = run.evaluation_prefix_length(last)
         evaluated = run.programs.trace_eval_step(rows, start=start)
         evaluating = pool.submit(run.programs.eval_step, rows, start=start, lowered=evaluated.lower())
         counted = [flops.count(step.jaxpr) for step in traced]
@@ -133,7 +135,7 @@ def _of_everything(run: Run, phase: Phase) -> float:
     everything = dataclasses.replace(phase, multipliers=ones, since=zeros, frozen=frozenset())
     # Only Muon's update has products; what others compute for each leaf takes as long to trace as the network.
     trace = run.programs.trace_train_step if run.experiment.optim.name == "muon" else run.programs.trace_gradients
-    return flops.count(trace(everything, start=run.start(everything)).jaxpr)
+    return flops.count(trace(everything, start=run.prefix_length(everything)).jaxpr)
 
 
 def _parameters(run: Run, multipliers: Tree) -> Block:

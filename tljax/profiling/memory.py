@@ -9,7 +9,7 @@ from typing import Any
 from tljax import console
 from tljax.config.schema import Experiment
 from tljax.core.run import Run
-from tljax.distributed import mesh as distributed_mesh
+from tljax.distributed.mesh import shares
 from tljax.errors import InputError
 from tljax.profiling.cost import evaluation_rows, peak_bytes
 from tljax.profiling.device_memory import device_bytes
@@ -92,23 +92,25 @@ def _sentence(report: dict[str, Any]) -> str:
 
 
 def _training(run: Run, phase: Phase) -> Need:
-    fixed = distributed_mesh.shares(run.programs.abstract_state(phase)) + distributed_mesh.shares(_trained(run, phase))
-    return Need(fixed, max(peak_bytes(run.programs.train_step(phase, start=run.start(phase)).program) - fixed, 0))
+    fixed = shares(run.programs.abstract_state(phase)) + shares(_trained(run, phase))
+    return Need(
+        fixed, max(peak_bytes(run.programs.train_step(phase, start=run.prefix_length(phase)).program) - fixed, 0)
+    )
 
 
 def _evaluation(run: Run) -> Need:
     """Returns the need with the whole train state beside it, of the phase in which that is the largest."""
-    largest = max(distributed_mesh.shares(run.programs.abstract_state(phase)) for phase in run.phases)
+    largest = max(shares(run.programs.abstract_state(phase)) for phase in run.phases)
     state = run.abstract_state()
-    variables = distributed_mesh.shares((state.params, state.batch_stats))
-    program = run.programs.eval_step(evaluation_rows(run), start=run.evaluation_start(run.phases[-1]))
+    variables = shares((state.params, state.batch_stats))
+    program = run.programs.eval_step(evaluation_rows(run), start=run.evaluation_prefix_length(run.phases[-1]))
     return Need(largest, max(peak_bytes(program) - variables, 0))
 
 
 def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str, int]:
     experiment, rows, parts = run.experiment, run.batch_size, run.experiment.optim.accumulate
     # Gradients of a batch in parts are added up beside those of a part.
-    sums = distributed_mesh.shares(_trained(run, phase)) if parts == 1 else 0
+    sums = shares(_trained(run, phase)) if parts == 1 else 0
 
     def in_parts(n: int) -> tuple[str, int]:
         optim = dataclasses.replace(experiment.optim, accumulate=parts * n)
@@ -118,8 +120,8 @@ def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str,
         task = dataclasses.replace(experiment.task, batch_size=rows // n)
         return f"task.batch_size={rows // n}", _peak_with(run, phase, task=task)
 
-    shares = rows // (run.mesh.size * parts)
-    peaks = _first(shares, in_parts, need, sums, room) | _first(shares, smaller, need, 0, room)
+    rows_each = rows // (run.mesh.size * parts)
+    peaks = _first(rows_each, in_parts, need, sums, room) | _first(rows_each, smaller, need, 0, room)
     if run.mesh.size > experiment.mesh.fsdp:
         mesh = dataclasses.replace(experiment.mesh, fsdp=run.mesh.size)
         peaks[f"mesh.fsdp={mesh.fsdp}"] = _peak_with(run, phase, mesh=mesh)
@@ -130,7 +132,7 @@ def _beside_training(run: Run, phase: Phase, need: Need, room: int) -> dict[str,
     if experiment.tuning.strategy != "linear_probe":
         # Nothing is kept for a backward pass: what evaluation needs, for as many rows.
         state, row_bytes = run.programs.abstract_state(phase), _evaluation(run).growing / evaluation_rows(run)
-        variables = distributed_mesh.shares((state.params, state.batch_stats))
+        variables = shares((state.params, state.batch_stats))
         peaks["tuning.strategy=linear_probe"] = variables + round(row_bytes * rows)
     return {setting: peak for setting, peak in peaks.items() if peak <= room}
 
@@ -142,9 +144,9 @@ def _first(shares: int, make: Callable[[int], tuple[str, int]], need: Need, besi
 
 
 def _beside_evaluation(run: Run, phase: Phase, need: Need, room: int) -> dict[str, int]:
-    shares = evaluation_rows(run) // run.mesh.size
-    fewer = next((n for n in range(2, shares + 1) if need.shared(n) <= room), 0)
-    return {f"task.eval_batch_size={shares // fewer * run.mesh.size}": need.shared(fewer)} if fewer else {}
+    rows_each = evaluation_rows(run) // run.mesh.size
+    fewer = next((n for n in range(2, rows_each + 1) if need.shared(n) <= room), 0)
+    return {f"task.eval_batch_size={rows_each // fewer * run.mesh.size}": need.shared(fewer)} if fewer else {}
 
 
 def _peak_with(run: Run, phase: Phase, **changes: Any) -> int:

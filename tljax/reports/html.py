@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tljax.reports import tables
-from tljax.reports import text as reports_text
 from tljax.reports.figure_style import COLORS, GLYPHS, Drawing, inline
 from tljax.reports.formatting import NOTHING, counted
 from tljax.reports.runs import Run, Unfinished
 from tljax.reports.schema import LeftOut, Method, Section, Setting
 from tljax.reports.statistics import mean_and_deviation
+from tljax.reports.text import finding, protocol, reading
 from tljax.streams import shown
 
 
@@ -73,9 +73,9 @@ def _section(key: str, section: Section, drawn: Sequence[Drawing]) -> dict[str, 
     return {
         "key": key,
         "title": section.title,
-        "finding": reports_text.finding(section),
-        "protocol": " ".join(reports_text.protocol(section)),
-        "reading": reports_text.reading(section),
+        "finding": finding(section),
+        "protocol": " ".join(protocol(section)),
+        "reading": reading(section),
         "heads": tables.columns(section),
         "methods": [_method(section, number, method) for number, method in enumerate(section.methods)],
         "tried": [
@@ -141,7 +141,7 @@ def _group(section: Section, number: int, method: Method | LeftOut, differing: S
                     "scores": list(dict.fromkeys(scores)),
                     "differs": {key: run.values.get(key) for key in differing},
                     "peeked": run in section.peeked,
-                    "command": " \\\n  ".join([" ".join(run.command[:4]), *run.command[4:]]),
+                    "command": " \\\n  ".join([" ".join(run.command[:2]), *run.command[2:]]),
                 }
             )
     return {"number": number, "name": method.name, "runs": runs}

@@ -20,7 +20,7 @@ def report(
     out: str | os.PathLike,
     options: Options = Options(),  # noqa: B008 (frozen)
     kinds: Sequence[str] = (),
-    command: str = "python -m tljax report",
+    command: str = "tljax report",
 ) -> tuple[list[Section], list[Unfinished]]:
     """Compares all finished runs below some folders; writes a page, tables and figures into another.
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tljax.evals.evaluator import name_of
 from tljax.evals.predictions import Predictions
 from tljax.io import storage
 from tljax.problems.registry import problem_for
+from tljax.program import program
 
 _FREE = tuple(f"{section}." for section in RESULT_NEUTRAL_SECTIONS)
 
@@ -70,7 +72,7 @@ class Run:
 
     def evaluation(self, split: str) -> str:
         """Returns the command that evaluates it on a split."""
-        return f"python -m tljax evaluate --workdir={shlex.quote(self.name)} --split={split}"
+        return f"{program()} evaluate --workdir={shlex.quote(self.name)} --split={split}"
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -83,13 +85,13 @@ class Run:
         plain = flatten_dict(to_dict(Experiment()), sep=".")
         differing = [key for key, value in self.values.items() if value != plain.get(key) and not key.startswith(_FREE)]
         keys = [shlex.quote(f"--config.{key}={self.values[key]}") for key in differing]
-        return ["python", "-m", "tljax", "train", "--config=configs/default.py", "--workdir=runs/again", *keys]
+        return [program(), "train", "--config=default", "--workdir=runs/again", *keys]
 
     @property
     def started_by(self) -> str:
         """The command that made it, without the path of its Python; empty if it did not come from a command line."""
-        _, program, rest = (self.origin["command"] or "").partition(" -m tljax ")
-        return f"python{program}{rest}" if program else ""
+        started = re.search(r" (-m |\S*/)tljax'? (.*)", self.origin["command"] or "", re.DOTALL)
+        return f"{'python -m tljax' if started[1] == '-m ' else 'tljax'} {started[2]}" if started else ""
 
     @cached_property
     def _evaluated(self) -> dict[str, Any]:

@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tljax.reports import text as reports_text
 from tljax.reports.formatting import NOTHING, compact, probability, seconds
 from tljax.reports.schema import Method, Section
+from tljax.reports.text import protocol, reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ def markdown(sections: Sequence[Section]) -> str:
         rows = _marked(section, lambda text: f"**{text}**", lambda text: f"{text} ≈")
         align = ["---", *["---:"] * (len(heads) - 2), "---"]
         lines = [_line(heads), _line(align), *map(_line, rows)]
-        notes = " ".join([*reports_text.protocol(section), *reports_text.reading(section)])
+        notes = " ".join([*protocol(section), *reading(section)])
         parts.append(f"## {section.title}\n\n" + "\n".join(lines) + f"\n\n{notes}\n")
     return "\n".join(parts)
 
@@ -65,7 +65,7 @@ def latex(sections: Sequence[Section]) -> str:
         style = frame.style.hide(axis="index").format(escape="latex", subset=[heads[0], heads[-1]])
         style = style.format_index(_head_in_latex, axis="columns")
         layout = f"l{'r' * (len(heads) - 2)}l"
-        notes = "".join(f"% {note}\n" for note in [*reports_text.protocol(section), *reports_text.reading(section)])
+        notes = "".join(f"% {note}\n" for note in [*protocol(section), *reading(section)])
         parts.append(f"% {section.title}\n{notes}" + style.to_latex(hrules=True, column_format=layout))
     return "\n".join(parts)
 

@@ -232,9 +232,10 @@ def _start(run: Run, folder: Workdir) -> None:
 
 def _try(trial: Trial, run: Callable[[], None]) -> None:
     """Runs a trial; why it fails is printed, and kept in its workdir."""
-    console.console.print(f"{trial.setting}, seed {trial.experiment.seed}: {trial.folder}")
+    label = f"{trial.setting}, seed {trial.experiment.seed}"
+    console.console.print(f"{label}: {console.shown_path(trial.folder)}")
     try:
-        with console.quiet():
+        with console.waiting(label), console.quiet():
             run()
     except Lost as error:  # what is there now is another's, and not failed
         console.console.print(str(error))

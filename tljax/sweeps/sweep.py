@@ -95,7 +95,8 @@ def show(trials: Sequence[Trial], chosen: Collection[Experiment]) -> None:
     console.table(title, ("setting", "runs", f"validation {metric}", f"test {metric}", "s"), rows)
     for trial in trials:
         if trial.error:
-            message = f"failed: {trial.setting}, seed {trial.experiment.seed} ({trial.folder}): {trial.error['error']}"
+            place = console.shown_path(trial.folder)
+            message = f"failed: {trial.setting}, seed {trial.experiment.seed} ({place}): {trial.error['error']}"
             console.console.print(message)
 
 

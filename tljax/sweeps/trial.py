@@ -12,8 +12,9 @@ from typing import Any
 from etils import epath
 
 from tljax.checkpoints.workdir import Workdir
+from tljax.config import defaults
 from tljax.config.ranges import shown
-from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment
+from tljax.config.schema import RESULT_NEUTRAL_SECTIONS, Experiment, TaskConfig
 from tljax.config.serialization import to_dict, with_values
 from tljax.errors import InputError
 from tljax.evals import linear_probe
@@ -85,6 +86,7 @@ def make_trials(experiment: Experiment, overrides: Any, root: str | os.PathLike)
         config = to_dict(experiment)
         if values.get("tuning.strategy", experiment.tuning.strategy) != experiment.tuning.strategy:
             config["tuning"] = {"group_rates": experiment.tuning.group_rates}
+            config = defaults.cleared(config)
         trial_experiment = Experiment.from_config(with_values(config, values))
         name = hashlib.sha256(json.dumps(_content(trial_experiment), sort_keys=True).encode()).hexdigest()[:10]
         if name in trials:
@@ -174,5 +176,8 @@ def uneven(trials: Sequence[Trial]) -> str:
 
 def _content(experiment: Experiment) -> dict[str, Any]:
     """Returns what a run's result depends on, by section."""
+    # As earlier versions named splits that a config leaves unset, so that their trials keep their names.
+    experiment = experiment.with_splits(TaskConfig(validation="", test=""))
     content = {key: value for key, value in to_dict(experiment).items() if key not in RESULT_NEUTRAL_SECTIONS}
+    content["task"].pop("pack", None)
     return content | ({"references": experiment.references} if experiment.references else {})

@@ -62,7 +62,7 @@ class SplitPredictor:
     def predict(self, name: str, state: TrainState) -> Predictions:
         """Returns the predictions of a split, from where the frozen prefix ends if that is cached."""
         run, phase = self._run, self._run.phase_of(int(state.step))
-        split, start = run.inputs.splits[name], run.evaluation_start(phase)
+        split, start = run.inputs.splits[name], run.evaluation_prefix_length(phase)
         key = name, phase if start else None
         if key not in self._readers:
             every = run.experiment.eval_every

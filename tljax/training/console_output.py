@@ -6,9 +6,11 @@ import jax
 
 from tljax import console
 from tljax.checkpoints.workdir import Workdir
+from tljax.config import defaults
 from tljax.core.run import Run
 from tljax.data import diagnostics
 from tljax.profiling.summary import assumptions
+from tljax.training import convergence
 
 
 def print_header(run: Run) -> None:
@@ -21,6 +23,12 @@ def print_header(run: Run) -> None:
         f" {resolved.steps} steps of {config.task.batch_size} {run.network.input_spec.describe()}"
         f", on {run.mesh.size} {jax.default_backend()} device(s)"
     )
+    for line in split_lines(run):
+        console.console.print(line)
+    if config.filled_from:
+        console.console.print(
+            f"not given, and so as {config.filled_from} has it by default: {defaults.described(config)}"
+        )
     assumed = assumptions(run)
     if assumed:
         console.console.print(f"nothing beside the weights says all that they expect: {assumed}")
@@ -31,8 +39,22 @@ def print_header(run: Run) -> None:
         console.console.print(f"{message} and lose {lost} tokens together")
 
 
+def split_lines(run: Run) -> list[str]:
+    """Returns which splits a run reads, and a line for each that it has not: what that means."""
+    task = run.experiment.task
+    lines = [", ".join(f"{name}: {split.name}" for name, split in run.inputs.splits.items())]
+    if not task.validation:
+        lines.append(
+            "no validation: nothing chooses the best step, or between settings; task.validation names a split, or a"
+            " part of one (task.train=train[:80%], task.validation=train[80%:])"
+        )
+    if not task.test:
+        lines.append("no test: the result has no test metrics; task.test names a split, or a part of one")
+    return lines
+
+
 def print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
-    """Prints a finished run's metrics and cost as a table.
+    """Prints a finished run's metrics and cost as a table, and what its training losses say is amiss.
 
     Args:
         run: the run.
@@ -55,9 +77,13 @@ def print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
             f"{result['steps']} steps, {result['input_seconds'] / result['wall_seconds']:.1%} waiting for input",
         ),
     ]
+    place = console.shown_path(folder.path)
     console.table(
-        f"{run.experiment.tuning.strategy} on {run.experiment.task.dataset}: {folder.path}", ("", "value", ""), rows
+        f"{run.experiment.tuning.strategy} on {run.experiment.task.dataset}: {place}", ("", "value", ""), rows
     )
+    last_phase = [row for row in folder.metrics if row["step"] > run.phases[-1].start]
+    for line in convergence.advice(last_phase, run.experiment):
+        console.console.print(f"WARNING: {line}")
 
 
 def training_row(run: Run, folder: Workdir) -> list[tuple[str, str, str]]:

@@ -24,13 +24,13 @@ from tljax import console
 from tljax.core.model import Variables
 from tljax.core.run import Run
 from tljax.core.state import TrainState
-from tljax.data import decoded_cache
+from tljax.data import array_cache
 from tljax.data.dataset import Split
 from tljax.data.loader import ahead, length_of, padded
 from tljax.data.readers import ExampleReader
-from tljax.distributed import mesh as distributed_mesh
+from tljax.distributed.mesh import gathered, make_mesh, placed, replicated, split
 from tljax.errors import InputError
-from tljax.io import checksums, compilation_cache
+from tljax.io import checksums, compilation_cache, storage
 from tljax.models.registry import user_source
 from tljax.profiling.cost import of_prefix
 from tljax.tuning import multipliers
@@ -121,13 +121,13 @@ def computed(
     """
     stops, source = sorted(set(stops)), _source(run, split, training)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    variables = distributed_mesh.gathered(run.of_groups(variables, max(stops)))
+    variables = gathered(run.of_groups(variables, max(stops)))
     folders = {stop: _folder(run, variables, source, stop) for stop in stops}
     # Held from here on, so that no other process takes it for unused.
-    used = {stop: decoded_cache.using(folder) for stop, folder in folders.items()}
+    used = {stop: array_cache.using(folder) for stop, folder in folders.items()}
     for stop, folder in folders.items():
         needed, limit = _disk_bytes(run, source.rows, stop), run.experiment.input.cache_gb * 1e9
-        if not decoded_cache.make_room(folder, needed - decoded_cache.size(folder), limit):
+        if not array_cache.make_room(folder, needed - array_cache.size(folder), limit):
             raise InputError(
                 f"the features of {split.name} take {needed / 1e9:.2f} GB of disk, and there is no room for them:"
                 f" raise input.cache_gb, free some disk, name another TLJAX_CACHE, or set cache=off"
@@ -145,10 +145,10 @@ def stops(run: Run, phase: Phase) -> list[int]:
 
     Of these, only those of which nothing trains until then.
     """
-    prefixes, longest = set(), run.start(phase)
+    prefixes, longest = set(), run.prefix_length(phase)
     for later in run.phases[run.phases.index(phase) :]:
-        longest = min(longest, run.start(later))
-        prefixes |= {longest} if longest == run.start(later) else set()
+        longest = min(longest, run.prefix_length(later))
+        prefixes |= {longest} if longest == run.prefix_length(later) else set()
     return sorted(prefixes - {0})
 
 
@@ -190,7 +190,7 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     each = {stop: of_prefix(run, stop) for stop in set(prefixes.values())}
     steps = {phase: runs * run.batch_size * (phase.stop - phase.start) for phase in prefixes}
     again = sum(each[stop] * steps[phase] for phase, stop in prefixes.items())
-    once = sum(each.values()) * views * len(splits["train"])
+    flops_once = sum(each.values()) * views * len(splits["train"])
     rows = sum(views * len(split) if name == "train" else len(split) for name, split in splits.items())
     size = sum(_disk_bytes(run, rows, stop) for stop in each)
     read = sum(_disk_bytes(run, steps[phase], stop) for phase, stop in prefixes.items())
@@ -199,9 +199,9 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     groups = " and ".join(str(stop) for stop in sorted(each))
     estimate = (
         f"the first {groups} of {len(run.layout.groups) - 1} groups are frozen and can be computed once:"
-        f" {once / 1e12:.3g} instead of {again / 1e12:.3g} TFLOP, {size / 1e9:.2g} GB of disk"
+        f" {flops_once / 1e12:.3g} instead of {again / 1e12:.3g} TFLOP, {size / 1e9:.2g} GB of disk"
     )
-    pays = room and (again - once) / rate > (read + 2 * size) / _BANDWIDTH
+    pays = room and (again - flops_once) / rate > (read + 2 * size) / _BANDWIDTH
     return pays, estimate + ("" if pays else ", which does not pay" if room else ", more than input.cache_gb")
 
 
@@ -233,7 +233,7 @@ def _folder(run: Run, variables: Variables, source: _Source, stop: int) -> Path:
     network = run.network.backbone, run.network.adapters, run.experiment.compute_dtype, jax.default_backend()
     network += user_source(run.network.backbone)
     prefix = multipliers.digest(flatten_dict(run.of_groups(variables, stop), sep="/"))
-    return decoded_cache.name("features", *versions, *network, prefix, stop, source.split.key, *source.recipe)
+    return array_cache.folder_of("features", *versions, *network, prefix, stop, source.split.key, *source.recipe)
 
 
 def _complete(
@@ -250,15 +250,15 @@ def _complete(
             for number, rows in enumerate(parts):
                 with contextlib.ExitStack() as stack:
                     missing = _missing(folders, number)
-                    claims = [decoded_cache.claimed(_part(folder, number), patient) for folder in missing.values()]
+                    claims = [array_cache.claimed(_part(folder, number), patient) for folder in missing.values()]
                     if all(stack.enter_context(claim) for claim in claims):
                         missing = _missing(missing, number)  # another process may just have made them
                         for folder in missing.values():
                             if (part := _part(folder, number)).exists():
-                                wrong = checksums.wrong(decoded_cache.seal_of(part))
+                                wrong = checksums.wrong(array_cache.seal_of(part))
                                 console.console.print(f"{part} was damaged ({wrong}): made again")
                         if missing:
-                            _make_part(run, compute, source, rows, missing, number, halt)
+                            _make_part(run, compute, source, rows, missing, number, halt, report)
                 report(rows.stop)
 
 
@@ -272,9 +272,7 @@ def _parts(source: _Source) -> list[range]:
 def _missing(folders: dict[int, Path], number: int) -> dict[int, Path]:
     """Returns the folders that lack a part, or have a damaged one."""
     return {
-        stop: folder
-        for stop, folder in folders.items()
-        if checksums.wrong(decoded_cache.seal_of(_part(folder, number)))
+        stop: folder for stop, folder in folders.items() if checksums.wrong(array_cache.seal_of(_part(folder, number)))
     }
 
 
@@ -284,16 +282,16 @@ def _part(folder: Path, number: int) -> Path:
 
 def _program(run: Run, variables: Variables, stop: int, size: int) -> Callable[[Any, tuple[int, ...]], list[jax.Array]]:
     """Returns a function (input of at most `size` rows, stops) -> activations, of this process's devices alone."""
-    mesh = distributed_mesh.make_mesh(jax.local_devices())
+    mesh = make_mesh(jax.local_devices())
     if jax.process_count() > 1:
         variables = jax.tree.map(np.asarray, variables)
-    variables = jax.device_put(variables, distributed_mesh.replicated(mesh))
+    variables = jax.device_put(variables, replicated(mesh))
     size = -(-size // mesh.size) * mesh.size
 
     def compute(x, stops):
         groups = variables if max(stops) == stop else run.of_groups(variables, max(stops))
         step = prefix_step(run, size, length_of({"input": x}), stops)
-        outputs = step(groups, jax.device_put(padded(x, size), distributed_mesh.split(mesh)))
+        outputs = step(groups, jax.device_put(padded(x, size), split(mesh)))
         return [_kept(output) for output in outputs]
 
     return compute
@@ -314,15 +312,15 @@ def prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...]) 
 
 
 def _prefix_step(run: Run, batch_size: int, length: int, stops: tuple[int, ...]) -> jax.stages.Compiled:
-    mesh = distributed_mesh.make_mesh(jax.local_devices())
-    replicated, split = distributed_mesh.replicated(mesh), distributed_mesh.split(mesh)
+    mesh = make_mesh(jax.local_devices())
+    everywhere, by_row = replicated(mesh), split(mesh)
     jitted = jax.jit(
-        functools.partial(run.network.features, stops=stops), in_shardings=(replicated, split), out_shardings=split
+        functools.partial(run.network.features, stops=stops), in_shardings=(everywhere, by_row), out_shardings=by_row
     )
     abstract = run.of_groups(run.network.abstract, max(stops))
-    abstract = jax.tree.map(functools.partial(distributed_mesh.placed, sharding=replicated), abstract)
+    abstract = jax.tree.map(functools.partial(placed, sharding=everywhere), abstract)
     x = run.programs.abstract_batch(batch_size, length)["input"]
-    lowered = jitted.lower(abstract, jax.tree.map(functools.partial(distributed_mesh.placed, sharding=split), x))
+    lowered = jitted.lower(abstract, jax.tree.map(functools.partial(placed, sharding=by_row), x))
     if options := _options():
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another jaxlib may not know them
             return lowered.compile(compiler_options=options)
@@ -342,6 +340,7 @@ def _make_part(
     folders: dict[int, Path],
     number: int,
     halt: Callable[[], None],
+    report: Callable[[int], None],
 ) -> None:
     """Computes some rows, a batch at each step of their range, and writes them to each folder, whole or not at all."""
     tokens = source.tokens(rows)
@@ -350,15 +349,20 @@ def _make_part(
         return {"input": source.batch(range(start, min(start + rows.step, rows.stop)))}
 
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(decoded_cache.replacing(_part(folder, number))) for folder in folders.values()]
+        parts = [_part(folder, number) for folder in folders.values()]
+        files = [stack.enter_context(storage.replacing(part)) for part in parts]
         left, pending = len(range(rows.start, rows.stop)), []
         for inputs in ahead(batch, rows, run.experiment.input.workers):
             halt()
             pending.append(compute(inputs["input"], tuple(folders)))
             if len(pending) > 2:  # two in flight keep the device busy
                 left -= _write(files, pending.pop(0), min(left, rows.step), tokens)
+                report(rows.stop - left)
         for outputs in pending:
             left -= _write(files, outputs, min(left, rows.step), tokens)
+        for part, file in zip(parts, files, strict=True):  # sealed before there is a part
+            file.flush()
+            checksums.seal(array_cache.seal_of(part), {part.name: Path(file.name)})
 
 
 def _write(files: Sequence[IO[bytes]], outputs: Sequence[jax.Array], rows: int, tokens: int) -> int:

@@ -60,7 +60,7 @@ def train_loop(
             if first == phase.start > 0:
                 state = run.enter_phase(state, phase)
                 report(first, _phase_line(phase))
-            program = functools.cache(functools.partial(run.programs.train_step, phase, start=run.start(phase)))
+            program = functools.cache(functools.partial(run.programs.train_step, phase, start=run.prefix_length(phase)))
             batches = mesh.put_ahead(stream.batches(first, phase.stop), run.mesh)
             for step, batch in enumerate(clock.timed(batches), first + 1):
                 state, metrics = program(length_of(batch))(state, batch)
@@ -79,7 +79,7 @@ def _train_input(
     run: Run, phase: Phase, state: TrainState, checkpoints: Checkpoints, saver: Saver, preemption: PreemptionSignal
 ) -> TrainInput:
     """Returns the training stream of a phase that is about to begin or to go on from `state`."""
-    step, start, split = int(state.step), run.start(phase), run.inputs.splits["train"]
+    step, start, split = int(state.step), run.prefix_length(phase), run.inputs.splits["train"]
     if not start:
         return run.train_input()
     checkpoints.wait()  # computing features may take longer than a step

@@ -12,7 +12,8 @@ import numpy as np
 
 from tljax import console
 from tljax.checkpoints.checkpointer import Checkpoints, flatten_state
-from tljax.checkpoints.workdir import Workdir, versions
+from tljax.checkpoints.code import versions
+from tljax.checkpoints.workdir import Workdir
 from tljax.config.ranges import no_such
 from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict
@@ -57,6 +58,7 @@ def train(
         Stopped: it was told to, and has saved.
     """
     folder = Workdir(path)
+    experiment = folder.with_own_splits(experiment)
     # Of `input`, each machine may have its own.
     config = {key: value for key, value in to_dict(experiment).items() if key != "input"}
     processes.agree({"config": config, "versions": versions() | {"tljax's source": processes.source_digest()}})
@@ -68,12 +70,12 @@ def train(
         if not processes.on_lead(lambda: bool(folder.result)):
             processes.on_lead(lambda: stack.enter_context(folder.locked()))
         tokenizer = run.inputs.tokenizer
-        processes.on_lead(lambda: folder.start(experiment, run.resolved, tokenizer))
+        processes.on_lead(lambda: folder.start(run.experiment, run.resolved, tokenizer))
         result = processes.on_lead(lambda: folder.result)
         if result:
             processes.on_lead(folder.clear)
-            held = f" ({', '.join(result['held'])} is held back by its sweep)" if "held" in result else ""
-            console.console.print(f"{folder.path} is finished: nothing to do{held}")
+            note = f" ({', '.join(result['held'])} is held back by its sweep)" if "held" in result else ""
+            console.console.print(f"{console.shown_path(folder.path)} is finished: nothing to do{note}")
             return result
         return train_run(run, folder, preemption or PreemptionSignal(), runs)
 
@@ -94,7 +96,7 @@ def train_run(
         hold: splits that are not evaluated, which the result names in `held`; `conclude` evaluates them.
         peeked: the result says so: the test split is looked at before it is known whether the run is chosen.
     """
-    held = [name for name in hold if name in run.inputs.splits]
+    held_back = [name for name in hold if name in run.inputs.splits]
     _check_best(run)
     trackers = Trackers(run.experiment.log.trackers, folder.path, active=processes.is_lead())
     with folder.checkpoints(run.experiment, writer=processes.is_lead()) as checkpoints:
@@ -114,7 +116,7 @@ def train_run(
     if digest != planned["frozen_digest"]:
         raise RuntimeError(f"{folder.path}: frozen leaves changed in training, which tljax must never let happen")
     splits = {}
-    for name in (name for name in run.inputs.splits if name != "train" and name not in held):
+    for name in (name for name in run.inputs.splits if name != "train" and name not in held_back):
         # A run whose last step was taken by another process has validated nothing here.
         predictions = (validation if name == "validation" else None) or predictor.predict(name, state)
         splits[name] = _evaluate(run, folder, checkpoints, predictions, int(state.step), name)
@@ -128,7 +130,7 @@ def train_run(
         "frozen_digest_before": planned["frozen_digest"],
         "frozen_digest_after": digest,
     }
-    result |= ({"held": held} if held else {}) | ({"peeked": True} if peeked else {})
+    result |= ({"held": held_back} if held_back else {}) | ({"peeked": True} if peeked else {})
     processes.on_lead(lambda: folder.finish(result))
     trackers.finish(result)
     print_result(run, result, folder)
@@ -173,10 +175,11 @@ def _begin(run: Run, folder: Workdir, checkpoints: Checkpoints, runs: int) -> tu
     """Returns the state to go on from, the seconds already spent, and those of them spent waiting for input."""
     step, base_is_whole, seconds, input_seconds = processes.on_lead(lambda: _resume_point(folder, checkpoints))
     if not base_is_whole:
-        console.console.print(f"{folder.path}: what does not train is damaged there, and comes from the weights anew")
+        place = console.shown_path(folder.path)
+        console.console.print(f"{place}: what does not train is damaged there, and comes from the weights anew")
         _keep_base(run, run.init_state(), checkpoints)
     if step:
-        console.console.print(f"resuming {folder.path} at step {step} of {run.resolved.steps}")
+        console.console.print(f"resuming {console.shown_path(folder.path)} at step {step} of {run.resolved.steps}")
         run.cached = processes.on_lead(lambda: folder.plan["cached"])
         return checkpoints.restore(step, run.abstract_state(step)), seconds, input_seconds
     with ThreadPoolExecutor() as pool:

@@ -158,7 +158,9 @@ def _schedule(
     name = rate("schedule")
     arguments = rates.schedule_args if name == rates.schedule else {}
     try:
-        shape = optimizers.schedule(name, 1.0, rate("warmup_steps"), total if whole else steps, arguments)
+        length = total if whole else steps
+        warmup = rates.warmup_of(length) if whole or spec.warmup_steps is None else spec.warmup_steps
+        shape = optimizers.schedule(name, 1.0, warmup, length, arguments)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     return rate("learning_rate"), shape if whole else lambda step: shape(step - start)

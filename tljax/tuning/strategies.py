@@ -17,7 +17,7 @@ from tljax.errors import InputError
 from tljax.peft.config import is_adapter_param
 
 HEAD = "head"
-_ENDS = ("norm", "pooler")  # a final norm and BERT's pooler go with the block under them
+_ENDS = ("norm", "pooler", "conv_head")  # what stands after the blocks goes with the last of them, as in timm
 Patterns = Sequence[tuple[re.Pattern, float]]
 
 
@@ -49,7 +49,7 @@ class Layout:
 
     @property
     def blocks(self) -> list[str]:
-        """The groups below the head, without a final norm or pooler, which goes with the block under it."""
+        """The groups below the head, without a norm, pooler or convolution after the blocks: it goes with the last."""
         return [group for group in self.groups[:-1] if group not in _ENDS]
 
     def index(self, group: str) -> int:
@@ -76,7 +76,7 @@ def full(layout: Layout) -> dict[str, float]:
 
 
 def last_k(layout: Layout, *, k: ranges.Positive) -> dict[str, float]:
-    """Trains the head and the `k` groups below it; a final norm or pooler comes along with the block under it.
+    """Trains the head and the `k` groups below it; what stands between blocks and head comes along with the last block.
 
     Raises:
         InputError: the backbone has fewer groups.
@@ -119,9 +119,9 @@ def surgical(layout: Layout, *, groups: Annotated[tuple[str, ...], ranges.NotEmp
 def layer_decay(layout: Layout, *, decay: ranges.Part, norm_with: choices.NormWith | None = None) -> dict[str, float]:
     """Trains each layer `decay` times as fast as the layer above: decay^(L+1-id) (BEiT, 2106.08254).
 
-    Ids: stem 0, block i -> i+1, head L+1. The final norm (or pooler) has that of `norm_with`: the `last_block`'s, or
-    the `head`'s as in BEiT's own code. By default it is timm's (`param_groups_layer_decay`): the last block's before
-    the pooling, the head's after it. The groups are those of `layout`.
+    Ids: stem 0, block i -> i+1, head L+1. The final norm (or pooler, or convolution) has that of `norm_with`: the
+    `last_block`'s, or the `head`'s as in BEiT's own code. By default it is timm's (`param_groups_layer_decay`): the
+    last block's before the pooling, the head's after it. The groups are those of `layout`.
     """
     norm_with = norm_with or ("head" if layout.pooled_norm else "last_block")
     blocks = layout.blocks
@@ -152,8 +152,8 @@ def norm_only(layout: Layout) -> dict[str, float]:
     return multipliers
 
 
-def added(layout: Layout) -> dict[str, float]:
-    """Trains what was added to the backbone, and the head; the backbone's own parameters are frozen."""
+def adapters_and_head(layout: Layout) -> dict[str, float]:
+    """Trains the adapters, and the head; the backbone's own parameters are frozen."""
     return layout.by_path(is_adapter_param)
 
 
@@ -206,8 +206,8 @@ STRATEGIES: dict[str, Callable[..., dict[str, float]]] = {
     "bias_only": bias_only,
     "norm_only": norm_only,
     "pattern": pattern,
-    "lora": added,
-    "adapter": added,
-    "prompt": added,
+    "lora": adapters_and_head,
+    "adapter": adapters_and_head,
+    "prompt": adapters_and_head,
     "mlp_head": linear_probe,
 }

@@ -13,8 +13,8 @@ class Pretrained:
 
     Attributes:
         uri, sha256: the file.
-        backbone: the row of `models.BACKBONES` that it fills.
-        source: whose names the file uses, one of that model's `rules`.
+        backbone: the row of `models.registry.BACKBONES` that it fills.
+        source: whose names the file uses, a library in the tables of `weights.mappings`.
         preprocessing: what it was trained on.
         licence: SPDX identifier of the weights.
         pos_embed: the rule of `adapt.RESAMPLINGS` that its own code resamples position embeddings by.
@@ -44,6 +44,7 @@ PICTURE = ("size", "resize", "crop", "interpolation", "rescaling", "mean", "std"
 _MEAN_AND_STD = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "half": ((127.5,) * 3, (127.5,) * 3),
+    "lite": ((127.0,) * 3, (128.0,) * 3),
     "clip": ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)),
     "caffe": ((104.0, 117.0, 123.0), (1.0, 1.0, 1.0)),
 }
@@ -53,7 +54,7 @@ def _row(cells: dict[str, str]) -> Pretrained:
     preprocessing = Preprocessing()
     if cells["size"]:  # a text encoder has none
         mean, std = _MEAN_AND_STD[cells["normalize"]]
-        images = mean, std, cells["channels"], cells["interpolation"]
+        images = mean, std, cells["channels"], cells["interpolation"], cells["resize"] or "crop"
         preprocessing = Preprocessing(int(cells["size"]), float(cells["crop"]), *images)
     places = cells["uri"], cells["sha256"], cells["backbone"], cells["names"]
     origins = dict.fromkeys((*PICTURE, "pool"), "tljax/weights/catalog.csv")

@@ -5,6 +5,8 @@ from typing import Any
 
 from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
+from tljax.models.registry import attributes as module_attributes
+from tljax.models.registry import build
 from tljax.problems.registry import problem_of
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs.processors import FILTERS
@@ -96,7 +98,18 @@ def _timm_bit(attributes: Attributes, row: Pretrained):
     return row.backbone, "avg", {}, "head.fc", "stem.conv"
 
 
-_TIMM = {"ViT": _timm_vit, "ResNet": _timm_resnet, "BiT": _timm_bit}
+def _timm_efficientnet(attributes: Attributes, row: Pretrained):
+    # No argument changes its stages: they are those of the name.
+    named = module_attributes(build(row.backbone, {}))
+    _only("timm", attributes, **{key: value for key, value in named.items() if key not in ("pool", "eps")})
+    pool = _timm_pool(attributes, RESNET_POOLS)
+    args = {"global_pool": pool} if pool != "avg" else {}
+    if attributes["eps"] != named["eps"]:
+        args["bn_eps"] = attributes["eps"]
+    return row.backbone, pool, args, "classifier", "conv_stem"
+
+
+_TIMM = {"ViT": _timm_vit, "ResNet": _timm_resnet, "BiT": _timm_bit, "EfficientNet": _timm_efficientnet}
 
 
 def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:

@@ -228,8 +228,8 @@ def _join(source: Mapping, parts: list[tuple[ParamMapping, str]], shape: Shape) 
     arrays = [mapping.to_ours(source[name], shape) for mapping, name in parts]
     if any(array is None for array in arrays):
         return None
-    joined = np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, parts[0][0].axis))
-    return joined if _fits(joined.shape, shape) else None
+    whole = np.ascontiguousarray(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, parts[0][0].axis))
+    return whole if _fits(whole.shape, shape) else None
 
 
 def _fits(shape: tuple[int, ...], expected: Shape) -> bool:

@@ -14,17 +14,17 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from tljax import console
 from tljax.config.schema import BackboneConfig, Experiment
 from tljax.config.serialization import build, to_dict
 from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
-from tljax.io import arrays as io_arrays
 from tljax.io import buckets, checksums
+from tljax.io.arrays import load_metadata, load_tree, save_tree
 from tljax.io.download import hub
 from tljax.io.download.fetch import cache_dir, create_once, fetch, local_copy, sha256_of
+from tljax.models import registry
 from tljax.models.base import Backbone, attributes
-from tljax.models.registry import BACKBONES
-from tljax.models.registry import build as build_backbone
 from tljax.weights import mappings
 from tljax.weights.adapt import adapt_channels, resample_pos_embed
 from tljax.weights.catalog import CATALOG, PICTURE, Pretrained
@@ -53,8 +53,8 @@ def resolve_weights(config: BackboneConfig) -> Pretrained:
     name = config.name or row.backbone
     if not name:
         what = config.weights or "random weights"
-        raise InputError(f"{what} need a backbone.name; there are: {', '.join(BACKBONES)}")
-    module = build_backbone(name, row.architecture)
+        raise InputError(f"{what} need a backbone.name; there are: {', '.join(registry.BACKBONES)}")
+    module = registry.build(name, row.architecture)
     file = Path(config.weights).expanduser()
     if config.weights.endswith(".npz"):  # Google's: what was trained there is computed as it was there
         row = dataclasses.replace(row, architecture=dict(module.trained_by("google")))
@@ -66,11 +66,11 @@ def resolve_weights(config: BackboneConfig) -> Pretrained:
 
 def _check_name(name: str, row: Pretrained) -> None:
     """Raises InputError where weights describe themselves as another network than the one that is named."""
-    described, named = module_of(row), build_backbone(name, {})
+    described, by_name = module_of(row), registry.build(name, {})
     what = f"backbone.name={name} contradicts {row.uri}, which describes a {type(described).__name__}"
-    if type(described) is not type(named):
+    if type(described) is not type(by_name):
         raise InputError(f"{what}: leave backbone.name out")
-    sizes, others = decided_by_name(described), decided_by_name(named)
+    sizes, others = decided_by_name(described), decided_by_name(by_name)
     wrong = [f"{key}={sizes[key]} and not {others[key]}" for key in sizes if sizes[key] != others[key]]
     if wrong:
         raise InputError(f"{what} with {', '.join(wrong[:3])}: leave backbone.name out")
@@ -114,7 +114,7 @@ def _with_pool(row: Pretrained, pool: str) -> Pretrained:
 
 def in_file(row: Pretrained) -> Backbone:
     """Returns the network that a row's weights fill, at their own size, pooled as their own head wants it."""
-    return build_backbone(row.backbone, row.architecture)
+    return registry.build(row.backbone, row.architecture)
 
 
 def module_of(row: Pretrained) -> Backbone:
@@ -167,7 +167,7 @@ def _described(config: BackboneConfig) -> Pretrained | None:
         hint = f"did you mean {', '.join(near)}?" if near else "the names are in tljax/weights/catalog.csv"
         raise InputError(f"no backbone.weights {weights!r}, neither a path nor a name in the catalogue: {hint}")
     if (folder / "tljax.json").is_file():
-        facts = io_arrays.load_metadata(folder)
+        facts = load_metadata(folder)
         where = f"{folder / 'tljax.json'}: pretrained"
         row = build(Pretrained, {**facts["pretrained"], "uri": weights, "sha256": ""}, where)
         return row if row.origins else dataclasses.replace(row, origins=dict.fromkeys((*PICTURE, "pool"), "tljax.json"))
@@ -221,7 +221,7 @@ def restore(
     Raises:
         InputError: the weights cannot be had, are not the ones pinned, or do not fit.
     """
-    arrays = flatten_dict(io_arrays.load_tree(converted(row)), sep="/")
+    arrays = flatten_dict(load_tree(converted(row)), sep="/")
     left_out = _left_out(row, arrays)
     arrays = {path: array for path, array in arrays.items() if path not in left_out}
     for path, grid in module.position_grids.items():
@@ -271,7 +271,7 @@ def provenance(
     heads = ("kernel", "bias")[: 1 + experiment.head.bias]
     channels = experiment.task.channels or row.preprocessing.inputs
     own = (own or shapes(module, channels)).keys() - optional(module)
-    facts = io_arrays.load_metadata(converted(row))
+    facts = load_metadata(converted(row))
     stored = module_of(row).position_grids
     resampled = [path for path, grid in module.position_grids.items() if grid != stored[path]]
     adapted = [module.input_kernel] if module.input_kernel and channels != row.preprocessing.inputs else []
@@ -302,7 +302,8 @@ def converted(row: Pretrained) -> Path:
         target = cache_dir() / "backbones" / f"{row.backbone.replace(':', '.')}-{key[:16]}"
         with create_once(target, wrong=checksums.wrong_folder) as making:
             if making:
-                write(making, row, *read(row, path))
+                with console.waiting(f"converting {row.name or row.uri}"):
+                    write(making, row, *read(row, path))
         return target
 
 
@@ -347,7 +348,7 @@ def write(folder: Path, row: Pretrained, arrays: Mapping[str, np.ndarray], ignor
     """
     heads = sorted(path for path in arrays if path.startswith("head"))
     facts = {"pretrained": to_dict(row), "ignored": list(ignored), "head": heads}
-    io_arrays.save_tree(folder, unflatten_dict(dict(arrays), sep="/"), facts)
+    save_tree(folder, unflatten_dict(dict(arrays), sep="/"), facts)
 
 
 def _tables(row: Pretrained) -> Mapping[str, Table]:

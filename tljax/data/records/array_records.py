@@ -1,4 +1,7 @@
-"""From a `Source` to a folder that TFDS reads too, in its order; every example is decoded once, and damage met."""
+"""From a `Source` to an index of it, in TFDS's order; every example is decoded once, and damage met.
+
+Beside the index its records, in shards that TFDS reads too, or none where each example is a file that stays there.
+"""
 
 import collections
 import functools
@@ -19,7 +22,7 @@ from tljax.io.download.fetch import create_once
 from tljax.problems.registry import problem_of
 
 
-def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
+def prepare(source: Source, name: str, folder: Path, on_error: str, pack: bool) -> None:
     """Makes `folder`, if it is not there: array_record shards that TFDS reads, an index for each split, `task.json`.
 
     A split is in TFDS's order, by a hash of its ids. One process makes it and others wait; it goes on where one that
@@ -30,6 +33,7 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
         name: what errors call it.
         folder: in the cache.
         on_error: `stop` at an example that cannot be used, or `skip` it.
+        pack: whether there are shards; without them the index alone is made.
 
     Raises:
         InputError: an example cannot be used (with `on_error=stop`), or none of a split; two have the same id; the
@@ -39,7 +43,7 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
     with create_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
         if not making:
             return
-        features = _features(source)
+        features = _features(source) if pack else None
         schema, parts = index_schema(source.problem), {}
         with kept_if_of_use(making), progress(name, sum(map(len, source.splits.values()))) as done:
             for split, items in source.splits.items():
@@ -47,13 +51,14 @@ def prepare(source: Source, name: str, folder: Path, on_error: str) -> None:
                 examine = functools.partial(_examine, source, split, ordered, features, on_error)
                 parts[split] = write_parts(making, split, len(items), schema, examine, functools.partial(done, split))
             finish(making, folder, name, source, parts)
-        _write_for_tfds(making, features, parts)
+        if pack:
+            _write_for_tfds(making, features, parts)
         clear(making)
         checksums.seal_folder(making, by_size=".array_record")  # whose blocks have checksums of their own
 
 
-def open_prepared(name: str, folder: Path) -> Task:
-    """Returns the task in a folder that `prepare` made.
+def open_packed(name: str, folder: Path) -> Task:
+    """Returns the task whose records are in a folder that `prepare` made.
 
     Raises:
         InputError: files are missing or damaged.
@@ -112,9 +117,11 @@ def _examine(source: Source, split: str, ordered: Sequence[Item], features: Any,
         if on_error != "skip":
             raise
         return Examined(skipped={"split": split, "id": item.id, "reason": str(error)})
-    inputs = dict(zip(spec.fields(source.pairs), content if source.pairs else [content], strict=True))
     about = spec.note(content)
     note = {"split": split, "id": item.id, "note": about} if about else None
+    if features is None:
+        return Examined(row, note=note)
+    inputs = dict(zip(spec.fields(source.pairs), content if source.pairs else [content], strict=True))
     return Examined(row, _serialized(features, {"id": item.id, "label": row["label"], **inputs}), note=note)
 
 

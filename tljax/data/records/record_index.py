@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,16 +139,12 @@ def kept_if_of_use(making: Path) -> Iterator[None]:
 
 @contextmanager
 def progress(name: str, total: int) -> Iterator[Callable[[str, int], None]]:
-    """Yields `done(split, examples)`, which moves a bar, and where there is none prints a line every ten seconds."""
+    """Yields `done(split, examples)`, which moves a bar."""
     with console.progress(f"preparing {name}", 0, total, "examples") as report:
         counts: dict[str, int] = {}
-        last = time.monotonic()
 
         def done(split: str, examples: int) -> None:
-            nonlocal last
             counts[split] = examples
-            now = time.monotonic()
-            report(sum(counts.values()), "examples" if now - last > 10 else "")
-            last = now if now - last > 10 else last
+            report(sum(counts.values()))
 
         yield done

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tljax.errors import InputError
-from tljax.io import checksums
+from tljax.io import checksums, storage
 from tljax.problems.registry import problem_of
 
 MAX_EXAMPLES = 1000
@@ -153,17 +153,16 @@ def _paths(folder: Path, split: str, number: int) -> tuple[Path, Path]:
 def _write(
     folder: Path, split: str, number: int, start: int, examined: list[Examined], schema: pa.Schema, needed: int
 ) -> Part:
-    """Writes a part, each file under a temporary name until it is whole; the index, which says that it is, last."""
+    """Writes a part, each file whole or not at all; the index, which says that the part is there, last."""
     records, index = _paths(folder, split, number)
     size = sum(len(example.record) for example in examined)
     free = shutil.disk_usage(folder).free
     if free < size * 1.1 + 2**20:
         raise _disk_full(folder, free, max(size, needed))
-    temporary = folder / "unfinished"
     try:
         if size:
-            _write_records(temporary, [example.record for example in examined if example.row])
-            temporary.rename(records)
+            with storage.replacing(records) as file:
+                _write_records(Path(file.name), [example.record for example in examined if example.row])
         facts = {
             "start": start,
             "stop": start + len(examined),
@@ -173,11 +172,11 @@ def _write(
             "file_size": records.stat().st_size if size else 0,
         }
         table = pa.Table.from_pylist([example.row for example in examined if example.row], schema)
-        pq.write_table(table.replace_schema_metadata({"tljax": json.dumps(facts)}), temporary)
-        checksums.seal(_seal_of(index), {index.name: temporary})
-        temporary.rename(index)
+        with storage.replacing(index) as file:
+            pq.write_table(table.replace_schema_metadata({"tljax": json.dumps(facts)}), file)
+            file.flush()
+            checksums.seal(_seal_of(index), {index.name: Path(file.name)})
     except (OSError, RuntimeError) as error:  # RuntimeError is what array_record raises
-        temporary.unlink(missing_ok=True)
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise _disk_full(folder, free, max(size, needed)) from error
         raise

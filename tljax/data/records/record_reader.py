@@ -65,8 +65,8 @@ class RecordReader:
         except Exception as error:  # array_record raises RuntimeError, a parser of damaged records whatever it meets
             if self._seal and not isinstance(error, OSError):
                 self._seal.unlink(missing_ok=True)
-            named = f"record {rows[0]}" if len(rows) == 1 else f"records {rows[0]} to {rows[-1]}"
-            raise InputError(f"{self.split}, {named}: damaged ({message_of(error)}); {self.mend}") from error
+            place = f"record {rows[0]}" if len(rows) == 1 else f"records {rows[0]} to {rows[-1]}"
+            raise InputError(f"{self.split}, {place}: damaged ({message_of(error)}); {self.mend}") from error
 
     def _parse(self, record: bytes) -> dict[str, Any]:
         if not record:  # what array_record gives of a file that was cut at one of its blocks of 64 KB

@@ -4,8 +4,8 @@ import difflib
 import functools
 import hashlib
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,35 @@ class Table:
     classes: tuple[str, ...] = ()
 
 
+def with_columns_by_type(
+    config: TaskConfig, name: str, columns: Collection[str], images: Sequence[str], labels: Sequence[str]
+) -> TaskConfig:
+    """Returns `config` with the label and the image that are such by their type, where it says none.
+
+    Args:
+        config: may say which.
+        name: what errors call the data set.
+        columns: all that there are; one called `label` is it.
+        images: those whose type is that of images.
+        labels: those whose type is that of classes.
+
+    Raises:
+        InputError: several could be meant.
+    """
+    asked = {"label": not config.label and "label" not in columns, "image": not (config.image or config.text)}
+    for key, candidates in (("label", labels), ("image", images)):
+        if asked[key] and len(candidates) > 1:
+            raise InputError(f"{name}: has the {key}s {', '.join(sorted(candidates))}: set task.{key} to one of them")
+        if asked[key] and candidates:
+            config = replace(config, **{key: tuple(candidates) if key == "label" else candidates[0]})
+    return config
+
+
+def inner(feature: Any) -> Any:
+    """Returns what a list of values is of, as TFDS and Hugging Face describe it, or else the feature itself."""
+    return getattr(feature, "feature", feature)
+
+
 def choose(names: Sequence[str], config: TaskConfig, name: str) -> Columns:
     """Chooses the columns that `config` names, or else those with the usual names.
 
@@ -137,8 +166,8 @@ def to_source(tables: Sequence[Table], columns: Columns, config: TaskConfig, key
                     raise InputError(table.faults.get(row) or str(id))
                 if table.where[row] in blank:
                     raise InputError("the text is empty")
-                read, stamp = _input(table, columns, row)
-                item = Item(id, labels.encode(values), read)
+                content, stamp = _input(table, columns, row)
+                item = Item(id, labels.encode(values), content)
                 stats.append(stamp)
             except InputError as error:
                 where = table.where[row]
@@ -247,8 +276,8 @@ def _ids(table: Table, columns: Columns, splits: Sequence[str]) -> list[str | In
     """
     if not columns.id:
         paths = table.columns[columns.inputs[0]] if columns.kind == "image" else ()
-        named = isinstance(paths, list)
-        return [f"{row:08d}/{paths[row]}" if named else f"{row:08d}" for row in range(len(table.where))]
+        has_paths = isinstance(paths, list)
+        return [f"{row:08d}/{paths[row]}" if has_paths else f"{row:08d}" for row in range(len(table.where))]
     seen: dict[tuple[str, str], int] = {}
     ids: list[str | InputError] = []
     for row, value in enumerate(table.columns[columns.id]):
@@ -262,8 +291,8 @@ def _ids(table: Table, columns: Columns, splits: Sequence[str]) -> list[str | In
     return ids
 
 
-def _input(table: Table, columns: Columns, row: int) -> tuple[Callable[[], Any], tuple[int, ...]]:
-    """Returns what reads the example, and the stamp of its file."""
+def _input(table: Table, columns: Columns, row: int) -> tuple[Path | Callable[[], Any], tuple[int, ...]]:
+    """Returns the content of the example's item, and the stamp of its file."""
     values = table.columns[columns.inputs[0]]
     if columns.kind == "text":
         texts = tuple(table.columns[name][row] for name in columns.inputs)
@@ -280,7 +309,7 @@ def _input(table: Table, columns: Columns, row: int) -> tuple[Callable[[], Any],
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path}: is no file")
-    return path.read_bytes, checksums.stamp(path)
+    return path, checksums.stamp(path)
 
 
 def _path(value: Any, folder: Path) -> Path:
@@ -318,4 +347,4 @@ def read_input(table: Table, columns: Columns, row: int) -> bytes | str | tuple[
         InputError: there is none.
         OSError: the image's file cannot be read.
     """
-    return _input(table, columns, row)[0]()
+    return Item("", 0, _input(table, columns, row)[0]).read()

@@ -79,23 +79,23 @@ def unusable(id: str, reason: str, on_error: str) -> Item:
         InputError: with `on_error=stop`.
     """
 
-    def read() -> bytes:
-        raise InputError(reason)
-
-    return Item(id, 0, read) if on_error == "skip" else read()
+    error = InputError(reason)
+    if on_error != "skip":
+        raise error
+    return Item(id, 0, error)
 
 
 def _splits(root: Path, name: str) -> dict[str, Path]:
     """Returns the folder of each split: of what `root` calls train, validation and test, or else itself."""
     below = _folders(root)
-    named = [folder for folder in below if folder.lower() in SPLITS]
-    if not any(SPLITS[folder.lower()] == "train" for folder in named) or (len(named) == 1 and len(below) > 1):
+    of_splits = [folder for folder in below if folder.lower() in SPLITS]
+    if not any(SPLITS[folder.lower()] == "train" for folder in of_splits) or (len(of_splits) == 1 and len(below) > 1):
         return {"train": root}
-    if others := [folder for folder in below if folder not in named]:
-        raise InputError(f"{name}: {', '.join(others)} beside {', '.join(named)} is no split; move it elsewhere")
-    folders = {SPLITS[folder.lower()]: root / folder for folder in named}
-    if len(folders) < len(named):
-        raise InputError(f"{name}: two of {', '.join(named)} are the same split; move one elsewhere")
+    if others := [folder for folder in below if folder not in of_splits]:
+        raise InputError(f"{name}: {', '.join(others)} beside {', '.join(of_splits)} is no split; move it elsewhere")
+    folders = {SPLITS[folder.lower()]: root / folder for folder in of_splits}
+    if len(folders) < len(of_splits):
+        raise InputError(f"{name}: two of {', '.join(of_splits)} are the same split; move one elsewhere")
     return {split: folders[split] for split in dict.fromkeys(SPLITS.values()) if split in folders}
 
 
@@ -172,7 +172,7 @@ class _Scan:
         if not stat.S_ISREG(status.st_mode):
             return unusable(id, f"{id}: has the suffix of an image, and is no file; rename it", self.on_error)
         self.stats.append((id, *checksums.stamp(path)))
-        return Item(id, label, path.read_bytes)
+        return Item(id, label, path)
 
     def _id(self, path: Path) -> str:
         """Returns the path below the root; a name that is no UTF-8 is written with escapes."""

@@ -10,7 +10,7 @@ from tljax import console
 from tljax.config.schema import TaskConfig
 from tljax.data.dataset import Source
 from tljax.data.labels import is_missing
-from tljax.data.sources.columns import Columns, Table, choose, to_source
+from tljax.data.sources.columns import Columns, Table, choose, inner, to_source, with_columns_by_type
 from tljax.data.sources.table_files import values_of
 from tljax.errors import InputError, message_of
 
@@ -25,11 +25,15 @@ def hf(path: str, config: TaskConfig) -> Source:
     """
     name = f"hf:{path}"
     loaded = _load(path, name)
+    import datasets
+
     features = next(iter(loaded.values())).features
     for split, data in loaded.items():
         if data.features != features:
             raise InputError(f"{name}: {split} has other columns than the split before it; make them alike")
-    config = dataclasses.replace(config, **_by_type(features, config, name))
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [column for column, feature in features.items() if isinstance(inner(feature), datasets.ClassLabel)]
+    config = with_columns_by_type(config, name, features, images, labels)
     columns = choose(list(features), dataclasses.replace(config, split=""), name)
     columns = dataclasses.replace(columns, split="")
     classes = _classes(features, columns)
@@ -70,7 +74,8 @@ def _load(path: str, name: str) -> Mapping[str, Any]:
             raise InputError(f"{name}: no such folder")
         else:
             variant = "/".join(parts[2:]) or None
-            loaded = datasets.load_dataset("/".join(parts[:2]), variant, revision=revision or None)
+            with console.waiting(f"loading {name}"):
+                loaded = datasets.load_dataset("/".join(parts[:2]), variant, revision=revision or None)
     except InputError:
         raise
     except Exception as error:  # whatever its readers and an HTTP client raise
@@ -78,31 +83,8 @@ def _load(path: str, name: str) -> Mapping[str, Any]:
     return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
 
 
-def _by_type(features: Mapping[str, Any], config: TaskConfig, name: str) -> Mapping[str, Any]:
-    """Chooses the image and the label by type where there is one, and `config` does not say."""
-    import datasets
-
-    keys: dict[str, Any] = {}
-    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    if images and not (config.image or config.text):
-        if len(images) > 1:
-            raise InputError(f"{name}: has the images {', '.join(images)}: set task.image to one of them")
-        keys["image"] = images[0]
-    labels = [column for column, feature in features.items() if isinstance(_inner(feature), datasets.ClassLabel)]
-    if not config.label and "label" not in features and labels:
-        if len(labels) > 1:
-            raise InputError(f"{name}: has the labels {', '.join(labels)}: set task.label to one of them")
-        keys["label"] = (labels[0],)
-    return keys
-
-
 def _classes(features: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
     """Returns the names of one label's classes; several label columns are flags, or values."""
     if len(columns.labels) > 1:
         return ()
-    return tuple(getattr(_inner(features[columns.labels[0]]), "names", None) or ())
-
-
-def _inner(feature: Any) -> Any:
-    """Returns what a list is of."""
-    return getattr(feature, "feature", feature)
+    return tuple(getattr(inner(features[columns.labels[0]]), "names", None) or ())

@@ -14,7 +14,7 @@ from tljax.config.serialization import build
 from tljax.data.dataset import Source
 from tljax.data.records.array_records import prepare
 from tljax.data.sources.columns import Columns, Table, to_source
-from tljax.data.sources.reference import encoded
+from tljax.data.sources.reference import check_picture, encoded
 from tljax.errors import InputError
 from tljax.io.download.fetch import cache_dir
 
@@ -54,7 +54,7 @@ def keep(splits: Mapping[str, Mapping[str, Sequence[Any]]], classes: Sequence[st
                 digest.update(_content(values[row], f"{name}[{row}] of {split}"))
     name = f"{PREFIX}:{digest.hexdigest()[:16]}"
     if not folder_of(name).is_dir():
-        prepare(_source(name, splits, classes, problem), name, folder_of(name), "stop")
+        prepare(_source(name, splits, classes, problem), name, folder_of(name), "stop", pack=True)
     return name
 
 
@@ -96,5 +96,9 @@ def _content(value: Any, where: str) -> bytes:
     if isinstance(value, Image.Image):
         return repr((value.mode, value.size)).encode() + value.tobytes()
     if isinstance(value, np.ndarray):
+        try:
+            check_picture(value)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
         return repr((str(value.dtype), value.shape)).encode() + value.tobytes()
     return value if isinstance(value, bytes) else repr(value).encode()

@@ -83,7 +83,8 @@ def _item(
             digest.update(_identity(example[field], field))
     except InputError as error:
         return unusable(where, f"{where}: {error}; mend or remove it", on_error)
-    return Item(id, label, functools.partial(_read, examples, row, fields))
+    is_file = fields == ImageInput.fields() and isinstance(example[fields[0]], str | Path)
+    return Item(id, label, Path(example[fields[0]]) if is_file else functools.partial(_read, examples, row, fields))
 
 
 def _label(value: Any, classes: tuple[str, ...]) -> Label:
@@ -116,12 +117,18 @@ def _identity(value: Any, field: str) -> bytes:
             raise InputError(f"{value}: cannot be read ({error.strerror})") from error
     if isinstance(value, Image.Image):
         return repr((value.mode, value.size)).encode() + value.tobytes()
+    check_picture(value)
+    pixels = np.asarray(value)
+    return repr(pixels.shape).encode() + pixels.tobytes()
+
+
+def check_picture(value: Any) -> None:
+    """Raises InputError where a value that is no path and no PIL image is no array of a picture either."""
     pixels = np.asarray(value)
     has_channels = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4))
     if not isinstance(value, np.ndarray) or pixels.dtype != np.uint8 or not has_channels:
         shape = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
         raise InputError(f"image is {shape}: give a path, a PIL image, or uint8 [height, width, channels]")
-    return repr(pixels.shape).encode() + pixels.tobytes()
 
 
 def _read(examples: Sequence[Mapping[str, Any]], row: int, fields: tuple[str, ...]) -> Any:
@@ -141,8 +148,6 @@ def encoded(value: Any, field: str) -> bytes | str:
     """
     if field not in ImageInput.fields():
         return value
-    if isinstance(value, str | Path):
-        return Path(value).read_bytes()
     if isinstance(value, np.ndarray):
         value = Image.fromarray(value[..., 0] if value.ndim == 3 and value.shape[-1] == 1 else value)
     data = io.BytesIO()

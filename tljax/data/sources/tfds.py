@@ -51,7 +51,7 @@ def load(spec: str, config: TaskConfig) -> Task:
     builder = _builder(spec, name)
     features = choose(builder.info, config, name)
     mend = f"prepare {builder.data_path} again with TFDS"
-    stored = {split: RecordReader(builder, split, features.all, mend) for split in _splits(builder, features)}
+    readers = {split: RecordReader(builder, split, features.all, mend) for split in _splits(builder, features)}
     key = [
         problem_of(config.problem).layout_version,
         _stamps(builder),
@@ -65,7 +65,7 @@ def load(spec: str, config: TaskConfig) -> Task:
     with create_once(folder, resume=True, wrong=checksums.wrong_folder) as making:
         if making:
             with kept_if_of_use(making):
-                _index(making, folder, stored, features, config, name)
+                _index(making, folder, readers, features, config, name)
                 checksums.seal(making / _DESCRIPTION, _descriptions(builder))
                 checksums.seal_folder(making)
     if reason := checksums.wrong(folder / _DESCRIPTION):
@@ -133,7 +133,8 @@ def _by_name(spec: str, name: str) -> Any:
     except Exception as error:  # AssertionError, ValueError and others: a version or a configuration it does not have
         raise InputError(f"{name}: {_line(error)}") from error
     try:
-        with locked(cache_dir() / "datasets" / f"tfds-{re.sub(r'[^0-9A-Za-z.]', '-', spec)}"):
+        folder = cache_dir() / "datasets" / f"tfds-{re.sub(r'[^0-9A-Za-z.]', '-', spec)}"
+        with locked(folder), console.waiting(f"preparing {name}"):
             builder.download_and_prepare()  # nothing, where another process did meanwhile
     except Exception as error:  # whatever a builder and an HTTP client raise
         build = f"tfds build {spec} --file_format=array_record --data_dir={data_dir}"
@@ -170,21 +171,21 @@ def _stamps(builder: Any) -> list[tuple[str | int, ...]]:
 
 
 def _index(
-    making: Path, folder: Path, stored: Mapping[str, RecordReader], features: Features, config: TaskConfig, name: str
+    making: Path, folder: Path, readers: Mapping[str, RecordReader], features: Features, config: TaskConfig, name: str
 ) -> None:
     """Reads every example once: labels, ids, sizes from the headers of images, hashes."""
-    withheld = [split for split, records in stored.items() if _is_withheld(records, features)]
+    withheld = [split for split, records in readers.items() if _is_withheld(records, features)]
     if withheld:
         console.console.print(f"{name}: {', '.join(withheld)} has no labels, and is left out")
-    stored = {split: records for split, records in stored.items() if split not in withheld}
-    if not stored:
+    readers = {split: records for split, records in readers.items() if split not in withheld}
+    if not readers:
         raise InputError(f"{name}: no split has labels in {', '.join(features.labels)}; set task.label")
-    labels = _labels(stored, features, config)
+    labels = _labels(readers, features, config)
     source = Source(name, features.kind, config.problem, labels.classes, {}, pairs=len(features.inputs) == 2)
     schema = index_schema(config.problem).append(pa.field("row", pa.int64()))
     parts = {}
-    with progress(name, sum(map(len, stored.values()))) as done:
-        for split, records in stored.items():
+    with progress(name, sum(map(len, readers.values()))) as done:
+        for split, records in readers.items():
             examine = functools.partial(_examine, records, features, labels, config.on_error)
             split_parts = write_parts(making, split, len(records), schema, examine, functools.partial(done, split))
             parts[split] = _with_unique_ids(split_parts)
@@ -192,28 +193,28 @@ def _index(
     clear(making)
 
 
-def _is_withheld(stored: RecordReader, features: Features) -> bool:
+def _is_withheld(records: RecordReader, features: Features) -> bool:
     """Tells whether no example of a split has a label; a few examples tell where some have."""
-    for rows in (range(min(16, len(stored))), range(len(stored))):
+    for rows in (range(min(16, len(records))), range(len(records))):
         try:
-            if not all(is_missing(features.values(stored.__getitems__([row])[0])) for row in rows):
+            if not all(is_missing(features.values(records.__getitems__([row])[0])) for row in rows):
                 return False
         except InputError:  # damage is met again when the index is made, which knows what to do
             return False
     return True
 
 
-def _labels(stored: Mapping[str, RecordReader], features: Features, config: TaskConfig) -> Labels:
+def _labels(readers: Mapping[str, RecordReader], features: Features, config: TaskConfig) -> Labels:
     columns, has_classes = features.labels, problem_of(config.problem).has_classes
     if features.classes and config.classes:
         raise InputError(f"{config.dataset}: the data name the classes; leave task.classes empty")
     if not has_classes and len(columns) == 1:
-        first = next(iter(stored.values())).__getitems__([0])[0]
+        first = next(iter(readers.values())).__getitems__([0])[0]
         many = np.size(first[columns[0]])
         columns = columns if many == 1 else tuple(f"{columns[0]}_{i}" for i in range(many))
 
     def rows() -> Iterator[tuple[str, Sequence[Any]]]:
-        for split, records in stored.items():
+        for split, records in readers.items():
             for row in range(len(records)):
                 yield f"{split}, record {row}", features.values(records.__getitems__([row])[0])
 
@@ -225,10 +226,10 @@ def _labels(stored: Mapping[str, RecordReader], features: Features, config: Task
     return labels
 
 
-def _examine(stored: RecordReader, features: Features, labels: Labels, on_error: str, place: int) -> Examined:
+def _examine(records: RecordReader, features: Features, labels: Labels, on_error: str, place: int) -> Examined:
     id = f"{place:08d}"
     try:
-        (example,) = stored.__getitems__([place])
+        (example,) = records.__getitems__([place])
         id = example.get(features.id, id)
         content = [example[name] for name in features.inputs]
         size = INPUTS[features.kind].check_header(content)
@@ -236,10 +237,10 @@ def _examine(stored: RecordReader, features: Features, labels: Labels, on_error:
         row = index_row(id, label, content[0] if len(content) == 1 else tuple(content), size)
         return Examined({**row, "row": place})
     except InputError as error:
-        reason = f"{stored.split}, record {place} ({id}): {error}"
+        reason = f"{records.split}, record {place} ({id}): {error}"
         if on_error != "skip":
             raise InputError(f"{reason}; mend it, or set task.on_error=skip") from error
-        return Examined(skipped={"split": stored.split, "id": id, "reason": reason})
+        return Examined(skipped={"split": records.split, "id": id, "reason": reason})
 
 
 def _with_unique_ids(parts: Sequence[Part]) -> list[Part]:

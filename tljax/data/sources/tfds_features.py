@@ -1,6 +1,7 @@
 """Which features of a TFDS data set are the input and the label."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from tljax.config.schema import TaskConfig
 from tljax.data.input_spec import INPUTS
 from tljax.data.sources import vtab
+from tljax.data.sources.columns import inner, with_columns_by_type
 from tljax.errors import InputError
 
 IDS = ("id", "file_name")
@@ -65,31 +67,22 @@ def choose(info: Any, config: TaskConfig, name: str) -> Features:
     def of_type(kind: type) -> list[str]:
         return [item for item, feature in info.features.items() if isinstance(feature, kind) and item not in IDS]
 
-    def one_of(candidates: Sequence[str], key: str) -> tuple[str, ...]:
-        if len(candidates) != 1:
-            has = (
-                f"could be {' or '.join(sorted(candidates))}"
-                if candidates
-                else f"is none of {', '.join(sorted(info.features))}"
-            )
-            raise InputError(f"{name}: task.{key} {has}; set it")
-        return tuple(candidates)
-
     derived = None
-    labels = config.label
-    if labels and labels[0].startswith("vtab:"):
-        derived = vtab.LABELS.get(labels[0].removeprefix("vtab:"))
+    if config.label and config.label[0].startswith("vtab:"):
+        derived = vtab.LABELS.get(config.label[0].removeprefix("vtab:"))
         if derived is None:
             rows = ", ".join(f"vtab:{label}" for label in vtab.LABELS)
-            raise InputError(f"{name}: no task.label {labels[0]!r}; there are: {rows}")
-        labels = (derived.feature,)
-    elif not labels:
-        candidates = [item for item, feature in info.features.items() if isinstance(_inner(feature), kinds.ClassLabel)]
-        labels = ("label",) if "label" in info.features else one_of(candidates, "label")
+            raise InputError(f"{name}: no task.label {config.label[0]!r}; there are: {rows}")
+        config = dataclasses.replace(config, label=(derived.feature,))
+    class_labels = [item for item, feature in info.features.items() if isinstance(inner(feature), kinds.ClassLabel)]
+    config = with_columns_by_type(config, name, info.features, of_type(kinds.Image), class_labels)
+    labels = config.label or ("label",)
     inputs = (config.image,) if config.image else config.text
     if not inputs:
-        texts = [item for item in of_type(kinds.Text) if item not in labels]
-        inputs = one_of(of_type(kinds.Image), "image") if of_type(kinds.Image) else one_of(texts, "text")
+        inputs = tuple(item for item in of_type(kinds.Text) if item not in labels)
+        if len(inputs) != 1:
+            has = f"could be {' or '.join(sorted(inputs))}" if inputs else f"is none of {known}"
+            raise InputError(f"{name}: task.text {has}; set it")
     for item in (*inputs, *labels):
         if item not in info.features:
             raise InputError(f"{name}: no feature {item!r}; it has {known}")
@@ -102,12 +95,7 @@ def choose(info: Any, config: TaskConfig, name: str) -> Features:
         (item for item in IDS if item in info.features and isinstance(info.features[item], kinds.Text)),
         "",
     )
-    named = dict(zip(inputs, INPUTS[kind].fields(pairs=True), strict=False))
-    classes = tuple(getattr(_inner(info.features[labels[0]]), "names", None) or ()) if len(labels) == 1 else ()
+    fields = dict(zip(inputs, INPUTS[kind].fields(pairs=True), strict=False))
+    classes = tuple(getattr(inner(info.features[labels[0]]), "names", None) or ()) if len(labels) == 1 else ()
     classes = derived.classes if derived else classes
-    return Features(kind, named, labels, id, classes, derived)
-
-
-def _inner(feature: Any) -> Any:
-    """Returns what a sequence is of."""
-    return getattr(feature, "feature", feature)
+    return Features(kind, fields, labels, id, classes, derived)

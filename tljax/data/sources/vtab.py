@@ -147,7 +147,7 @@ def find(task: Task, part: str) -> Slices:
     """
     if part not in PARTS:
         raise InputError(f"no split 'vtab:{part}'; there are: {', '.join('vtab:' + name for name in PARTS)}")
-    dataset, version = _named(task.name)
+    dataset, version = _dataset_and_version(task.name)
     if dataset is None:
         raise InputError(f"{task.name} is no data set of VTAB; tfds: and one of: {', '.join(ROWS)}")
     row = ROWS[dataset]
@@ -161,7 +161,7 @@ def find(task: Task, part: str) -> Slices:
     return slices(dataset, part)
 
 
-def _named(name: str) -> tuple[str | None, str]:
+def _dataset_and_version(name: str) -> tuple[str | None, str]:
     """Returns the key of `ROWS`, and the version, in `tfds:NAME[/CONFIG][:VERSION]` or `tfds:PATH/NAME[/CONFIG]/…`."""
     kind, _, rest = name.partition(":")
     path, _, version = rest.partition(":")

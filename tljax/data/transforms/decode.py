@@ -33,7 +33,7 @@ _BROKEN_SCANS = ("premature end of data segment", "bad Huffman code", "bad arith
 
 
 @contextmanager
-def named(name: str) -> Iterator[None]:
+def naming_faults(name: str) -> Iterator[None]:
     """Turns whatever fails inside into an InputError that names the image."""
     try:
         yield

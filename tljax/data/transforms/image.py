@@ -16,7 +16,7 @@ from tljax.config.ranges import INT32
 from tljax.config.schema import TaskConfig
 from tljax.data.preprocessing import INTERPOLATIONS, Preprocessing
 from tljax.data.transforms.augment import augmentation, to_array, to_image
-from tljax.data.transforms.decode import Encoded, named, pixels_of
+from tljax.data.transforms.decode import Encoded, naming_faults, pixels_of
 from tljax.errors import InputError
 
 DECODERS = ("exact", "fast")
@@ -74,7 +74,7 @@ def decode(data: bytes, name: str, channels: str = "rgb") -> Image.Image:
         InputError: the bytes are not a whole image of 8 or 16 bits, or one of too many pixels, or a JPEG's scan is
             broken; `name` says which.
     """
-    with named(name):
+    with naming_faults(name):
         return to_image(Encoded(data, strict=True).pixels(_MODES[channels]))
 
 
@@ -120,7 +120,7 @@ def source_view(
     Raises:
         InputError: as in `decode`.
     """
-    with named(name):
+    with naming_faults(name):
         encoded, mode = Encoded(data), _MODES[preprocessing.channels]
         center, fast = crop == "center", decode == "fast"
         if not center and not resize:
@@ -200,7 +200,7 @@ def training_view_of(
         source = source_view(data, name, preprocessing, decode=decode, resize=resize, crop=crop)
         return training_view(source, preprocessing, crop=crop, augment=augment, rng=rng, decode=decode)
     size = preprocessing.size
-    with named(name):
+    with naming_faults(name):
         encoded = Encoded(data)
         top, left, height, width = inception_box(encoded.size[1], encoded.size[0], rng)
         factor = encoded.factor(size / min(height, width))
@@ -229,7 +229,7 @@ def view_of(picture: Any, name: str, preprocessing: Preprocessing) -> UInt8[np.n
             raise InputError(f"{name}: cannot be read ({error.strerror or error})") from error
     if isinstance(picture, bytes):
         return source_view(picture, name, preprocessing, decode="exact", resize=0, crop="center")
-    with named(name):
+    with naming_faults(name):
         pixels = pixels_of(picture, _MODES[preprocessing.channels])
         return evaluation_view(to_image(pixels), preprocessing)
 

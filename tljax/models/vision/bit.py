@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from tljax.models import remat as remat_groups
 from tljax.models.base import Backbone
+from tljax.models.convolution import blocks
 from tljax.models.kernels import conv_cpu
-from tljax.models.vision.resnet import blocks, check_stem
+from tljax.models.remat import run_group
+from tljax.models.vision.resnet import check_stem
 
 # The fast variance, E[x²] - E[x]², loses the digits that matter where the variance is small.
 _Norm = partial(nn.GroupNorm, 32, epsilon=1e-5, use_fast_variance=False)
@@ -140,7 +141,7 @@ class BiT(Backbone):
             x, start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
         """
         for layer in [self.stem, *self.block][start:stop]:
-            x = remat_groups.run(layer, x, remat=remat)
+            x = run_group(layer, x, remat=remat)
         return nn.relu(self.norm(x)) if "norm" in self.groups[start:stop] else x
 
     def resized(self, image_size: int) -> "BiT":

@@ -1,81 +1,21 @@
 """ResNet v1 and v1.5 (1512.03385) and ResNet-D (1812.01187), basic and bottleneck, of any depth and width."""
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
 import flax.linen as nn
-import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import remat as remat_groups
-from tljax.models.base import Backbone
+from tljax.models.convolution import BatchNorm, Conv, ConvBackbone, blocks
 from tljax.models.kernels import conv_cpu
 
-# How a group's BatchNorms (1502.03167) work; evaluation is `frozen` everywhere.
-BATCH_NORM_MODES: dict[str, str] = {
-    "frozen": "normalize with the stored statistics and keep them",
-    "update_stats": "normalize with the batch's statistics and move the stored ones a tenth of the way to them",
-    "batch": "normalize with the batch's statistics and keep the stored ones",
-}
-
-_EPS = 1e-5
 _STEM_STRIDE = 4
-_he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
-
-
-def blocks(depths: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Returns (stage, place in it) of every block, in order."""
-    return [(stage, i) for stage, depth in enumerate(depths) for i in range(depth)]
 
 
 def check_stem(size: int) -> None:
     """Raises InputError for images smaller than the stride of a stem."""
     if size < _STEM_STRIDE:
         raise InputError(f"image size {size} is below the stem's stride of {_STEM_STRIDE}: give more pixels")
-
-
-class Conv(nn.Module):
-    """A convolution; of `size` 1, a linear map of every pixel that a stride keeps."""
-
-    features: int
-    size: int = 1
-    stride: int = 1
-    use_bias: bool = False
-
-    @nn.compact
-    def __call__(self, x):
-        # torch pads both sides alike; XLA's SAME would pad even sizes on one side only.
-        pad = (self.size // 2, self.size // 2)
-        kernel = self.param("kernel", _he_normal, (self.size, self.size, x.shape[-1], self.features))
-        x = conv_cpu.conv(x, kernel, self.stride, (pad, pad))
-        if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,))
-        return x
-
-
-class _BatchNorm(nn.Module):
-    """Batch normalization; `mode` is a row of `BATCH_NORM_MODES`. Statistics are float32 whatever `x` is."""
-
-    scale_init: Callable
-
-    @nn.compact
-    def __call__(self, x, mode):
-        shape = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        if mode == "frozen":
-            factor = scale * lax.rsqrt(variance.value + _EPS)
-            return (x * factor + (bias - mean.value * factor)).astype(x.dtype)
-        y, *statistics = conv_cpu.batch_norm(x, scale, bias, _EPS)
-        if mode == "update_stats" and not self.is_initializing():
-            for stored, new in zip((mean, variance), statistics, strict=True):
-                stored.value = 0.9 * stored.value + 0.1 * lax.stop_gradient(new)
-        return y
 
 
 class _ConvNorm(nn.Module):
@@ -93,7 +33,7 @@ class _ConvNorm(nn.Module):
         if self.norm == "folded":
             return x
         scale = nn.initializers.zeros if self.zero_init else nn.initializers.ones
-        return _BatchNorm(scale, name="norm")(x, mode)
+        return BatchNorm(scale, name="norm")(x, mode)
 
 
 class _Stem(nn.Module):
@@ -151,7 +91,7 @@ def _halved(x):
     return nn.avg_pool(x, (2, 2), (2, 2), pad, count_include_pad=False).astype(x.dtype)
 
 
-class ResNet(Backbone):
+class ResNet(ConvBackbone):
     """A residual network that ends in globally pooled features.
 
     Attributes:
@@ -180,10 +120,6 @@ class ResNet(Backbone):
     norm: Literal["batch", "folded"] = "batch"
     stem_pool_padding: tuple[int, int] = (1, 1)
     pool: Literal["mean", "max", "avgmax"] = "mean"
-
-    @property
-    def pools(self) -> dict[str, str]:
-        return {name: name for name in ("mean", "max", "avgmax")}
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -220,37 +156,8 @@ class ResNet(Backbone):
             for stage, i in blocks(self.depths)
         ]
 
-    def run_groups(
-        self,
-        x: Float[Array, "batch ..."],
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        pools: bool = False,
-        batch_norm: Mapping[str, str] = {},
-        remat: bool = False,
-    ) -> Float[Array, "batch height width channels"]:
-        """Returns the feature map after `groups[stop - 1]`.
-
-        Args:
-            x, start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
-
-        Raises:
-            InputError: there is no such mode of BatchNorm.
-        """
-        for mode in batch_norm.values():
-            if mode not in BATCH_NORM_MODES:
-                raise InputError(f"no BatchNorm mode {mode!r}; there are: {', '.join(BATCH_NORM_MODES)}")
-        for name, layer in list(zip(self.groups, [self.stem_layer, *self.block], strict=True))[start:stop]:
-            x = remat_groups.run(layer, x, batch_norm.get(name, "frozen"), remat=remat)
-        return x
-
-    def pooled(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels"]:
-        """Returns the features of a feature map."""
-        if self.pool == "max":
-            return jnp.max(x, axis=(1, 2))
-        mean = jnp.mean(x, axis=(1, 2))
-        return mean if self.pool == "mean" else 0.5 * (mean + jnp.max(x, axis=(1, 2)))
+    def layers(self) -> list[nn.Module]:
+        return [self.stem_layer, *self.block]
 
     def resized(self, image_size: int) -> "ResNet":
         """Returns itself, as a convolution takes any size.

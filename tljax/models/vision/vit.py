@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
-from tljax.models import remat as remat_groups
-from tljax.models.base import InputSpec
+from tljax.models.base import BackboneInput
 from tljax.models.kernels import ops
 from tljax.models.layers import Attention, LayerNorm, Mlp, TransformerBackbone
+from tljax.models.remat import run_group
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
 _xavier = nn.initializers.xavier_uniform()
@@ -138,8 +138,8 @@ class ViT(TransformerBackbone):
         return self.pool == "mean"
 
     @property
-    def input_spec(self) -> InputSpec:
-        return InputSpec("image", size=(self.grid[0] * self.patch_size, self.grid[1] * self.patch_size))
+    def input_spec(self) -> BackboneInput:
+        return BackboneInput("image", size=(self.grid[0] * self.patch_size, self.grid[1] * self.patch_size))
 
     @property
     def input_kernel(self) -> str:
@@ -195,7 +195,7 @@ class ViT(TransformerBackbone):
         for name, layer in list(zip(self.groups, [self.stem, *self.block], strict=False))[start:stop]:
             # Of what the last block gives, the class token alone is used.
             only_class = pools and self.pool == "class" and name == self.groups[-2] != "stem"
-            x = remat_groups.run(layer, x, *((1,) if only_class else ()), remat=remat)
+            x = run_group(layer, x, *((1,) if only_class else ()), remat=remat)
         return self.norm(x) if "norm" in names and not self.pooled_norm else x
 
     def pooled(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch features"]:

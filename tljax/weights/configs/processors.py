@@ -22,12 +22,20 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "DeiT": {**_HALF, "size": {"height": 256, "width": 256}, "resample": 3, "do_center_crop": True},
     "Bit": {**_CLIP, "resample": 3},
     "CLIP": {**_CLIP, "resample": 3},
+    "EfficientNet": {**_HALF, "size": {"height": 346, "width": 346}, "resample": 0},
+    "MobileNetV2": {**_HALF, "size": {"shortest_edge": 256}, "resample": 2, "do_center_crop": True},
     "ConvNext": {**_HALF, "size": {"shortest_edge": 384}, "resample": 3},
 }
-_SHORTER_SIDE = ("Bit", "CLIP", "ConvNext")  # for whom a plain number is that, and not a height and a width
+_SHORTER_SIDE = (
+    "Bit",
+    "CLIP",
+    "ConvNext",
+    "MobileNetV2",
+)  # for whom a plain number is that, and not a height and a width
 _SUFFIXES = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 _KINDS = {f"{kind}{suffix}": kind for kind in _DEFAULTS for suffix in _SUFFIXES}
 _OF_MODEL = {"dinov2": "Bit", "dinov2_with_registers": "Bit", "resnet": "ConvNext"}  # where a file names none
+_OF_MODEL |= {"efficientnet": "EfficientNet", "mobilenet_v2": "MobileNetV2"}
 
 
 def read(config: Any, model_type: str = "", folder: str = "") -> tuple[Preprocessing, Origins]:
@@ -42,8 +50,8 @@ def read(config: Any, model_type: str = "", folder: str = "") -> tuple[Preproces
         InputError: a key is unknown, or has a value that cannot be followed here.
     """
     keys = Keys(config, "preprocessor_config.json", folder, harmless_keys.PROCESSOR)
-    named = "image_processor_type" if "image_processor_type" in keys else "feature_extractor_type"
-    kind = keys.choice(named, f"{_OF_MODEL.get(model_type, 'ViT')}ImageProcessor", _KINDS)
+    key = "image_processor_type" if "image_processor_type" in keys else "feature_extractor_type"
+    kind = keys.choice(key, f"{_OF_MODEL.get(model_type, 'ViT')}ImageProcessor", _KINDS)
     keys.get("feature_extractor_type")  # which old files keep beside the new one
     defaults = _DEFAULTS[kind]
     keys.only(do_pad=False, rescale_offset=False, offset=False)
@@ -51,6 +59,8 @@ def read(config: Any, model_type: str = "", folder: str = "") -> tuple[Preproces
     rescale = keys.number("rescale_factor", 1 / 255)
     rescale = rescale if keys.flag("do_rescale", True) else 1.0
     mean, std = _statistics(keys, defaults)
+    if kind == "EfficientNet" and keys.flag("include_top", True):
+        std = tuple(value**2 for value in std)  # it divides once more, where a classifier follows
     channels = "grey" if len(mean) == 1 else "rgba"[: len(mean)]
     if keys.flag("do_flip_channel_order", False):
         channels = {"rgb": "bgr", "rgba": "bgra"}.get(channels, channels)

@@ -10,7 +10,7 @@ from tljax.io.json_keys import Keys
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
 
-_FAMILIES = ("vit", "deit", "resnet")  # BiT's are `resnetv2`
+_FAMILIES = ("vit", "deit", "resnet", "efficientnet", "tf_efficientnet", "mobilenetv2")  # BiT's are `resnetv2`
 CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours
 VIT_POOLS = {"token": "class", "avg": "mean"}
 RESNET_POOLS = {"avg": "mean", "max": "max", "avgmax": "avgmax"}
@@ -58,6 +58,8 @@ def _network(architecture: str, args: Keys) -> tuple[str, dict[str, Any], Mappin
     """Returns our name of an architecture, the attributes that its arguments change, and how its family may pool."""
     if architecture.startswith(("vit", "deit")):
         return *_vit(architecture, args), VIT_POOLS
+    if "efficientnet" in architecture or architecture.startswith("mobilenet"):
+        return architecture, _efficientnet(args), RESNET_POOLS
     return architecture, _resnet(args), {"avg": "mean"} if architecture.startswith("resnetv2") else RESNET_POOLS
 
 
@@ -156,4 +158,11 @@ def _resnet(args: Keys) -> dict[str, Any]:
         changes["stem_width"] = 2 * args.whole("stem_width")
     args.only(cardinality=1, base_width=64, output_stride=32, act_layer="relu", replace_stem_pool=False)
     args.only(block_reduce_first=1, down_kernel_size=1, norm_layer="batchnorm2d", aa_layer="")
+    return changes
+
+
+def _efficientnet(args: Keys) -> dict[str, Any]:
+    """Returns what arguments of an EfficientNet change."""
+    changes = {"eps": args.number("bn_eps")} if "bn_eps" in args else {}
+    args.only(output_stride=32, fix_stem=False, bn_momentum=None, group_size=None)
     return changes

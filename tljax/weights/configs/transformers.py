@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from tljax.data.preprocessing import Preprocessing
 from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys, load_json
+from tljax.models.registry import BACKBONES
+from tljax.models.vision.efficientnet import rounded
 from tljax.problems.registry import PROBLEMS
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
@@ -24,7 +26,7 @@ class _Family(NamedTuple):
     """One `model_type`.
 
     Attributes:
-        backbone: the row of `models.BACKBONES` that its attributes change.
+        backbone: the row of `models.registry.BACKBONES` that its attributes change.
         source: whose names its files use.
         attributes: config -> attributes.
         reads: `image` or `text`.
@@ -156,6 +158,59 @@ def _resnet(keys: Keys) -> dict[str, Any]:
     }
 
 
+def _efficientnet(keys: Keys) -> dict[str, Any]:
+    """Returns attributes from transformers' `EfficientNetConfig`."""
+    columns = {"sizes": "kernel_sizes", "strides": "strides", "expansions": "expand_ratios"}
+    defaults = {ours: list(getattr(BACKBONES["efficientnet_b0"], ours)) for ours in (*columns, "widths", "depths")}
+    width, depth = keys.number("width_coefficient", 2.0), keys.number("depth_coefficient", 3.1)
+    changes: dict[str, Any] = {ours: keys.wholes(theirs, defaults[ours]) for ours, theirs in columns.items()}
+    changes["widths"] = [rounded(n * width) for n in keys.wholes("out_channels", defaults["widths"])]
+    changes["depths"] = [math.ceil(n * depth) for n in keys.wholes("num_block_repeats", defaults["depths"])]
+    for key in ("in_channels", "hidden_dim", "num_hidden_layers"):  # which follow from the others
+        keys.get(key)
+    if len(set(map(len, changes.values()))) > 1:
+        raise keys.refusal("out_channels", "has another number of stages than num_block_repeats and the other columns")
+    keys.only(depth_divisor=8)
+    keys.choice("hidden_act", "swish", dict.fromkeys(("swish", "silu"), "silu"))
+    changes |= {"operators": ["mbconv"] * len(changes["depths"]), "padding": "same"}
+    _check_padding(keys, changes)
+    changes |= {"stem_width": rounded(32 * width), "head_width": rounded(1280 * width)}
+    changes |= {"squeeze": keys.number("squeeze_expansion_ratio", 0.25), "eps": keys.number("batch_norm_eps", 1e-3)}
+    pool = keys.choice("pooling_type", "mean", {name: name for name in ("mean", "max")})
+    return changes | {"pool": pool}
+
+
+def _check_padding(keys: Keys, changes: Mapping[str, Any]) -> None:
+    """Raises InputError where a file pads maps of its image size otherwise than TensorFlow: there odd ones alike.
+
+    Only what strides is asked: elsewhere both sides are alike anyhow.
+    """
+    side, number, alike = -(-keys.square("image_size", 600) // 2), 0, []
+    for depth, stride in zip(changes["depths"], changes["strides"], strict=True):
+        alike += [number] * (stride == 2 and side % 2)
+        side, number = -(-side // stride), number + depth
+    strided = {sum(changes["depths"][:i]) for i, stride in enumerate(changes["strides"]) if stride == 2}
+    if strided & set(keys.get("depthwise_padding", [])) != set(alike):
+        raise keys.refusal("depthwise_padding", f"is not TensorFlow's SAME at this image_size, which is {alike}")
+
+
+def _mobilenet_v2(keys: Keys) -> dict[str, Any]:
+    """Returns attributes from transformers' `MobileNetV2Config`."""
+    width, base = keys.number("depth_multiplier", 1.0), BACKBONES["mobilenetv2_100"]
+    keys.only(depth_divisible_by=8, min_depth=8, expand_ratio=6.0, output_stride=32, hidden_act="relu6")
+    keys.only(first_layer_is_expansion=True)
+    keys.square("image_size", 224)  # any will do
+    fine = keys.flag("finegrained_output", True) and width < 1
+    return {
+        "widths": [rounded(round(n * width)) for n in base.widths],
+        "stem_width": rounded(round(32 * width)),
+        "head_width": 1280 if fine else rounded(round(1280 * width)),
+        "first_shortcut": False,
+        "padding": "same" if keys.flag("tf_padding", True) else "symmetric",
+        "eps": keys.number("layer_norm_eps", 1e-3),
+    }
+
+
 def _encoder(keys: Keys, eps: float) -> dict[str, Any]:
     """Returns the attributes that BERT and RoBERTa share."""
     keys.only(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute", embedding_size=None)
@@ -220,6 +275,8 @@ FAMILIES = {
         "vit_base_patch14_dinov2", "hf", _dinov2_with_registers, pos_embed="bicubic_antialias"
     ),
     "resnet": _Family("resnet50", "hf", _resnet),
+    "efficientnet": _Family("efficientnet_b0", "hf", _efficientnet),
+    "mobilenet_v2": _Family("mobilenetv2_100", "hf_mobilenet_v2", _mobilenet_v2),
     "bert": _Family("bert_base", "bert", _bert, "text"),
     "roberta": _Family("roberta_base", "roberta", _roberta, "text"),
     "distilbert": _Family("distilbert_base", "distilbert", _distilbert, "text"),

@@ -6,16 +6,18 @@ from typing import Any
 
 from tljax.models.text.bert import Bert
 from tljax.models.vision.bit import BiT
+from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.vit import ViT
 from tljax.weights.mapping import Table
 from tljax.weights.mappings.text import bert
-from tljax.weights.mappings.vision import bit, resnet, vit
+from tljax.weights.mappings.vision import bit, efficientnet, resnet, vit
 from tljax.weights.readers import files
 
 _TABLES: dict[type, Callable[[Any], dict[str, Table]]] = {
     Bert: bert.tables,
     BiT: bit.tables,
+    EfficientNet: efficientnet.tables,
     ResNet: resnet.tables,
     ViT: vit.tables,
 }

@@ -187,8 +187,8 @@ class _Unpickler(Unpickler):
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     state_dicts = dict(_state_dicts(content, set()))
     if not state_dicts:
-        held = _markers(content if isinstance(content, dict) else {"": content})
-        raise InputError(f"{path}: holds no state dict of plain tensors{held}; save model.state_dict() alone")
+        markers = _markers(content if isinstance(content, dict) else {"": content})
+        raise InputError(f"{path}: holds no state dict of plain tensors{markers}; save model.state_dict() alone")
     names = sorted(state_dicts, key=lambda name: _PREFERRED.get(name.partition(".")[0], len(_PREFERRED)))
     if len(names) > 1:
         if names[0].partition(".")[0] not in _PREFERRED or names[0].partition(".")[0] == names[1].partition(".")[0]:

@@ -104,8 +104,8 @@ def _encoder(model: Bert, prefix: str) -> Iterator[ParamMapping]:
     yield from _embeddings(model, prefix)
     for i in range(model.depth):
         source, target = f"{prefix}.encoder.layer.{i}", f"params/block_{i}"
-        joint = [f"{source}.attention.self.{name}" for name in ("query", "key", "value")]
-        yield from _attention(model, [*joint, f"{source}.attention.output.dense"], target)
+        projections = [f"{source}.attention.self.{name}" for name in ("query", "key", "value")]
+        yield from _attention(model, [*projections, f"{source}.attention.output.dense"], target)
         yield from torch_norm(f"{source}.attention.output.LayerNorm", f"{target}/norm1")
         yield from torch_linear(f"{source}.intermediate.dense", f"{target}/mlp/fc1")
         yield from torch_linear(f"{source}.output.dense", f"{target}/mlp/fc2")

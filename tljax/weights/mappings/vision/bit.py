@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tljax.models.vision.resnet import blocks
+from tljax.models.convolution import blocks
 from tljax.weights.mapping import CONV, ParamMapping, Table, torch_norm
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tljax.models.vision.resnet import blocks
+from tljax.models.convolution import blocks
 from tljax.weights.mapping import CONV, ParamMapping, Table, torch_linear
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _hf(model: ResNet) -> Table:
 def _open_nsfw(model: ResNet) -> Table:
     """Returns the table of Yahoo's open_nsfw as exported to ONNX: Caffe names, BatchNorm folded into the convolutions.
 
-    `weights.files` names an array by the node that reads it where the exporter made its name up.
+    `weights.readers.files` names an array by the node that reads it where the exporter made its name up.
     """
 
     def fused(name: str, target: str) -> list[ParamMapping]:

@@ -163,7 +163,7 @@ def _hf(model: ViT) -> Table:
 def _hf_onnx(model: ViT) -> Table:
     """Returns the table of transformers' Dinov2Model in a larger network, in ONNX with its positions split in two.
 
-    Linear kernels come as `MatMul` initializers, [in, out] already, which `weights.files` names by their node.
+    Linear kernels come as `MatMul` initializers, [in, out] already, which `weights.readers.files` names by their node.
     """
     patches = model.grid[0] * model.grid[1]
     mappings = [

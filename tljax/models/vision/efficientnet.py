@@ -1,0 +1,215 @@
+"""EfficientNet (1905.11946), -Lite, EfficientNetV2 (2104.00298) and MobileNetV2 (1801.04381)."""
+
+import math
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from tljax.models.convolution import BatchNorm, Conv, ConvBackbone, blocks
+
+_ACTIVATIONS = {"": lambda x: x, "silu": nn.silu, "relu6": nn.relu6}
+
+
+class BlockSpec(NamedTuple):
+    """A block's row in the paper's table.
+
+    Attributes:
+        operator: `mbconv`, `fused` or `conv`, as in `EfficientNet`.
+        inputs: channels that it is given.
+        width: channels that it gives.
+        size: of its kernel over space.
+        stride: of that.
+        expansion: how many times as many channels it has inside.
+        squeeze: channels between squeeze and excite; 0 for none.
+        is_residual: whether its input is added to its output.
+    """
+
+    operator: str
+    inputs: int
+    width: int
+    size: int
+    stride: int
+    expansion: int
+    squeeze: int
+    is_residual: bool
+
+
+class _ConvNorm(nn.Module):
+    """A convolution, its BatchNorm, and the activation after it, none where its name is empty."""
+
+    features: int
+    size: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    activation: str = ""
+    padding: str = "symmetric"
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x, mode):
+        conv = Conv(self.features, self.size, self.stride, False, self.depthwise, self.padding, name="conv")
+        x = BatchNorm(eps=self.eps, name="norm")(conv(x), mode)
+        return _ACTIVATIONS[self.activation](x)
+
+
+class _SqueezeExcite(nn.Module):
+    """Weighs each channel by what the means of all channels say (1709.01507)."""
+
+    width: int
+    activation: str
+
+    @nn.compact
+    def __call__(self, x):
+        y = jnp.mean(x, axis=(1, 2), keepdims=True)
+        y = _ACTIVATIONS[self.activation](Conv(self.width, use_bias=True, name="reduce")(y))
+        return x * nn.sigmoid(Conv(x.shape[-1], use_bias=True, name="expand")(y))
+
+
+class _Block(nn.Module):
+    """An inverted residual: to more channels, over space, and back to few without an activation.
+
+    Attributes:
+        spec: what it is.
+        activation: after each convolution but the last.
+        conv: a `_ConvNorm` of the network's padding and eps.
+    """
+
+    spec: BlockSpec
+    activation: str
+    conv: Any
+
+    @nn.compact
+    def __call__(self, x, mode):
+        spec, hidden = self.spec, self.spec.expansion * self.spec.inputs
+        expand = partial(self.conv, activation=self.activation)
+        over_space = partial(expand, size=spec.size, stride=spec.stride)
+        if spec.operator == "conv":
+            y = over_space(spec.width, name="conv")(x, mode)
+            return x + y if spec.is_residual else y
+        if spec.operator == "fused":
+            y = over_space(hidden, name="expand")(x, mode)
+        else:
+            y = expand(hidden, name="expand")(x, mode) if spec.expansion != 1 else x
+            y = over_space(hidden, depthwise=True, name="depthwise")(y, mode)
+        if spec.squeeze:
+            y = _SqueezeExcite(spec.squeeze, self.activation, name="squeeze_excite")(y)
+        y = self.conv(spec.width, name="project")(y, mode)
+        return x + y if spec.is_residual else y
+
+
+class EfficientNet(ConvBackbone):
+    """A network of inverted residuals that ends in globally pooled features; by default EfficientNet-B0.
+
+    Attributes:
+        operators: of each stage, `mbconv` (depthwise over space), `fused` (Fused-MBConv, which expands over space), or
+            `conv` (Fused-MBConv that expands nothing).
+        depths: blocks of each stage.
+        widths: channels of each stage.
+        sizes: of each stage's kernels.
+        strides: of each stage's first block.
+        expansions: how many times as many channels a block has inside.
+        squeeze: channels between squeeze and excite, as a share of those that the block is given; 0 for none.
+        stem_width: channels after the stem.
+        first_shortcut: whether the first block is residual if its widths allow; not in transformers' MobileNetV2.
+        head_width: channels of the last convolution, which are the features.
+        activation: `silu`, or `relu6` (Lite, MobileNetV2).
+        padding: zeros around an image: `symmetric` as in PyTorch, or TensorFlow's `same`, for what was trained there.
+        eps: of BatchNorm; 1e-3 in TensorFlow.
+        pool: `mean` over the pixels of the last map, `max`, or `avgmax`, the mean of both (timm).
+
+    Groups: `stem`, one `block_i` per block in order, `conv_head`.
+    """
+
+    operators: tuple[str, ...] = ("mbconv",) * 7
+    depths: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 1)
+    widths: tuple[int, ...] = (16, 24, 40, 80, 112, 192, 320)
+    sizes: tuple[int, ...] = (3, 3, 5, 3, 5, 5, 3)
+    strides: tuple[int, ...] = (1, 2, 2, 2, 1, 2, 1)
+    expansions: tuple[int, ...] = (1, 6, 6, 6, 6, 6, 6)
+    squeeze: float = 0.25
+    stem_width: int = 32
+    first_shortcut: bool = True
+    head_width: int = 1280
+    activation: Literal["silu", "relu6"] = "silu"
+    padding: Literal["symmetric", "same"] = "symmetric"
+    eps: float = 1e-5
+    pool: Literal["mean", "max", "avgmax"] = "mean"
+
+    @property
+    def specs(self) -> list[BlockSpec]:
+        """What each block is."""
+        specs: list[BlockSpec] = []
+        inputs = self.stem_width
+        for stage, i in blocks(self.depths):
+            operator, width = self.operators[stage], self.widths[stage]
+            stride = self.strides[stage] if i == 0 else 1
+            squeeze = round(inputs * self.squeeze) if operator == "mbconv" else 0
+            is_residual = stride == 1 and inputs == width and (bool(specs) or self.first_shortcut)
+            table = self.sizes[stage], stride, self.expansions[stage]
+            specs.append(BlockSpec(operator, inputs, width, *table, squeeze, is_residual))
+            inputs = width
+        return specs
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return ("stem", *(f"block_{i}" for i in range(sum(self.depths))), "conv_head")
+
+    @property
+    def residual_branches(self) -> str:
+        numbers = "|".join(str(i) for i, spec in enumerate(self.specs) if spec.is_residual)
+        return rf"block_({numbers})/(project|conv)"
+
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        return (r"block_\d+/(expand|project)/conv",)  # the 1x1 convolutions of the blocks
+
+    @property
+    def input_kernel(self) -> str:
+        return "params/stem/conv/kernel"
+
+    @property
+    def feature_dim(self) -> int:
+        return self.head_width
+
+    def setup(self):
+        conv = partial(_ConvNorm, padding=self.padding, eps=self.eps)
+        self.stem = conv(self.stem_width, 3, 2, activation=self.activation)
+        self.block = [_Block(spec, self.activation, conv) for spec in self.specs]
+        self.conv_head = conv(self.head_width, activation=self.activation)
+
+    def layers(self) -> list[nn.Module]:
+        return [self.stem, *self.block, self.conv_head]
+
+
+def rounded(channels: float, least: float = 0.9) -> int:
+    """Returns the nearest multiple of 8 to a count of channels, or the next one up.
+
+    Args:
+        channels: how many there are.
+        least: the share of them below which the nearest is too few.
+    """
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 if nearest < least * channels else nearest
+
+
+def scaled(
+    base: EfficientNet, width: float, depth: float, least: float = 0.9, fixed_ends: bool = False
+) -> EfficientNet:
+    """Returns a network scaled as one (section 3.3): wider and deeper, for the images of its own size.
+
+    Args:
+        base: the network at scale 1.
+        width, depth: how many times as many channels and blocks it has.
+        least: as in `rounded`.
+        fixed_ends: whether stem, head and the depth of the first and last stage stay as they are, as in Lite.
+    """
+    depths = [math.ceil(count * depth) for count in base.depths]
+    changes: dict[str, Any] = {"widths": tuple(rounded(count * width, least) for count in base.widths)}
+    if fixed_ends:
+        depths[0], depths[-1] = base.depths[0], base.depths[-1]
+    else:
+        changes["stem_width"] = rounded(base.stem_width * width, least)
+        changes["head_width"] = rounded(base.head_width * width, least)
+    return base.clone(depths=tuple(depths), **changes)
