@@ -50,7 +50,7 @@ def load_backbone(
         features = backbone.features(["a.jpg", "b.png"])  # float32 [2, 384]
 
     Args:
-        weights: a name in the catalogue (`tljax.models()`), `hf://ORG/NAME`, or a path; empty draws random ones.
+        weights: a name in the catalogue (`tljax.list_models()`), `hf://ORG/NAME`, or a path; empty draws random ones.
         name: the network, as `config.backbone.name`, where the weights do not say; or `module:name` of your own.
         image_size: pixels along each side; 0 for what the weights expect.
         channels: of each image, as `config.task.channels`; 0 for the weights' own.

@@ -61,7 +61,8 @@ class Trial:
     @property
     def setting(self) -> str:
         """The overrides in words, but for the seed."""
-        return ", ".join(f"{key.split('.')[-1]}={value}" for key, value in self.overrides.items() if key != "seed")
+        shown = ((key.split(".")[-1], value if value != "" else "''") for key, value in self.overrides.items())
+        return ", ".join(f"{key}={value}" for key, value in shown if key != "seed")
 
 
 def make_trials(experiment: Experiment, overrides: Any, root: str | os.PathLike) -> list[Trial]:

@@ -32,6 +32,8 @@ class _Pictures(Sequence):
 
     def __getitem__(self, row: int) -> bytes:
         value = self.values[row]
+        if isinstance(value, Path):
+            return value.read_bytes()
         return value if isinstance(value, bytes) else encoded(value, "image")
 
 
