@@ -158,7 +158,7 @@ def _peak_with(run: Run, phase: Phase, **changes: Any) -> int:
     other = Run(experiment, run.resolved, run.inputs.splits)
     other.cached = run.cached
     same_phase = other.phase_at(phase.start)
-    return peak_bytes(other.programs.train_step(same_phase, start=other.start(same_phase)).program)
+    return peak_bytes(other.programs.train_step(same_phase, start=other.prefix_length(same_phase)).program)
 
 
 def _trained(run: Run, phase: Phase) -> Tree:
