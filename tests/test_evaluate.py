@@ -417,7 +417,7 @@ def test_a_key_that_would_be_another_network_or_has_no_effect_is_refused(run, ca
 
 
 def test_unknown_keys_and_types_are_refused(run, capsys):
-    assert "did you mean config.task.dataset" in _main(capsys, f"--workdir={run}", "--config.task.data=x", status=2)[1]
+    assert "it is config.task.dataset" in _main(capsys, f"--workdir={run}", "--config.task.data=x", status=2)[1]
     assert "image_size=x" in _main(capsys, f"--workdir={run}", "--config.task.image_size=x", status=2)[1]
     assert "no effect on this run" in _main(capsys, f"--workdir={run}", "--config.task.max_tokens=4", status=2)[1]
     assert "no multiple of the patch" in _main(capsys, f"--workdir={run}", "--config.task.image_size=33", status=2)[1]
