@@ -121,7 +121,8 @@ def test_skipped_examples_are_listed():
 
 
 def test_a_report_is_shown(capsys, monkeypatch):
-    monkeypatch.setattr(console, "console", console.Console(highlight=False, soft_wrap=True, width=100))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(console, "console", console._Console())
     diagnostics.show(examined(planted(test_labels=(0, 0, 0, 0, 1))))
     shown = capsys.readouterr().out
     assert "examples of train that are another's copy: 2 (0 = 1)" in shown
@@ -134,7 +135,8 @@ def test_a_report_is_shown(capsys, monkeypatch):
 
 
 def test_many_classes_are_shown_from_both_ends(capsys, monkeypatch):
-    monkeypatch.setattr(console, "console", console.Console(highlight=False, soft_wrap=True, width=100))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(console, "console", console._Console())
     labels = [label for label in range(50) for _ in range(label + 1)]
     report = examined(task({"train": base(labels)}, [f"class_{i}" for i in range(50)]))
     assert len(report["splits"]["train"]["classes"]) == 50

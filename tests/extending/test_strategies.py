@@ -39,6 +39,7 @@ def get_config():
     config.tuning.strategy = "my_strategy:every_nth"
     config.tuning.stride = 3
     config.optim.name = "my_optimizer:scaled_sgd"
+    config.optim.learning_rate = 1e-3
     config.optim.args.scale = 2
     return config
 """
@@ -103,7 +104,10 @@ def test_names_of_runs_are_what_they_were(tmp_path):
         {"tuning.strategy": "last_k", "tuning.k": 2},
         {"tuning.strategy": "phases", "tuning.phases": phases, "optim.learning_rate": 1},
     ]
-    names = [trial.name for trial in make_trials(Experiment(steps=6), overrides, tmp_path)]
+    names = [
+        trial.name
+        for trial in make_trials(Experiment(steps=6, optim=OptimConfig(learning_rate=1e-3)), overrides, tmp_path)
+    ]
     assert names == ["linear_probe-f016e350fc", "last_k-13a49633cc", "phases-1f8a25247b"]
 
 

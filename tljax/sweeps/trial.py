@@ -181,4 +181,7 @@ def _content(experiment: Experiment) -> dict[str, Any]:
     experiment = experiment.with_splits(TaskConfig(validation="", test=""))
     content = {key: value for key, value in to_dict(experiment).items() if key not in RESULT_NEUTRAL_SECTIONS}
     content["task"].pop("pack", None)
+    for section, key in ((content, "min_steps"), (content["optim"], "warmup")):  # which they had not
+        if not section[key]:
+            del section[key]
     return content | ({"references": experiment.references} if experiment.references else {})
