@@ -162,7 +162,7 @@ def test_merged_weights_give_the_logits_of_the_pair(name, rslora):
     merged = merge_lora(weights["params"], (lora,))
     assert not any(map(is_adapter_param, flatten_dict(merged, sep="/")))
     adapted, plain = _logits(backbone, lora), _logits(backbone)
-    assert np.abs(adapted - plain).max() > 1e-2
+    assert np.abs(adapted - plain).max() > 1e-3  # a hundred times what the two ways may differ by
     np.testing.assert_allclose(_logits(backbone, params=merged), adapted, atol=1e-5)
 
 
