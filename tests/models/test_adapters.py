@@ -520,7 +520,7 @@ def test_gradients_reach_every_added_leaf_but_the_first_of_a_zero_pair():
 # One of each family, and the reasons for which an adapter is refused.
 FAMILIES = ("resnet18", "resnet50", "resnet50_half_v1_folded", "resnet50d", "resnetv2_50x1_bit", "vit_tiny_patch16")
 FAMILIES += ("vit_small_patch14_reg4_dinov2", "deit_small_distilled_patch16", "minilm_l6", "distilbert_base")
-FAMILIES += ("roberta_base",)
+FAMILIES += ("roberta_base", "tf_efficientnet_lite0")
 EVERY = [Lora(), Adapter(), Adapter(parallel=True), Prompt(), Prompt(deep=True), MlpHead()]
 
 
@@ -529,13 +529,14 @@ EVERY = [Lora(), Adapter(), Adapter(parallel=True), Prompt(), Prompt(deep=True),
 def test_every_adapter_fits_every_family_or_is_refused(name, adapter):
     backbone = BACKBONES[name]
     few = {"depths": (1, 1, 1, 1)} if isinstance(backbone, ResNet | BiT) else {"depth": 2}  # blocks, which are alike
-    backbone = backbone.clone(**few)
+    backbone = backbone if isinstance(backbone, EfficientNet) else backbone.clone(**few)
     size = backbone.grid[0] * backbone.patch_size if isinstance(backbone, ViT) else 64
     text = dict.fromkeys(("input_ids", "attention_mask"), jax.ShapeDtypeStruct((1, 9), jnp.int32))
     x = text if isinstance(backbone, Bert) else jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     init = functools.partial(jax.eval_shape, Classifier(backbone, 3, adapters=(adapter,)).init, jax.random.key(0))
     refused = isinstance(backbone, BiT) and isinstance(adapter, Lora)
-    refused |= isinstance(backbone, ResNet | BiT) and (isinstance(adapter, Prompt) or adapter == EVERY[2])
+    is_convolutional = isinstance(backbone, ResNet | BiT | EfficientNet)
+    refused |= is_convolutional and (isinstance(adapter, Prompt) or adapter == EVERY[2])
     if refused:
         with pytest.raises(InputError):
             init(x)
