@@ -21,6 +21,7 @@ from tljax.core.classifier import HEAD_INITS
 from tljax.core.resolve import warnings
 from tljax.core.run import Run, prepare
 from tljax.data.registry import SOURCES
+from tljax.data.sources import memory
 from tljax.data.transforms import image
 from tljax.data.transforms.augment import AUGMENTATIONS
 from tljax.errors import InputError
@@ -240,7 +241,7 @@ def test_the_names_in_the_schema_are_those_that_there_are():
     }
     for annotation, rows in tables.items():
         assert get_args(annotation)[1].values == tuple(rows), annotation
-    assert (*SOURCES, "tfds") == choices.DATASET_KINDS
+    assert (*SOURCES, "tfds", memory.PREFIX) == choices.DATASET_KINDS
 
 
 def test_every_argument_of_a_strategy_has_a_range():

@@ -130,7 +130,8 @@ def test_paths_are_shown_without_dots_and_relative_where_they_lie_below(tmp_path
     assert storage.locate("../here/runs") == below / "runs"
 
 
-def test_the_next_step_is_a_line_that_a_shell_takes(capsys):
+def test_the_next_step_is_a_line_that_a_shell_takes(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/tljax", "train"])
     console.next_step("predict", "--workdir=my runs/a", "FILE")
     console.next_step("r/report.html", program="open")
     assert capsys.readouterr().out == "next: tljax predict '--workdir=my runs/a' FILE\nnext: open r/report.html\n"

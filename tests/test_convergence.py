@@ -77,7 +77,7 @@ def test_advice_names_keys_with_values():
         "the training loss rose, to 5.16 from 2.31: the learning rate is too high; try "
         "config.optim.learning_rate=0.0001, config.optim.clip_norm=1.0, config.optim.warmup_steps=20"
     ]
-    calm = Experiment(epochs=2.0, optim=OptimConfig(clip_norm=1.0))
+    calm = Experiment(epochs=2.0, optim=OptimConfig(learning_rate=1e-3, clip_norm=1.0))
     assert advice(rows([0.5] * 20, skipped_steps=3), calm) == [
         "3 steps were not finite and were skipped: try config.optim.learning_rate=0.0001"
     ]

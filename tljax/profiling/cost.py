@@ -43,11 +43,10 @@ def cost(run: Run) -> Block:
     with ThreadPoolExecutor() as pool:
         traced, compiled = [], []
         for phase in run.phases:
-            traced.append(run.programs.trace_train_step(phase, start=run.prefix_length(phase)))
+            prefix = run.prefix_length(phase)
+            traced.append(run.programs.trace_train_step(phase, start=prefix))
             lowered = traced[-1].lower()
-            compiled.append(
-                pool.submit(run.programs.train_step, phase, start=run.prefix_length(phase), lowered=lowered)
-            )
+            compiled.append(pool.submit(run.programs.train_step, phase, start=prefix, lowered=lowered))
         last = run.phases[-1]
         start = run.evaluation_prefix_length(last)
         evaluated = run.programs.trace_eval_step(rows, start=start)
@@ -59,10 +58,7 @@ def cost(run: Run) -> Block:
         forward = flops.count(evaluated.jaxpr) + of_prefix(run, start) * rows
     else:
         forward = _flops(evaluation) * run.mesh.size
-    common = {
-        "forward_flops": forward * run.batch_size / rows,
-        "evaluation_peak_bytes": peak_bytes(evaluation),
-    }
+    common = {"forward_flops": forward * run.batch_size / rows, "evaluation_peak_bytes": peak_bytes(evaluation)}
     blocks = [
         _of_phase(run, phase, program, own) | common | {"step_share_of_full": own / full}
         for phase, program, own in zip(run.phases, programs, counted, strict=True)
