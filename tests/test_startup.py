@@ -79,10 +79,11 @@ def test_no_verb_loads_what_only_some_runs_use():
 
 def test_prepared_images_are_opened_and_split_without_pandas(shapes):
     """Which `pyarrow.parquet.read_table` imports, and whatever is given an array of numpy's, to no use."""
-    make = f"tiny_run('folder:{shapes}', task__train='train[:16]', task__test='train[16:]')"
-    tiny_run(f"folder:{shapes}")
-    loaded = _modules(f"from tests.conftest import tiny_run; {make}")
-    assert "tensorflow_datasets" in loaded and "pandas" not in loaded
+    for pack in (False, True):
+        make = f"tiny_run('folder:{shapes}', task__pack={pack}, task__train='train[:16]', task__test='train[16:]')"
+        tiny_run(f"folder:{shapes}", task__pack=pack)
+        loaded = _modules(f"from tests.conftest import tiny_run; {make}")
+        assert "tensorflow_datasets" in loaded and "pandas" not in loaded
 
 
 def test_what_a_verb_imports_is_not_searched_for_garbage():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from tests import quick_compile
 from tests.conftest import make_folder, tiny_run
 from tljax.core.run import Run
 from tljax.core.state import TrainState
@@ -119,7 +120,8 @@ def test_sam_takes_the_gradient_where_the_loss_is_higher(dataset):
 
 
 @pytest.mark.parametrize("average", ["ema", "swa"])
-def test_an_average_is_what_is_evaluated(dataset, average):
+def test_an_average_is_what_is_evaluated(dataset, average, monkeypatch):
+    monkeypatch.setattr(quick_compile, "OPTION", {})  # its kernels round as they are fused
     settings = {"optim__average": average, "optim__average_decay": 0.3, "optim__average_start": 0.5}
     run = tiny_run(dataset, "tiny_resnet", **settings)
     plain = tiny_run(dataset, "tiny_resnet")
