@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 from PIL import Image
 
@@ -19,7 +20,7 @@ from tljax.config.tuning import TuningConfig
 from tljax.core.classifier import Classifier
 from tljax.core.resolve import check_length
 from tljax.data.input_spec import InputSpec, input_spec
-from tljax.data.loader import padded
+from tljax.data.loader import chunks, padded
 from tljax.data.preprocessing import Preprocessing
 from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
@@ -62,13 +63,9 @@ def load_backbone(
         InputError: there are no such weights, they do not fit the network, or it takes no such images.
     """
     session.begin()
-    row = pretrained.resolve_weights(
-        build(BackboneConfig, {"weights": weights, "name": name, "pool": pool}, "backbone")
-    )
-    spec, task = (
-        _input_spec(row, image_size, channels, max_tokens),
-        build(TaskConfig, {"max_tokens": max_tokens}, "task"),
-    )
+    config = build(BackboneConfig, {"weights": weights, "name": name, "pool": pool}, "backbone")
+    row, task = pretrained.resolve_weights(config), build(TaskConfig, {"max_tokens": max_tokens}, "task")
+    spec = _input_spec(row, image_size, channels, max_tokens)
     preprocessing = getattr(spec, "preprocessing", row.preprocessing)
     module = spec.fit(pretrained.module_of(row))
     if weights:
@@ -215,14 +212,14 @@ class Encoder:
         tuning = TuningConfig.from_section({"strategy": strategy, **arguments}, "tuning")
         model = Classifier(self.module, classes, init, adapters=adapters(tuning))
         fresh = model.init(jax.random.key(seed), self.spec.example())["params"]
-        params = _filled(fresh, {"backbone": self.params})
+        params = unflatten_dict(flatten_dict(fresh) | flatten_dict({"backbone": self.params}))
         layout = Layout.from_params(params, self.groups, self.module.pooled_norm)
         multipliers = multiplier_tree(tuning.strategy, tuning.arguments, layout, tuning.group_rates)
         return Classified(self, model, params, layout, multipliers)
 
     def _computed(self, inputs: Iterable[Any], batch_size: int, pool: bool) -> np.ndarray:
         outputs: list[np.ndarray] = []
-        for chunk in _chunks(_listed(inputs), batch_size):
+        for chunk in chunks(_listed(inputs), batch_size):
             first = len(outputs) * batch_size
             examples = [self.spec.prepare(value, _name_of(value, first + i)) for i, value in enumerate(chunk)]
             batch = self.spec.batch(examples, self.task, self.tokenizer)
@@ -279,10 +276,10 @@ class Classified:
 
 
 def _listed(inputs: Any) -> Iterable[Any]:
-    """Returns the inputs; where a single one was given, which is no list of inputs, that one.
+    """Returns the inputs as they are.
 
     Raises:
-        InputError: a single text or path, whose letters would be taken for inputs.
+        InputError: a single one, as a text or path, whose letters would be taken for inputs.
     """
     if isinstance(inputs, str | bytes | Image.Image):
         raise InputError("give a list of inputs; of one, [it]")
@@ -295,28 +292,9 @@ def _name_of(value: Any, place: int) -> str:
     return f"inputs[{place}]" if not isinstance(value, str) or len(value) > 200 else value
 
 
-def _chunks(values: Iterable[Any], size: int) -> Iterator[Sequence[Any]]:
-    chunk: list[Any] = []
-    for value in values:
-        chunk.append(value)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
 def _same_length(outputs: list[np.ndarray]) -> list[np.ndarray]:
     """Returns batches of texts of different lengths filled up to the longest; others as they are."""
     longest = max(output.shape[1] for output in outputs)
     if outputs[0].ndim == 2 or all(output.shape[1] == longest for output in outputs):
         return outputs
     return [np.pad(output, [(0, 0), (0, longest - output.shape[1]), (0, 0)]) for output in outputs]
-
-
-def _filled(fresh: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `fresh` with the leaves that `held` has."""
-    return {
-        key: (_filled(value, held[key]) if isinstance(value, Mapping) else held[key]) if key in held else value
-        for key, value in fresh.items()
-    }

@@ -233,6 +233,9 @@ class LoadedRun(Result):
             inputs: as of `predict`.
         """
         variables = {"params": self.params, "batch_stats": self.batch_stats}
+        return np.asarray(self._features(variables, self.prepare(inputs)))
+
+    @functools.cached_property
+    def _features(self) -> Any:
         stops = (len(self._run.network.backbone.groups),)
-        compute = jax.jit(lambda variables, x: self._run.network.features(variables, x, stops)[0])
-        return np.asarray(compute(variables, self.prepare(inputs)))
+        return jax.jit(lambda variables, x: self._run.network.features(variables, x, stops)[0])

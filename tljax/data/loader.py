@@ -1,6 +1,7 @@
 """Batches as a pure function of (seed, step): nothing to save, and no worker count or restart changes them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -130,6 +131,13 @@ def evaluation_batches(
         return {"input": padded(read(list(local_rows), among=list(every)), share)}
 
     return ahead(batch, range(0, len(split), batch_size), workers)
+
+
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yields `size` items at a time, and at the end those that are left."""
+    items = iter(items)
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
 
 
 def padded(batch: Any, size: int) -> Any:

@@ -14,7 +14,7 @@ from tljax.checkpoints.workdir import Workdir
 from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict, with_values
 from tljax.core.run import Run
-from tljax.data.loader import length_of, padded
+from tljax.data.loader import chunks, length_of, padded
 from tljax.distributed import mesh
 from tljax.errors import InputError
 from tljax.evals.predict_inputs import COLUMN_KEYS, Item, Read, Source, sources
@@ -94,7 +94,7 @@ def answers(
         batch_size: how many at a time; the config's by default. Of fewer in all, there are no more rows than that.
     """
     size, before, most = 0, iter(()), batch_size or run.experiment.task.eval_batch_size
-    for chunk in _chunks(_ahead(items, max(run.experiment.input.workers, 1), 2 * most), most):
+    for chunk in chunks(_ahead(items, max(run.experiment.input.workers, 1), 2 * most), most):
         size = size or -(-len(chunk) // run.mesh.size) * run.mesh.size
         logits = _launch(run, variables, [value for _, value in chunk if not isinstance(value, InputError)], size)
         yield from before  # while the device is at this one
@@ -139,11 +139,6 @@ def _ahead(items: Iterable[tuple[Any, Read]], workers: int, most: int) -> Iterat
             yield item, answer.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
 
 
 def with_columns(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
