@@ -1,6 +1,6 @@
 """A training loop of your own with tljax's parts: the loss curve of `tljax.train`, in plain JAX.
 
-    python examples/own_loop.py
+Run it by `python examples/own_loop.py`.
 """
 
 import jax
