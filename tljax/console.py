@@ -213,8 +213,8 @@ def shown_path(path: str | os.PathLike) -> str:
     text = os.fspath(path)
     if "://" in text:
         return text
-    plain, here = without_dots(Path(text).expanduser()), Path.cwd()
-    return str(plain.relative_to(here)) if plain.is_relative_to(here) else str(plain)
+    plain, folder = without_dots(Path(text).expanduser()), Path.cwd()
+    return str(plain.relative_to(folder)) if plain.is_relative_to(folder) else str(plain)
 
 
 def without_dots(path: Path) -> Path:
@@ -231,9 +231,9 @@ def next_step(*words: str, program: str = "") -> None:
 def weights(kinds: Mapping[str, Any]) -> None:
     """Prints what became of the pretrained arrays (`weights_become` of a plan), with the first names of each kind."""
     rows = [("kept", kinds["kept"], "")]
-    for what in ("resampled", "adapted", "initialized", "ignored"):
-        names = kinds[what]
-        rows.append((what, len(names), ", ".join(names[:4]) + (" …" if len(names) > 4 else "")))
+    for change in ("resampled", "adapted", "initialized", "ignored"):
+        names = kinds[change]
+        rows.append((change, len(names), ", ".join(names[:4]) + (" …" if len(names) > 4 else "")))
     table("weights", ("", "arrays", ""), rows)
 
 

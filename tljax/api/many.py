@@ -67,8 +67,10 @@ def sweep(
     selection.methods(trials, tuple(tuned))  # which knows these sections
     preemption = PreemptionSignal()
     with listening(preemption):
-        left = sweeps.sweep(trials, protocol, lambda due, test: run_trials(due, trials, preemption, test, peek_test))
-    return _table(trials, set() if left else protocol.chosen(trials))
+        unfinished = sweeps.sweep(
+            trials, protocol, lambda due, test: run_trials(due, trials, preemption, test, peek_test)
+        )
+    return _table(trials, set() if unfinished else protocol.chosen(trials))
 
 
 def _combinations(settings: Any) -> Iterable[Mapping[str, Any]]:
@@ -169,18 +171,18 @@ def probe(
         InputError: features and labels that do not fit together, or another method.
     """
     session.begin()
-    whole, held = _examples(train), _examples(test)
-    fitted, chooser = _split(whole) if validation is None else (whole, _examples(validation))
-    classes = int(max(part.labels.max() for part in (fitted, chooser, held))) + 1
+    train_examples, test_examples = _examples(train), _examples(test)
+    fitted, chooser = _split(train_examples) if validation is None else (train_examples, _examples(validation))
+    classes = int(max(part.labels.max() for part in (fitted, chooser, test_examples))) + 1
     if method == "logistic_regression":
         best = logistic_regression.search(fitted, chooser, classes)
-        return {"accuracy": best.accuracy(held), "C": best.strength}
+        return {"accuracy": best.accuracy(test_examples), "C": best.strength}
     if method == "knn":
         neighbors = [k for k in knn.NEIGHBORS if k <= len(fitted.features)] or [1]
         votes = knn.votes(fitted, chooser.features, classes, neighbors)
         best_k = max(neighbors, key=lambda k: np.mean(votes[k].argmax(axis=-1) == chooser.labels))
-        counts = knn.votes(whole, held.features, classes, [best_k])[best_k]
-        return {"accuracy": float(np.mean(counts.argmax(axis=-1) == held.labels)), "k": best_k}
+        counts = knn.votes(train_examples, test_examples.features, classes, [best_k])[best_k]
+        return {"accuracy": float(np.mean(counts.argmax(axis=-1) == test_examples.labels)), "k": best_k}
     raise InputError(f"no method {method!r}; there are logistic_regression and knn")
 
 

@@ -240,9 +240,9 @@ class Checkpoints:
         self._check()
         steps, config = self.steps, self._config
         qualities = {step: quality for step, quality in self._qualities(steps).items() if not math.isnan(quality)}
-        kept = {*steps[-config.keep :], max(qualities, key=qualities.get, default=0)}
+        steps_kept = {*steps[-config.keep :], max(qualities, key=qualities.get, default=0)}
         for step in steps:
-            if step not in kept and not (config.keep_every and step % config.keep_every == 0):
+            if step not in steps_kept and not (config.keep_every and step % config.keep_every == 0):
                 arrays.remove(self._folder / str(step))
 
     def _clean(self) -> None:

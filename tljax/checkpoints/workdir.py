@@ -91,9 +91,11 @@ class Workdir:
         settings = {"config": to_dict(experiment), "resolved": to_dict(resolved)}
         references = experiment.references
         if self._config.exists() and self._metrics.exists():
-            stored = self._settings
-            differences = _differences({key: stored[key] for key in settings}, json.loads(strict_json.dumps(settings)))
-            sources = references | stored.get("references", {})
+            stored_settings = self._settings
+            differences = _differences(
+                {key: stored_settings[key] for key in settings}, json.loads(strict_json.dumps(settings))
+            )
+            sources = references | stored_settings.get("references", {})
             differences += [f"the source of {name}" for name in references if sources[name] != references[name]]
             if differences:
                 shown = "; ".join(differences)
@@ -129,8 +131,8 @@ class Workdir:
             InputError: there is no run here, or its config cannot be read.
         """
         if not self._config.exists():
-            what = "is a file, and a run is a folder" if self.path.is_file() else "no run here (no config.json)"
-            raise InputError(f"{self.path}: {what}")
+            reason = "is a file, and a run is a folder" if self.path.is_file() else "no run here (no config.json)"
+            raise InputError(f"{self.path}: {reason}")
         settings = self._settings
         try:
             resolved = build(Resolved, settings["resolved"], "resolved")
@@ -271,15 +273,15 @@ class Workdir:
         try:
             content = _content(self._metrics)
             lines = [(line, _row(line)) for line in content.splitlines()]
-            kept = [(line, row) for line, row in lines if row is not None and row["step"] <= step]
-            whole, torn = b"".join(line + b"\n" for line, _ in kept), [line for line, row in lines if row is None]
+            earlier = [(line, row) for line, row in lines if row is not None and row["step"] <= step]
+            whole, torn = b"".join(line + b"\n" for line, _ in earlier), [line for line, row in lines if row is None]
             if torn:
                 self._set_aside(b"\n".join(torn))
             if whole != content:
                 storage.write_whole(self._metrics, whole)
         except OSError as error:
             raise _unwritable(self._metrics, error) from error
-        return (kept[-1][1]["seconds"], kept[-1][1]["input_seconds"]) if kept else (0.0, 0.0)
+        return (earlier[-1][1]["seconds"], earlier[-1][1]["input_seconds"]) if earlier else (0.0, 0.0)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -356,10 +358,10 @@ def _row(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
         numbers = all(isinstance(row[key], int | float) for key in ("step", "seconds", "input_seconds"))
-        whole = numbers and isinstance(row["split"], str)
+        is_complete = numbers and isinstance(row["split"], str)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return row if whole else None
+    return row if is_complete else None
 
 
 def _unwritable(path: epath.Path, error: OSError) -> InputError:

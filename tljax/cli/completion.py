@@ -118,7 +118,7 @@ def _values(kind: Any) -> list[str]:
     """Returns the values that an annotation allows, where it names them."""
     if kind is bool:
         return ["true", "false"]
-    constraints = [each for each in getattr(kind, "__metadata__", ()) if isinstance(each, ranges.OneOf)]
+    constraints = [metadata for metadata in getattr(kind, "__metadata__", ()) if isinstance(metadata, ranges.OneOf)]
     return [str(value) for constraint in constraints for value in constraint.values if value != ""]
 
 
@@ -142,12 +142,12 @@ def _pairs(flags: Flags) -> str:
 def _fish(verbs: Mapping[str, Flags], config: Flags) -> str:
     lines = [f'complete -c tljax -n __fish_use_subcommand -f -a {verb} -d "{text}"' for verb, text in VERBS.items()]
     takers = [verb for verb, flags in verbs.items() if "--config=" in flags]
-    for seen, flags in ((" ".join(takers), config), *verbs.items()):
+    for condition, flags in ((" ".join(takers), config), *verbs.items()):
         for flag, values in flags.items():
             if flag == "--config=" and flags is not config:
                 continue
             option = f"-l {flag.strip('-=')}" if flag.startswith("--") else f"-f -a {flag}"
             argument = f" -x -a '{' '.join(values)}'" if values and flag != "--config=" else ""
             argument = argument or (f" -r -a '{' '.join(values)}'" if flag.endswith("=") else "")
-            lines.append(f"complete -c tljax -n '__fish_seen_subcommand_from {seen}' {option}{argument}")
+            lines.append(f"complete -c tljax -n '__fish_seen_subcommand_from {condition}' {option}{argument}")
     return "\n".join(lines) + "\n"

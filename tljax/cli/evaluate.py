@@ -20,9 +20,9 @@ from tljax.io import strict_json
 
 def _line(result: Result) -> str:
     metrics, headline = result.metrics, result.headline
-    stored = "  (from stored predictions)" if result.stored else ""
+    note = "  (from stored predictions)" if result.stored else ""
     workdir = console.shown_path(result.workdir)
-    return f"{workdir} step {metrics['step']} {metrics['split']}  {headline} {metrics[headline]:.4f}{stored}"
+    return f"{workdir} step {metrics['step']} {metrics['split']}  {headline} {metrics[headline]:.4f}{note}"
 
 
 def _show_one(title: str, metrics: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ def _show_all(options: argparse.Namespace, outcomes: Iterator[Result | Failed], 
     if results and not options.json:
         _show_several(results, others)
         console.next_step(
-            "report", *dict.fromkeys(console.shown_path(each.workdir) for each in results), "--out=report"
+            "report", *dict.fromkeys(console.shown_path(result.workdir) for result in results), "--out=report"
         )
     if failed:
         print(f"error: could not be evaluated: {', '.join(failure.what for failure in failed)}", file=sys.stderr)

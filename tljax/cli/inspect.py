@@ -65,12 +65,12 @@ def pictures(inputs: Inputs) -> dict[str, list[np.ndarray]]:
     """Returns training images by class name, cut and augmented as in the first epoch; of values, all together."""
     train, classes = inputs.splits["train"], inputs.resolved.classes
     labels, read = train.labels, inputs.reader(train, training=True)
-    most, each = _SHEET
+    most, per_class = _SHEET
     if not problem_of(inputs.experiment.task.problem).has_classes:
-        places = {", ".join(classes): np.arange(min(len(labels), each))}
+        places = {", ".join(classes): np.arange(min(len(labels), per_class))}
     else:
         has = labels > 0 if labels.ndim == 2 else labels[:, None] == np.arange(len(classes))
-        places = {name: np.flatnonzero(has[:, number])[:each] for number, name in enumerate(classes)}
+        places = {name: np.flatnonzero(has[:, number])[:per_class] for number, name in enumerate(classes)}
     return {name: list(read(rows.tolist(), [0] * len(rows))) for name, rows in list(places.items())[:most] if len(rows)}
 
 

@@ -108,17 +108,17 @@ def main(arguments: list[str]) -> int:
         with console.on_stderr() if prints else contextlib.nullcontext():
             if warning := uneven(trials):
                 console.console.print(warning)
-            left = sweep(trials, protocol, run_here if alone else _launched(options, arguments, preemption))
-    if prints and left:
+            unfinished = sweep(trials, protocol, run_here if alone else _launched(options, arguments, preemption))
+    if prints and unfinished:
         again = [argument for argument in arguments if not argument.startswith("--launcher")]
         command = shlex.join([sys.executable, "-m", "tljax", "sweep", *again])
         with streams.results() as stdout:
             print(f"# and when these have ended: {command}", file=stdout)
         return 0
-    show(trials, set() if left else protocol.chosen(trials))
+    show(trials, set() if unfinished else protocol.chosen(trials))
     failed, place = any(trial.error for trial in trials), console.shown_path(root)
     if failed:
         console.next_step("sweep", *arguments, *([] if options.retry_failed else ["--retry-failed"]))
-    elif not left:
+    elif not unfinished:
         console.next_step("report", place, f"--out={place.rstrip('/')}-report")
-    return 1 if left or failed else 0
+    return 1 if unfinished or failed else 0

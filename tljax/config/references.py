@@ -126,7 +126,11 @@ def parameters_of(function: Callable[..., Any], supplied: Collection[str] = ()) 
     if not inspect.isclass(function) and parameters and parameters[0].kind is not inspect.Parameter.KEYWORD_ONLY:
         del parameters[0]
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {each.name: each for each in parameters if each.kind not in variadic and each.name not in supplied}
+    return {
+        parameter.name: parameter
+        for parameter in parameters
+        if parameter.kind not in variadic and parameter.name not in supplied
+    }
 
 
 def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -220,7 +224,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 def _call(function: Callable[..., Any]) -> str:
     """Returns a function's parameters as they are written, without annotations."""
     signature = _signature(function)
-    parameters = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+    parameters = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
     return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
 
 
@@ -233,7 +237,7 @@ def _can_convert(kind: Any) -> bool:
     """Returns whether `ranges.coerce` knows a type, which a user's annotation may be."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        return _can_convert(kind.__origin__) and all(hasattr(each, "check") for each in kind.__metadata__)
+        return _can_convert(kind.__origin__) and all(hasattr(constraint, "check") for constraint in kind.__metadata__)
     if origin in (types.UnionType, typing.Union):
         return len(parts) == 2 and parts[1] is types.NoneType and _can_convert(parts[0])
     if origin is tuple:

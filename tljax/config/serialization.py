@@ -69,14 +69,14 @@ def check_key(config: ConfigDict, key: str, free: Collection[str] = ()) -> None:
     Raises:
         InputError: it has not; what may have been meant is named.
     """
-    here, path = config, "config"
+    section, path = config, "config"
     for part in key.split("."):
         if path.removeprefix("config.") in free:
             return
-        if not isinstance(here, ConfigDict) or part not in here:
-            known = here.keys() if isinstance(here, ConfigDict) else []
+        if not isinstance(section, ConfigDict) or part not in section:
+            known = section.keys() if isinstance(section, ConfigDict) else []
             raise unknown_key(part, path, known)
-        here, path = here[part], f"{path}.{part}"
+        section, path = section[part], f"{path}.{part}"
 
 
 def template(value: Any) -> dict[str, Any]:

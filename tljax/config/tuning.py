@@ -42,7 +42,9 @@ def argument_kinds(key: str, name: str) -> dict[str, Any]:
         return {}
     function = references.look_up(name, key)
     kinds = references.kinds_of(function)
-    return {each: kinds.get(each, object) for each in references.parameters_of(function, _supplied(key, name))}
+    return {
+        argument: kinds.get(argument, object) for argument in references.parameters_of(function, _supplied(key, name))
+    }
 
 
 def _supplied(key: str, name: str) -> tuple[str, ...]:

@@ -63,14 +63,16 @@ class Network:
         self.module = Classifier(self.backbone, self.outputs, init, head.bias, adapters, *rates)
         self._read: dict[str, Any] | None = None
         # Traced once, for the shapes and for `init_variables`. The key is an argument: all seeds have the same program.
-        whole = jax.jit(self._init)
-        self.abstract = whole.eval_shape(jax.random.key(0))
+        init_all = jax.jit(self._init)
+        self.abstract = init_all.eval_shape(jax.random.key(0))
         if strays := self.abstract["params"].get("backbone", {}).keys() - set(self.backbone.groups):
             name = type(self.backbone).__name__
             raise InputError(f"{name} has parameters in {', '.join(sorted(strays))}, which its `groups` do not name")
         self.layout = Layout.from_params(self.abstract["params"], self.backbone.groups, self.backbone.pooled_norm)
         # Compiled, so that of all that `_init` makes only what is new is ever computed.
-        self._init_new = jax.jit(lambda key: self._select_new(whole(key))) if experiment.backbone.weights else whole
+        self._init_new = (
+            jax.jit(lambda key: self._select_new(init_all(key))) if experiment.backbone.weights else init_all
+        )
 
     def with_experiment(self, experiment: Experiment) -> "Network":
         """Returns the same network, started by another seed."""

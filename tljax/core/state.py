@@ -57,8 +57,8 @@ def abstract_state(phase: Phase, experiment: Experiment, network: Network, mesh:
     state = jax.tree.map(lambda leaf: placed(leaf, spread(mesh, leaf.shape)), state)
     if experiment.mesh.frozen == "sharded":
         return state
-    whole = functools.partial(placed, sharding=replicated(mesh))
-    return state.replace(params=jax.tree.map(lambda m, leaf: leaf if m else whole(leaf), multipliers, state.params))
+    replicate = functools.partial(placed, sharding=replicated(mesh))
+    return state.replace(params=jax.tree.map(lambda m, leaf: leaf if m else replicate(leaf), multipliers, state.params))
 
 
 def init_state(

@@ -225,11 +225,11 @@ class Split(Sequence[dict[str, Any]]):
         bases, starts = self._located
         chosen = np.asarray(places, np.int64)
         for number, (name, rows) in enumerate(self.rows):
-            here = np.flatnonzero(bases[chosen] == number)
-            if not len(here):
+            positions = np.flatnonzero(bases[chosen] == number)
+            if not len(positions):
                 continue
-            inputs = self.task.bases[name].records.__getitems__(rows[chosen[here] - starts[number]].tolist())
-            for i, fields in zip(here.tolist(), inputs, strict=True):
+            inputs = self.task.bases[name].records.__getitems__(rows[chosen[positions] - starts[number]].tolist())
+            for i, fields in zip(positions.tolist(), inputs, strict=True):
                 place = int(chosen[i])
                 examples[i] = {**fields, "label": self.labels[place], "id": self.ids[place], "place": place}
         return examples
@@ -239,9 +239,9 @@ class Split(Sequence[dict[str, Any]]):
         bases, starts = self._located
         parts = []
         for number, (base, rows) in enumerate(self.rows):
-            here = places[bases[places] == number]
-            if len(here):
-                parts.append((base, rows[here - starts[number]]))
+            positions = places[bases[places] == number]
+            if len(positions):
+                parts.append((base, rows[positions - starts[number]]))
         return Split(self.task, name, tuple(parts))
 
     @cached_property

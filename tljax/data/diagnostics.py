@@ -111,11 +111,11 @@ def _copies(repeated: Sequence[Sequence[tuple[str, str, Any]]], names: Sequence[
         for other in names[i:]:
             count, pairs = 0, []
             for group in repeated:
-                here = [id for split, id, _ in group if split == first]
-                there = here[1:] if first == other else [id for split, id, _ in group if split == other]
-                if here and there:
-                    count += len(there)
-                    pairs.append([here[0], there[0]])
+                first_ids = [id for split, id, _ in group if split == first]
+                second_ids = first_ids[1:] if first == other else [id for split, id, _ in group if split == other]
+                if first_ids and second_ids:
+                    count += len(second_ids)
+                    pairs.append([first_ids[0], second_ids[0]])
             if count:
                 report.append({"splits": [first, other], "count": count, "pairs": pairs[:_PAIRS]})
     return report
@@ -148,8 +148,8 @@ def _about_labels(report: Mapping[str, Any]) -> Iterable[str]:
     for name, split in report["splits"].items():
         absent = [label for label, count in split.get("classes", {}).items() if not count]
         if absent:
-            few = ", ".join(absent[:_PAIRS]) + (" …" if len(absent) > _PAIRS else "")
-            yield f"classes without an example in {name}: {len(absent)} of {len(split['classes'])} ({few})"
+            shown = ", ".join(absent[:_PAIRS]) + (" …" if len(absent) > _PAIRS else "")
+            yield f"classes without an example in {name}: {len(absent)} of {len(split['classes'])} ({shown})"
         for target, spread in split.get("targets", {}).items():
             if spread["min"] == spread["max"]:
                 yield f"{target} is {spread['min']:g} throughout {name}"

@@ -103,8 +103,8 @@ class Labels:
         if not problem_of(self.problem).has_classes:
             classes, names = "", ", ".join(map(str, label))
         else:
-            many = f"{len(self.classes)} {'class' if len(self.classes) == 1 else 'classes'}"
-            classes = f", {many} ({shown([repr(name) if {*',;'} & {*name} else name for name in self.classes])})"
+            count = f"{len(self.classes)} {'class' if len(self.classes) == 1 else 'classes'}"
+            classes = f", {count} ({shown([repr(name) if {*',;'} & {*name} else name for name in self.classes])})"
             numbers = label if isinstance(label, tuple) else (label,)
             names = shown([self.classes[number] for number in numbers]) or "none"
         columns_are = ("column " if len(columns) == 1 else "columns ") + shown([repr(name) for name in columns])
@@ -161,10 +161,10 @@ def _names(column: str, rows: Iterable[tuple[str, Sequence[Any]]]) -> set[str]:
     return _as_booleans(names)
 
 
-def _is_several(what: str) -> InputError:
+def _is_several(column: str) -> InputError:
     return InputError(
-        f"{what}, and with task.problem=single_label an example has one class: set task.problem=multi_label, or write "
-        "the name of its class"
+        f"{column}, and with task.problem=single_label an example has one class: set task.problem=multi_label, or "
+        "write the name of its class"
     )
 
 
@@ -237,7 +237,7 @@ def _several_labels(problem: str, column: str, cells: _Cells, classes: tuple[str
 def _several_in_one(names: Iterable[str]) -> str:
     """Returns a name that seems to be several with commas or semicolons between: a part of it is in another, too."""
     parts = {name: {part.strip() for part in re.split("[,;]", name)} for name in names}
-    counts = collections.Counter(part for each in parts.values() for part in each)
+    counts = collections.Counter(part for labels in parts.values() for part in labels)
     return next((name for name in sorted(parts) if len(parts[name]) > 1 and max(map(counts.get, parts[name])) > 1), "")
 
 

@@ -125,10 +125,10 @@ def evaluation_batches(
     share = batch_size // part[1]
 
     def batch(start: int) -> HostBatch:
-        every = range(start, min(start + batch_size, len(split)))
+        places = range(start, min(start + batch_size, len(split)))
         # A process whose share lies past the end reads one row all the same: the others compute with it.
-        local_rows = every[part[0] * share : (part[0] + 1) * share] or every[:1]
-        return {"input": padded(read(list(local_rows), among=list(every)), share)}
+        local_rows = places[part[0] * share : (part[0] + 1) * share] or places[:1]
+        return {"input": padded(read(list(local_rows), among=list(places)), share)}
 
     return ahead(batch, range(0, len(split), batch_size), workers)
 

@@ -77,8 +77,8 @@ def shots(split: Split, k: int, seed: int) -> Split:
     counts = np.bincount(split.labels, minlength=len(task.classes))
     short = [f"class {task.classes[label]!r} has {counts[label]}" for label in np.flatnonzero(counts < k)]
     if short:
-        few = ", ".join(short[:5]) + (" …" if len(short) > 5 else "")
-        raise InputError(f"task.shots={k} is too many: of {split.name}, {few}; take fewer, or a larger slice")
+        shown = ", ".join(short[:5]) + (" …" if len(short) > 5 else "")
+        raise InputError(f"task.shots={k} is too many: of {split.name}, {shown}; take fewer, or a larger slice")
     chosen = np.flatnonzero(_ranks(split, split.labels, seed) < k)
     return split.take(chosen, f"{split.name}, {k} of each class, seed {seed}")
 

@@ -123,14 +123,14 @@ class Peers:
         self._left = True
         for peer in self._peers.values():
             peer.send(ended=reason, status=status, number=self.number, host=socket.gethostname())
-        until = time.monotonic() + (_GRACE + 2) * BEAT
-        while status and time.monotonic() < until and not all(peer.ended for peer in self._peers.values()):
+        deadline = time.monotonic() + (_GRACE + 2) * BEAT
+        while status and time.monotonic() < deadline and not all(peer.ended for peer in self._peers.values()):
             time.sleep(BEAT / 100)
 
     def settle(self, seconds: float = 3.0) -> None:
         """Returns where no other process is the cause of an error that this one has met; else ends this one."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             if self._ending:
                 self._end(*self._ending)
             time.sleep(BEAT / 100)
@@ -143,9 +143,9 @@ class Peers:
                 for part in first.receive():
                     message |= part
             except (OSError, ValueError) as error:
-                what = f"process 0 of {self.count} at {self._host}:{self._port}"
+                leader = f"process 0 of {self.count} at {self._host}:{self._port}"
                 how = "has died before all had come" if "welcome" in message else "is not what listens there"
-                raise Lost(f"{what} {how}: see what it said, or whether the port is taken") from error
+                raise Lost(f"{leader} {how}: see what it said, or whether the port is taken") from error
         if "refused" in message:
             raise (Lost if message["again"] else InputError)(message["refused"])
         first.host = str(message.get("welcome"))
@@ -257,8 +257,8 @@ class Peers:
             print(f"error: {in_one_line(message)}", file=sys.stderr, flush=True)
             sys.stdout.flush()
             # What is unread when a connection is closed would take back what was sent.
-            until = time.monotonic() + BEAT / 2
-            while self.number == 0 and time.monotonic() < until:
+            deadline = time.monotonic() + BEAT / 2
+            while self.number == 0 and time.monotonic() < deadline:
                 for key, _ in self._selector.select(BEAT / 10):
                     if key.data and not key.fileobj.recv(1 << 16):
                         self._selector.unregister(key.fileobj)

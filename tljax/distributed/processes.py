@@ -106,12 +106,12 @@ def _join(options: argparse.Namespace) -> Peers | None:
     jax.config.update("jax_enable_preemption_service", False)
     # On CPUs, programs in flight at the same time would meet those of the other processes in any order.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    what, at = f"process {number} of {count}", f", at {address} where the first of them is to be reached"
+    process, at = f"process {number} of {count}", f", at {address} where the first of them is to be reached"
     peers = Peers(number, count, host.strip("[]"), int(port), options.peer_timeout)
 
     def late() -> None:
         missing = f" ({peers.missing})" if peers.missing else ""
-        message = f"{what} waited {options.join_timeout} s for the others{at}{missing}: are all started, and do they"
+        message = f"{process} waited {options.join_timeout} s for the others{at}{missing}: are all started, and do they"
         message += " reach it? --join-timeout=S waits longer"
         print(f"error: {message}", file=sys.stderr, flush=True)
         peers.refuse(message)
@@ -132,7 +132,7 @@ def _join(options: argparse.Namespace) -> Peers | None:
     except (RuntimeError, ValueError, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{what} cannot join the others{at} ({message_of(error)})") from error
+        raise InputError(f"{process} cannot join the others{at} ({message_of(error)})") from error
     finally:
         watch.cancel()
     console.console.quiet = number > 0
@@ -172,8 +172,8 @@ def _check(options: argparse.Namespace) -> None:
     if not (host and port.isdigit()):
         raise InputError(f"--coordinator={options.coordinator} is neither HOST:PORT nor auto")
     if not 0 <= options.process_id < options.num_processes:
-        few = f"--num-processes={options.num_processes}"
-        raise InputError(f"--process-id={options.process_id} is none of {few}: they count from 0")
+        option = f"--num-processes={options.num_processes}"
+        raise InputError(f"--process-id={options.process_id} is none of {option}: they count from 0")
 
 
 def is_lead() -> bool:

@@ -112,7 +112,7 @@ def watch(
         evaluation_of: of a workdir.
         say: shows a person a line, once.
     """
-    seen: set[tuple[str, int]] = set()
+    evaluated: set[tuple[str, int]] = set()
     evaluation_of = functools.cache(evaluation_of)
 
     def evaluate_at(workdir: str, checkpoints: Checkpoints, step: int) -> Result | None:
@@ -130,8 +130,8 @@ def watch(
             ended &= folder.result is not None  # asked first, so that all that was saved by then is looked at
             with folder.checkpoints(folder.load()[0]) as checkpoints:
                 for step in checkpoints.steps:
-                    if (workdir, step) not in seen:
-                        seen.add((workdir, step))
+                    if (workdir, step) not in evaluated:
+                        evaluated.add((workdir, step))
                         attempt = functools.partial(evaluate_at, workdir, checkpoints, step)
                         yield from _tried(attempt, f"{workdir} step {step}", say)
         if ended:
@@ -156,22 +156,24 @@ def is_glob(pattern: str) -> bool:
     return bool(_SIGNS & set(pattern)) and not storage.locate(pattern).exists()
 
 
-def _tried(attempt: Callable[[], Result | None], what: str, say: Callable[[str], None]) -> Iterator[Result | Failed]:
+def _tried(
+    attempt: Callable[[], Result | None], checkpoint: str, say: Callable[[str], None]
+) -> Iterator[Result | Failed]:
     """Yields what `Evaluation.evaluate_at` gives, or why it does not."""
     try:
         result = attempt()
     except Exception as error:
-        yield _failed(what, error)
+        yield _failed(checkpoint, error)
         return
     if result is None:
-        say(f"{what}: gone, as the run keeps only some; skipped")
+        say(f"{checkpoint}: gone, as the run keeps only some; skipped")
     else:
         yield result
 
 
-def _failed(what: str, error: Exception) -> Failed:
+def _failed(checkpoint: str, error: Exception) -> Failed:
     reason = " ".join(str(error).split())
-    return Failed(what, reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}")
+    return Failed(checkpoint, reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}")
 
 
 def _holds_run(workdir: str) -> bool:

@@ -48,7 +48,7 @@ def votes(
     if most > len(train.features):
         raise InputError(f"k={most} is more than the {len(train.features)} training examples: leave it out")
     mesh = make_mesh()
-    every = place((_unit(train.features), np.asarray(train.labels)), replicated(mesh))
+    train_features = place((_unit(train.features), np.asarray(train.labels)), replicated(mesh))
     size = max(1, min(bytes_at_once // (4 * len(train.features)), -(-len(queries) // mesh.size))) * mesh.size
     count = jax.jit(
         partial(_votes, classes=classes, neighbors=tuple(neighbors), temperature=temperature),
@@ -58,7 +58,7 @@ def votes(
     for first in range(0, len(queries), size):
         chunk = _unit(queries[first : first + size])
         filled = np.concatenate([chunk, np.zeros((size - len(chunk), chunk.shape[-1]), np.float32)])
-        chunks.append(np.asarray(count(place(filled, split(mesh)), *every))[:, : len(chunk)])
+        chunks.append(np.asarray(count(place(filled, split(mesh)), *train_features))[:, : len(chunk)])
     return dict(zip(neighbors, np.concatenate(chunks, axis=1), strict=True))
 
 

@@ -121,13 +121,13 @@ def count_trained_on(split: Split, contents: np.ndarray | None) -> int | None:
     if contents is None:
         console.console.print(f"{split.task.name}: whether the run was trained on some of it is not known")
         return None
-    seen = np.flatnonzero(np.isin(split.contents, contents))
-    if len(seen):
+    rows_seen = np.flatnonzero(np.isin(split.contents, contents))
+    if len(rows_seen):
         console.console.print(
-            f"{split.task.name}: {len(seen)} of {len(split)} examples are in the run's training split, too (first:"
-            f" {split.ids[seen[0]]}): its metrics are not those of new data"
+            f"{split.task.name}: {len(rows_seen)} of {len(split)} examples are in the run's training split, too (first:"
+            f" {split.ids[rows_seen[0]]}): its metrics are not those of new data"
         )
-    return len(seen)
+    return len(rows_seen)
 
 
 def split_of(inputs: Inputs, split: str) -> Split:
@@ -167,8 +167,8 @@ def _slicing(experiment: Experiment, task: Task, changes: Mapping[str, Any], spl
 
 def _show(task: Task, resolved: Resolved, split: Split) -> None:
     """Prints what is evaluated of another data set, and which class of the run each of its classes is."""
-    whole = "the whole of " if all(len(rows) == len(task.bases[name].index) for name, rows in split.rows) else ""
-    lines = [f"{task.name}: {whole}{split.name}, {len(split)} examples"]
+    extent = "the whole of " if all(len(rows) == len(task.bases[name].index) for name, rows in split.rows) else ""
+    lines = [f"{task.name}: {extent}{split.name}, {len(split)} examples"]
     if problem_of(task.problem).has_classes:
         places, own = numbered(resolved.classes, "the run"), numbered(task.classes, task.name)
         pairs = [f"{number} {name} is the run's {places[name]}" for name, number in own.items()]

@@ -153,8 +153,8 @@ def _inputs(header: Sequence[str], config: TaskConfig, resolved: Resolved, name:
     lacking = [column for column in chosen if column not in header]
     if len(chosen) == count and not lacking:
         return tuple(chosen)
-    what = f"no column {lacking[0]!r}" if lacking else f"this run reads {count} column(s) of {spec.noun()}"
-    raise InputError(f"{name}: {what}; it has {', '.join(header)}: give --config.task.{spec.kind}=…")
+    problem = f"no column {lacking[0]!r}" if lacking else f"this run reads {count} column(s) of {spec.noun()}"
+    raise InputError(f"{name}: {problem}; it has {', '.join(header)}: give --config.task.{spec.kind}=…")
 
 
 def _id(table: Table, columns: Columns, row: int) -> str | int:

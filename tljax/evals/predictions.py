@@ -140,13 +140,13 @@ def load(path: epath.PathLike, problem: Problem | None = None) -> tuple[Predicti
         width = table.schema.field("logits").type.list_size
         logits = values_of(table["logits"].combine_chunks().flatten()).reshape(-1, width)
         labels = _floats_as(logits.dtype, labels)  # the hash of an older file is of float32
-        kept = Predictions(problem, classes, table["id"].to_pylist(), labels, logits)
-        whole = kept._digest == digest
+        predictions = Predictions(problem, classes, table["id"].to_pylist(), labels, logits)
+        is_intact = predictions._digest == digest
     except Exception as error:  # whatever pyarrow and what follows it meet in a damaged file
         raise InputError(f"{path}: no predictions that can be read ({message_of(error)})") from error
-    if not whole:
+    if not is_intact:
         raise InputError(f"{path}: damaged (its content is not what was written)")
-    return kept._exact, facts
+    return predictions._exact, facts
 
 
 def _floats_as(dtype: np.dtype, labels: np.ndarray) -> np.ndarray:

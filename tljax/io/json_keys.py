@@ -49,8 +49,8 @@ class Keys:
         """
         self._place = f"{folder}: {file}" if folder else file
         if not isinstance(values, Mapping):
-            what = f"{under.removesuffix('.')} " if under else ""
-            raise InputError(f"{self._place}: {what}must be an object with keys, not {_shown(values)}")
+            owner = f"{under.removesuffix('.')} " if under else ""
+            raise InputError(f"{self._place}: {owner}must be an object with keys, not {_shown(values)}")
         self._file, self._folder, self._under = file, folder, under
         self._values, self._harmless = values, harmless
         self._read: set[str] = set()

@@ -80,11 +80,13 @@ class Lock:
         holder = self._sign.read()
         if holder and holder.get("token") == self._token:
             return
-        this = f"this process ({os.getpid()} on {socket.gethostname()}, since {_STARTED})"
+        own_process = f"this process ({os.getpid()} on {socket.gethostname()}, since {_STARTED})"
         if holder:
-            message = f"{_name(holder)}, writes there now, and no longer {this}"
+            message = f"{_name(holder)}, writes there now, and no longer {own_process}"
         else:
-            message = f"it was removed, renamed or replaced, or another process has taken it over, since {this} began"
+            message = (
+                f"it was removed, renamed or replaced, or another process has taken it over, since {own_process} began"
+            )
         raise Lost(
             f"{self._folder}: {message}: nothing more is written there; what is saved goes on from where it is now"
         )
@@ -119,8 +121,8 @@ class Lock:
         wait = 3 * BEAT
         message = f"{self._folder} was being written by {_name(holder)}: looking for {wait:g} s whether it lives"
         console.console.print(message)
-        until = time.monotonic() + wait
-        while time.monotonic() < until:
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline:
             time.sleep(BEAT / 10)
             now = self._sign.read()
             if now is None:

@@ -225,12 +225,12 @@ def local(folder: epath.Path) -> Path:
     return here
 
 
-def persistently(write: Callable[[], T], what: str) -> T:
+def persistently(write: Callable[[], T], name: str) -> T:
     """Returns `write()`, tried again for three quarters of a minute if the disk is full, read-only, slow or gone.
 
     Args:
         write: what to do.
-        what: the name in messages of what is written.
+        name: the name in messages of what is written.
 
     Raises:
         InputError: it never worked; or `write` raised it.
@@ -241,7 +241,7 @@ def persistently(write: Callable[[], T], what: str) -> T:
         except InputError:  # which no further try mends
             raise
         except Exception as error:  # Orbax and buckets' clients wrap what the system said in kinds of their own
-            message = f"{what}: cannot be written ({reason(error)})"
+            message = f"{name}: cannot be written ({reason(error)})"
             if pause is None:
                 raise InputError(f"{message}, tried {len(PAUSES) + 1} times in {sum(PAUSES):g} s") from error
             console.console.print(f"{message}; again in {pause:g} s")

@@ -30,13 +30,13 @@ def interval_of_hits(hits: np.ndarray) -> list[float]:
 
 def intervals(statistics: list[Statistic], count: int) -> dict[str, list[float]]:
     """Returns the 95% percentile interval of each metric over the resamples in which it is defined."""
-    drawn: dict[str, list[np.ndarray]] = {}
+    samples: dict[str, list[np.ndarray]] = {}
     for times in resamples(count, _DRAWS) if statistics else ():
         for statistic in statistics:
             for name, values in statistic(times).items():
-                drawn.setdefault(name, []).append(values[~np.isnan(values)])
-    whole = {name: np.concatenate(parts) for name, parts in drawn.items()}
-    return {name: np.quantile(draws, (0.025, 0.975)).tolist() for name, draws in whole.items() if len(draws)}
+                samples.setdefault(name, []).append(values[~np.isnan(values)])
+    distributions = {name: np.concatenate(parts) for name, parts in samples.items()}
+    return {name: np.quantile(draws, (0.025, 0.975)).tolist() for name, draws in distributions.items() if len(draws)}
 
 
 def resamples(count: int, total: int) -> Iterator[np.ndarray]:
@@ -52,7 +52,7 @@ def resamples(count: int, total: int) -> Iterator[np.ndarray]:
 
 def means_of(values: Mapping[str, np.ndarray]) -> Statistic:
     """Returns the statistic of metrics that are means over examples, from the value [n] of each example by name."""
-    stacked = np.stack([each.astype(np.float64) for each in values.values()])
+    stacked = np.stack([array.astype(np.float64) for array in values.values()])
     return lambda times: dict(zip(values, stacked @ times / stacked.shape[1], strict=True))
 
 
@@ -108,8 +108,8 @@ def f1(hits: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
         hits: how many of each class [classes, ...] occur and are predicted.
         sizes: how many occur and how many are predicted, added.
     """
-    each = np.divide(2 * hits, sizes, out=np.zeros(sizes.shape), where=sizes > 0)
-    return {"f1": each.mean(axis=0), "micro_f1": 2 * hits.sum(axis=0) / np.maximum(sizes.sum(axis=0), 1)}
+    per_class = np.divide(2 * hits, sizes, out=np.zeros(sizes.shape), where=sizes > 0)
+    return {"f1": per_class.mean(axis=0), "micro_f1": 2 * hits.sum(axis=0) / np.maximum(sizes.sum(axis=0), 1)}
 
 
 def by_target(values: np.ndarray, labels: np.ndarray) -> Statistic:

@@ -132,5 +132,6 @@ def of_columns(
     columns = range(has.shape[1]) if among is None else np.flatnonzero(among).tolist()
     # Most of the time is NumPy sorting, during which another thread can sort, too.
     with ThreadPoolExecutor() as pool:
-        each = pool.map if has.size > bootstrap.LARGE else map  # to start threads takes longer than a few short sorts
-        return list(each(lambda k: metric(has[:, k], scores[:, k]), columns))
+        # To start threads takes longer than a few short sorts.
+        map_columns = pool.map if has.size > bootstrap.LARGE else map
+        return list(map_columns(lambda k: metric(has[:, k], scores[:, k]), columns))

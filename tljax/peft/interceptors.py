@@ -223,8 +223,8 @@ def drop(key: jax.Array, x: jax.Array, rate: float, shape: tuple[int, ...] | Non
         rate: the share.
         shape: of what is drawn, which is broadcast to `x`; by default that of `x`.
     """
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape if shape is None else shape)
-    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+    keep_mask = jax.random.bernoulli(key, 1 - rate, x.shape if shape is None else shape)
+    return jnp.where(keep_mask, x / (1 - rate), jnp.zeros_like(x))
 
 
 @contextlib.contextmanager

@@ -34,6 +34,6 @@ class Metric:
         """
         value = metrics.get(self.name)
         if value is None or not math.isfinite(value):
-            what = "is not a number" if self.name in metrics else "is not among the metrics"
-            raise InputError(f"{self.name} {what}, so that nothing is best by it")
+            problem = "is not a number" if self.name in metrics else "is not among the metrics"
+            raise InputError(f"{self.name} {problem}, so that nothing is best by it")
         return -value if self.better == "lower" else value

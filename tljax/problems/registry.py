@@ -124,7 +124,7 @@ def _function(name: str, key: str) -> tuple[Callable[..., Any], str]:
         raise InputError(f"{key}={name} is a {type(function).__name__}, and no function of (outputs, labels)")
     signature = inspect.signature(function)
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    taken = [each.name for each in signature.parameters.values() if each.kind in by_position]
+    taken = [parameter.name for parameter in signature.parameters.values() if parameter.kind in by_position]
     if len(taken) < 2:
         raise InputError(f"{key}={name} takes {signature}: its first two arguments must be (outputs, labels)")
     return function, taken[1]

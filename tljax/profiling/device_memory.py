@@ -61,5 +61,5 @@ def _control_groups(proc: Path, cgroups: Path) -> list[Path]:
     except OSError:
         return []
     roots = [(cgroups / kind, path) for kind, path in rows if kind in ("", "memory")]
-    here = [(root, root / path.lstrip("/")) for root, path in roots]
-    return [folder for root, path in here for folder in (path, *path.parents) if folder.is_relative_to(root)]
+    folders = [(root, root / path.lstrip("/")) for root, path in roots]
+    return [folder for root, path in folders for folder in (path, *path.parents) if folder.is_relative_to(root)]

@@ -51,10 +51,10 @@ def _of(equation: JaxprEqn, used: list[bool]) -> tuple[float, list[bool]]:
             return (max(counts) if name == "cond" else sum(counts) * equation.params.get("length", 1)), everything
     total, needed = 0.0, everything
     for body in _bodies(equation):
-        same = len(body.outvars) == len(used) and len(body.invars) == len(everything)
-        own, arguments = _count(body, used if same else [True] * len(body.outvars))
+        one_to_one = len(body.outvars) == len(used) and len(body.invars) == len(everything)
+        own, arguments = _count(body, used if one_to_one else [True] * len(body.outvars))
         total += own
-        needed = arguments if same else everything
+        needed = arguments if one_to_one else everything
     return total, needed
 
 

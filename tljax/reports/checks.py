@@ -79,13 +79,13 @@ def _names(metrics: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(name for name, value in metrics.items() if isinstance(value, float)))
 
 
-def _same(runs: Sequence[Run], what: str, value_of: Callable[[Run], Any]) -> None:
+def _same(runs: Sequence[Run], quantity: str, value_of: Callable[[Run], Any]) -> None:
     for run in runs[1:]:
         value, first = value_of(run), value_of(runs[0])
         if value != first:
             raise InputError(
-                f"{runs[0].name} and {run.name} differ in {what} ({_apart(first, value)}): they cannot be compared, "
-                "report them apart"
+                f"{runs[0].name} and {run.name} differ in {quantity} ({_apart(first, value)}): they cannot be "
+                "compared, report them apart"
             )
 
 

@@ -68,17 +68,17 @@ def _words(methods: Mapping[Experiment, Mapping[Experiment, list[Run]]], tuned: 
     return dict(zip(settings, texts, strict=True))
 
 
-def _natural(words: str) -> list[str | float]:
+def _natural(name: str) -> list[str | float]:
     """Returns a key that sorts texts as their numbers are: 0.0003 before 0.001."""
-    parts = re.split(r"(?<![\w.])(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)", words)
+    parts = re.split(r"(?<![\w.])(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)", name)
     return [float(part) if odd % 2 else part for odd, part in enumerate(parts)]
 
 
-def _setting(words: str, members: Sequence[Run], metric: str, chosen: bool) -> Setting:
+def _setting(name: str, members: Sequence[Run], metric: str, chosen: bool) -> Setting:
     checks.check_seeds(members)
     runs = sorted(members, key=lambda run: run.seed)
     validated = [run.metrics("validation") for run in runs]
-    return Setting(words, runs, [metrics[metric] for metrics in validated if metrics], chosen)
+    return Setting(name, runs, [metrics[metric] for metrics in validated if metrics], chosen)
 
 
 def _reason(tried: Sequence[Setting], split: str) -> str:
@@ -165,18 +165,20 @@ def compare(method: Method, other: Method, test: str) -> Comparison:
     names = f"{method.name} and {other.name}"
     if not pairs:
         raise InputError(f"{names} have no seed in common, and seeds are paired: run one of them with the other's")
-    here, there = (list(places) for places in zip(*pairs, strict=True))
-    values, others = method.values[here], other.values[there]
+    first_places, second_places = (list(places) for places in zip(*pairs, strict=True))
+    values, others = method.values[first_places], other.values[second_places]
     if test == "t":
         if len(pairs) == 1:
             raise InputError(
                 f"{names} have one seed in common, and a t-test needs two: take --test=bootstrap or mcnemar"
             )
         return statistics.t_test(values, others)
-    comparison = statistics.bootstrap_test(values - others, method.resampled[here] - other.resampled[there])
+    comparison = statistics.bootstrap_test(
+        values - others, method.resampled[first_places] - other.resampled[second_places]
+    )
     if test == "bootstrap":
         return comparison
-    first, second = method.run_metrics[here[0]], other.run_metrics[there[0]]
+    first, second = method.run_metrics[first_places[0]], other.run_metrics[second_places[0]]
     if len(pairs) > 1 or first.right is None or second.right is None or first.metric not in ("accuracy", "exact_match"):
         raise InputError(f"{names}: McNemar's test is of the accuracy of one seed: take --test=bootstrap or t")
     return dataclasses.replace(comparison, p=statistics.mcnemar(first.right, second.right))

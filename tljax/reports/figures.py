@@ -79,8 +79,8 @@ def _efficiency(section: Section) -> Iterator[Drawing]:
         means = [section.scale.shown(method.mean) for method in members]
         axes.plot(sizes, means, label=name, markersize=4, **look(number))
     axes.set(xlabel="training examples", ylabel=f"{section.options.split} {section.scale.title}")
-    every = [method for members in families.values() for method in members]
-    _cost_axis(axes, np.array([method.runs[0].resolved.train_examples for method in every]))
+    all_methods = [method for members in families.values() for method in members]
+    _cost_axis(axes, np.array([method.runs[0].resolved.train_examples for method in all_methods]))
     _legend(figure)
     yield Drawing("efficiency", "Data efficiency", "Methods that differ in training examples alone, joined.", figure)
 
@@ -139,10 +139,10 @@ def _per_class(section: Section) -> Drawing:
     axes.invert_yaxis()
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    which = (
+    subset = (
         f"the {len(names)} of {len(classes)} classes that change most" if len(classes) > len(names) else "each class"
     )
-    caption = f"Points of recall gained (+) or lost (−) beside {section.baseline.name}, mean over seeds; {which}."
+    caption = f"Points of recall gained (+) or lost (−) beside {section.baseline.name}, mean over seeds; {subset}."
     return Drawing("per-class", "Change by class", caption, figure, "half" if len(names) <= _CELLS else "full")
 
 
@@ -151,9 +151,9 @@ def _reliability(section: Section) -> Drawing:
     axes.plot((0, 1), (0, 1), ":", color=INK, linewidth=0.8)
     for number, method in enumerate(section.methods):
         bins = pooled([metrics.bins for metrics in method.run_metrics])
-        there = bins.count > 0
+        is_filled = bins.count > 0
         label = f"{method.name} (ECE {bins.ece:.3f})"
-        axes.plot(bins.confidence[there], bins.accuracy[there], label=label, markersize=3.5, **look(number))
+        axes.plot(bins.confidence[is_filled], bins.accuracy[is_filled], label=label, markersize=3.5, **look(number))
     axes.set(xlabel="confidence", ylabel="part that comes true", xlim=(0, 1), ylim=(0, 1))
     _legend(figure)
     caption = "How often a confidence comes true, in 15 bins (arXiv:1706.04599), all seeds together; dotted: ideal."

@@ -24,13 +24,13 @@ class Cell:
 
 
 def page(
-    sections: Sequence[Section], drawn: Sequence[Sequence[Drawing]], unfinished: Sequence[Unfinished], command: str
+    sections: Sequence[Section], drawings: Sequence[Sequence[Drawing]], unfinished: Sequence[Unfinished], command: str
 ) -> str:
     """Returns the page.
 
     Args:
         sections: of each data set.
-        drawn: the figures of each section.
+        drawings: the figures of each section.
         unfinished: runs that are in no section.
         command: of the report.
     """
@@ -41,7 +41,7 @@ def page(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
     numbers = {run: number for number, run in enumerate((run for section in sections for run in section.runs), 1)}
-    pairs = enumerate(zip(sections, drawn, strict=True), 1)
+    pairs = enumerate(zip(sections, drawings, strict=True), 1)
     listed = [_section(f"s{number}", section, figures) for number, (section, figures) in pairs]
     runs = counted(len(numbers), "finished run")
     return environment.get_template("page.html").render(
@@ -67,7 +67,7 @@ def _text(name: str) -> str:
     return (files("tljax.reports") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _section(key: str, section: Section, drawn: Sequence[Drawing]) -> dict[str, Any]:
+def _section(key: str, section: Section, drawings: Sequence[Drawing]) -> dict[str, Any]:
     differing = _differing(section.runs)
     versions = {tuple((run.origin["versions"] or {}).items()) for run in section.runs}
     return {
@@ -87,7 +87,7 @@ def _section(key: str, section: Section, drawn: Sequence[Drawing]) -> dict[str, 
         "groups": [_group(section, number, method, differing) for number, method in enumerate(section.everything)],
         "left_out": section.left_out,
         "versions": dict(versions.pop()) if len(versions) == 1 else None,
-        "drawn": [(drawing, f"{key}-{drawing.name}", inline(drawing, f"{key}-{drawing.name}")) for drawing in drawn],
+        "drawn": [(drawing, f"{key}-{drawing.name}", inline(drawing, f"{key}-{drawing.name}")) for drawing in drawings],
     }
 
 

@@ -46,12 +46,12 @@ def report(
     sections = [section_of(title, members, options) for title, members in checks.by_task(runs).items()]
     folder = storage.locate(out)
     with figure_style.style():
-        drawn = [list(figures.drawings(section)) for section in sections]
-        _write(folder / "report.html", html.page(sections, drawn, unfinished, command))
-        for number, drawings in enumerate(drawn, 1):
-            for drawing in drawings:
+        drawings = [list(figures.drawings(section)) for section in sections]
+        _write(folder / "report.html", html.page(sections, drawings, unfinished, command))
+        for number, of_section in enumerate(drawings, 1):
+            for drawing in of_section:
                 for kind in kinds:
-                    name = drawing.name if len(drawn) == 1 else f"{number}-{drawing.name}"
+                    name = drawing.name if len(drawings) == 1 else f"{number}-{drawing.name}"
                     _write(folder / "figures" / f"{name}.{kind}", figure_style.write(drawing, kind))
     _write(folder / "methods.md", tables.markdown(sections))
     _write(folder / "methods.tex", tables.latex(sections))

@@ -50,8 +50,8 @@ def over_seeds(resampled: Float[np.ndarray, "seeds draws"]) -> Float[np.ndarray,
             drawn alike for all that have as many, so what is subtracted before or after is the same.
     """
     seeds, draws = resampled.shape
-    drawn = np.random.Generator(np.random.PCG64(1)).integers(0, seeds, (draws, seeds))
-    return resampled[drawn, np.arange(draws)[:, None]].mean(axis=1)
+    indices = np.random.Generator(np.random.PCG64(1)).integers(0, seeds, (draws, seeds))
+    return resampled[indices, np.arange(draws)[:, None]].mean(axis=1)
 
 
 def interval(draws: Float[np.ndarray, " draws"]) -> tuple[float, float]:

@@ -49,14 +49,14 @@ def reading(section: Section) -> list[str]:
     options, seeds = section.options, [len(method.runs) for method in section.methods]
     several = max(seeds) > 1
     sentences = ["± is the standard deviation over seeds."] if several else []
-    what = "seeds and, independently of them, examples" if several else "examples (there is but one seed)"
+    sources = "seeds and, independently of them, examples" if several else "examples (there is but one seed)"
     sentences.append(
-        f"An interval holds 95% of the means of {options.draws:,} resamples, each of as many {what}, drawn with "
+        f"An interval holds 95% of the means of {options.draws:,} resamples, each of as many {sources}, drawn with "
         "replacement (the Multi-Bootstrap, arXiv:2106.16163)."
     )
     if several and min(seeds) < _FEW:
-        few = f"So few seeds ({min(seeds)}) say little about others"
-        sentences.append(f"{few}: where they differ much, such an interval is too narrow.")
+        caveat = f"So few seeds ({min(seeds)}) say little about others"
+        sentences.append(f"{caveat}: where they differ much, such an interval is too narrow.")
     if section.baseline is not None:
         sentences += _comparisons(section)
     sentences.append(
@@ -88,12 +88,12 @@ def _comparisons(section: Section) -> list[str]:
 def finding(section: Section) -> str:
     """Returns what came out, in a sentence or two."""
     best, scale = section.best, section.scale
-    what = f"{section.options.split} {scale.metric.replace('_', ' ')}"
+    quantity = f"{section.options.split} {scale.metric.replace('_', ' ')}"
     unit = "%" if scale.percent else ""
     value = f"{scale.spread(best.mean, best.deviation)}{unit}"
     if section.baseline is None:
-        return f"{best.name} has {what} {value} (95% interval {scale.interval(best.low, best.high)})."
-    text = f"{best.name} is best, with {what} {value} (95% interval {scale.interval(best.low, best.high)})"
+        return f"{best.name} has {quantity} {value} (95% interval {scale.interval(best.low, best.high)})."
+    text = f"{best.name} is best, with {quantity} {value} (95% interval {scale.interval(best.low, best.high)})"
     if best.against:
         p = probability(best.against.adjusted)
         against = scale.text(best.against.difference, sign=True)

@@ -98,20 +98,20 @@ def names(experiments: Sequence[Experiment]) -> list[str]:
     `last_k, k=2, weights=vit_small_patch14.dinov2`. A key is named by its last part, or where two would be the same, in
     full. What all have in common is left out; a single experiment has the name of its strategy.
     """
-    every = [flatten_dict(to_dict(experiment), sep=".") for experiment in experiments]
-    keys = [key for key in _union(every) if len({repr(values.get(key)) for values in every}) > 1]
+    settings = [flatten_dict(to_dict(experiment), sep=".") for experiment in experiments]
+    keys = [key for key in _union(settings) if len({repr(values.get(key)) for values in settings}) > 1]
     keys = [key for key in keys if key != "tuning.strategy"]
     last = [key.split(".")[-1] for key in keys]
     short = {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
     texts = []
-    for values in every:
-        said = [f"{short[key]}={values[key]}" for key in keys if values.get(key) not in (None, "", ())]
-        texts.append(", ".join([values["tuning.strategy"], *said]))
+    for values in settings:
+        parts = [f"{short[key]}={values[key]}" for key in keys if values.get(key) not in (None, "", ())]
+        texts.append(", ".join([values["tuning.strategy"], *parts]))
     return texts
 
 
-def _union(every: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for values in every for key in values))
+def _union(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for values in settings for key in values))
 
 
 def _validated(run: Outcome) -> bool:

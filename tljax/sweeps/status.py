@@ -43,8 +43,8 @@ class TrialStatus:
 
     def __str__(self) -> str:
         step = f"step {self.step} of {self.steps or '?'}" if self.step or self.state == "running" else ""
-        left = f"{datetime.timedelta(seconds=round(self.left))} left" if self.left is not None else ""
-        return ", ".join(filter(None, (step, self.last, left, self.note)))
+        time_left = f"{datetime.timedelta(seconds=round(self.left))} left" if self.left is not None else ""
+        return ", ".join(filter(None, (step, self.last, time_left, self.note)))
 
 
 def read_status(trial: Trial) -> TrialStatus:
@@ -70,9 +70,9 @@ def _read_status(trial: Trial) -> TrialStatus:
         return TrialStatus("failed", step, steps, seconds, None, error["error"], last)
     if not writer:
         return TrialStatus("to do", step, steps, seconds, None, "", last)
-    left = seconds / step * (steps - step) if step and steps else None
+    seconds_left = seconds / step * (steps - step) if step and steps else None
     return TrialStatus(
-        "running", step, steps, seconds, None, f"process {writer['pid']} on {writer['host']}", last, left
+        "running", step, steps, seconds, None, f"process {writer['pid']} on {writer['host']}", last, seconds_left
     )
 
 

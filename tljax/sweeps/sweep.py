@@ -86,11 +86,11 @@ def show(trials: Sequence[Trial], chosen: Collection[Experiment]) -> None:
     """Prints a row per setting, with the mean over its seeds, and a star at those that were chosen."""
     metric, rows = problem_of(trials[0].experiment.task.problem).headline.name, []
     for setting, members in selection.by_setting(trials).items():
-        done = [trial for trial in members if trial.result]
-        cells = [_mean(done, name, metric) for name in ("validation", "test")]
-        seconds = f"{sum(trial.result['wall_seconds'] for trial in done):.0f}"
-        star = " *" if done and setting in chosen else ""
-        rows.append((members[0].setting + star, f"{len(done)} of {len(members)}", *cells, seconds))
+        finished = [trial for trial in members if trial.result]
+        cells = [_mean(finished, name, metric) for name in ("validation", "test")]
+        seconds = f"{sum(trial.result['wall_seconds'] for trial in finished):.0f}"
+        star = " *" if finished and setting in chosen else ""
+        rows.append((members[0].setting + star, f"{len(finished)} of {len(members)}", *cells, seconds))
     title = "sweep (* the best of its method on validation)"
     console.table(title, ("setting", "runs", f"validation {metric}", f"test {metric}", "s"), rows)
     for trial in trials:
@@ -100,7 +100,7 @@ def show(trials: Sequence[Trial], chosen: Collection[Experiment]) -> None:
             console.console.print(message)
 
 
-def _mean(done: Sequence[Trial], split: str, metric: str) -> str:
-    values = [trial.result["splits"][split][metric] for trial in done if split in trial.result["splits"]]
+def _mean(finished: Sequence[Trial], split: str, metric: str) -> str:
+    values = [trial.result["splits"][split][metric] for trial in finished if split in trial.result["splits"]]
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{spread}" if values else ""

@@ -166,9 +166,9 @@ def uneven(trials: Sequence[Trial]) -> str:
     seeds: dict[Experiment, list[int]] = {}
     for trial in trials:
         seeds.setdefault(selection.setting_of(trial.experiment), []).append(trial.experiment.seed)
-    if len(every := {tuple(sorted(numbers)) for numbers in seeds.values()}) < 2:
+    if len(seed_sets := {tuple(sorted(numbers)) for numbers in seeds.values()}) < 2:
         return ""
-    most, least = max(every, key=len), min(every, key=len)
+    most, least = max(seed_sets, key=len), min(seed_sets, key=len)
     return (
         f"the settings have different seeds, such as {most} and {least}: runs are compared in pairs of one seed, and a"
         " setting with fewer than another of its method is not chosen"

@@ -187,16 +187,16 @@ def _worth(run: Run, prefixes: dict[Phase, int], runs: int) -> tuple[bool, str]:
     """Returns whether features take less time than the prefixes in every step, written and read, and the sums."""
     task, splits = run.experiment.task, run.inputs.splits
     views = task.views if _varies(run) else 1
-    each = {stop: of_prefix(run, stop) for stop in set(prefixes.values())}
+    costs = {stop: of_prefix(run, stop) for stop in set(prefixes.values())}
     steps = {phase: runs * run.batch_size * (phase.stop - phase.start) for phase in prefixes}
-    again = sum(each[stop] * steps[phase] for phase, stop in prefixes.items())
-    flops_once = sum(each.values()) * views * len(splits["train"])
+    again = sum(costs[stop] * steps[phase] for phase, stop in prefixes.items())
+    flops_once = sum(costs.values()) * views * len(splits["train"])
     rows = sum(views * len(split) if name == "train" else len(split) for name, split in splits.items())
-    size = sum(_disk_bytes(run, rows, stop) for stop in each)
+    size = sum(_disk_bytes(run, rows, stop) for stop in costs)
     read = sum(_disk_bytes(run, steps[phase], stop) for phase, stop in prefixes.items())
     rate = _RATE_OF_CPU if jax.default_backend() == "cpu" else _RATE * run.mesh.size
     room = size < run.experiment.input.cache_gb * 1e9
-    groups = " and ".join(str(stop) for stop in sorted(each))
+    groups = " and ".join(str(stop) for stop in sorted(costs))
     estimate = (
         f"the first {groups} of {len(run.layout.groups) - 1} groups are frozen and can be computed once:"
         f" {flops_once / 1e12:.3g} instead of {again / 1e12:.3g} TFLOP, {size / 1e9:.2g} GB of disk"
@@ -351,15 +351,15 @@ def _make_part(
     with contextlib.ExitStack() as stack:
         parts = [_part(folder, number) for folder in folders.values()]
         files = [stack.enter_context(storage.replacing(part)) for part in parts]
-        left, pending = len(range(rows.start, rows.stop)), []
+        rows_left, pending = len(range(rows.start, rows.stop)), []
         for inputs in ahead(batch, rows, run.experiment.input.workers):
             halt()
             pending.append(compute(inputs["input"], tuple(folders)))
             if len(pending) > 2:  # two in flight keep the device busy
-                left -= _write(files, pending.pop(0), min(left, rows.step), tokens)
-                report(rows.stop - left)
+                rows_left -= _write(files, pending.pop(0), min(rows_left, rows.step), tokens)
+                report(rows.stop - rows_left)
         for outputs in pending:
-            left -= _write(files, outputs, min(left, rows.step), tokens)
+            rows_left -= _write(files, outputs, min(rows_left, rows.step), tokens)
         for part, file in zip(parts, files, strict=True):  # sealed before there is a part
             file.flush()
             checksums.seal(array_cache.seal_of(part), {part.name: Path(file.name)})

@@ -252,8 +252,8 @@ def carry_over(old: optax.OptState, new: optax.OptState) -> optax.OptState:
 
     Paths hold the phase since which a leaf trains, so a leaf that was frozen in between starts afresh.
     """
-    kept = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old)}
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: kept.get(jax.tree_util.keystr(path), leaf), new)
+    old_leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old)}
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: old_leaves.get(jax.tree_util.keystr(path), leaf), new)
 
 
 def decay_mask(params: Tree) -> Tree:

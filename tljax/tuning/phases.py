@@ -149,18 +149,18 @@ def _schedule(
     spec: PhaseConfig, rates: OptimConfig, start: int, steps: int, total: int, where: str
 ) -> tuple[float, optax.Schedule]:
     """Returns a phase's peak, and the part of it that each step of the run has."""
-    whole = spec.schedule == "run"
+    spans_run = spec.schedule == "run"
 
     def rate(key: str) -> Any:
         own = getattr(spec, key)
-        return getattr(rates, key) if whole or own is None else own
+        return getattr(rates, key) if spans_run or own is None else own
 
     name = rate("schedule")
     arguments = rates.schedule_args if name == rates.schedule else {}
     try:
-        length = total if whole else steps
-        warmup = rates.warmup_of(length) if whole or spec.warmup_steps is None else spec.warmup_steps
+        length = total if spans_run else steps
+        warmup = rates.warmup_of(length) if spans_run or spec.warmup_steps is None else spec.warmup_steps
         shape = optimizers.schedule(name, 1.0, warmup, length, arguments)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    return rate("learning_rate"), shape if whole else lambda step: shape(step - start)
+    return rate("learning_rate"), shape if spans_run else lambda step: shape(step - start)

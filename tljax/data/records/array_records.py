@@ -71,11 +71,11 @@ def open_packed(name: str, folder: Path) -> Task:
     except Exception as error:  # of a parser, on a damaged file
         raise InputError(f"{folder}: damaged ({message_of(error)}); {mend}") from error
     fields = [name for spec in INPUTS.values() for name in spec.fields(pairs=True)]
-    kept = {name: name for name in fields if name in builder.info.features}
+    columns = {name: name for name in fields if name in builder.info.features}
     again = "run it again, and it is prepared again"
 
     def records(split: str, _: Any) -> RecordReader:
-        return RecordReader(builder, split, kept, again, seal=folder / checksums.NAME)
+        return RecordReader(builder, split, columns, again, seal=folder / checksums.NAME)
 
     return open_task(name, folder, records, mend)
 

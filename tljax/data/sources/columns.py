@@ -91,11 +91,11 @@ def with_columns_by_type(
     Raises:
         InputError: several could be meant.
     """
-    asked = {"label": not config.label and "label" not in columns, "image": not (config.image or config.text)}
+    lacking = {"label": not config.label and "label" not in columns, "image": not (config.image or config.text)}
     for key, candidates in (("label", labels), ("image", images)):
-        if asked[key] and len(candidates) > 1:
+        if lacking[key] and len(candidates) > 1:
             raise InputError(f"{name}: has the {key}s {', '.join(sorted(candidates))}: set task.{key} to one of them")
-        if asked[key] and candidates:
+        if lacking[key] and candidates:
             config = replace(config, **{key: tuple(candidates) if key == "label" else candidates[0]})
     return config
 
@@ -121,8 +121,8 @@ def choose(names: Sequence[str], config: TaskConfig, name: str) -> Columns:
         images, texts, pairs = ([group for group in groups if set(group) <= set(names)] for groups in USUAL.values())
         usual = images + (pairs or texts)
         if len(usual) != 1:
-            what = f"could be read from {' or '.join(map('+'.join, usual))}" if usual else "are in no column"
-            raise InputError(f"{name}: inputs {what}: set task.image or task.text; it has {', '.join(names)}")
+            problem = f"could be read from {' or '.join(map('+'.join, usual))}" if usual else "are in no column"
+            raise InputError(f"{name}: inputs {problem}: set task.image or task.text; it has {', '.join(names)}")
         (inputs,) = usual
     if len(inputs) > 2:
         raise InputError(f"{name}: task.text={inputs}: an example has one text or two")

@@ -49,14 +49,14 @@ def folder(path: str, config: TaskConfig) -> Source:
     if warning := differing_in_case(classes["train"]):
         console.console.print(f"{name}: {warning}")
     levels = 2 if places == {"train": root} else 3  # of a class's folder and a file, below one of a split
-    for what, ids in {
+    for problem, ids in {
         "files are no images by their suffix": scan.others,
         "images lie in folders within their class's": [id for id in scan.ids if len(Path(id).parts) > levels],
         "images lie in no class's folder, and are left out": scan.stray({root, *places.values()}),
     }.items():
         if ids:
             shown = ", ".join(ids[:3]) + (" …" if len(ids) > 3 else "")
-            console.console.print(f"{name}: {len(ids)} {what}: {shown}")
+            console.console.print(f"{name}: {len(ids)} {problem}: {shown}")
     # Stamps stand for the bytes: reading a large folder at every start would cost minutes.
     key = hashlib.sha256(repr((str(root.absolute()), classes, scan.stats)).encode()).hexdigest()
     return Source(key, "image", "single_label", tuple(classes["train"]), items)
@@ -146,13 +146,13 @@ class _Scan:
     def files(self, folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         """Yields all that is an image by its suffix; a folder that links lead to again counts once, so a loop ends."""
         try:
-            here = folder.stat()
+            status = folder.stat()
             entries = sorted(folder.iterdir())
         except OSError as error:
             raise InputError(f"{folder}: cannot be read ({error.strerror}); mend or remove it") from error
-        if (here.st_dev, here.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in seen:
             return
-        seen.add((here.st_dev, here.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         for path in entries:
             if path.name.startswith(".") or path.name.lower() in _IGNORED:
                 continue

@@ -210,8 +210,8 @@ def _labels(readers: Mapping[str, RecordReader], features: Features, config: Tas
         raise InputError(f"{config.dataset}: the data name the classes; leave task.classes empty")
     if not has_classes and len(columns) == 1:
         first = next(iter(readers.values())).__getitems__([0])[0]
-        many = np.size(first[columns[0]])
-        columns = columns if many == 1 else tuple(f"{columns[0]}_{i}" for i in range(many))
+        per_example = np.size(first[columns[0]])
+        columns = columns if per_example == 1 else tuple(f"{columns[0]}_{i}" for i in range(per_example))
 
     def rows() -> Iterator[tuple[str, Sequence[Any]]]:
         for split, records in readers.items():

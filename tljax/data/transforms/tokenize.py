@@ -77,8 +77,8 @@ class Tokenizer:
         length = self.cut(length)
         if self.settings.lower_first:
             texts = [_lowered(text) for text in texts]
-        cutting, whole = _load(self.path, self.lower_case, length), _load(self.path, self.lower_case, None)
-        encodings = _encode_batch(whole, list(texts), self.path)
+        cutting, uncut = _load(self.path, self.lower_case, length), _load(self.path, self.lower_case, None)
+        encodings = _encode_batch(uncut, list(texts), self.path)
         lengths = [len(encoding.ids) for encoding in encodings]
         long = [i for i, n in enumerate(lengths) if n > length]
         for i, encoding in zip(long, _encode_batch(cutting, [texts[i] for i in long], self.path), strict=True):
@@ -168,11 +168,11 @@ def _load(path: Path, lower_case: bool | None, length: int | None) -> tokenizers
     if file.suffix != ".txt":
         check_patterns(file)
     try:
-        whole = file.suffix != ".txt"
-        tokenizer = tokenizers.Tokenizer.from_file(str(file)) if whole else _wordpiece(file, lower_case, settings)
+        is_json = file.suffix != ".txt"
+        tokenizer = tokenizers.Tokenizer.from_file(str(file)) if is_json else _wordpiece(file, lower_case, settings)
     except Exception as error:  # the library raises plain Exception and TypeError
         raise InputError(f"{file}: not a {file.name} that can be read ({message_of(error)}); fetch it anew") from error
-    if whole:
+    if is_json:
         tokenizer_config.normalize(tokenizer, settings, file)
     _padding(tokenizer, file)
     # What its file says of padding and truncation is for another use of it.

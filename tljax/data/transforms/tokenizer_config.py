@@ -62,13 +62,13 @@ def read(tokenizer: Path) -> Settings:
     folder = tokenizer.parent
     config = load_json(folder / FILES[0], str(folder / FILES[0]))
     keys = Keys({} if config is None else config, FILES[0], str(folder), harmless_keys.TOKENIZER)
-    whole = tokenizer.suffix == ".json"
+    is_json = tokenizer.suffix == ".json"
     prefix_space = keys.flag("add_prefix_space", False) if "add_prefix_space" in keys else None
-    _refuse(keys, whole)
+    _refuse(keys, is_json)
     flags = {key: keys.flag(key, False) if key in keys else None for key in _FLAGS}
     special = {name: _token(keys, name) for name in _SPECIAL if name in keys}
     limits = [(_limit(keys, key), keys.origin(key, "")) for key in ("model_max_length", "max_len")]
-    _check_added(keys, None if whole else set(special.values()))
+    _check_added(keys, None if is_json else set(special.values()))
     keys.finish()
     sentence = load_json(folder / FILES[1], str(folder / FILES[1]))
     lines = Keys({} if sentence is None else sentence, FILES[1], str(folder), harmless_keys.SENTENCE)
@@ -83,12 +83,12 @@ def read(tokenizer: Path) -> Settings:
 _FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
 
-def _refuse(keys: Keys, whole: bool) -> None:
+def _refuse(keys: Keys, is_json: bool) -> None:
     """Raises InputError for what no tokenizer here does."""
     keys.only(padding_side="right", truncation_side="right", split_special_tokens=False, pad_token_type_id=0)
     keys.only(do_basic_tokenize=True, never_split=[], wordpieces_prefix="##", auto_map=None)
     name = keys.text("tokenizer_class")
-    if name and not whole and name.removesuffix("Fast") not in _WORDPIECE:
+    if name and not is_json and name.removesuffix("Fast") not in _WORDPIECE:
         raise keys.refusal("tokenizer_class", "cuts vocab.txt in a way of its own: bring a tokenizer.json")
 
 
@@ -131,14 +131,14 @@ def overrides(tokenizer: tokenizers.Tokenizer, settings: Settings, file: Path) -
     Raises:
         InputError: it normalizes, or cuts, in a way in which that cannot be said.
     """
-    said = {"lowercase": settings.lower_case, "strip_accents": settings.strip_accents}
-    said |= {"handle_chinese_chars": settings.chinese}
-    said = {name: value for name, value in said.items() if value is not None}
+    explicit = {"lowercase": settings.lower_case, "strip_accents": settings.strip_accents}
+    explicit |= {"handle_chinese_chars": settings.chinese}
+    explicit = {name: value for name, value in explicit.items() if value is not None}
     present, cutter = tokenizer.normalizer, tokenizer.pre_tokenizer
     if isinstance(cutter, ByteLevel) and settings.prefix_space not in (None, cutter.add_prefix_space):
         raise _contradiction(file, "add_prefix_space", settings.prefix_space)
     if isinstance(present, BertNormalizer):
-        return {name: value for name, value in said.items() if getattr(present, name) != value}
+        return {name: value for name, value in explicit.items() if getattr(present, name) != value}
     lowers = present is not None and present.normalize_str("A") == "a"
     if settings.lower_case and not lowers:
         raise _contradiction(file, "do_lower_case", True)

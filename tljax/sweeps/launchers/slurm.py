@@ -143,10 +143,10 @@ def queue() -> dict[str, str]:
         InputError: no Slurm answers.
     """
     command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise InputError(f"no Slurm answers: {' '.join(done.stderr.split())[-200:]}")
-    return dict(line.split() for line in done.stdout.splitlines())
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        raise InputError(f"no Slurm answers: {' '.join(process.stderr.split())[-200:]}")
+    return dict(line.split() for line in process.stdout.splitlines())
 
 
 def _executor(folder: Path, at_a_time: int, sbatch: Mapping[str, Any], after: Sequence[str] = ()) -> Any:
@@ -196,15 +196,15 @@ def _submit(
 
 def _wait(commands: Mapping[str, Command], jobs: Sequence[Job], folder: Path, preemption: PreemptionSignal) -> None:
     """Waits until none of them is in the queue; prints what changes there."""
-    states, said = dict.fromkeys(commands, "PENDING"), ""
+    states, last_line = dict.fromkeys(commands, "PENDING"), ""
     while states:
         preemption.raise_if_set()
         counts = sorted(collections.Counter(states.values()).items())
         now = ", ".join(f"{count} {state.lower()}" for state, count in counts)
-        if now != said:
+        if now != last_line:
             ended = f"{len(commands) - len(states)} of {len(commands)} tasks ended"
             console.console.print(f"{time.strftime('%H:%M:%S')} Slurm: {now}; {ended}")
-            said = now
+            last_line = now
         time.sleep(POLL)
         try:
             queued = queue()
