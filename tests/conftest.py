@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import forks, quick_compile
+from tests import forks, memory, quick_compile
 from tljax.config import schema
 from tljax.core.run import Run, prepare
 from tljax.data.preprocessing import Preprocessing
@@ -30,6 +30,7 @@ from tljax.weights import pretrained
 from tljax.weights.catalog import Pretrained
 
 quick_compile.install()
+memory.keep_freed()
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 # Seconds until what other processes do has failed: on a machine that is busy, two of one run take minutes.

@@ -109,8 +109,10 @@ def _forked(request: dict[str, Any], streams: list[int]) -> int:
 
 def _serve(connection: socket.socket) -> list[str] | None:
     """Forks until nobody asks any more; returns only in what was forked, with its command."""
+    from tests import memory
     from tljax.cli import convert, evaluate, inspect, predict, report, sweep, train  # noqa: F401
 
+    memory.keep_freed()
     for name in _LATE:
         importlib.import_module(name)
     gc.collect()
