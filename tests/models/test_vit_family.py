@@ -118,6 +118,11 @@ def test_there_and_back_is_the_same_bits(case, file):
         assert (back[name].shape, back[name].tobytes()) == (value.shape, value.tobytes()), name
 
 
+def alike(module):
+    """The module without what is no part of a trained network, and said in one of two ways."""
+    return module.clone(layer_scale=module.layer_scale and 1.0, mlp_width=module.mlp_width or 4 * module.width)
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case not in OBLONG])
 def test_an_exports_config_describes_the_same_network(case, tmp_path):
     row = described(case)
@@ -134,7 +139,7 @@ def test_an_exports_config_describes_the_same_network(case, tmp_path):
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
     assert (again.preprocessing.size, again.preprocessing.edge) == (row.preprocessing.size, row.preprocessing.edge)
-    assert attributes(pretrained.in_file(again)) == made_of
+    assert alike(pretrained.in_file(again)) == alike(pretrained.in_file(row))
 
 
 @pytest.mark.parametrize(
@@ -157,8 +162,7 @@ def test_a_folder_goes_out_and_comes_back(case, to, tmp_path):
         folder = tmp_path / "headless"
     convert_folder(BackboneConfig(weights=str(folder)), tmp_path / "out", to=to)
     again = pretrained.resolve_weights(BackboneConfig(weights=str(tmp_path / "out")))
-    free = {"layer_scale": 1.0, "mlp_width": 1}
-    assert pretrained.in_file(again).clone(**free) == pretrained.in_file(row).clone(**free)
+    assert alike(pretrained.in_file(again)) == alike(pretrained.in_file(row))
     back, _ = pretrained.read(again, tmp_path / "out")
     assert {path: array.tobytes() for path, array in back.items()} == {
         path: array.tobytes() for path, array in arrays.items()
@@ -303,16 +307,21 @@ def test_every_published_name_is_mapped_and_nothing_else(file, name):
     table, expected = mappings.tables(module)[name.split("/")[0].removesuffix("_hub")], targets(module)
     done = convert(empty(source), table, expected, optional(module))
     assert set(expected) - set(done.arrays) <= optional(module)
+    # Of a network of two blocks, whose names are soon compared with those that are wrong.
+    numbers = {key: re.search(r"\b(?:blocks|layers?)\.(\d+)\.", key) for key in source}
+    source = {key: shape for key, shape in source.items() if not numbers[key] or int(numbers[key][1]) < 2}
+    small = module.clone(depth=2)
+    table, expected = mappings.tables(small)[name.split("/")[0].removesuffix("_hub")], targets(small)
     used = [key for key in source if key not in done.ignored and not key.startswith(("head.", "classifier."))]
-    key = used[len(used) // 2]
-    without = {other: shape for other, shape in source.items() if other != key}
-    for said, changed in (
-        (f"no mapping for source {key}_", source | {f"{key}_": [1]}),
-        (key, source | {key: [*source[key], 2]}),
-        ("target ", without),
-    ):
-        with pytest.raises(InputError, match=re.escape(said)):
-            convert(empty(changed), table, expected, optional(module))
+    for key in used[:: len(used) // 2]:
+        without = {other: shape for other, shape in source.items() if other != key}
+        for said, changed in (
+            (f"no mapping for source {key}_", source | {f"{key}_": [1]}),
+            (key, source | {key: [*source[key], 2]}),
+            ("target ", without),
+        ):
+            with pytest.raises(InputError, match=re.escape(said)):
+                convert(empty(changed), table, expected, optional(module))
 
 
 def test_axial_angles_are_two_pi_x_over_the_period_on_each_axis():

@@ -71,7 +71,7 @@ def _grid(args: Keys, architecture: str, size: int, named: Backbone) -> dict[str
 
 def _mlp(args: Keys, name: str, named: Backbone, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the MLP's width, of which a gated one's first layer has two in timm's VisionTransformer."""
-    if "mlp_ratio" not in args and "width" not in changes:
+    if "mlp_ratio" not in args and ("width" not in changes or named.mlp_width is None):
         return {}
     hidden = int(changes.get("width", named.width) * args.number("mlp_ratio", mlp_ratio(name)))
     if not named.gated:
