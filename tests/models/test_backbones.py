@@ -171,6 +171,10 @@ def test_recomputing_groups_takes_a_sixth_of_the_memory():
 BFLOAT16 = TINY | {
     "bert_mean": TINY["bert"].clone(pool="mean"),
     "dinov2": TINY["vit"].clone(registers=2, positions="patches", layer_scale=0.1, pool="class_mean"),
+    "dinov3": TINY["vit"].clone(
+        positions="rotary", gated=True, qkv_bias="query_value", qk_norm=True, pool="normed_mean"
+    ),
+    "siglip": TINY["vit"].clone(class_token=False, pool="attention", pre_norm=True, gelu="quick"),
     "folded": TINY["resnet"].clone(norm="folded"),
     "deep": TINY["resnet"].clone(stem="deep", avg_down=True),
 }

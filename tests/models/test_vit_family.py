@@ -324,6 +324,16 @@ def test_every_published_name_is_mapped_and_nothing_else(file, name):
                 convert(empty(changed), table, expected, optional(module))
 
 
+def test_dinov2_giants_own_file_has_its_own_names_for_a_swiglu():
+    module, arrays = loaded("timm_vit_dinov2_giant")
+    source = files.read(GOLDEN / "timm_vit_dinov2_giant" / "weights.safetensors")
+    own = {name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): array for name, array in source.items()}
+    back = convert(own, mappings.tables(module)["dinov2"], shapes(module), optional(module)).arrays
+    assert {path: array.tobytes() for path, array in back.items()} == {
+        path: array.tobytes() for path, array in arrays.items()
+    }
+
+
 def test_axial_angles_are_two_pi_x_over_the_period_on_each_axis():
     angles = axial_angles((2, 3), 8)
     assert angles.dtype == np.float32
