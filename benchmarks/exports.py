@@ -28,7 +28,7 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 from tests.conftest import GOLDEN, golden
-from tests.models import test_bert, test_resnet, test_vit
+from tests.models import test_bert, test_resnet, test_vit, test_vit_family
 from tljax import console
 from tljax.cli.convert import convert
 from tljax.config.schema import BackboneConfig
@@ -61,6 +61,12 @@ class Case:
 def vit(case: str, row: str) -> Case:
     module, arrays = test_vit.load(case)
     return Case(case, row, module, arrays, golden(case)[1]["image"])
+
+
+def described_vit(case: str) -> Case:
+    """A network and a row as the case's own config describes them."""
+    module, arrays = test_vit_family.loaded(case)
+    return Case(case, test_vit_family.described(case).backbone, module, arrays, golden(case)[1]["image"])
 
 
 def resnet(case: str, row: str) -> Case:
@@ -126,6 +132,8 @@ def by_transformers(folder: Path, case: Case) -> np.ndarray:
         output = model(**{name: torch.from_numpy(np.asarray(value)).long() for name, value in case.x.items()})
         return (output.logits if head else output.last_hidden_state).numpy()
     transformers.AutoImageProcessor.from_pretrained(folder)
+    if not head:
+        return transformers.AutoModel.from_pretrained(folder).eval()(images(case)).pooler_output.numpy()
     model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
     return model(images(case)).logits.numpy()
 
@@ -150,6 +158,15 @@ def cases() -> list[tuple[Case, str]]:
         (vit("hf_vit", "vit_base_patch16"), "hf"),
         (vit("hf_dinov2", "vit_small_patch14_dinov2"), "hf"),
         (random("DINOv2 with registers", "vit_small_patch14_dinov2", registers, 70), "hf"),
+        *(
+            (described_vit(case), "timm")
+            for case in test_vit_family.CASES
+            if case.startswith("timm") and "_at" not in case
+        ),
+        *(
+            (headless(described_vit(case)), "hf")
+            for case in ("hf_dinov3_vit", "hf_dinov3_vit_gated", "hf_siglip_vision")
+        ),
         (basic, "timm hf"),
         (with_inputs(basic, 1), "timm hf"),
         (resnet("timm_resnet_bottleneck", "resnet50"), "timm hf"),

@@ -79,6 +79,13 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 TINY = {
     "tiny_vit": ViT(width=16, depth=3, heads=2, patch_size=8, grid=(4, 4)),
+    "tiny_dinov3": BACKBONES["vit_small_plus_patch16_dinov3_qkvb"].clone(
+        width=16, depth=2, heads=2, patch_size=8, grid=(4, 4), layer_scale=0.1
+    ),
+    "tiny_siglip": BACKBONES["vit_base_patch16_siglip"].clone(width=16, depth=2, heads=2, patch_size=8, grid=(4, 4)),
+    "tiny_clip": BACKBONES["vit_base_patch16_clip_quickgelu"].clone(
+        width=16, depth=2, heads=2, patch_size=8, grid=(4, 4)
+    ),
     "tiny_resnet": ResNet(depths=(1, 1), widths=(8, 16), stem_width=8, kind="basic"),
     "tiny_efficientnet": EfficientNet(
         operators=("fused", "mbconv"),

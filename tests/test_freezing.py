@@ -53,7 +53,10 @@ CASES += [
     for name in ARGUMENTS | RECIPES
     if name != "prompt"
 ]
-# A strategy is compiled and run on the first family; of the others those that rest, train and add different things.
+# The other families, of which four strategies rest, train and add in all the ways that there are.
+FAMILIES = ["tiny_dinov3", "tiny_siglip", "tiny_clip"]
+CASES += [(network, name) for network in FAMILIES for name in ("linear_probe", "last_k", "full", "lora")]
+# Every case is traced; a strategy is compiled and run on the first network, and of the others those that differ most.
 COMPILED = [case for case in CASES if case[0] == "tiny_vit"]
 COMPILED += [case for case in CASES if case not in COMPILED and case[1] in ("last_k", "norm_only", "lora", "lp_ft")]
 # Networks as wide as users have them, of fewer blocks, which compile sooner; and the pixels of their images.

@@ -24,6 +24,10 @@ pytestmark = pytest.mark.optimized
 
 VIT = ViT(width=16, depth=2, heads=2, patch_size=8, grid=(4, 4))
 DINOV2 = ViT(width=16, depth=2, heads=2, patch_size=14, grid=(4, 4), layer_scale=1e-5, registers=4, positions="patches")
+DINOV3 = BACKBONES["vit_small_patch16_dinov3_qkvb"].clone(
+    width=24, depth=2, heads=2, patch_size=8, grid=(4, 4), pool="class"
+)
+CLIP = BACKBONES["vit_base_patch16_clip_quickgelu"].clone(width=16, depth=2, heads=2, patch_size=8, grid=(4, 4))
 RESNET = ResNet(depths=(1, 1, 1, 1), widths=(8, 8, 12, 16), kind="basic")
 
 # case: module, file; none where the folder itself is read
@@ -46,6 +50,8 @@ CASES = {
     "foreign_mae_finetuned": (VIT.clone(pool="mean"), "mae_finetuned.pth"),
     "foreign_dinov2_official": (DINOV2, "dinov2_vits14_reg4_pretrain.pth"),
     "foreign_dinov2_chunked": (DINOV2, "teacher_checkpoint.pth"),
+    "foreign_dinov3_official": (DINOV3, "dinov3_vits16_pretrain.pth"),
+    "foreign_openai_clip": (CLIP, "open_clip_pytorch_model.bin"),
 }
 
 
@@ -73,8 +79,8 @@ def test_outputs_are_the_references_within_their_rounding(case, capsys):
     head = weights.pop("head", None)
     tokens, features = network(module)(weights, io["image"])
     outputs = {"tokens" if isinstance(module, ViT) else "feature_map": tokens, "features": features}
-    if head:
-        outputs["logits"] = features @ head["kernel"] + head["bias"]
+    if head:  # CLIP's projection has no bias
+        outputs["logits"] = features @ head["kernel"] + head.get("bias", 0)
     assert set(outputs) == set(facts["outputs"])
     for name, output in outputs.items():
         bound = facts["bound"] * abs(io[name]).max()

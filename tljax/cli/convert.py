@@ -187,8 +187,14 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
     lost = {name for name in exported if imported[name] != exported[name]} - free
     if lost:
         raise InputError(f"{to} has no such network: its config cannot say {', '.join(sorted(lost))}")
-    weights = folder / "model.safetensors"
-    save_file(unconvert(arrays, mappings.tables(module)[described.source]), weights, metadata={"format": "pt"})
+    weights, table = folder / "model.safetensors", mappings.tables(module)[described.source]
+    if to == "timm" and "head/kernel" in arrays and "head/bias" not in arrays:  # a projection, as CLIP's
+        arrays = arrays | {"head/bias": np.zeros(arrays["head/kernel"].shape[1], np.float32)}
+    placed = {mapping.target for mapping in table.mappings}
+    lost = {name for name, array in arrays.items() if name.startswith("head") and name not in placed and np.any(array)}
+    if lost:
+        raise InputError(f"{to} has no such network: it has no place for {', '.join(sorted(lost))}")
+    save_file(unconvert(arrays, table), weights, metadata={"format": "pt"})
     weights.chmod((folder / "config.json").stat().st_mode)  # the library gives it to its owner alone
 
 

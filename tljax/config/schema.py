@@ -25,8 +25,9 @@ class BackboneConfig:
         sha256: of the weights' file; checked before anything is read from it.
         pool: what the head reads: of texts `cls` (the first token), `mean` or `max` over the tokens, or `pooler` (the
             dense layer after the first token); of a Vision Transformer `class`, `mean` (of the patches, normalized
-            after it) or `class_mean` (both, as transformers' DINOv2 classifier reads them); of a ResNet or
-            EfficientNet `mean`, `max` or `avgmax`. Empty for what the weights' own files say, which `inspect` prints.
+            after it), `normed_mean` (before it), `class_mean` (class token and mean, as transformers' DINOv2
+            classifier reads them) or, of SigLIP, `attention`; of a ResNet or EfficientNet `mean`, `max` or `avgmax`.
+            Empty for what the weights' own files say, which `inspect` prints.
     """
 
     name: str = ""

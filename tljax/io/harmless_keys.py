@@ -27,6 +27,10 @@ TRANSFORMERS = with_reason(
             *("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout", "initializer_range"),
             *("semantic_loss_ignore_index", "use_mask_token", "drop_connect_rate", "dropout_rate"),
             *("batch_norm_momentum", "classifier_dropout_prob"),
+            *("pos_embed_jitter", "pos_embed_shift", "pos_embed_rescale", "initializer_factor"),
+        ),
+        "is of the texts beside the images, or of how the two are compared": (
+            *("text_config", "text_config_dict", "projection_dim", "logit_scale_init_value"),
         ),
         _STORED: ("sinusoidal_pos_embds", "tie_word_embeddings", "tie_encoder_decoder"),
         "pads with what the tokenizer says, which lies beside it": (
@@ -45,7 +49,8 @@ TRANSFORMERS = with_reason(
             *("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head"),
             *("pooler_type", "pooler_output_size", "pooler_act", "directionality", "encoder_stride"),
             *("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "apply_layernorm"),
-            *("reshape_hidden_states",),
+            *("reshape_hidden_states", "mask_ratio", "norm_pix_loss", "decoder_hidden_size"),
+            *("decoder_intermediate_size", "decoder_num_attention_heads", "decoder_num_hidden_layers"),
         ),
     }
 )

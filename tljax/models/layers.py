@@ -1,11 +1,16 @@
 """The layers that image and text transformers (1706.03762) share."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from tljax.models.base import Backbone
 from tljax.models.kernels import ops
+from tljax.models.rope import axial_angles, rotated
 
 
 class TransformerBackbone(Backbone):
@@ -34,15 +39,23 @@ class Dense(nn.Module):
     Attributes:
         features: outputs.
         kernel_init: how the kernel [inputs, features] starts; the bias starts at zero.
+        unbiased: (start, stop) of the outputs that have no bias.
     """
 
     features: int
     kernel_init: Callable
+    unbiased: tuple[int, int] = (0, 0)
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        return ops.linear(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+        start, stop = self.unbiased
+        if stop - start == self.features:
+            return ops.linear(x, kernel)
+        bias = self.param("bias", nn.initializers.zeros, (self.features - (stop - start),))
+        if stop > start:
+            bias = jnp.concatenate([bias[:start], jnp.zeros(stop - start, bias.dtype), bias[start:]])
+        return ops.linear(x, kernel, bias)
 
 
 class LayerNorm(nn.Module):
@@ -57,10 +70,21 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with a joint projection `qkv`, its columns in that order, and the projection `out`."""
+    """Self-attention with a joint projection `qkv`, its columns in that order, and the projection `out`.
+
+    Attributes:
+        heads: their number.
+        kernel_init: how kernels start.
+        biased: which of the queries, keys and values have a bias.
+        qk_norm: the epsilon of a LayerNorm over each head's queries and keys (2302.05442); None for none.
+        rotary: the grid (down, across) of the last tokens, which are given their places by rotation; None for none.
+    """
 
     heads: int
     kernel_init: Callable
+    biased: Literal["all", "query_value", "none"] = "all"
+    qk_norm: float | None = None
+    rotary: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x, mask=None, first=None):
@@ -69,16 +93,30 @@ class Attention(nn.Module):
         With `first`, only that many tokens are given, from the first on; they attend to all.
         """
         batch, tokens, width = x.shape
-        qkv = Dense(3 * width, self.kernel_init, name="qkv")(x).reshape(
+        unbiased = {"all": (0, 0), "query_value": (width, 2 * width), "none": (0, 3 * width)}[self.biased]
+        qkv = Dense(3 * width, self.kernel_init, unbiased, name="qkv")(x).reshape(
             batch, tokens, 3, self.heads, width // self.heads
         )
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        if self.qk_norm is not None:
+            q, k = LayerNorm(self.qk_norm, name="q_norm")(q), LayerNorm(self.qk_norm, name="k_norm")(k)
+        if self.rotary is not None:
+            angles = axial_angles(self.rotary, width // self.heads)
+            q, k = rotated(q, angles), rotated(k, angles)
         x = ops.attention(q[:, :, :first], k, v, mask).transpose(0, 2, 1, 3).reshape(batch, -1, width)
         return Dense(width, self.kernel_init, name="out")(x)
 
 
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns x·σ(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+GELUS = {"erf": ops.gelu, "tanh": nn.gelu, "quick": quick_gelu}  # Linen's is the tanh approximation
+
+
 class Mlp(nn.Module):
-    """Two dense layers; `gelu` between them is `erf`, or the `tanh` approximation."""
+    """Two dense layers; `gelu` between them is `erf`, or an approximation: `tanh` or `quick`."""
 
     hidden: int
     gelu: str
@@ -86,6 +124,17 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        activation = ops.gelu if self.gelu == "erf" else nn.gelu  # the latter is the tanh approximation
-        y = activation(Dense(self.hidden, self.kernel_init, name="fc1")(x))
+        y = GELUS[self.gelu](Dense(self.hidden, self.kernel_init, name="fc1")(x))
         return Dense(x.shape[-1], self.kernel_init, name="fc2")(y)
+
+
+class SwiGlu(nn.Module):
+    """Two dense layers, the first for a gate and a value, SiLU(gate) · value between them (2002.05202)."""
+
+    hidden: int
+    kernel_init: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        gate, value = jnp.split(Dense(2 * self.hidden, self.kernel_init, name="fc1")(x), 2, axis=-1)
+        return Dense(x.shape[-1], self.kernel_init, name="fc2")(jax.nn.silu(gate) * value)

@@ -21,6 +21,18 @@ _BASE = {"width": 768, "heads": 12}
 _LARGE = {"width": 1024, "depth": 24, "heads": 16}
 _DINOV2 = {"patch_size": 14, "grid": (37, 37), "layer_scale": 1e-5}
 _REG4 = {**_DINOV2, "registers": 4, "positions": "patches"}
+_DINOV3 = {"grid": (16, 16), "layer_scale": 1e-5, "registers": 4, "positions": "rotary", "eps": 1e-5}
+_DINOV3 |= {"pool": "normed_mean", "qkv_bias": "none"}
+_GIANT = {"width": 1536, "depth": 40, "heads": 24, "mlp_width": 4096, "gated": True}
+_HUGE_PLUS = {"width": 1280, "depth": 32, "heads": 20, "gated": True}
+_SIGLIP = {"class_token": False, "pool": "attention"}
+_SO400M = {"width": 1152, "depth": 27, "heads": 16, "mlp_width": 4304, "patch_size": 14, **_SIGLIP}
+_CLIP = {"pre_norm": True, "eps": 1e-5}
+_QUICK = {**_CLIP, "gelu": "quick"}
+_PATCH14, _PATCH32 = {"patch_size": 14, "grid": (16, 16)}, {"patch_size": 32, "grid": (7, 7)}
+_HUGE = {"width": 1280, "depth": 32, "heads": 16}
+_GAP = {"class_token": False, "pool": "mean"}
+_REG4_GAP = {**_GAP, "grid": (16, 16), "registers": 4, "positions": "patches"}
 _DISTILLED = {"distilled": True, "pool": "distilled"}
 _DEIT3 = {"layer_scale": 1e-6, "positions": "patches"}
 _D = {"stem": "deep", "avg_down": True}
@@ -122,6 +134,34 @@ BACKBONES: dict[str, Backbone] = {
     "vit_small_patch14_reg4_dinov2": ViT(**_REG4),
     "vit_base_patch14_reg4_dinov2": ViT(**_BASE, **_REG4),
     "vit_large_patch14_reg4_dinov2": ViT(**_LARGE, **_REG4),
+    "vit_giant_patch14_dinov2": ViT(**_GIANT, **_DINOV2),
+    "vit_giant_patch14_reg4_dinov2": ViT(**_GIANT, **_REG4),
+    "vit_small_patch16_dinov3": ViT(**_DINOV3),
+    "vit_small_plus_patch16_dinov3": ViT(**_DINOV3, gated=True),
+    "vit_base_patch16_dinov3": ViT(**_BASE, **_DINOV3),
+    "vit_large_patch16_dinov3": ViT(**_LARGE, **_DINOV3),
+    "vit_huge_plus_patch16_dinov3": ViT(**_HUGE_PLUS, **_DINOV3),
+    "vit_small_patch16_dinov3_qkvb": ViT(**_DINOV3).clone(qkv_bias="query_value"),
+    "vit_small_plus_patch16_dinov3_qkvb": ViT(**_DINOV3, gated=True).clone(qkv_bias="query_value"),
+    "vit_base_patch16_dinov3_qkvb": ViT(**_BASE, **_DINOV3).clone(qkv_bias="query_value"),
+    "vit_large_patch16_dinov3_qkvb": ViT(**_LARGE, **_DINOV3).clone(qkv_bias="query_value"),
+    "vit_huge_plus_patch16_dinov3_qkvb": ViT(**_HUGE_PLUS, **_DINOV3).clone(qkv_bias="query_value"),
+    "vit_base_patch16_siglip": ViT(**_BASE, **_SIGLIP),
+    "vit_base_patch16_siglip_384": ViT(**_BASE, **_SIGLIP, grid=(24, 24)),
+    "vit_base_patch16_siglip_gap": ViT(**_BASE, **_SIGLIP).clone(pool="normed_mean"),
+    "vit_large_patch16_siglip": ViT(**_LARGE, **_SIGLIP, grid=(16, 16)),
+    "vit_so400m_patch14_siglip": ViT(**_SO400M, grid=(16, 16)),
+    "vit_so400m_patch14_siglip_384": ViT(**_SO400M, grid=(27, 27)),
+    "vit_base_patch16_clip": ViT(**_BASE, **_CLIP),
+    "vit_base_patch32_clip": ViT(**_BASE, **_CLIP, **_PATCH32),
+    "vit_large_patch14_clip": ViT(**_LARGE, **_CLIP, **_PATCH14),
+    "vit_base_patch16_clip_quickgelu": ViT(**_BASE, **_QUICK),
+    "vit_base_patch32_clip_quickgelu": ViT(**_BASE, **_QUICK, **_PATCH32),
+    "vit_large_patch14_clip_quickgelu": ViT(**_LARGE, **_QUICK, **_PATCH14),
+    "vit_huge_patch14": ViT(**_HUGE, **_PATCH14),
+    "vit_base_patch16_224_miil": ViT(**_BASE, qkv_bias="none"),
+    "vit_medium_patch16_reg4_gap": ViT(width=512, heads=8, layer_scale=1e-5, **_REG4_GAP),
+    "vit_base_patch16_reg4_gap": ViT(**_BASE, **_REG4_GAP),
     "deit_tiny_patch16": ViT(**_TINY),
     "deit_small_patch16": ViT(),
     "deit_base_patch16": ViT(**_BASE),

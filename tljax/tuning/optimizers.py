@@ -18,7 +18,7 @@ from tljax.tuning.multipliers import Tree
 
 FROZEN = "frozen"
 _SMALL = 1 << 16  # elements of a leaf that is soon copied
-_NOT_DECAYED = ("bias", "scale", "class_token", "distillation_token", "registers", "pos_embed", "prompt")
+_NOT_DECAYED = ("bias", "scale", "class_token", "distillation_token", "registers", "latent", "pos_embed", "prompt")
 _NOT_DECAYED += ("adapter_down_bias", "adapter_up_bias")
 
 Transformation = optax.GradientTransformation

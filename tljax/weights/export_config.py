@@ -10,7 +10,10 @@ from tljax.models.registry import build
 from tljax.problems.registry import problem_of
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs.processors import FILTERS
-from tljax.weights.configs.timm import CROP_MODES, RESNET_POOLS, VIT_ARGS, VIT_POOLS
+from tljax.weights.configs.timm import CROP_MODES, RESNET_POOLS
+from tljax.weights.export_checks import only as _only
+from tljax.weights.export_checks import timm_pool as _timm_pool
+from tljax.weights.export_vit import timm_vit, transformers_vit
 
 Attributes = Mapping[str, Any]  # of a module of tljax.models
 
@@ -57,30 +60,6 @@ def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
     }
 
 
-def _timm_vit(attributes: Attributes, row: Pretrained):
-    _only("timm", attributes, eps=1e-6, gelu="erf")
-    distilled = attributes["distilled"]
-    # A distilled network there has the mean of its two tokens' heads, whatever it says of its pooling.
-    pool = _timm_pool(attributes, {"token": "distilled"} if distilled else VIT_POOLS)
-    args = {theirs: attributes[ours] for theirs, ours in VIT_ARGS.items()}
-    args |= {"patch_size": attributes["patch_size"], "init_values": attributes["layer_scale"]}
-    args["reg_tokens"] = attributes["registers"]
-    args["img_size"] = attributes["grid"][0] * attributes["patch_size"]
-    args["mlp_ratio"] = (attributes["mlp_width"] or 4 * attributes["width"]) / attributes["width"]
-    args["global_pool"] = pool  # what stands outside model_args, timm writes and does not read
-    args["no_embed_class"] = attributes["positions"] == "patches"
-    name = row.backbone if "dinov2" in row.backbone else f"{row.backbone}_224"  # img_size changes it
-    return name, pool, args, ["head", "head_dist"] if distilled else "head", "patch_embed.proj"
-
-
-def _timm_pool(attributes: Attributes, pools: Mapping[str, str]) -> str:
-    """Returns timm's word for how the network pools."""
-    for theirs, ours in pools.items():
-        if ours == attributes["pool"]:
-            return theirs
-    raise InputError(f"timm has no such network that pools by {attributes['pool']!r}, only {', '.join(pools.values())}")
-
-
 def _timm_resnet(attributes: Attributes, row: Pretrained):
     _only("timm", attributes, norm="batch", stride_on="3x3", stem_pool_padding=(1, 1))
     args = {"layers": list(attributes["depths"]), "channels": list(attributes["widths"])}
@@ -109,7 +88,7 @@ def _timm_efficientnet(attributes: Attributes, row: Pretrained):
     return row.backbone, pool, args, "classifier", "conv_stem"
 
 
-_TIMM = {"ViT": _timm_vit, "ResNet": _timm_resnet, "BiT": _timm_bit, "EfficientNet": _timm_efficientnet}
+_TIMM = {"ViT": timm_vit, "ResNet": _timm_resnet, "BiT": _timm_bit, "EfficientNet": _timm_efficientnet}
 
 
 def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
@@ -128,44 +107,18 @@ def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str
     config = _TRANSFORMERS[kind](attributes, bool(row.classes))
     if kind != "Bert":
         _check_order("transformers", row.preprocessing)
-        config["num_channels"] = row.preprocessing.inputs
+        config.get("vision_config", config)["num_channels"] = row.preprocessing.inputs
+    if "projection_dim" in config:  # a head that tells no classes apart, in a network that has no other
+        if any(name != f"LABEL_{i}" for i, name in enumerate(row.classes)):
+            why = "its CLIP classifier reads patches that are not normalized: convert it to timm"
+            raise InputError(f"transformers has no such network: {why}")
+        return config | {"projection_dim": len(row.classes) or config["projection_dim"]}
     if row.classes:
         config["id2label"] = {str(i): name for i, name in enumerate(row.classes)}
         config["label2id"] = {name: i for i, name in enumerate(row.classes)}
     if row.problem and (problem_type := problem_of(row.problem).hf_problem_type):
         config["problem_type"] = problem_type  # by which a pipeline makes scores of logits
     return config
-
-
-def _transformers_vit(attributes: Attributes, classifies: bool) -> dict[str, Any]:
-    dinov2 = attributes["layer_scale"] is not None
-    _only("transformers", attributes, positions="all", distilled=False)
-    pool = "class_mean" if dinov2 else "class"
-    if classifies and attributes["pool"] != pool:
-        why = f"its {'DINOv2' if dinov2 else 'ViT'} classifier reads {pool}: train with backbone.pool={pool}"
-        raise InputError(f"transformers has no such network: the head here reads {attributes['pool']}, and {why}")
-    ending = "ForImageClassification" if classifies else "Model"
-    width, registers = attributes["width"], attributes["registers"]
-    config = {
-        "hidden_size": width,
-        "num_hidden_layers": attributes["depth"],
-        "num_attention_heads": attributes["heads"],
-        "image_size": attributes["grid"][0] * attributes["patch_size"],
-        "patch_size": attributes["patch_size"],
-        "hidden_act": "gelu" if attributes["gelu"] == "erf" else "gelu_new",
-        "layer_norm_eps": attributes["eps"],
-    }
-    hidden = attributes["mlp_width"] or 4 * width
-    if not dinov2:
-        kind = {"model_type": "vit", "architectures": [f"ViT{ending}"], "intermediate_size": hidden}
-        return config | kind
-    if hidden % width:
-        raise InputError(f"transformers has no such network: only mlp_width a multiple of {width}, not {hidden}")
-    config |= {"mlp_ratio": hidden // width, "layerscale_value": attributes["layer_scale"]}
-    if registers:
-        names = {"model_type": "dinov2_with_registers", "num_register_tokens": registers}
-        return config | names | {"architectures": [f"Dinov2WithRegisters{ending}"]}
-    return config | {"model_type": "dinov2", "architectures": [f"Dinov2{ending}"]}
 
 
 def _transformers_resnet(attributes: Attributes, classifies: bool) -> dict[str, Any]:
@@ -209,7 +162,7 @@ def _text(kind: str, name: str, classifies: bool) -> dict[str, Any]:
     return {"model_type": kind, "architectures": [f"{name}{'ForSequenceClassification' if classifies else 'Model'}"]}
 
 
-_TRANSFORMERS = {"ViT": _transformers_vit, "ResNet": _transformers_resnet, "Bert": _transformers_bert}
+_TRANSFORMERS = {"ViT": transformers_vit, "ResNet": _transformers_resnet, "Bert": _transformers_bert}
 
 
 def processor(images: Preprocessing) -> dict[str, Any]:
@@ -234,9 +187,3 @@ def processor(images: Preprocessing) -> dict[str, Any]:
 def _check_order(library: str, images: Preprocessing) -> None:
     if images.channels not in ("rgb", "rgba", "grey"):
         raise InputError(f"{library} feeds its networks rgb, this one wants {images.channels}")
-
-
-def _only(library: str, attributes: Attributes, **values: Any) -> None:
-    for key, value in values.items():
-        if attributes.get(key, value) != value:
-            raise InputError(f"{library} has no such network: only {key}={value!r}, not {attributes[key]!r}")

@@ -28,6 +28,7 @@ class ParamMapping:
         fold: the shape, its axes turned, that the source has and we have reshaped; -1 for one length not known here.
         part: for several sources that make one target, (start, stop) of this one along `axis` of the target.
         axis: where the parts are joined.
+        without: (start, stop) of the source's first axis that the target has no place for: a bias that is masked.
     """
 
     source: str
@@ -36,12 +37,17 @@ class ParamMapping:
     fold: tuple[int, ...] | None = None
     part: tuple[int, int] | None = None
     axis: int = -1
+    without: tuple[int, int] | None = None
 
     def to_ours(self, array: np.ndarray, shape: Shape) -> np.ndarray | None:
         """Returns this source's share of the target, or None where the array cannot make it."""
         share = list(shape)
         if self.part:
             share[self.axis] = self.part[1] - self.part[0]
+        if self.without is not None:
+            if array.ndim == 0 or len(array) < self.without[1]:
+                return None
+            array = np.delete(array, slice(*self.without), axis=0)
         if self.axes is not None:
             if array.ndim != len(self.axes):
                 return None
@@ -58,7 +64,14 @@ class ParamMapping:
             array = np.take(array, range(*self.part), axis=self.axis)
         if self.fold is not None:
             array = array.reshape(self.fold)
-        return array if self.axes is None else array.transpose(np.argsort(self.axes))
+        if self.axes is not None:
+            array = array.transpose(np.argsort(self.axes))
+        if self.without is not None:
+            start, stop = self.without
+            array = np.concatenate(
+                [array[:start], np.zeros_like(array, shape=(stop - start, *array.shape[1:])), array[start:]]
+            )
+        return array
 
 
 LINEAR = (1, 0)  # [out, in] -> [in, out]

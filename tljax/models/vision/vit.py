@@ -1,4 +1,7 @@
-"""Vision Transformer (2010.11929), DeiT (2012.12877), DeiT III (2204.07118) and DINOv2 (2304.07193)."""
+"""Vision Transformer (2010.11929), DeiT (2012.12877), DeiT III (2204.07118), DINOv2 (2304.07193), v3 (2508.10104).
+
+With other ends, masks in its training or texts beside it: SigLIP (2303.15343), CLIP (2103.00020), MAE (2111.06377).
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,9 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
+from tljax.models.attention_pool import AttentionPool
 from tljax.models.base import BackboneInput
 from tljax.models.kernels import ops
-from tljax.models.layers import Attention, LayerNorm, Mlp, TransformerBackbone
+from tljax.models.layers import Attention, LayerNorm, Mlp, SwiGlu, TransformerBackbone
 from tljax.models.remat import run_group
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
@@ -25,9 +29,11 @@ class _Stem(nn.Module):
     width: int
     patch_size: int
     grid: tuple[int, int]
+    class_token: bool
     distilled: bool
     registers: int
     positions: str
+    pre_norm: float | None
 
     @nn.compact
     def __call__(self, x):
@@ -35,22 +41,24 @@ class _Stem(nn.Module):
         if x.shape[1:3] != (rows * p, columns * p):
             raise ValueError(f"images are {x.shape[1:3]}, a {self.grid} grid of {p}-pixel patches is not")
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, x.shape[-1], self.width))
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)) if self.pre_norm is None else None
         # Patches do not overlap, so the convolution is a matrix product of flattened patches.
         x = x.reshape(x.shape[0], rows, p, columns, p, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
         x = ops.linear(x.reshape(x.shape[0], rows * columns, -1), kernel.reshape(-1, self.width), bias)
-        prefix = [self._token("class_token", 1, x)]
+        prefix = [self._token("class_token", 1, x)] if self.class_token else []
         if self.distilled:
             prefix.append(self._token("distillation_token", 1, x))
-        table = self.param("pos_embed", _trunc_normal, (1, self._rows(len(prefix)), self.width))
+        if self.positions != "rotary":
+            table = self.param("pos_embed", _trunc_normal, (1, self._rows(len(prefix)), self.width))
         if self.positions == "patches":
             x = x + table
-        else:
+        elif self.positions == "all":
             x = jnp.concatenate([*prefix, x], axis=1) + table
             prefix, x = [x[:, : len(prefix)]], x[:, len(prefix) :]
         if self.registers:  # which have no position
             prefix.append(self._token("registers", self.registers, x))
-        return jnp.concatenate([*prefix, x], axis=1)
+        x = jnp.concatenate([*prefix, x], axis=1)
+        return x if self.pre_norm is None else LayerNorm(self.pre_norm, name="norm_pre")(x)
 
     def _token(self, name, count, x):
         tokens = self.param(name, _trunc_normal, (1, count, self.width))
@@ -74,13 +82,21 @@ class _Block(nn.Module):
     layer_scale: float | None
     eps: float
     gelu: str
+    gated: bool
+    qkv_bias: str
+    qk_norm: bool
+    rotary: tuple[int, int] | None
 
     @nn.compact
     def __call__(self, x, first=None):
         """The tokens after the block; with `first`, only that many of them, which spares the others' share of it."""
-        attention = Attention(self.heads, _xavier, name="attention")
+        qk_norm = self.eps if self.qk_norm else None
+        attention = Attention(self.heads, _xavier, self.qkv_bias, qk_norm, self.rotary, name="attention")
         x = x[:, :first] + self._scaled(1, attention(LayerNorm(self.eps, name="norm1")(x), None, first))
-        mlp = Mlp(self.mlp_width, self.gelu, _xavier, name="mlp")
+        if self.gated:
+            mlp = SwiGlu(self.mlp_width, _xavier, name="mlp")
+        else:
+            mlp = Mlp(self.mlp_width, self.gelu, _xavier, name="mlp")
         return x + self._scaled(2, mlp(LayerNorm(self.eps, name="norm2")(x)))
 
     def _scaled(self, number, y):
@@ -97,14 +113,22 @@ class ViT(TransformerBackbone):
         grid: patches (down, across); the image is `grid * patch_size` pixels.
         distilled: whether DeiT's distillation token follows the class token.
         registers: tokens after those that carry nothing in and out (2309.16588).
-        positions: what has a position embedding: `all` tokens but registers, or `patches` only (DeiT III).
-        pool: `class` token; `mean` of the patches, normalized only after pooling (timm's `fc_norm`); `distilled`, the
-            mean of class and distillation token; `class_mean`, the class token joined by the mean of the patches.
+        positions: what has a position embedding: `all` tokens but registers, or `patches` only (DeiT III); `rotary`,
+            where attention turns the patches' queries and keys instead (DINOv3).
+        pool: `class` token; `mean` of the patches, normalized only after pooling (timm's `fc_norm`); `normed_mean` of
+            the patches, normalized before; `distilled`, the mean of class and distillation token; `class_mean`, the
+            class token joined by the mean of the patches; `attention` of a learned query to all tokens (SigLIP).
         layer_scale: initial LayerScale (2103.17239), or None for a network without.
-        gelu: `erf`, or `tanh` as in Google's own code.
+        gelu: `erf`, `tanh` as in Google's own code, or `quick` as in OpenAI's.
         eps: LayerNorm's epsilon.
+        gated: whether the MLP is SwiGLU, of `mlp_width` hidden units after its gate.
+        qkv_bias: which of queries, keys and values have a bias: `all`, `query_value` or `none`.
+        qk_norm: whether each head's queries and keys are normalized (2302.05442).
+        class_token: whether there is one.
+        pre_norm: whether the stem ends in a LayerNorm, and patches then have no bias (CLIP).
+        final_norm: whether there is a LayerNorm after the blocks.
 
-    Groups: `stem` (patches, tokens, positions), `block_0` …, `norm`.
+    Groups: `stem` (patches, tokens, positions), `block_0` …, `norm`; and `pooler` where attention pools.
     """
 
     width: int = 384
@@ -115,19 +139,29 @@ class ViT(TransformerBackbone):
     grid: tuple[int, int] = (14, 14)
     distilled: bool = False
     registers: int = 0
-    positions: Literal["all", "patches"] = "all"
-    pool: Literal["class", "mean", "distilled", "class_mean"] = "class"
+    positions: Literal["all", "patches", "rotary"] = "all"
+    pool: Literal["class", "mean", "normed_mean", "distilled", "class_mean", "attention"] = "class"
     layer_scale: float | None = None
-    gelu: Literal["erf", "tanh"] = "erf"
+    gelu: Literal["erf", "tanh", "quick"] = "erf"
     eps: float = 1e-6
+    gated: bool = False
+    qkv_bias: Literal["all", "query_value", "none"] = "all"
+    qk_norm: bool = False
+    class_token: bool = True
+    pre_norm: bool = False
+    final_norm: bool = True
 
     @property
     def pools(self) -> dict[str, str]:
-        return {name: name for name in ("class", "mean", "class_mean", *["distilled"] * self.distilled)}
+        has = {"distilled": self.distilled, "attention": self.pool == "attention"}
+        has |= dict.fromkeys(("class", "class_mean"), self.class_token)
+        names = ("class", "mean", "normed_mean", "class_mean", "distilled", "attention")
+        return {name: name for name in names if has.get(name, True)}
 
     @property
     def groups(self) -> tuple[str, ...]:
-        return ("stem", *(f"block_{i}" for i in range(self.depth)), "norm")
+        ends = ["norm"] * self.final_norm + ["pooler"] * (self.pool == "attention")
+        return ("stem", *(f"block_{i}" for i in range(self.depth)), *ends)
 
     @property
     def pretrained_heads(self) -> tuple[str, ...]:
@@ -135,7 +169,7 @@ class ViT(TransformerBackbone):
 
     @property
     def pooled_norm(self) -> bool:
-        return self.pool == "mean"
+        return self.pool == "mean" and self.final_norm
 
     @property
     def input_spec(self) -> BackboneInput:
@@ -147,7 +181,7 @@ class ViT(TransformerBackbone):
 
     @property
     def position_grids(self) -> dict[str, tuple[int, int]]:
-        return {"params/stem/pos_embed": self.grid}
+        return {} if self.positions == "rotary" else {"params/stem/pos_embed": self.grid}
 
     @property
     def prompt_init(self) -> Callable[[jax.Array, tuple[int, ...]], jax.Array]:
@@ -166,13 +200,24 @@ class ViT(TransformerBackbone):
     @property
     def prefix(self) -> int:
         """Tokens before the patches."""
-        return 1 + self.distilled + self.registers
+        return self.class_token + self.distilled + self.registers
 
     def setup(self):
-        self.stem = _Stem(self.width, self.patch_size, self.grid, self.distilled, self.registers, self.positions)
+        if self.pool in ("class", "class_mean") and not self.class_token:
+            raise InputError(
+                f"a ViT without a class token cannot pool by {self.pool!r}: it has {', '.join(self.pools)}"
+            )
+        tokens = self.class_token, self.distilled, self.registers
+        pre_norm = self.eps if self.pre_norm else None
+        self.stem = _Stem(self.width, self.patch_size, self.grid, *tokens, self.positions, pre_norm)
         hidden = self.mlp_width or 4 * self.width
-        self.block = [_Block(self.heads, hidden, self.layer_scale, self.eps, self.gelu) for _ in range(self.depth)]
-        self.norm = LayerNorm(self.eps)
+        mlp = hidden, self.layer_scale, self.eps, self.gelu, self.gated
+        attention = self.qkv_bias, self.qk_norm, self.grid if self.positions == "rotary" else None
+        self.block = [_Block(self.heads, *mlp, *attention) for _ in range(self.depth)]
+        if self.final_norm:
+            self.norm = LayerNorm(self.eps)
+        if self.pool == "attention":
+            self.pooler = AttentionPool(self.heads, hidden, self.gelu, self.eps, _xavier)
 
     def run_groups(
         self,
@@ -194,18 +239,22 @@ class ViT(TransformerBackbone):
         names = self.groups[start:stop]
         for name, layer in list(zip(self.groups, [self.stem, *self.block], strict=False))[start:stop]:
             # Of what the last block gives, the class token alone is used.
-            only_class = pools and self.pool == "class" and name == self.groups[-2] != "stem"
+            only_class = pools and self.pool == "class" and name == f"block_{self.depth - 1}"
             x = run_group(layer, x, *((1,) if only_class else ()), remat=remat)
         return self.norm(x) if "norm" in names and not self.pooled_norm else x
 
     def pooled(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch features"]:
         """Returns the features of the tokens at the end."""
+        if self.pool == "attention":
+            return self.pooler(x)
         if self.pool == "class":
             return x[:, 0]
         if self.pool == "distilled":
             return (x[:, 0] + x[:, 1]) / 2
         mean = jnp.mean(x[:, self.prefix :], axis=1)
-        return self.norm(mean) if self.pool == "mean" else jnp.concatenate([x[:, 0], mean], axis=-1)
+        if self.pool == "class_mean":
+            return jnp.concatenate([x[:, 0], mean], axis=-1)
+        return self.norm(mean) if self.pooled_norm else mean
 
     def resized(self, image_size: int) -> "ViT":
         """Returns the same network on another grid of patches.

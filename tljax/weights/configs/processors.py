@@ -15,6 +15,7 @@ _HALF = {"image_mean": (0.5,) * 3, "image_std": (0.5,) * 3}
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _CLIP = {"image_mean": _CLIP_MEAN, "image_std": _CLIP_STD, "size": {"shortest_edge": 224}, "do_center_crop": True}
 _SQUARE = {"height": 224, "width": 224}
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What each of transformers' processors does where its file is silent.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "ViT": {**_HALF, "size": _SQUARE, "resample": 2},
@@ -26,6 +27,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "MobileNetV2": {**_HALF, "size": {"shortest_edge": 256}, "resample": 2, "do_center_crop": True},
     "ConvNext": {**_HALF, "size": {"shortest_edge": 384}, "resample": 3},
 }
+_DEFAULTS |= {
+    "Siglip": {**_HALF, "size": _SQUARE, "resample": 3},
+    "DINOv3ViT": {"image_mean": _IMAGENET[0], "image_std": _IMAGENET[1], "size": _SQUARE, "resample": 2},
+}
 _SHORTER_SIDE = (
     "Bit",
     "CLIP",
@@ -35,6 +40,8 @@ _SHORTER_SIDE = (
 _SUFFIXES = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 _KINDS = {f"{kind}{suffix}": kind for kind in _DEFAULTS for suffix in _SUFFIXES}
 _OF_MODEL = {"dinov2": "Bit", "dinov2_with_registers": "Bit", "resnet": "ConvNext"}  # where a file names none
+_OF_MODEL |= {"dinov3_vit": "DINOv3ViT", "siglip": "Siglip", "siglip_vision_model": "Siglip"}
+_OF_MODEL |= {"clip": "CLIP", "clip_vision_model": "CLIP"}
 _OF_MODEL |= {"efficientnet": "EfficientNet", "mobilenet_v2": "MobileNetV2"}
 
 

@@ -1,6 +1,5 @@
 """Reads timm's `config.json`: an architecture's name, arguments that change it, and how it was pretrained."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,14 +8,12 @@ from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
+from tljax.weights.configs import timm_vit
 
 _FAMILIES = ("vit", "deit", "resnet", "efficientnet", "tf_efficientnet", "mobilenetv2")  # BiT's are `resnetv2`
 CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours
-VIT_POOLS = {"token": "class", "avg": "mean"}
 RESNET_POOLS = {"avg": "mean", "max": "max", "avgmax": "avgmax"}
-# timm's argument -> our attribute, where the values are the same.
-VIT_ARGS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads"}
-RESNET_ARGS = {"layers": "depths", "channels": "widths"}
+RESNET_ARGS = {"layers": "depths", "channels": "widths"}  # timm's argument -> our attribute, of the same values
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
 
 
@@ -37,9 +34,13 @@ def read(config: Mapping[str, Any], uri: str) -> Pretrained:
     name, attributes, pools = _network(architecture, args)
     pool, pool_origin = _pool(keys, args, architecture, pools)
     attributes |= {"pool": pool} if pool else {}
-    if pools is VIT_POOLS:  # where the last norm is
-        args.only(fc_norm=pool == "mean")
-    size = attributes["grid"][0] * attributes.get("patch_size", _patch(architecture)) if "grid" in attributes else 224
+    if pool in ("class", "attention"):  # before which tokens are normalized
+        args.only(fc_norm=False)
+    size = (
+        attributes["grid"][0] * attributes.get("patch_size", timm_vit.patch_of(architecture))
+        if "grid" in attributes
+        else 224
+    )
     images, origins = _images(cfg, size)
     images = with_channels(images, args.whole("in_chans", 3))
     classes = keys.texts("label_names") or cfg.texts("label_names") or cfg.texts("labels")
@@ -57,7 +58,7 @@ def read(config: Mapping[str, Any], uri: str) -> Pretrained:
 def _network(architecture: str, args: Keys) -> tuple[str, dict[str, Any], Mapping[str, str]]:
     """Returns our name of an architecture, the attributes that its arguments change, and how its family may pool."""
     if architecture.startswith(("vit", "deit")):
-        return *_vit(architecture, args), VIT_POOLS
+        return timm_vit.read(architecture, args)
     if "efficientnet" in architecture or architecture.startswith("mobilenet"):
         return architecture, _efficientnet(args), RESNET_POOLS
     return architecture, _resnet(args), {"avg": "mean"} if architecture.startswith("resnetv2") else RESNET_POOLS
@@ -108,47 +109,6 @@ def _pool(keys: Keys, args: Keys, architecture: str, known: Mapping[str, str]) -
     pool = place.choice("global_pool", "", known)
     # A distilled network has the mean of its two tokens' heads.
     return ("" if "distilled" in architecture and pool == "class" else pool), origin
-
-
-def _patch(architecture: str) -> int:
-    size = re.search(r"_patch(\d+)", architecture)
-    return int(size[1]) if size else 16
-
-
-def _vit(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
-    """Returns our name of an architecture, which may end with a size (`…_patch16_384`), and what arguments change."""
-    sized = re.fullmatch(r"(.*_patch\d+.*)_(\d+)", architecture)
-    name, size = (sized[1], int(sized[2])) if sized else (architecture, 518 if "dinov2" in architecture else 224)
-    changes: dict[str, Any] = {ours: args.whole(theirs) for theirs, ours in VIT_ARGS.items() if theirs in args}
-    patch = args.square("patch_size", _patch(architecture))
-    if "patch_size" in args:
-        changes["patch_size"] = patch
-    if sized or "img_size" in args or "patch_size" in args:
-        size = args.square("img_size", size)
-        if size < patch:
-            raise args.refusal("img_size", f"is less than the patch size of {patch}")
-        changes["grid"] = [size // patch] * 2
-    if "mlp_ratio" in args:
-        ratio = args.number("mlp_ratio")
-        if "width" in changes:
-            changes["mlp_width"] = int(changes["width"] * ratio)
-        elif ratio != 4:
-            raise args.refusal("mlp_ratio", "is not supported without embed_dim")
-    if "init_values" in args:
-        changes["layer_scale"] = args.number("init_values")
-    elif args.is_null("init_values"):
-        changes["layer_scale"] = None
-    if "reg_tokens" in args:
-        changes["registers"] = args.whole("reg_tokens", least=0)
-    if "no_embed_class" in args:
-        changes["positions"] = "patches" if args.flag("no_embed_class", False) else "all"
-    args.only(
-        **dict.fromkeys(("qkv_bias", "proj_bias", "class_token", "final_norm"), True),
-        **dict.fromkeys(("qk_norm", "pre_norm", "scale_attn_norm", "scale_mlp_norm"), False),
-        **dict.fromkeys(("dynamic_img_pad", "pool_include_prefix"), False),
-        **{"pos_embed": "learn", "act_layer": "gelu", "norm_layer": "layernorm"},
-    )
-    return name, changes
 
 
 def _resnet(args: Keys) -> dict[str, Any]:

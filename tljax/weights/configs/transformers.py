@@ -13,9 +13,10 @@ from tljax.models.vision.efficientnet import rounded
 from tljax.problems.registry import PROBLEMS
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
-from tljax.weights.configs import processors
+from tljax.weights.configs import processors, transformers_vit
+from tljax.weights.configs.transformers_vit import GELU
+from tljax.weights.configs.transformers_vit import sizes as _sizes
 
-GELU = {"gelu": "erf", "gelu_python": "erf", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
 _PROBLEMS = {problem.hf_problem_type: name for name, problem in PROBLEMS.items()}
 SILENT = "the default of transformers"  # where no key says for which head the weights are
 # Heads that read no pooler: where transformers makes a network for one of them, it has none.
@@ -99,47 +100,6 @@ def _images(
     size = architecture["grid"][0] * architecture["patch_size"]
     origins["size"] = f"{why}: {keys.origin('image_size', 'the usual image_size')}"
     return with_channels(Preprocessing(size=size), channels), origins
-
-
-def _sizes(keys: Keys) -> dict[str, Any]:
-    sizes = {
-        "width": keys.whole("hidden_size", 768),
-        "depth": keys.whole("num_hidden_layers", 12),
-        "heads": keys.whole("num_attention_heads", 12),
-    }
-    if sizes["width"] % sizes["heads"]:
-        raise keys.refusal("num_attention_heads", f"does not divide the width of {sizes['width']}")
-    return sizes
-
-
-def _vit_of(keys: Keys, patch_size: int, image_size: int, eps: float) -> dict[str, Any]:
-    patch, side = keys.square("patch_size", patch_size), keys.square("image_size", image_size)
-    if side < patch:
-        raise keys.refusal("image_size", f"is less than the patch size of {patch}")
-    shared = {"patch_size": patch, "grid": [side // patch] * 2, "gelu": keys.choice("hidden_act", "gelu", GELU)}
-    keys.only(qkv_bias=True)
-    return {**_sizes(keys), **shared, "eps": keys.number("layer_norm_eps", eps)}
-
-
-def _vit(keys: Keys) -> dict[str, Any]:
-    """Returns attributes from transformers' `ViTConfig`."""
-    return _vit_of(keys, 16, 224, 1e-12) | {"mlp_width": keys.whole("intermediate_size", 3072)}
-
-
-def _dinov2(keys: Keys) -> dict[str, Any]:
-    """Returns attributes from transformers' `Dinov2Config`; a classifier reads class token and mean of patches."""
-    keys.only(use_swiglu_ffn=False)
-    classifies = any("ForImageClassification" in name for name in keys.texts("architectures"))
-    shared = _vit_of(keys, 14, 518, 1e-6)
-    return shared | {
-        "mlp_width": math.floor(shared["width"] * keys.number("mlp_ratio", 4)),
-        "layer_scale": keys.number("layerscale_value", 1.0, least=-1.0),
-        "pool": "class_mean" if classifies else "class",
-    }
-
-
-def _dinov2_with_registers(keys: Keys) -> dict[str, Any]:
-    return _dinov2(keys) | {"registers": keys.whole("num_register_tokens", 4, least=0)}
 
 
 def _resnet(keys: Keys) -> dict[str, Any]:
@@ -268,12 +228,18 @@ def _pooling(keys: Keys, of_classifier: str, otherwise: str) -> dict[str, Any]:
 
 
 FAMILIES = {
-    "vit": _Family("vit_base_patch16", "hf", _vit),
-    "dinov2": _Family("vit_base_patch14_dinov2", "hf", _dinov2),
+    "vit": _Family("vit_base_patch16", "hf", transformers_vit.vit),
+    "dinov2": _Family("vit_base_patch14_dinov2", "hf", transformers_vit.dinov2),
     # Unlike those without registers, these resample with antialiasing.
     "dinov2_with_registers": _Family(
-        "vit_base_patch14_dinov2", "hf", _dinov2_with_registers, pos_embed="bicubic_antialias"
+        "vit_base_patch14_dinov2", "hf", transformers_vit.dinov2_with_registers, pos_embed="bicubic_antialias"
     ),
+    "dinov3_vit": _Family("vit_small_patch16_dinov3_qkvb", "hf", transformers_vit.dinov3),
+    "siglip": _Family("vit_base_patch16_siglip", "hf", transformers_vit.siglip),
+    "siglip_vision_model": _Family("vit_base_patch16_siglip", "hf", transformers_vit.siglip_vision),
+    "clip": _Family("vit_base_patch16_clip_quickgelu", "hf", transformers_vit.clip),
+    "clip_vision_model": _Family("vit_base_patch16_clip_quickgelu", "hf", transformers_vit.clip_vision),
+    "vit_mae": _Family("vit_base_patch16", "hf", transformers_vit.vit),
     "resnet": _Family("resnet50", "hf", _resnet),
     "efficientnet": _Family("efficientnet_b0", "hf", _efficientnet),
     "mobilenet_v2": _Family("mobilenetv2_100", "hf_mobilenet_v2", _mobilenet_v2),

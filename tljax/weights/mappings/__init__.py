@@ -11,15 +11,22 @@ from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.vit import ViT
 from tljax.weights.mapping import Table
 from tljax.weights.mappings.text import bert
-from tljax.weights.mappings.vision import bit, efficientnet, resnet, vit
+from tljax.weights.mappings.vision import bit, clip, dinov3, efficientnet, resnet, vit
 from tljax.weights.readers import files
+
+
+def _vit(model: ViT) -> dict[str, Table]:
+    if model.positions == "rotary":
+        return dinov3.tables(model)
+    return (clip if model.pre_norm or not model.class_token else vit).tables(model)
+
 
 _TABLES: dict[type, Callable[[Any], dict[str, Table]]] = {
     Bert: bert.tables,
     BiT: bit.tables,
     EfficientNet: efficientnet.tables,
     ResNet: resnet.tables,
-    ViT: vit.tables,
+    ViT: _vit,
 }
 
 

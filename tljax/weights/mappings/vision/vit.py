@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def tables(model: ViT) -> dict[str, Table]:
     """Returns the table for each library whose names a checkpoint may have."""
     return {
-        "timm": _timm(model),
+        "timm": timm(model),
         "hf": _hf(model),
         "hf_onnx": _hf_onnx(model),
         "google": _google(model),
@@ -27,29 +27,29 @@ def tables(model: ViT) -> dict[str, Table]:
 
 def attributes_in(model: ViT, names: Iterable[str]) -> dict[str, Any]:
     """Returns how a network pools, by the name of its last norm alone: `fc_norm` stands after a mean."""
-    table = _timm(model)
+    table = timm(model)
     ends = {table.canonical(name) for name in names} & {"norm.weight", "fc_norm.weight"}
     return {"pool": "mean"} if ends == {"fc_norm.weight"} else {}
 
 
-def _patches(source: str) -> Iterator[ParamMapping]:
+def patches(model: ViT, source: str) -> Iterator[ParamMapping]:
+    """Yields the convolution that makes tokens of patches, `source` in the file, as `model` has it."""
     yield ParamMapping(f"{source}.weight", "params/stem/kernel", CONV)
-    yield ParamMapping(f"{source}.bias", "params/stem/bias")
+    if not model.pre_norm:
+        yield ParamMapping(f"{source}.bias", "params/stem/bias")
 
 
-def _thirds(width: int) -> list[tuple[str, tuple[int, int]]]:
+def thirds(width: int) -> list[tuple[str, tuple[int, int]]]:
     """Returns query, key and value as parts of our joint projection."""
     return [(name, (i * width, (i + 1) * width)) for i, name in enumerate(("query", "key", "value"))]
 
 
-def _timm(model: ViT) -> Table:
-    mappings = [
-        *_patches("patch_embed.proj"),
-        ParamMapping("cls_token", "params/stem/class_token"),
-        ParamMapping("pos_embed", "params/stem/pos_embed"),
-        *torch_norm("fc_norm" if model.pool == "mean" else "norm", "params/norm"),
-        *torch_linear("head", "head"),
-    ]
+def timm(model: ViT) -> Table:
+    """Returns the table of timm's `VisionTransformer`, with what `model` has of its options."""
+    mappings = [*patches(model, "patch_embed.proj"), *torch_linear("head", "head")]
+    mappings += [ParamMapping("pos_embed", "params/stem/pos_embed"), *_ends(model)]
+    if model.class_token:
+        mappings += [ParamMapping("cls_token", "params/stem/class_token")]
     if model.distilled:
         mappings += [
             ParamMapping("dist_token", "params/stem/distillation_token"),
@@ -62,15 +62,37 @@ def _timm(model: ViT) -> Table:
         mappings += [
             *torch_norm(f"{source}.norm1", f"{target}/norm1"),
             *torch_norm(f"{source}.norm2", f"{target}/norm2"),
-            *torch_linear(f"{source}.attn.qkv", f"{target}/attention/qkv"),
+            ParamMapping(f"{source}.attn.qkv.weight", f"{target}/attention/qkv/kernel", LINEAR),
             *torch_linear(f"{source}.attn.proj", f"{target}/attention/out"),
             *torch_linear(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
             *torch_linear(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
         ]
+        if model.qkv_bias == "all":
+            mappings += [ParamMapping(f"{source}.attn.qkv.bias", f"{target}/attention/qkv/bias")]
+        if model.qk_norm:
+            for name in ("q_norm", "k_norm"):
+                mappings += torch_norm(f"{source}.attn.{name}", f"{target}/attention/{name}")
         if model.layer_scale is not None:
             mappings += [ParamMapping(f"{source}.ls{n}.gamma", f"{target}/layer_scale{n}/scale") for n in (1, 2)]
     # What masked pretraining has besides, in MAE's own files too.
     return Table(tuple(mappings), (r"mask_token", r"decoder_.*"))
+
+
+def _ends(model: ViT) -> Iterator[ParamMapping]:
+    """Yields the norms before and after the blocks, and attention that pools."""
+    if model.pre_norm:
+        yield from torch_norm("norm_pre", "params/stem/norm_pre")
+    if model.final_norm:
+        yield from torch_norm("fc_norm" if model.pooled_norm else "norm", "params/norm")
+    if model.pool == "attention":
+        width, target = model.width, "params/pooler"
+        yield ParamMapping("attn_pool.latent", f"{target}/latent")
+        yield from torch_linear("attn_pool.q", f"{target}/attention/qkv", (0, width))
+        yield from torch_linear("attn_pool.kv", f"{target}/attention/qkv", (width, 3 * width))
+        yield from torch_linear("attn_pool.proj", f"{target}/attention/out")
+        yield from torch_norm("attn_pool.norm", f"{target}/norm")
+        for layer in ("fc1", "fc2"):
+            yield from torch_linear(f"attn_pool.mlp.{layer}", f"{target}/mlp/{layer}")
 
 
 def _dinov2(model: ViT) -> Table:
@@ -78,9 +100,11 @@ def _dinov2(model: ViT) -> Table:
 
     There the class token has a row of the position embeddings with registers too: see `fold_class_row`.
     """
-    aliases = ((r"^register_tokens$", "reg_token"), (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."))
+    aliases = [(r"^register_tokens$", "reg_token"), (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.")]
+    if model.gated:
+        aliases += [(r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2.")]
     ignored = (r"mask_token", r"(dino|ibot)_head\..*")
-    return Table(_timm(model).mappings, ignored, aliases, class_row=model.positions == "patches")
+    return Table(timm(model).mappings, ignored, tuple(aliases), class_row=model.positions == "patches")
 
 
 def fold_class_row(arrays: dict[str, np.ndarray]) -> None:
@@ -93,7 +117,7 @@ def fold_class_row(arrays: dict[str, np.ndarray]) -> None:
 def _torchvision(model: ViT) -> Table:
     """Returns the table of torchvision's VisionTransformer; before 0.12 its MLP's layers had other names."""
     mappings = [
-        *_patches("conv_proj"),
+        *patches(model, "conv_proj"),
         ParamMapping("class_token", "params/stem/class_token"),
         ParamMapping("encoder.pos_embedding", "params/stem/pos_embed"),
         *torch_norm("encoder.ln", "params/norm"),
@@ -124,8 +148,10 @@ def _hf(model: ViT) -> Table:
     prefix = ("dinov2_with_registers" if model.registers else "dinov2") if dinov2 else "vit"
     norms = ("norm1", "norm2") if dinov2 else ("layernorm_before", "layernorm_after")
     dense = ("mlp.fc1", "mlp.fc2") if dinov2 else ("intermediate.dense", "output.dense")
+    if model.gated:
+        dense = ("mlp.weights_in", "mlp.weights_out")
     mappings = [
-        *_patches(f"{prefix}.embeddings.patch_embeddings.projection"),
+        *patches(model, f"{prefix}.embeddings.patch_embeddings.projection"),
         ParamMapping(f"{prefix}.embeddings.cls_token", "params/stem/class_token"),
         ParamMapping(f"{prefix}.embeddings.position_embeddings", "params/stem/pos_embed"),
         *torch_norm(f"{prefix}.layernorm", "params/norm"),
@@ -140,7 +166,7 @@ def _hf(model: ViT) -> Table:
                 *torch_norm(f"{source}.{norm}", f"{target}/norm{n}"),
                 *torch_linear(f"{source}.{layer}", f"{target}/mlp/fc{n}"),
             ]
-        for name, part in _thirds(model.width):
+        for name, part in thirds(model.width):
             mappings += torch_linear(f"{source}.attention.attention.{name}", f"{target}/attention/qkv", part)
         mappings += torch_linear(f"{source}.attention.output.dense", f"{target}/attention/out")
         if dinov2:
@@ -157,7 +183,11 @@ def _hf(model: ViT) -> Table:
     ]
     if not dinov2:
         aliases += [(r"\.mlp\.fc1\.", ".intermediate.dense."), (r"\.mlp\.fc2\.", ".output.dense.")]
-    return Table(tuple(mappings), (rf"{prefix}\.embeddings\.mask_token", rf"{prefix}\.pooler\..*"), tuple(aliases))
+    return Table(
+        tuple(mappings),
+        (rf"{prefix}\.embeddings\.mask_token", rf"{prefix}\.pooler\..*", r"decoder\..*"),
+        tuple(aliases),
+    )
 
 
 def _hf_onnx(model: ViT) -> Table:
@@ -165,19 +195,17 @@ def _hf_onnx(model: ViT) -> Table:
 
     Linear kernels come as `MatMul` initializers, [in, out] already, which `weights.readers.files` names by their node.
     """
-    patches = model.grid[0] * model.grid[1]
+    count = model.grid[0] * model.grid[1]
     mappings = [
-        *_patches("backbone.embeddings.patch_embeddings.projection"),
+        *patches(model, "backbone.embeddings.patch_embeddings.projection"),
         ParamMapping("backbone.embeddings.cls_token", "params/stem/class_token"),
         ParamMapping("/backbone/embeddings/Concat_6_output_0#0", "params/stem/pos_embed", part=(0, 1), axis=1),
-        ParamMapping(
-            "/backbone/embeddings/Reshape_1_output_0#0", "params/stem/pos_embed", part=(1, 1 + patches), axis=1
-        ),
+        ParamMapping("/backbone/embeddings/Reshape_1_output_0#0", "params/stem/pos_embed", part=(1, 1 + count), axis=1),
         *torch_norm("backbone.layernorm", "params/norm"),
     ]
     for i in range(model.depth):
         source, node, target = f"backbone.encoder.layer.{i}", f"/backbone/encoder/layer.{i}", f"params/block_{i}"
-        layers = [(f"attention.attention.{name}", "attention/qkv", part) for name, part in _thirds(model.width)]
+        layers = [(f"attention.attention.{name}", "attention/qkv", part) for name, part in thirds(model.width)]
         layers += [("attention.output.dense", "attention/out", None)]
         layers += [("mlp.fc1", "mlp/fc1", None), ("mlp.fc2", "mlp/fc2", None)]
         for name, ours, part in layers:
@@ -210,7 +238,7 @@ def _google(model: ViT) -> Table:
     for i in range(model.depth):
         source, target = f"Transformer/encoderblock_{i}", f"params/block_{i}"
         attention = f"{source}/MultiHeadDotProductAttention_1"
-        for name, part in _thirds(width):
+        for name, part in thirds(width):
             mappings += [
                 ParamMapping(
                     f"{attention}/{name}/kernel", f"{target}/attention/qkv/kernel", fold=(width, *split), part=part
