@@ -30,9 +30,10 @@ from tljax.models.registry import BACKBONES, build
 from tljax.peft.config import Lora
 from tljax.peft.interceptors import merge_lora
 from tljax.problems.registry import problem_of
-from tljax.weights import export_config, mappings, pretrained
+from tljax.weights import export_config, export_text, mappings, pretrained
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import import_config
+from tljax.weights.configs.sentence_transformers import DENSE
 from tljax.weights.mapping import unconvert
 
 FORMATS = ("orbax", "timm", "hf")
@@ -179,6 +180,9 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
         (folder / "preprocessor_config.json").write_text(
             json.dumps(export_config.processor(row.preprocessing), indent=1)
         )
+    for name, content in export_text.sentence_transformers(exported).items() if to == "hf" and is_text else ():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=1))
     described = import_config.read(folder, str(folder))
     imported = attributes(build(described.backbone, described.architecture))
     # LayerScale's initial value is no part of a trained network, an MLP's width of None is four times the width, and
@@ -187,9 +191,16 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
     lost = {name for name in exported if imported[name] != exported[name]} - free
     if lost:
         raise InputError(f"{to} has no such network: its config cannot say {', '.join(sorted(lost))}")
-    weights = folder / "model.safetensors"
-    save_file(unconvert(arrays, mappings.tables(module)[described.source]), weights, metadata={"format": "pt"})
-    weights.chmod((folder / "config.json").stat().st_mode)  # the library gives it to its owner alone
+    named = unconvert(arrays, mappings.tables(module)[described.source])
+    dense = {name: array for name, array in named.items() if name.startswith(f"{DENSE}.")}
+    _save(folder / "model.safetensors", {name: array for name, array in named.items() if name not in dense})
+    if dense:
+        _save(folder / DENSE / "model.safetensors", {name.removeprefix(f"{DENSE}."): dense[name] for name in dense})
+
+
+def _save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    save_file(dict(arrays), file, metadata={"format": "pt"})
+    file.chmod((file.parent / "config.json").stat().st_mode)  # the library gives it to its owner alone
 
 
 def _name_of(module: Backbone, name: str) -> str:

@@ -122,6 +122,9 @@ TOKENIZER = with_reason(
             *("padding",),
         ),
         "the special tokens around a text stand in tokenizer.json": ("bos_token", "eos_token"),
+        "is of SentencePiece, whose tokenizers come as a tokenizer.json in which all of it is decided": (
+            *("sp_model_kwargs", "keep_accents", "remove_space", "vocab_type", "split_by_punct"),
+        ),
     }
 )
 

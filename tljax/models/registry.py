@@ -80,6 +80,10 @@ _EFFICIENTNETS_RW = {
 }
 
 
+_ROBERTA = Bert(vocabulary=50265, positions=514, token_types=1, pad_id=1, eps=1e-5, pool="cls")
+_XLM_R = _ROBERTA.clone(vocabulary=250002)
+_SENTENCE = {"pool": "mean", "normalize": True}  # embeddings of sentences, to be compared by their cosine
+
 BACKBONES: dict[str, Backbone] = {
     "resnet18": ResNet(depths=(2, 2, 2, 2), kind="basic"),
     "resnet34": ResNet(kind="basic"),
@@ -135,7 +139,16 @@ BACKBONES: dict[str, Backbone] = {
     "bert_large": Bert(**_LARGE),
     "minilm_l6": Bert(width=384, depth=6, pool="mean"),
     "distilbert_base": Bert(depth=6, token_types=0, pool="cls"),
-    "roberta_base": Bert(vocabulary=50265, positions=514, token_types=1, pad_id=1, eps=1e-5, pool="cls"),
+    "roberta_base": _ROBERTA,
+    "xlm_roberta_base": _XLM_R,
+    "xlm_roberta_large": _XLM_R.clone(**_LARGE),
+    "camembert_base": _ROBERTA.clone(vocabulary=32005),
+    "multilingual_e5_small": Bert(width=384, vocabulary=250037, **_SENTENCE),
+    "multilingual_e5_base": _XLM_R.clone(**_SENTENCE),
+    "multilingual_e5_large": _XLM_R.clone(**_LARGE, **_SENTENCE),
+    "e5_base": Bert(**_SENTENCE),
+    "bge_small": Bert(width=384, pool="cls", normalize=True),
+    "bge_base": Bert(pool="cls", normalize=True),
 }
 
 

@@ -10,12 +10,14 @@ from tljax.io.json_keys import load_json
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import sentence_transformers, timm, transformers
 from tljax.weights.configs.transformers import SILENT
+from tljax.weights.configs.transformers_text import TEXTS
 from tljax.weights.readers import files
 
 # model_type -> the end of a name that only a head's file has, and how it pools with it and without.
+_ROBERTA = ("classifier.dense.weight", "cls_tanh", "cls")
 _TELLING = {
     "bert": ("pooler.dense.weight", "cls_tanh", "cls"),
-    "roberta": ("classifier.dense.weight", "cls_tanh", "cls"),
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _ROBERTA),
     "distilbert": ("pre_classifier.weight", "cls_relu", "cls"),
     "dinov2": ("classifier.weight", "class_mean", "class"),
     "dinov2_with_registers": ("classifier.weight", "class_mean", "class"),
@@ -42,11 +44,7 @@ def read(folder: Path, uri: str, pooling: bool = True) -> Pretrained | None:
     if "architecture" in config:
         return timm.read(config, uri)
     row = _as_saved(transformers.read(config, folder, uri), config["model_type"], folder)
-    return (
-        sentence_transformers.pooled(row, folder)
-        if pooling and row.source in ("bert", "roberta", "distilbert")
-        else row
-    )
+    return sentence_transformers.pooled(row, folder) if pooling and config["model_type"] in TEXTS else row
 
 
 def _as_saved(row: Pretrained, kind: str, folder: Path) -> Pretrained:
