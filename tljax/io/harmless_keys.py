@@ -20,13 +20,15 @@ TRANSFORMERS = with_reason(
             *("output_attentions", "output_hidden_states", "output_past", "chunk_size_feed_forward"),
             *("gradient_checkpointing", "attn_implementation", "_attn_implementation", "attention_type"),
             *("_attn_implementation_autoset", "_attn_implementation_internal", "_output_attentions", "xla_device"),
+            *("reference_compile", "repad_logits_with_grad", "deterministic_flash_attn"),
             *("tf_legacy_loss", "_num_labels", "num_labels", "label2id"),  # `id2label` is what is read
         ),
         _TRAINING: (
             *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "drop_path_rate"),
             *("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout", "initializer_range"),
             *("semantic_loss_ignore_index", "use_mask_token", "drop_connect_rate", "dropout_rate"),
-            *("batch_norm_momentum", "classifier_dropout_prob"),
+            *("batch_norm_momentum", "classifier_dropout_prob", "embedding_dropout", "mlp_dropout", "pooler_dropout"),
+            *("cls_dropout", "initializer_cutoff_factor"),
         ),
         _STORED: ("sinusoidal_pos_embds", "tie_word_embeddings", "tie_encoder_decoder"),
         "pads with what the tokenizer says, which lies beside it": (
@@ -45,7 +47,8 @@ TRANSFORMERS = with_reason(
             *("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head"),
             *("pooler_type", "pooler_output_size", "pooler_act", "directionality", "encoder_stride"),
             *("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "apply_layernorm"),
-            *("reshape_hidden_states",),
+            *("reshape_hidden_states", "summary_type", "summary_use_proj", "summary_activation"),
+            *("summary_last_dropout", "decoder_bias", "sparse_prediction", "sparse_pred_ignore_index", "legacy"),
         ),
     }
 )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from tljax.models.base import Backbone
 from tljax.models.kernels import ops
@@ -34,26 +35,32 @@ class Dense(nn.Module):
     Attributes:
         features: outputs.
         kernel_init: how the kernel [inputs, features] starts; the bias starts at zero.
+        use_bias: whether there is one.
     """
 
     features: int
     kernel_init: Callable
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        return ops.linear(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        return ops.linear(x, kernel, bias)
 
 
 class LayerNorm(nn.Module):
-    """Layer normalization over the last axis."""
+    """Layer normalization over the last axis, with a bias or without."""
 
     eps: float
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        return ops.layer_norm(x, scale, self.param("bias", nn.initializers.zeros, (x.shape[-1],)), self.eps)
+        width = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, width)
+        bias = self.param("bias", nn.initializers.zeros, width) if self.use_bias else jnp.zeros(width, scale.dtype)
+        return ops.layer_norm(x, scale, bias, self.eps)
 
 
 class Attention(nn.Module):
@@ -63,17 +70,18 @@ class Attention(nn.Module):
     kernel_init: Callable
 
     @nn.compact
-    def __call__(self, x, mask=None, first=None):
+    def __call__(self, x, mask=None, first=None, bias=None):
         """Tokens [batch, tokens, width] to the same; `mask` [batch, tokens] is true at tokens to attend to.
 
-        With `first`, only that many tokens are given, from the first on; they attend to all.
+        With `first`, only that many tokens are given, from the first on; they attend to all. A `bias`
+        [heads, tokens, tokens] is added to the scores.
         """
         batch, tokens, width = x.shape
         qkv = Dense(3 * width, self.kernel_init, name="qkv")(x).reshape(
             batch, tokens, 3, self.heads, width // self.heads
         )
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        x = ops.attention(q[:, :, :first], k, v, mask).transpose(0, 2, 1, 3).reshape(batch, -1, width)
+        x = ops.attention(q[:, :, :first], k, v, mask, bias).transpose(0, 2, 1, 3).reshape(batch, -1, width)
         return Dense(width, self.kernel_init, name="out")(x)
 
 

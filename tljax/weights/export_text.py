@@ -102,5 +102,73 @@ def _distilbert(attributes: Attributes) -> dict[str, Any]:
     }
 
 
+def _mpnet(attributes: Attributes, source: str) -> dict[str, Any]:
+    del source
+    config = _named("mpnet", "MPNet", attributes) | _sizes(attributes)
+    return config | {"relative_attention_num_buckets": 32, "pad_token_id": attributes["pad_id"]}
+
+
+def _electra(attributes: Attributes, source: str) -> dict[str, Any]:
+    del source
+    config = _named("electra", "Electra", attributes) | _sizes(attributes)
+    narrow = attributes["embedding_width"] or attributes["width"]
+    return config | {"type_vocab_size": attributes["token_types"], "embedding_size": narrow}
+
+
+def _albert(attributes: Attributes, source: str) -> dict[str, Any]:
+    del source
+    config = _named("albert", "Albert", attributes) | _sizes(attributes)
+    config |= {"type_vocab_size": attributes["token_types"], "embedding_size": attributes["embedding_width"]}
+    layers = attributes["depth"] * attributes["repeats"]
+    return config | {"num_hidden_layers": layers, "num_hidden_groups": attributes["depth"], "inner_group_num": 1}
+
+
+def _modernbert(attributes: Attributes, source: str) -> dict[str, Any]:
+    del source
+    sizes, every = _sizes(attributes), attributes["global_every"]
+    activation, eps = sizes.pop("hidden_act"), sizes.pop("layer_norm_eps")
+    periods = {"full_attention": attributes["global_period"], "sliding_attention": attributes["local_period"]}
+    pool = attributes["pool"].partition("_")[0]
+    config = _named("modernbert", "ModernBert", attributes) | sizes
+    if attributes["vocabulary"] <= _MODERNBERT_PAD:
+        config["pad_token_id"] = 0  # as that library's own is beyond the vocabulary
+    return config | {
+        "hidden_activation": activation,
+        "classifier_activation": activation,
+        "norm_eps": eps,
+        "local_attention": attributes["window"],
+        "global_attn_every_n_layers": every,
+        "layer_types": ["sliding_attention" if i % every else "full_attention" for i in range(attributes["depth"])],
+        # In the words of transformers 4 and of 5.
+        "global_rope_theta": attributes["global_period"],
+        "local_rope_theta": attributes["local_period"],
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in periods.items()},
+        "classifier_pooling": pool if pool in ("cls", "mean") else "mean",
+    }
+
+
+_MODERNBERT_PAD = 50283
+
+
+def _deberta(attributes: Attributes, source: str) -> dict[str, Any]:
+    del source
+    farthest = attributes["farthest"]
+    config = _named("deberta-v2", "DebertaV2", attributes) | _sizes(attributes)
+    config |= {"relative_attention": True, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+    config |= {"pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+    config |= {"position_buckets": attributes["buckets"], "type_vocab_size": attributes["token_types"]}
+    config["max_relative_positions"] = -1 if farthest == attributes["positions"] else farthest
+    config |= {"pooler_hidden_size": attributes["width"], "pooler_hidden_act": "gelu"}
+    conv = {"conv_kernel_size": attributes["conv_size"], "conv_act": attributes["conv_activation"]}
+    return config | (conv if attributes["conv_size"] else {})
+
+
 # Each class of `models.text` -> its config.
-KINDS = {"Bert": _bert}
+KINDS = {
+    "Bert": _bert,
+    "MPNet": _mpnet,
+    "Electra": _electra,
+    "Albert": _albert,
+    "ModernBert": _modernbert,
+    "Deberta": _deberta,
+}

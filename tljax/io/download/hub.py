@@ -18,7 +18,7 @@ from tljax.io import sharded_files
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 WEIGHTS += ("pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-TOKENIZER_FILES += ("vocab.txt", "vocab.json", "merges.txt", "sentence_bert_config.json")
+TOKENIZER_FILES += ("vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentence_bert_config.json")
 # Of sentence-transformers; what pools lies in a folder of its own, which is called so in all repositories.
 _POOLING_FILES = ("modules.json", "config_sentence_transformers.json", "1_Pooling/config.json")
 # A dense layer after the pooling, of repositories whose modules.json has one.

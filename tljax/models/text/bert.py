@@ -3,18 +3,26 @@
 XLM-R (1911.02116), multilingual E5 (2402.05672) and CamemBERT (1911.03894) are RoBERTas of other vocabularies.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from tljax.models.base import BackboneInput
-from tljax.models.layers import Attention, LayerNorm, Mlp
+from tljax.models.layers import Attention, Dense, LayerNorm, Mlp
 from tljax.models.text.encoder import TextEncoder, check_length, embedding, normal_init
 
 
-class _Stem(nn.Module):
-    """The sum of word, position and token type embeddings, normalized."""
+class Stem(nn.Module):
+    """The sum of word, position and token type embeddings, normalized; and projected where they are narrower.
+
+    Attributes:
+        width: of the embeddings.
+        vocabulary, positions, token_types, pad_id, eps: as of `Bert`.
+        projection: the width that they are projected to; 0 where they are not.
+    """
 
     width: int
     vocabulary: int
@@ -22,6 +30,7 @@ class _Stem(nn.Module):
     token_types: int
     pad_id: int | None
     eps: float
+    projection: int = 0
 
     @nn.compact
     def __call__(self, x):
@@ -32,7 +41,10 @@ class _Stem(nn.Module):
         if self.token_types:
             types = x.get("token_type_ids", jnp.zeros_like(ids))
             hidden += self._embedding("type_embed", self.token_types, types)
-        return {"hidden": LayerNorm(self.eps, name="norm")(hidden), "attention_mask": x["attention_mask"]}
+        hidden = LayerNorm(self.eps, name="norm")(hidden)
+        if self.projection:
+            hidden = Dense(self.projection, normal_init, name="project")(hidden)
+        return {"hidden": hidden, "attention_mask": x["attention_mask"]}
 
     def _embedding(self, name, rows, ids):
         return embedding(self.param(name, normal_init, (rows, self.width)), ids)
@@ -49,19 +61,34 @@ def _longest(positions: int, pad_id: int | None) -> int:
     return positions - (0 if pad_id is None else pad_id + 1)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Attention and an MLP, each with a residual and a LayerNorm after it, run `repeats` times with the same weights.
+
+    Attributes:
+        heads, mlp_width, gelu, eps: as of `Bert`.
+        repeats: how many times it runs.
+    """
+
     heads: int
     mlp_width: int
     gelu: str
     eps: float
+    repeats: int = 1
 
     @nn.compact
     def __call__(self, carry):
-        x, mask = carry["hidden"], carry["attention_mask"]
+        x, mask, bias = carry["hidden"], carry["attention_mask"], self.attention_bias(carry)
         attention = Attention(self.heads, normal_init, name="attention")
-        x = LayerNorm(self.eps, name="norm1")(x + attention(x, mask != 0))
-        x = LayerNorm(self.eps, name="norm2")(x + Mlp(self.mlp_width, self.gelu, normal_init, name="mlp")(x))
+        mlp = Mlp(self.mlp_width, self.gelu, normal_init, name="mlp")
+        norm1, norm2 = (LayerNorm(self.eps, name=name) for name in ("norm1", "norm2"))
+        for _ in range(self.repeats):
+            x = norm1(x + attention(x, mask != 0, bias=bias))
+            x = norm2(x + mlp(x))
         return {"hidden": x, "attention_mask": mask}
+
+    def attention_bias(self, carry: Mapping[str, Array]) -> Float[Array, "heads length length"] | None:
+        """Returns what is added to the attention's scores; nothing."""
+        del carry
 
 
 class Bert(TextEncoder):
@@ -73,13 +100,17 @@ class Bert(TextEncoder):
             with that id (RoBERTa).
         gelu: `erf`, or the `tanh` approximation.
         eps: LayerNorm's epsilon.
+        embedding_width: of embeddings that a dense layer projects to the width; None where they have it.
+        repeats: how many times each block runs (ALBERT).
     """
 
     token_types: int = 2
     pad_id: int | None = None
-    pool: Literal["cls", "cls_tanh", "cls_relu", "mean", "max"] = "cls_tanh"
+    pool: Literal["cls", "cls_tanh", "cls_relu", "cls_gelu", "mean", "max"] = "cls_tanh"
     gelu: Literal["erf", "tanh"] = "erf"
     eps: float = 1e-12
+    embedding_width: int | None = None
+    repeats: int = 1
 
     @property
     def pools(self) -> dict[str, str]:
@@ -91,7 +122,20 @@ class Bert(TextEncoder):
         return BackboneInput("text", max_tokens=_longest(self.positions, self.pad_id))
 
     def setup(self):
-        self.stem = _Stem(self.width, self.vocabulary, self.positions, self.token_types, self.pad_id, self.eps)
-        hidden = self.mlp_width or 4 * self.width
-        self.block = [_Block(self.heads, hidden, self.gelu, self.eps) for _ in range(self.depth)]
+        self.stem = Stem(**self.stem_sizes)
+        self.block = [Block(**self.block_sizes) for _ in range(self.depth)]
         self.ending()
+
+    @property
+    def stem_sizes(self) -> dict[str, Any]:
+        """The attributes of its `Stem`."""
+        names = ("vocabulary", "positions", "token_types", "pad_id", "eps")
+        narrow = self.embedding_width
+        widths = {"width": narrow or self.width, "projection": self.width if narrow else 0}
+        return {name: getattr(self, name) for name in names} | widths
+
+    @property
+    def block_sizes(self) -> dict[str, Any]:
+        """The attributes of each `Block`."""
+        names = ("heads", "gelu", "eps", "repeats")
+        return {name: getattr(self, name) for name in names} | {"mlp_width": self.mlp_width or 4 * self.width}

@@ -94,9 +94,13 @@ class TextEncoder(TransformerBackbone):
     def ending(self) -> None:
         """Makes the layers that act on pooled features."""
         if self.has_pooler:
-            self.pooler = Dense(self.width, normal_init)
+            self.pooler = self.make_pooler()
         if self.dense_width:
             self.dense = Dense(self.dense_width, normal_init)
+
+    def make_pooler(self) -> nn.Module:
+        """Returns the layer that follows the pooling."""
+        return Dense(self.width, normal_init)
 
     def token_layers(self) -> list[nn.Module]:
         """Returns the modules of the groups that give tokens, in order."""
@@ -130,9 +134,10 @@ class TextEncoder(TransformerBackbone):
         Raises:
             InputError: the texts are longer than there are positions.
         """
-        layers = self.token_layers()
+        layers, shared = self.token_layers(), {}
         for place in range(len(layers))[start:stop]:
-            x = run_group(layers[place], x | self.shared() if place else x, remat=remat)
+            shared = shared or (self.shared() if place else {})  # of a stem that has run
+            x = run_group(layers[place], {**x, **shared}, remat=remat)
         is_end = self.groups[-1] in self.groups[start:stop]
         return x["hidden"] if is_end and not pools else x
 

@@ -15,10 +15,16 @@ from tljax.weights.readers import files
 
 # model_type -> the end of a name that only a head's file has, and how it pools with it and without.
 _ROBERTA = ("classifier.dense.weight", "cls_tanh", "cls")
+_POOLERS = ("bert", "mpnet", "albert")  # where a file may lack the pooler that its config is silent of
 _TELLING = {
     "bert": ("pooler.dense.weight", "cls_tanh", "cls"),
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _ROBERTA),
     "distilbert": ("pre_classifier.weight", "cls_relu", "cls"),
+    "mpnet": (("pooler.dense.weight", "classifier.dense.weight"), "cls_tanh", "cls"),
+    "electra": ("classifier.dense.weight", "cls_gelu", "cls"),
+    "albert": ("pooler.weight", "cls_tanh", "cls"),
+    "modernbert": ("classifier.weight", "{}_gelu_norm", "{}"),  # what its config says, with the classifier's layers
+    "deberta-v2": ("pooler.dense.weight", "cls_gelu", "cls"),
     "dinov2": ("classifier.weight", "class_mean", "class"),
     "dinov2_with_registers": ("classifier.weight", "class_mean", "class"),
 }
@@ -53,9 +59,10 @@ def _as_saved(row: Pretrained, kind: str, folder: Path) -> Pretrained:
     if kind not in _TELLING or file is None:
         return row
     ending, with_it, without = _TELLING[kind]
-    if row.origins["pool"] != SILENT and not (kind == "bert" and row.architecture["pool"] == with_it):
+    if row.origins["pool"] != SILENT and not (kind in _POOLERS and row.architecture["pool"] == with_it):
         return row
     has = any(name.endswith(ending) for name in files.read(file))
-    architecture = row.architecture | {"pool": with_it if has else without}
-    origins = row.origins | {"pool": f"{file.name}, which has {'a' if has else 'no'} {ending}"}
+    architecture = row.architecture | {"pool": (with_it if has else without).format(row.architecture.get("pool"))}
+    what = ending if isinstance(ending, str) else " or ".join(ending)
+    origins = row.origins | {"pool": f"{file.name}, which has {'a' if has else 'no'} {what}"}
     return dataclasses.replace(row, architecture=architecture, origins=origins)
