@@ -81,7 +81,12 @@ def _run(dataset: str, network: str, strategy: str) -> Run:
         if network in TEXTS:
             folder = Path(dataset.removeprefix("folder:")).parent
             dataset, inputs = f"csv:{folder / 'reviews.csv'}", {"task__tokenizer": str(folder / "vocab.txt")}
-            inputs |= {"task__text": ("text",), "task__label": ("label",), "task__max_tokens": 16}
+            inputs |= {
+                "task__image_size": 0,
+                "task__text": ("text",),
+                "task__label": ("label",),
+                "task__max_tokens": 16,
+            }
         return tiny_run(dataset, network, optim__learning_rate=1e-2, **inputs, **values)
 
 

@@ -174,12 +174,16 @@ def test_recomputing_groups_takes_a_sixth_of_the_memory():
     assert memory(remat=True) < memory(remat=False) / 6
 
 
-BFLOAT16 = TINY | TEXTS | {
-    "bert_mean": TINY["bert"].clone(pool="mean"),
-    "dinov2": TINY["vit"].clone(registers=2, positions="patches", layer_scale=0.1, pool="class_mean"),
-    "folded": TINY["resnet"].clone(norm="folded"),
-    "deep": TINY["resnet"].clone(stem="deep", avg_down=True),
-}
+BFLOAT16 = (
+    TINY
+    | TEXTS
+    | {
+        "bert_mean": TINY["bert"].clone(pool="mean"),
+        "dinov2": TINY["vit"].clone(registers=2, positions="patches", layer_scale=0.1, pool="class_mean"),
+        "folded": TINY["resnet"].clone(norm="folded"),
+        "deep": TINY["resnet"].clone(stem="deep", avg_down=True),
+    }
+)
 
 
 @pytest.mark.parametrize("name", BFLOAT16)

@@ -163,6 +163,7 @@ class ModernBert(TextEncoder):
 
     @property
     def has_pooler(self) -> bool:
+        """Whether the classifier's first half follows the pooling."""
         return self.pool.endswith("_gelu_norm")
 
     @property
@@ -180,6 +181,7 @@ class ModernBert(TextEncoder):
         self.ending()
 
     def make_pooler(self) -> nn.Module:
+        """Returns the classifier's first half."""
         return _Pooler(self.gelu, self.eps)
 
     def _attention_in(self, block: int) -> tuple[int, float]:
@@ -188,11 +190,13 @@ class ModernBert(TextEncoder):
         return (0, self.global_period) if is_global else (self.window // 2, self.local_period)
 
     def token_layers(self) -> list[nn.Module]:
+        """Returns the modules of the groups that give tokens, the last norm among them."""
         return [*super().token_layers(), self.norm]
 
     def pooled_tokens(
         self, hidden: Float[Array, "batch length width"], mask: Shaped[Array, "batch length"]
     ) -> Float[Array, "batch width"]:
+        """Returns one vector of each text's tokens."""
         if not self.has_pooler:
             return super().pooled_tokens(hidden, mask)
         return self.pooler(hidden[:, 0] if self.pool == "cls_gelu_norm" else masked_mean(hidden, mask))
