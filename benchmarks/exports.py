@@ -29,6 +29,7 @@ from safetensors.numpy import load_file
 
 from tests.conftest import GOLDEN, golden
 from tests.models import test_bert, test_resnet, test_vit, test_vit_family
+from tests.weights.test_pooling import folder_of
 from tljax import console
 from tljax.cli.convert import convert
 from tljax.config.schema import BackboneConfig
@@ -80,6 +81,16 @@ def text(case: str, row: str) -> Case:
     arrays = test_bert.arrays_of(test_bert.weights_of(case), module, names)
     x = {name: value for name, value in golden(case)[1].items() if name in TEXT}
     return Case(case, row, module, arrays, x)
+
+
+def repository(case: str) -> Case:
+    """A text encoder's case, by what its own config says."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = folder_of(case, Path(scratch) / "r")
+        row = pretrained.resolve_weights(BackboneConfig(weights=str(folder)))
+        arrays = {path: np.array(array) for path, array in pretrained.read(row, folder)[0].items()}
+    x = {name: value for name, value in golden(case)[1].items() if name in TEXT}
+    return Case(case, row.backbone, pretrained.module_of(row), arrays, x)
 
 
 def random(name: str, row: str, module: Backbone, size: int) -> Case:
@@ -180,6 +191,9 @@ def cases() -> list[tuple[Case, str]]:
         (text("hf_roberta_cls", "roberta_base"), "hf"),
         (text("hf_distilbert_cls", "distilbert_base"), "hf"),
         (headless(text("hf_bert_cls", "bert_base")), "hf"),
+        *((repository(f"hf_{name}_cls"), "hf") for name in ("xlmr", "camembert", "mpnet", "electra", "albert")),
+        *((repository(f"hf_modernbert_cls_{pool}"), "hf") for pool in ("mean", "cls")),
+        *((repository(f"hf_deberta_{kind}_cls"), "hf") for kind in ("v3", "v2_conv")),
     ]
 
 

@@ -22,7 +22,11 @@ from tljax.data.preprocessing import Preprocessing
 from tljax.distributed.preemption import PreemptionSignal
 from tljax.io.download.fetch import cache_dir
 from tljax.models.registry import BACKBONES, attributes
+from tljax.models.text.albert import Albert
 from tljax.models.text.bert import Bert
+from tljax.models.text.deberta import Deberta
+from tljax.models.text.modernbert import ModernBert
+from tljax.models.text.mpnet import MPNet
 from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.vit import ViT
@@ -97,6 +101,15 @@ TINY = {
         stem_width=8,
         head_width=16,
     ),
+}
+
+
+_TEXT = {"width": 8, "depth": 2, "heads": 2, "mlp_width": 16, "vocabulary": 14, "positions": 32}
+TINY |= {
+    "tiny_albert": Albert(**_TEXT, embedding_width=4, repeats=2),
+    "tiny_mpnet": MPNet(**_TEXT),
+    "tiny_modernbert": ModernBert(**_TEXT, window=4),
+    "tiny_deberta": Deberta(**_TEXT, buckets=4),
 }
 
 

@@ -1,6 +1,7 @@
-"""Frozen means frozen, for every strategy and every family of images: bits, optimizer state and FLOPs."""
+"""Frozen means frozen, for every strategy and every family: bits, optimizer state and FLOPs."""
 
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from tests.conftest import TINY, make_folder, tiny_run
+from tests.conftest import TINY, WORDS, make_folder, make_table, tiny_run
 from tljax.checkpoints.checkpointer import flatten_state
 from tljax.core import train_step
 from tljax.core.run import Run
@@ -54,7 +55,8 @@ CASES += [
     if name != "prompt"
 ]
 # The other families, of which four strategies rest, train and add in all the ways that there are.
-FAMILIES = ["tiny_dinov3", "tiny_siglip", "tiny_clip"]
+TEXTS = ("tiny_albert", "tiny_mpnet", "tiny_modernbert", "tiny_deberta")
+FAMILIES = [*TEXTS, "tiny_dinov3", "tiny_siglip", "tiny_clip"]
 CASES += [(network, name) for network in FAMILIES for name in ("linear_probe", "last_k", "full", "lora")]
 # Every case is traced; a strategy is compiled and run on the first network, and of the others those that differ most.
 COMPILED = [case for case in CASES if case[0] == "tiny_vit"]
@@ -67,7 +69,10 @@ PIXELS = {"vit_tiny_patch16": 32, "resnet18": 64, "efficientnet_b0": 64}
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    yield f"folder:{make_folder(tmp_path_factory.mktemp('freezing') / 'shapes')}"
+    folder = tmp_path_factory.mktemp("freezing")
+    make_table(folder / "reviews.csv")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    yield f"folder:{make_folder(folder / 'shapes')}"
     _run.cache_clear()  # and with the runs their programs
 
 
@@ -80,7 +85,17 @@ def _run(dataset: str, network: str, strategy: str) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, network, (BACKBONES | TINY)[network].clone(**WIDE.get(network, {})))
         size = PIXELS.get(network, 32)
-        return tiny_run(dataset, network, optim__learning_rate=1e-2, task__image_size=size, **values)
+        inputs = {"task__image_size": size}
+        if network in TEXTS:
+            folder = Path(dataset.removeprefix("folder:")).parent
+            dataset, inputs = f"csv:{folder / 'reviews.csv'}", {"task__tokenizer": str(folder / "vocab.txt")}
+            inputs |= {
+                "task__image_size": 0,
+                "task__text": ("text",),
+                "task__label": ("label",),
+                "task__max_tokens": 16,
+            }
+        return tiny_run(dataset, network, optim__learning_rate=1e-2, **inputs, **values)
 
 
 def test_every_strategy_is_here():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import GOLDEN
 from tljax.cli.convert import convert
 from tljax.config.schema import BackboneConfig
 from tljax.data.transforms.tokenize import Tokenizer
@@ -140,3 +141,34 @@ def test_a_text_encoder_carries_its_tokenizer_wherever_it_is_converted_to(tmp_pa
     row = pretrained.resolve_weights(BackboneConfig(weights=str(hf)))
     assert pretrained.module_of(row).pool == "mean"
     assert pretrained.restore(row, pretrained.module_of(row))["params"]["stem"]["word_embed"].shape == (30522, 384)
+
+
+def test_a_sentencepiece_model_gives_its_librarys_tokens(tmp_path):
+    facts = json.loads((GOLDEN / "sentencepiece" / "case.json").read_text())
+    shutil.copy(GOLDEN / "sentencepiece" / "spm.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')
+    tokenizer = Tokenizer(tmp_path)
+    assert set(tokenizer.files) == {"spm.model", "tokenizer_config.json"}
+    rows, _ = tokenizer.encode(facts["texts"], 64)
+    assert [list(row[0][1:-1]) for row in rows] == facts["ids"]
+    (row,), (lost,) = tokenizer.encode([("a network", "weights")], 6)
+    assert (list(row[0][[0, -1]]), list(row[1][[0, -1]]), row.shape[1], lost > 0) == ([1, 2], [0, 1], 6, True)
+    padded = tokenizer(["a"], 8)
+    assert list(padded["input_ids"][0, -2:]) == [0, 0]
+    for change, message in (
+        ({"split_by_punct": True}, "split_by_punct=true is not supported"),
+        ({"tokenizer_class": "XLMRobertaTokenizer"}, "reads spm.model in a way of its own"),
+    ):
+        other = tmp_path / str(change)
+        other.mkdir()
+        shutil.copy(tmp_path / "spm.model", other)
+        (other / "tokenizer_config.json").write_text(json.dumps(change))
+        with pytest.raises(InputError, match=message):
+            Tokenizer(other)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x0a\x05\x0a\xff"])
+def test_a_damaged_sentencepiece_model_is_one_line(content, tmp_path):
+    (tmp_path / "spm.model").write_bytes(content)
+    with pytest.raises(InputError, match="no SentencePiece model, or a damaged one"):
+        Tokenizer(tmp_path)

@@ -47,7 +47,7 @@ ADAPTED = {name: TINY[name] for name in ("vit", "bert", "resnet", "basic", "effi
 
 
 def some_input(backbone):
-    if isinstance(backbone, Bert):
+    if backbone.input_spec.kind == "text":
         ids = jax.random.randint(jax.random.key(0), (2, 7), 1, 50)
         return {"input_ids": ids, "attention_mask": jnp.ones((2, 7), jnp.int32).at[1, 5:].set(0)}
     return jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
@@ -521,6 +521,7 @@ def test_gradients_reach_every_added_leaf_but_the_first_of_a_zero_pair():
 FAMILIES = ("resnet18", "resnet50", "resnet50_half_v1_folded", "resnet50d", "resnetv2_50x1_bit", "vit_tiny_patch16")
 FAMILIES += ("vit_small_patch14_reg4_dinov2", "deit_small_distilled_patch16", "minilm_l6", "distilbert_base")
 FAMILIES += ("roberta_base", "tf_efficientnet_lite0")
+FAMILIES += ("mpnet_base", "electra_small", "albert_base", "modernbert_base", "deberta_v3_xsmall")
 EVERY = [Lora(), Adapter(), Adapter(parallel=True), Prompt(), Prompt(deep=True), MlpHead()]
 
 
@@ -532,7 +533,7 @@ def test_every_adapter_fits_every_family_or_is_refused(name, adapter):
     backbone = backbone if isinstance(backbone, EfficientNet) else backbone.clone(**few)
     size = backbone.grid[0] * backbone.patch_size if isinstance(backbone, ViT) else 64
     text = dict.fromkeys(("input_ids", "attention_mask"), jax.ShapeDtypeStruct((1, 9), jnp.int32))
-    x = text if isinstance(backbone, Bert) else jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    x = text if backbone.input_spec.kind == "text" else jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     init = functools.partial(jax.eval_shape, Classifier(backbone, 3, adapters=(adapter,)).init, jax.random.key(0))
     refused = isinstance(backbone, BiT) and isinstance(adapter, Lora)
     is_convolutional = isinstance(backbone, ResNet | BiT | EfficientNet)

@@ -11,6 +11,7 @@ from tests.conftest import golden
 from tests.models.test_adapters import TINY, some_input, some_variables
 from tests.models.test_efficientnet import B0, LITE0
 from tests.models.test_resnet import BASIC, BOTTLENECK, converted, weights_of
+from tests.models.test_text_encoders import TINY as TEXTS
 from tests.models.test_vit import CASES as VITS
 from tests.models.test_vit import DINOV2, load, variables
 from tljax.core.classifier import Classifier
@@ -52,8 +53,15 @@ def test_groups_are_the_parameters_top_level_and_features_have_the_published_wid
     assert golden(case)[1]["features"].shape[-1] == module.feature_dim
 
 
-# A twin as TensorFlow pads and normalizes has the same parameters.
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name.removeprefix("tf_") == name or "v2_b" in name])
+# A twin as TensorFlow pads and normalizes, or whose features are divided by their norm, has the same parameters.
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, module in BACKBONES.items()
+        if not getattr(module, "normalize", False) and (name.removeprefix("tf_") == name or "v2_b" in name)
+    ],
+)
 def test_every_backbone_publishes_its_groups_and_tables_that_fill_it(name):
     module = BACKBONES[name]
     if isinstance(getattr(module, "depth", None), int):  # all blocks are alike, and to trace forty takes seconds
@@ -134,11 +142,11 @@ def test_initial_residual_branches_of_a_resnet_are_silent():
     assert not np.any(initial["params"]["block_4"]["conv2"]["norm"]["scale"])
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, "deberta"])  # whose blocks share what the stem has
 def test_a_recomputed_forward_pass_gives_the_same_gradients(name, monkeypatch):
     """Dropout draws the same again, and BatchNorm records once."""
     monkeypatch.setattr(quick_compile, "OPTION", {})  # its kernels round as they are fused
-    backbone = TINY[name]
+    backbone = (TINY | TEXTS)[name]
     model = Classifier(backbone, 5, dropout=0.3, drop_path=0.3)
     weights = some_variables(backbone)
     modes = dict.fromkeys(backbone.groups, "update_stats")
@@ -168,7 +176,8 @@ def test_recomputing_groups_takes_a_sixth_of_the_memory():
     assert memory(remat=True) < memory(remat=False) / 6
 
 
-BFLOAT16 = TINY | {
+BFLOAT16 = TINY | TEXTS
+BFLOAT16 |= {
     "bert_mean": TINY["bert"].clone(pool="mean"),
     "dinov2": TINY["vit"].clone(registers=2, positions="patches", layer_scale=0.1, pool="class_mean"),
     "dinov3": TINY["vit"].clone(

@@ -15,7 +15,7 @@ from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
 from tljax.io.download.fetch import fetch
 from tljax.models.kernels import ops
-from tljax.models.text.bert import Bert, _Stem
+from tljax.models.text.bert import Bert, Stem
 from tljax.weights import mappings
 from tljax.weights.mapping import Shape, convert, unconvert
 from tljax.weights.readers import files
@@ -291,7 +291,7 @@ def test_a_trained_minilm_finds_sentences_as_similar_as_its_authors_say():
 
 
 def test_in_half_precision_the_gradients_of_a_rows_tokens_add_up():
-    stem = _Stem(width=8, vocabulary=10, positions=1000, token_types=2, pad_id=None, eps=1e-12)
+    stem = Stem(width=8, vocabulary=10, positions=1000, token_types=2, pad_id=None, eps=1e-12)
     ids = jnp.full((4, 1000), 7)
     x = {"input_ids": ids, "attention_mask": ids, "token_type_ids": 0 * ids}
     params, towards = stem.init(jax.random.key(0), x)["params"], jnp.arange(8.0)

@@ -19,6 +19,7 @@ from tljax.weights.readers import files
 
 BERT, VIT = GOLDEN / "hf_bert_cls" / "weights.safetensors", GOLDEN / "hf_vit" / "weights_hub.safetensors"
 OLD = GOLDEN / "timm_resnet_basic" / "weights.safetensors"
+SENTENCES = GOLDEN / "st_xlmr_mean_dense"
 COMMIT, EARLIER = "c" * 40, "b" * 40
 
 
@@ -45,7 +46,9 @@ def make_repositories(root: Path) -> dict[str, dict[str, bytes]]:
         "README.md": b"# not fetched",
     }
     nested = {f"large/{name}": content for name, content in read["bert"].items()}
-    return {"org/bert": read["bert"], "org/vit": vit, "org/old": read["old"] | nested, "org/gated": vit}
+    dense = {str(file.relative_to(SENTENCES)): file.read_bytes() for file in SENTENCES.rglob("*") if file.is_file()}
+    repositories = {"org/bert": read["bert"], "org/vit": vit, "org/old": read["old"] | nested, "org/gated": vit}
+    return repositories | {"org/sentences": dense}
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -183,6 +186,14 @@ def test_safetensors_come_before_what_torch_saved_and_only_what_belongs_to_them_
     path = fetched(client("hf://org/vit"))
     assert_same(files.read(path), load_file(VIT))
     assert names_beside(path) == {"model.safetensors", "config.json", "preprocessor_config.json"}
+
+
+def test_a_sentence_encoder_comes_with_its_dense_layer(client):
+    path = fetched(client("hf://org/sentences"))
+    assert {"2_Dense", "1_Pooling", "modules.json", "tokenizer.json"} < names_beside(path)
+    assert_same(
+        files.read(path.parent / "2_Dense" / "model.safetensors"), load_file(SENTENCES / "2_Dense/model.safetensors")
+    )
 
 
 def test_a_repository_that_has_only_what_torch_saved(client):

@@ -30,9 +30,10 @@ from tljax.models.registry import BACKBONES, build
 from tljax.peft.config import Lora
 from tljax.peft.interceptors import merge_lora
 from tljax.problems.registry import problem_of
-from tljax.weights import export_config, mappings, pretrained
+from tljax.weights import export_config, export_text, mappings, pretrained
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import import_config
+from tljax.weights.configs.sentence_transformers import DENSE
 from tljax.weights.mapping import unconvert
 
 FORMATS = ("orbax", "timm", "hf")
@@ -179,6 +180,9 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
         (folder / "preprocessor_config.json").write_text(
             json.dumps(export_config.processor(row.preprocessing), indent=1)
         )
+    for name, content in export_text.sentence_transformers(exported).items() if to == "hf" and is_text else ():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=1))
     described = import_config.read(folder, str(folder))
     imported = attributes(build(described.backbone, described.architecture))
     # LayerScale's initial value is no part of a trained network, an MLP's width of None is four times the width, and
@@ -187,15 +191,23 @@ def _export(folder: Path, row: Pretrained, arrays: dict[str, np.ndarray], to: st
     lost = {name for name in exported if imported[name] != exported[name]} - free
     if lost:
         raise InputError(f"{to} has no such network: its config cannot say {', '.join(sorted(lost))}")
-    weights, table = folder / "model.safetensors", mappings.tables(module)[described.source]
+    table = mappings.tables(module)[described.source]
     if to == "timm" and "head/kernel" in arrays and "head/bias" not in arrays:  # a projection, as CLIP's
         arrays = arrays | {"head/bias": np.zeros(arrays["head/kernel"].shape[1], np.float32)}
     placed = {mapping.target for mapping in table.mappings}
     lost = {name for name, array in arrays.items() if name.startswith("head") and name not in placed and np.any(array)}
     if lost:
         raise InputError(f"{to} has no such network: it has no place for {', '.join(sorted(lost))}")
-    save_file(unconvert(arrays, table), weights, metadata={"format": "pt"})
-    weights.chmod((folder / "config.json").stat().st_mode)  # the library gives it to its owner alone
+    named = unconvert(arrays, table)
+    dense = {name: array for name, array in named.items() if name.startswith(f"{DENSE}.")}
+    _save(folder / "model.safetensors", {name: array for name, array in named.items() if name not in dense})
+    if dense:
+        _save(folder / DENSE / "model.safetensors", {name.removeprefix(f"{DENSE}."): dense[name] for name in dense})
+
+
+def _save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    save_file(dict(arrays), file, metadata={"format": "pt"})
+    file.chmod((file.parent / "config.json").stat().st_mode)  # the library gives it to its owner alone
 
 
 def _name_of(module: Backbone, name: str) -> str:

@@ -20,13 +20,15 @@ TRANSFORMERS = with_reason(
             *("output_attentions", "output_hidden_states", "output_past", "chunk_size_feed_forward"),
             *("gradient_checkpointing", "attn_implementation", "_attn_implementation", "attention_type"),
             *("_attn_implementation_autoset", "_attn_implementation_internal", "_output_attentions", "xla_device"),
+            *("reference_compile", "repad_logits_with_grad", "deterministic_flash_attn"),
             *("tf_legacy_loss", "_num_labels", "num_labels", "label2id"),  # `id2label` is what is read
         ),
         _TRAINING: (
             *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "drop_path_rate"),
             *("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout", "initializer_range"),
             *("semantic_loss_ignore_index", "use_mask_token", "drop_connect_rate", "dropout_rate"),
-            *("batch_norm_momentum", "classifier_dropout_prob"),
+            *("batch_norm_momentum", "classifier_dropout_prob", "embedding_dropout", "mlp_dropout", "pooler_dropout"),
+            *("cls_dropout", "initializer_cutoff_factor"),
             *("pos_embed_jitter", "pos_embed_shift", "pos_embed_rescale", "initializer_factor"),
         ),
         "is of the texts beside the images, or of how the two are compared": (
@@ -51,6 +53,8 @@ TRANSFORMERS = with_reason(
             *("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "apply_layernorm"),
             *("reshape_hidden_states", "mask_ratio", "norm_pix_loss", "decoder_hidden_size"),
             *("decoder_intermediate_size", "decoder_num_attention_heads", "decoder_num_hidden_layers"),
+            *("summary_type", "summary_use_proj", "summary_activation"),
+            *("summary_last_dropout", "decoder_bias", "sparse_prediction", "sparse_pred_ignore_index", "legacy"),
         ),
     }
 )
@@ -127,6 +131,9 @@ TOKENIZER = with_reason(
             *("padding",),
         ),
         "the special tokens around a text stand in tokenizer.json": ("bos_token", "eos_token"),
+        "is of SentencePiece, whose tokenizers come as a tokenizer.json in which all of it is decided": (
+            *("sp_model_kwargs", "keep_accents", "remove_space", "vocab_type", "split_by_punct"),
+        ),
     }
 )
 

@@ -204,7 +204,8 @@ class Backbone(nn.Module):
     def prompt_width(self) -> int:
         """The width of the tokens between its blocks, among which prompts go; 0 for a network without tokens.
 
-        They are [batch, tokens, width], or a dict of that, `hidden`, and `attention_mask`; prompts follow the first.
+        They are [batch, tokens, width], or a dict of that, `hidden`, and `attention_mask`, which a block may be given
+        more with; prompts follow the first.
         """
         return 0
 

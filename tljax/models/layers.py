@@ -40,18 +40,20 @@ class Dense(nn.Module):
         features: outputs.
         kernel_init: how the kernel [inputs, features] starts; the bias starts at zero.
         unbiased: (start, stop) of the outputs that have no bias.
+        use_bias: whether any output has one.
     """
 
     features: int
     kernel_init: Callable
     unbiased: tuple[int, int] = (0, 0)
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        start, stop = self.unbiased
-        if stop - start == self.features:
+        if not self.use_bias:
             return ops.linear(x, kernel)
+        start, stop = self.unbiased
         bias = self.param("bias", nn.initializers.zeros, (self.features - (stop - start),))
         if stop > start:
             bias = jnp.concatenate([bias[:start], jnp.zeros(stop - start, bias.dtype), bias[start:]])
@@ -59,14 +61,17 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalization over the last axis."""
+    """Layer normalization over the last axis, with a bias or without."""
 
     eps: float
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        return ops.layer_norm(x, scale, self.param("bias", nn.initializers.zeros, (x.shape[-1],)), self.eps)
+        width = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, width)
+        bias = self.param("bias", nn.initializers.zeros, width) if self.use_bias else jnp.zeros(width, scale.dtype)
+        return ops.layer_norm(x, scale, bias, self.eps)
 
 
 class Attention(nn.Module):
@@ -87,23 +92,22 @@ class Attention(nn.Module):
     rotary: tuple[int, int] | None = None
 
     @nn.compact
-    def __call__(self, x, mask=None, first=None):
+    def __call__(self, x, mask=None, first=None, bias=None):
         """Tokens [batch, tokens, width] to the same; `mask` [batch, tokens] is true at tokens to attend to.
 
-        With `first`, only that many tokens are given, from the first on; they attend to all.
+        With `first`, only that many tokens are given, from the first on; they attend to all. A `bias`
+        [heads, tokens, tokens] is added to the scores.
         """
         batch, tokens, width = x.shape
-        unbiased = {"all": (0, 0), "query_value": (width, 2 * width), "none": (0, 3 * width)}[self.biased]
-        qkv = Dense(3 * width, self.kernel_init, unbiased, name="qkv")(x).reshape(
-            batch, tokens, 3, self.heads, width // self.heads
-        )
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        unbiased = (width, 2 * width) if self.biased == "query_value" else (0, 0)
+        qkv = Dense(3 * width, self.kernel_init, unbiased, self.biased != "none", name="qkv")(x)
+        q, k, v = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads).transpose(2, 0, 3, 1, 4)
         if self.qk_norm is not None:
             q, k = LayerNorm(self.qk_norm, name="q_norm")(q), LayerNorm(self.qk_norm, name="k_norm")(k)
         if self.rotary is not None:
             angles = axial_angles(self.rotary, width // self.heads)
             q, k = rotated(q, angles), rotated(k, angles)
-        x = ops.attention(q[:, :, :first], k, v, mask).transpose(0, 2, 1, 3).reshape(batch, -1, width)
+        x = ops.attention(q[:, :, :first], k, v, mask, bias).transpose(0, 2, 1, 3).reshape(batch, -1, width)
         return Dense(width, self.kernel_init, name="out")(x)
 
 

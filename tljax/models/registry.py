@@ -7,7 +7,12 @@ from tljax.config.references import is_reference, resolve_reference, source_hash
 from tljax.errors import InputError
 from tljax.models.base import Backbone, attributes
 from tljax.models.convolution import BATCH_NORM_MODES
+from tljax.models.text.albert import Albert
 from tljax.models.text.bert import Bert
+from tljax.models.text.deberta import Deberta
+from tljax.models.text.electra import Electra
+from tljax.models.text.modernbert import ModernBert
+from tljax.models.text.mpnet import MPNet
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.efficientnet import EfficientNet, scaled
 from tljax.models.vision.resnet import ResNet
@@ -92,6 +97,10 @@ _EFFICIENTNETS_RW = {
 }
 
 
+_ROBERTA = Bert(vocabulary=50265, positions=514, token_types=1, pad_id=1, eps=1e-5, pool="cls")
+_XLM_R = _ROBERTA.clone(vocabulary=250002)
+_SENTENCE = {"pool": "mean", "normalize": True}  # embeddings of sentences, to be compared by their cosine
+
 BACKBONES: dict[str, Backbone] = {
     "resnet18": ResNet(depths=(2, 2, 2, 2), kind="basic"),
     "resnet34": ResNet(kind="basic"),
@@ -175,7 +184,34 @@ BACKBONES: dict[str, Backbone] = {
     "bert_large": Bert(**_LARGE),
     "minilm_l6": Bert(width=384, depth=6, pool="mean"),
     "distilbert_base": Bert(depth=6, token_types=0, pool="cls"),
-    "roberta_base": Bert(vocabulary=50265, positions=514, token_types=1, pad_id=1, eps=1e-5, pool="cls"),
+    "roberta_base": _ROBERTA,
+    "roberta_large": _ROBERTA.clone(**_LARGE),
+    "bert_base_cased": Bert(vocabulary=28996),
+    "xlm_roberta_base": _XLM_R,
+    "xlm_roberta_large": _XLM_R.clone(**_LARGE),
+    "camembert_base": _ROBERTA.clone(vocabulary=32005),
+    "multilingual_e5_small": Bert(width=384, vocabulary=250037, **_SENTENCE),
+    "multilingual_e5_base": _XLM_R.clone(**_SENTENCE),
+    "multilingual_e5_large": _XLM_R.clone(**_LARGE, **_SENTENCE),
+    "e5_small": Bert(width=384, **_SENTENCE),
+    "e5_base": Bert(**_SENTENCE),
+    "bge_small": Bert(width=384, pool="cls", normalize=True),
+    "bge_base": Bert(pool="cls", normalize=True),
+    "mpnet_base": MPNet(),
+    "all_mpnet_base": MPNet(**_SENTENCE),
+    "electra_small": Electra(),
+    "electra_base": Electra(**_BASE, embedding_width=None),
+    "electra_large": Electra(**_LARGE, embedding_width=None),
+    "albert_base": Albert(pool="cls"),
+    "albert_large": Albert(width=1024, heads=16, repeats=24, pool="cls"),
+    "modernbert_base": ModernBert(),
+    "modernbert_large": ModernBert(width=1024, depth=28, heads=16, mlp_width=2624),
+    "deberta_v3_xsmall": Deberta(width=384, heads=6),
+    "deberta_v3_small": Deberta(depth=6),
+    "deberta_v3_base": Deberta(),
+    "deberta_v3_large": Deberta(**_LARGE),
+    "mdeberta_v3_base": Deberta(vocabulary=251000),
+    "deberta_v2_xlarge": Deberta(width=1536, depth=24, heads=24, conv_size=3, conv_activation="gelu"),
 }
 
 

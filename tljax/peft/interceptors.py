@@ -284,7 +284,8 @@ def _with_prompt(x, prompt):
     if not isinstance(x, Mapping):
         return _after_first(x, prompt)
     ones = jnp.ones(len(prompt), x["attention_mask"].dtype)
-    return {"hidden": _after_first(x["hidden"], prompt), "attention_mask": _after_first(x["attention_mask"], ones)}
+    tokens = {"hidden": _after_first(x["hidden"], prompt), "attention_mask": _after_first(x["attention_mask"], ones)}
+    return {**x, **tokens}
 
 
 def _without_prompt(x, tokens):

@@ -64,7 +64,8 @@ def expected(run: Run) -> dict[str, dict[str, str]]:
     task, own = run.experiment.task, run.resolved.pretrained.preprocessing
     values = run.network.input_spec.expected(task, own, run.inputs.tokenizer, origins)
     normalized = ", then divided by its norm" if getattr(module, "normalize", False) else ""
-    values["pool"] = f"{getattr(module, 'pool', 'as the network does')}{normalized}"
+    dense = f", then a dense layer of {width}" if (width := getattr(module, "dense_width", 0)) else ""
+    values["pool"] = f"{getattr(module, 'pool', 'as the network does')}{dense}{normalized}"
     return {part: {"value": value, "from": origins.get(part, "")} for part, value in values.items()}
 
 

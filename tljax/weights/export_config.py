@@ -8,6 +8,7 @@ from tljax.errors import InputError
 from tljax.models.registry import attributes as module_attributes
 from tljax.models.registry import build
 from tljax.problems.registry import problem_of
+from tljax.weights import export_text
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs.processors import FILTERS
 from tljax.weights.configs.timm import CROP_MODES, RESNET_POOLS
@@ -102,10 +103,13 @@ def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str
     Raises:
         InputError: transformers has no such network.
     """
-    if kind not in _TRANSFORMERS:
-        raise InputError(f"transformers: no export of a {kind}; there are: {', '.join(_TRANSFORMERS)}")
-    config = _TRANSFORMERS[kind](attributes, bool(row.classes))
-    if kind != "Bert":
+    if kind not in _TRANSFORMERS and kind not in export_text.KINDS:
+        known = ", ".join((*_TRANSFORMERS, *export_text.KINDS))
+        raise InputError(f"transformers: no export of a {kind}; there are: {known}")
+    if kind in export_text.KINDS:
+        config = export_text.transformers(kind, attributes, row.source)
+    else:
+        config = _TRANSFORMERS[kind](attributes, bool(row.classes))
         _check_order("transformers", row.preprocessing)
         config.get("vision_config", config)["num_channels"] = row.preprocessing.inputs
     if "projection_dim" in config:  # a head that tells no classes apart, in a network that has no other
@@ -136,33 +140,7 @@ def _transformers_resnet(attributes: Attributes, classifies: bool) -> dict[str, 
     }
 
 
-def _transformers_bert(attributes: Attributes, classifies: bool) -> dict[str, Any]:
-    width = attributes["width"]
-    sizes = width, attributes["depth"], attributes["heads"], attributes["mlp_width"] or 4 * width
-    gelu = "gelu" if attributes["gelu"] == "erf" else "gelu_new"
-    shared = {"vocab_size": attributes["vocabulary"], "max_position_embeddings": attributes["positions"]}
-    classifies = attributes["pool"] in ("cls_tanh", "cls_relu")  # which have the layer that a classifier reads
-    if not classifies:
-        shared["tljax_pool"] = attributes["pool"]
-    if attributes["normalize"]:
-        shared["tljax_normalize"] = True
-    if attributes["token_types"] == 0:
-        _only("transformers", attributes, eps=1e-12)
-        names = dict(zip(("dim", "n_layers", "n_heads", "hidden_dim"), sizes, strict=True))
-        return {**_text("distilbert", "DistilBert", classifies), **shared, **names, "activation": gelu}
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    config = {**shared, **dict(zip(names, sizes, strict=True)), "hidden_act": gelu}
-    config |= {"type_vocab_size": attributes["token_types"], "layer_norm_eps": attributes["eps"]}
-    if attributes["pad_id"] is None:
-        return _text("bert", "Bert", classifies) | config
-    return _text("roberta", "Roberta", classifies) | config | {"pad_token_id": attributes["pad_id"]}
-
-
-def _text(kind: str, name: str, classifies: bool) -> dict[str, Any]:
-    return {"model_type": kind, "architectures": [f"{name}{'ForSequenceClassification' if classifies else 'Model'}"]}
-
-
-_TRANSFORMERS = {"ViT": transformers_vit, "ResNet": _transformers_resnet, "Bert": _transformers_bert}
+_TRANSFORMERS = {"ViT": transformers_vit, "ResNet": _transformers_resnet}
 
 
 def processor(images: Preprocessing) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import difflib
 import functools
 import hashlib
 import threading
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -28,12 +29,13 @@ from tljax.models.base import Backbone, attributes
 from tljax.weights import mappings
 from tljax.weights.adapt import adapt_channels, resample_pos_embed
 from tljax.weights.catalog import CATALOG, PICTURE, Pretrained
-from tljax.weights.configs import import_config
+from tljax.weights.configs import import_config, sentence_transformers
 from tljax.weights.mapping import Shape, Table, convert
 from tljax.weights.mappings.vision import vit
 from tljax.weights.readers import files
 
 POOLER = "params/pooler/"
+AFTER = (POOLER, "params/dense/")  # what reads pooled features
 # Attributes that a name does not decide: a checkpoint may have others.
 _NOT_IN_A_NAME = ("grid", "gelu", "eps", "conv_eps", "pool", "normalize", "vocabulary")
 _TORCH = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".index.json")
@@ -243,8 +245,8 @@ def _left_out(row: Pretrained, paths: Iterable[str]) -> list[str]:
     """Returns paths of what stands after the blocks and is not used where features are pooled in another way."""
     if not row.pool or module_of(row) == in_file(row):
         return []
-    pooler = () if "pooler" in module_of(row).groups else (POOLER,)
-    return sorted(path for path in paths if path.startswith(("head", *pooler)))
+    unused = [group for group in AFTER if group.split("/")[1] not in module_of(row).groups]
+    return sorted(path for path in paths if path.startswith(("head", *unused)))
 
 
 def provenance(
@@ -276,7 +278,7 @@ def provenance(
     resampled = [path for path, grid in module.position_grids.items() if grid != stored[path]]
     adapted = [module.input_kernel] if module.input_kernel and channels != row.preprocessing.inputs else []
     pretrained = experiment.head.init == "pretrained"
-    pooler = _left_out(row, [path for path in shapes(in_file(row), channels) if path.startswith(POOLER)])
+    pooler = _left_out(row, [path for path in shapes(in_file(row), channels) if path.startswith(AFTER)])
     return {
         "kept": len(own) - len(resampled) - len(adapted) + (len(heads) if pretrained else 0),
         "resampled": resampled,
@@ -298,6 +300,7 @@ def converted(row: Pretrained) -> Path:
             return path
         path = _file_in(path) if path.is_dir() else path
         sha256 = row.sha256 or sha256_of(path)
+        sha256 += sha256_of(_dense_file(path)) if _has_dense(row) else ""
         key = hashlib.sha256(f"{sha256} {row.source} {in_file(row)} {_tables(row)}".encode()).hexdigest()
         target = cache_dir() / "backbones" / f"{row.backbone.replace(':', '.')}-{key[:16]}"
         with create_once(target, wrong=checksums.wrong_folder) as making:
@@ -315,10 +318,27 @@ def _file_in(folder: Path) -> Path:
     raise InputError(f"{folder}: no weights in it; looked for {', '.join(hub.WEIGHTS)}")
 
 
+def _has_dense(row: Pretrained) -> bool:
+    """Returns whether a text encoder's row has a dense layer, which sentence-transformers keeps in another file."""
+    return bool(row.architecture.get("dense_width"))
+
+
+def _dense_file(path: Path) -> Path:
+    """Returns the file with the dense layer that belongs to a file of weights."""
+    folder = path.parent / sentence_transformers.DENSE
+    file = next((folder / name for name in hub.WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise InputError(f"{folder}: no weights in it, which modules.json names; looked for {', '.join(hub.WEIGHTS)}")
+    return file
+
+
 def read(row: Pretrained, path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Reads a file, or a folder as the hub has it: arrays under our flat paths, and names of what else it has."""
     path = _file_in(path) if path.is_dir() else path
     source, module, tables = files.read(path), in_file(row), _tables(row)
+    if _has_dense(row):
+        dense = files.read(_dense_file(path))
+        source = ChainMap({f"{sentence_transformers.DENSE}.{name}": dense[name] for name in dense}, source)
     name = row.source or max(tables, key=lambda name: _explained(source, tables[name]))
     expected = dict(shapes(module, row.preprocessing.inputs))
     table = tables[name]

@@ -14,14 +14,15 @@ from tokenizers.models import WordPiece
 
 from tljax.data import array_cache
 from tljax.data.dataset import Split
-from tljax.data.transforms import tokenizer_config
+from tljax.data.transforms import sentencepiece, tokenizer_config
 from tljax.data.transforms.patterns import check_patterns
 from tljax.errors import InputError, message_of
 from tljax.io.checked_files import one_line
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 
-FILES = ("tokenizer.json", "vocab.txt")  # looked for in a folder in this order
+FILES = ("tokenizer.json", "vocab.txt", "spm.model")  # looked for in a folder in this order
+_KINDS = {Path(name).suffix: name for name in FILES}
 _PADDING = ("[PAD]", "<pad>")
 _CHUNK = 1024  # texts that the tokenizer's own threads share
 
@@ -31,7 +32,8 @@ class Tokenizer:
     """A checkpoint's own tokenizer.
 
     Attributes:
-        path: a `tokenizer.json`, a BERT `vocab.txt` (WordPiece, 1609.08144), or the folder with one of them.
+        path: a `tokenizer.json`, a BERT `vocab.txt` (WordPiece, 1609.08144), DeBERTa's `spm.model`, or the folder with
+            one of them.
         lower_case: whether a `vocab.txt` is of lower-cased text without accents; if None, what `do_lower_case` in the
             `tokenizer_config.json` beside it says, else True. A `tokenizer.json` says so itself.
 
@@ -106,8 +108,9 @@ class Tokenizer:
         """All files that are read of `path`, by the names under which a folder has them."""
         file = _file(self.path)
         beside = [file.parent / name for name in tokenizer_config.FILES]
-        name = "vocab.txt" if file.suffix == ".txt" else "tokenizer.json"
-        return {name: file} | {path.name: path for path in beside if path.is_file()}
+        return {_KINDS.get(file.suffix, "tokenizer.json"): file} | {
+            path.name: path for path in beside if path.is_file()
+        }
 
     @cached_property
     def sha256(self) -> str:
@@ -115,6 +118,8 @@ class Tokenizer:
         file, settings = _file(self.path), self.settings
         if file.suffix == ".txt":
             reading = f"{_lower_case(self.lower_case, settings)}{settings.in_effect}"
+        elif file.suffix == ".model":
+            reading = f"{bool(settings.lower_case)}"
         else:
             changes = tokenizer_config.overrides(tokenizers.Tokenizer.from_file(str(file)), settings, file)
             reading = f"{self.lower_case}{changes or ''}"
@@ -165,11 +170,18 @@ def text_of(example: Mapping[str, Any]) -> str | tuple[str, str]:
 def _load(path: Path, lower_case: bool | None, length: int | None) -> tokenizers.Tokenizer | BertWordPieceTokenizer:
     file = _file(path)
     settings = tokenizer_config.read(file)
-    if file.suffix != ".txt":
+    is_json = file.suffix not in (".txt", ".model")
+    if is_json:
         check_patterns(file)
     try:
-        is_json = file.suffix != ".txt"
-        tokenizer = tokenizers.Tokenizer.from_file(str(file)) if is_json else _wordpiece(file, lower_case, settings)
+        if is_json:
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        elif file.suffix == ".model":
+            tokenizer = sentencepiece.read(file, bool(settings.lower_case))
+        else:
+            tokenizer = _wordpiece(file, lower_case, settings)
+    except InputError:
+        raise
     except Exception as error:  # the library raises plain Exception and TypeError
         raise InputError(f"{file}: not a {file.name} that can be read ({message_of(error)}); fetch it anew") from error
     if is_json:

@@ -54,7 +54,7 @@ class Settings:
 
 
 def read(tokenizer: Path) -> Settings:
-    """Reads what lies beside a `tokenizer.json` or `vocab.txt`.
+    """Reads what lies beside a `tokenizer.json`, `vocab.txt` or `spm.model`.
 
     Raises:
         InputError: a key is unknown, or has a value that cannot be followed here.
@@ -62,13 +62,13 @@ def read(tokenizer: Path) -> Settings:
     folder = tokenizer.parent
     config = load_json(folder / FILES[0], str(folder / FILES[0]))
     keys = Keys({} if config is None else config, FILES[0], str(folder), harmless_keys.TOKENIZER)
-    is_json = tokenizer.suffix == ".json"
+    is_wordpiece = tokenizer.suffix == ".txt"
     prefix_space = keys.flag("add_prefix_space", False) if "add_prefix_space" in keys else None
-    _refuse(keys, is_json)
+    _refuse(keys, tokenizer.suffix)
     flags = {key: keys.flag(key, False) if key in keys else None for key in _FLAGS}
     special = {name: _token(keys, name) for name in _SPECIAL if name in keys}
     limits = [(_limit(keys, key), keys.origin(key, "")) for key in ("model_max_length", "max_len")]
-    _check_added(keys, None if is_json else set(special.values()))
+    _check_added(keys, set(special.values()) if is_wordpiece else None)
     keys.finish()
     sentence = load_json(folder / FILES[1], str(folder / FILES[1]))
     lines = Keys({} if sentence is None else sentence, FILES[1], str(folder), harmless_keys.SENTENCE)
@@ -83,12 +83,16 @@ def read(tokenizer: Path) -> Settings:
 _FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
 
-def _refuse(keys: Keys, is_json: bool) -> None:
+def _refuse(keys: Keys, suffix: str) -> None:
     """Raises InputError for what no tokenizer here does."""
     keys.only(padding_side="right", truncation_side="right", split_special_tokens=False, pad_token_type_id=0)
     keys.only(do_basic_tokenize=True, never_split=[], wordpieces_prefix="##", auto_map=None)
     name = keys.text("tokenizer_class")
-    if name and not is_json and name.removesuffix("Fast") not in _WORDPIECE:
+    if suffix == ".model":  # which names its tokens itself, and of which DeBERTa's tokenizer changes nothing
+        keys.only(split_by_punct=False, strip_accents=None, tokenize_chinese_chars=None)
+        if name and name.removesuffix("Fast") != "DebertaV2Tokenizer":
+            raise keys.refusal("tokenizer_class", "reads spm.model in a way of its own: bring a tokenizer.json")
+    if name and suffix == ".txt" and name.removesuffix("Fast") not in _WORDPIECE:
         raise keys.refusal("tokenizer_class", "cuts vocab.txt in a way of its own: bring a tokenizer.json")
 
 

@@ -18,9 +18,11 @@ from tljax.io import sharded_files
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 WEIGHTS += ("pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-TOKENIZER_FILES += ("vocab.txt", "vocab.json", "merges.txt", "sentence_bert_config.json")
+TOKENIZER_FILES += ("vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentence_bert_config.json")
 # Of sentence-transformers; what pools lies in a folder of its own, which is called so in all repositories.
 _POOLING_FILES = ("modules.json", "config_sentence_transformers.json", "1_Pooling/config.json")
+# A dense layer after the pooling, of repositories whose modules.json has one.
+_DENSE_FILES = tuple(f"2_Dense/{name}" for name in ("config.json", "model.safetensors", "pytorch_model.bin"))
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
 COMPANIONS = (*_DESCRIPTIONS, *TOKENIZER_FILES, *_POOLING_FILES)
 
@@ -112,12 +114,19 @@ def _download(uri: str, repo: str, file: str, revision: str | None) -> Path:
         taken.append(_take(repo, name.removesuffix(path.name) + shard, revision))
         if taken[-1] is None:
             raise InputError(f"{uri}: the hub did not give it: {repo} lacks {shard}, which {name} names")
-    for companion in () if file else COMPANIONS:
+    for companion in () if file else (*COMPANIONS, *_DENSE_FILES):
+        if companion in _DENSE_FILES and not _has_dense(_cached(repo, "modules.json", revision)):
+            continue
         if try_to_load_from_cache(repo, companion, revision=revision) is None:  # neither there nor known to be missing
             taken.append(_take(repo, companion, revision))
     if any(other and path.parent not in other.parents for other in taken):
         raise InputError(f"{uri}: the repository changed while it was fetched; run it again, or pin a @revision")
     return path
+
+
+def _has_dense(modules: Path | None) -> bool:
+    """Returns whether a repository's `modules.json`, if it has one, names a dense layer."""
+    return modules is not None and b'"2_Dense"' in modules.read_bytes()
 
 
 def _take(repo: str, name: str, revision: str | None) -> Path | None:

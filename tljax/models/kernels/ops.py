@@ -139,17 +139,30 @@ def attention(
     q: Float[Array, "batch heads queries depth"],
     k: Float[Array, "batch heads keys depth"],
     v: Float[Array, "batch heads keys depth"],
-    mask: Bool[Array, "batch keys"] | None = None,
+    mask: Bool[Array, "batch keys"] | Bool[Array, "batch 1 queries keys"] | None = None,
+    bias: Float[Array, "*batch heads queries keys"] | None = None,
 ) -> Float[Array, "batch heads queries depth"]:
     """Returns scaled dot-product attention (1706.03762).
 
     Args:
         q, k, v: queries, keys and values, by head.
-        mask: true at keys to attend to; where it names none, and without it, all are.
+        mask: true at keys to attend to, of a text or of each query; where it names none, and without it, all are.
+        bias: added to the scores, which are scaled.
     """
+    if bias is not None or (mask is not None and mask.ndim == 4):
+        return _plain_attention(q, k, v, mask, bias)
     if platform() == "gpu":
         return _gpu_attention(q, k, v, mask)
     return _attended(q * q.shape[-1] ** -0.5, k, v, mask)
+
+
+def _plain_attention(q, k, v, mask, bias):
+    """Attention as it is written, with JAX's own gradient."""
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+    scores = scores if bias is None else scores + bias
+    if mask is not None:
+        scores = jnp.where(mask if mask.ndim == 4 else mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 
 def _gpu_attention(q, k, v, mask):

@@ -9,6 +9,8 @@ from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys, load_json
 from tljax.weights.catalog import Pretrained
 
+DENSE = "2_Dense"  # the folder of a dense layer, which is called so in all repositories
+ACTIVATIONS = {"torch.nn.modules.activation.Tanh": "tanh", "torch.nn.modules.linear.Identity": "identity"}
 _WAY_OUT = "set backbone.pool to cls, mean or max, and what modules.json says is left out"
 _MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
 # Those that no network here has, under sentence-transformers' two spellings.
@@ -39,6 +41,9 @@ def pooled(row: Pretrained, folder: Path) -> Pretrained:
         if kind == "Pooling" and not pooling:
             pooling["pool"] = _mode(folder, row.uri, path)
             origin = f"{path}/config.json"
+        elif kind == "Dense" and path == DENSE and set(pooling) == {"pool"}:
+            pooling |= _dense(folder, row)
+            origin += f" and {DENSE}/config.json"
         elif kind == "Normalize" and pooling:
             pooling["normalize"] = True
             origin += " and modules.json: Normalize"
@@ -55,6 +60,21 @@ def pooled(row: Pretrained, folder: Path) -> Pretrained:
 def _object(folder: Path, uri: str, name: str) -> Any:
     content = load_json(folder / name, f"{uri}: {name}")
     return {} if content is None else content
+
+
+def _dense(folder: Path, row: Pretrained) -> dict[str, Any]:
+    """Returns the attributes of a dense layer that follows the pooling."""
+    name = f"{DENSE}/config.json"
+    config = load_json(folder / name, f"{row.uri}: {name}")
+    if config is None:
+        raise InputError(f"{row.uri}: {name} is missing, which modules.json names; {_WAY_OUT}")
+    keys = Keys(config, name, row.uri, harmless_keys.SENTENCE)
+    keys.only(in_features=row.architecture["width"], bias=True)
+    attributes = {"dense_width": keys.whole("out_features")}
+    default = "torch.nn.modules.activation.Tanh"
+    attributes["dense_activation"] = keys.choice("activation_function", default, ACTIVATIONS)
+    keys.finish()
+    return attributes
 
 
 def _mode(folder: Path, uri: str, path: str) -> str:

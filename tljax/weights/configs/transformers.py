@@ -14,13 +14,10 @@ from tljax.problems.registry import PROBLEMS
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import processors, transformers_vit
-from tljax.weights.configs.transformers_vit import GELU
-from tljax.weights.configs.transformers_vit import sizes as _sizes
+from tljax.weights.configs.transformers_text import TEXTS
 
 _PROBLEMS = {problem.hf_problem_type: name for name, problem in PROBLEMS.items()}
 SILENT = "the default of transformers"  # where no key says for which head the weights are
-# Heads that read no pooler: where transformers makes a network for one of them, it has none.
-_OF_TOKENS = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering", "LMHeadModel")
 
 
 class _Family(NamedTuple):
@@ -171,62 +168,6 @@ def _mobilenet_v2(keys: Keys) -> dict[str, Any]:
     }
 
 
-def _encoder(keys: Keys, eps: float) -> dict[str, Any]:
-    """Returns the attributes that BERT and RoBERTa share."""
-    keys.only(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute", embedding_size=None)
-    return {
-        **_sizes(keys),
-        "mlp_width": keys.whole("intermediate_size", 3072),
-        "vocabulary": keys.whole("vocab_size"),
-        "positions": keys.whole("max_position_embeddings", 512),
-        "token_types": keys.whole("type_vocab_size", 2, least=0),
-        "gelu": keys.choice("hidden_act", "gelu", GELU),
-        "eps": keys.number("layer_norm_eps", eps),
-    }
-
-
-def _bert(keys: Keys) -> dict[str, Any]:
-    """Returns attributes from transformers' `BertConfig`."""
-    return _encoder(keys, 1e-12) | _pooling(keys, "cls_tanh", "cls" if _reads_tokens(keys) else "cls_tanh")
-
-
-def _roberta(keys: Keys) -> dict[str, Any]:
-    """Returns attributes from transformers' `RobertaConfig`."""
-    pad = keys.whole("pad_token_id", 1, least=0)
-    return _encoder(keys, 1e-5) | {"pad_id": pad} | _pooling(keys, "cls_tanh", "cls")
-
-
-def _distilbert(keys: Keys) -> dict[str, Any]:
-    """Returns attributes from transformers' `DistilBertConfig`, which has words of its own."""
-    defaults = {"dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072}
-    sizes = [keys.whole(name, default) for name, default in defaults.items()]
-    if sizes[0] % sizes[2]:
-        raise keys.refusal("n_heads", f"does not divide the width of {sizes[0]}")
-    keys.only(layer_norm_eps=1e-12)
-    return {
-        **dict(zip(("width", "depth", "heads", "mlp_width"), sizes, strict=True)),
-        "vocabulary": keys.whole("vocab_size"),
-        "positions": keys.whole("max_position_embeddings", 512),
-        "token_types": 0,
-        "gelu": keys.choice("activation", "gelu", GELU),
-        "eps": 1e-12,
-        **_pooling(keys, "cls_relu", "cls"),
-    }
-
-
-def _reads_tokens(keys: Keys) -> bool:
-    return any(name.endswith(_OF_TOKENS) for name in keys.texts("architectures"))
-
-
-def _pooling(keys: Keys, of_classifier: str, otherwise: str) -> dict[str, Any]:
-    """Returns how features are pooled: with the dense layer of a classifier, or as an export of ours says."""
-    known = {name: name for name in (of_classifier, "cls", "mean", "max")}
-    normalize = keys.flag("tljax_normalize", False)
-    if any("ForSequenceClassification" in name for name in keys.texts("architectures")):
-        otherwise = of_classifier
-    return {"pool": keys.choice("tljax_pool", otherwise, known), **({"normalize": True} if normalize else {})}
-
-
 FAMILIES = {
     "vit": _Family("vit_base_patch16", "hf", transformers_vit.vit),
     "dinov2": _Family("vit_base_patch14_dinov2", "hf", transformers_vit.dinov2),
@@ -243,7 +184,5 @@ FAMILIES = {
     "resnet": _Family("resnet50", "hf", _resnet),
     "efficientnet": _Family("efficientnet_b0", "hf", _efficientnet),
     "mobilenet_v2": _Family("mobilenetv2_100", "hf_mobilenet_v2", _mobilenet_v2),
-    "bert": _Family("bert_base", "bert", _bert, "text"),
-    "roberta": _Family("roberta_base", "roberta", _roberta, "text"),
-    "distilbert": _Family("distilbert_base", "distilbert", _distilbert, "text"),
+    **{kind: _Family(*family, "text") for kind, family in TEXTS.items()},
 }

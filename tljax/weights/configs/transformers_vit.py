@@ -6,21 +6,9 @@ from typing import Any
 
 from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys
+from tljax.weights.configs.encoder_sizes import GELU, sizes
 
-GELU = {"gelu": "erf", "gelu_python": "erf", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
 _TOWER_GELU = GELU | {"quick_gelu": "quick"}
-
-
-def sizes(keys: Keys, width: int = 768, heads: int = 12) -> dict[str, Any]:
-    """Returns width, depth and heads, which most `keys` call alike; `width` and `heads` are the defaults."""
-    numbers = {
-        "width": keys.whole("hidden_size", width),
-        "depth": keys.whole("num_hidden_layers", 12),
-        "heads": keys.whole("num_attention_heads", heads),
-    }
-    if numbers["width"] % numbers["heads"]:
-        raise keys.refusal("num_attention_heads", f"does not divide the width of {numbers['width']}")
-    return numbers
 
 
 def _shared(keys: Keys, patch_size: int, image_size: int, eps: float, **defaults: int) -> dict[str, Any]:

@@ -4,13 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tljax.models.text.albert import Albert
 from tljax.models.text.bert import Bert
+from tljax.models.text.deberta import Deberta
+from tljax.models.text.electra import Electra
+from tljax.models.text.modernbert import ModernBert
+from tljax.models.text.mpnet import MPNet
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.vit import ViT
 from tljax.weights.mapping import Table
-from tljax.weights.mappings.text import bert
+from tljax.weights.mappings.text import albert, bert, deberta, electra, modernbert, mpnet
 from tljax.weights.mappings.vision import bit, clip, dinov3, efficientnet, resnet, vit
 from tljax.weights.readers import files
 
@@ -27,6 +32,11 @@ _TABLES: dict[type, Callable[[Any], dict[str, Table]]] = {
     EfficientNet: efficientnet.tables,
     ResNet: resnet.tables,
     ViT: _vit,
+    Albert: albert.tables,
+    Electra: electra.tables,
+    MPNet: mpnet.tables,
+    ModernBert: modernbert.tables,
+    Deberta: deberta.tables,
 }
 
 

@@ -10,54 +10,59 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tljax.weights.configs.sentence_transformers import DENSE
 from tljax.weights.mapping import ParamMapping, Table, torch_linear, torch_norm
 
 if TYPE_CHECKING:
     from tljax.models.text.bert import Bert
+    from tljax.models.text.encoder import TextEncoder
 
 # A buffer of older versions, the heads of other tasks, and the old spelling of LayerNorm's parameters.
-_IGNORED = (r".*\.embeddings\.position_ids", r"qa_outputs\..*")
-_LEGACY = ((r"(LayerNorm|layer_norm)\.gamma$", r"\1.weight"), (r"(LayerNorm|layer_norm)\.beta$", r"\1.bias"))
+IGNORED = (r".*\.embeddings\.position_ids", r"qa_outputs\..*")
+LEGACY = ((r"(LayerNorm|layer_norm)\.gamma$", r"\1.weight"), (r"(LayerNorm|layer_norm)\.beta$", r"\1.bias"))
 
 
 def tables(model: Bert) -> dict[str, Table]:
     """Returns the table for each library whose names a checkpoint may have."""
-    return {"bert": _bert(model), "roberta": _roberta(model), "distilbert": _distilbert(model)}
+    roberta = _roberta(model)
+    # Which differ from RoBERTa in their vocabularies alone.
+    same = dict.fromkeys(("xlm-roberta", "camembert"), roberta)
+    return {"bert": _bert(model), "roberta": roberta, **same, "distilbert": _distilbert(model)}
 
 
 def _bert(model: Bert) -> Table:
     """Returns the table of `Bert*`, with the pooler that pretraining and the classifier share."""
-    mappings, unused = _ending(model, "cls_tanh", "bert.pooler.dense", "classifier")
+    mappings, unused = ending(model, "cls_tanh", "bert.pooler.dense", "classifier")
     return Table(
-        (*_encoder(model, "bert"), *mappings),
-        (*_IGNORED, *unused, r"cls\..*"),
-        (*_LEGACY, _prefixed("bert", "encoder")),
+        (*encoder(model, "bert"), *mappings),
+        (*IGNORED, *unused, r"cls\..*"),
+        (*LEGACY, prefixed("bert", "encoder")),
     )
 
 
 def _roberta(model: Bert) -> Table:
     """Returns the table of `Roberta*`, without its own pooler, which pretraining left as it was initialized."""
-    mappings, unused = _ending(model, "cls_tanh", "classifier.dense", "classifier.out_proj")
+    mappings, unused = ending(model, "cls_tanh", "classifier.dense", "classifier.out_proj")
     return Table(
-        (*_encoder(model, "roberta"), *mappings),
+        (*encoder(model, "roberta"), *mappings),
         (
-            *_IGNORED,
+            *IGNORED,
             *unused,
             *([r"classifier\.(weight|bias)"] if unused else []),
             r"lm_head\..*",
             r"roberta\.pooler\..*",
         ),
-        (*_LEGACY, _prefixed("roberta", "encoder")),
+        (*LEGACY, prefixed("roberta", "encoder")),
     )
 
 
 def _distilbert(model: Bert) -> Table:
     """Returns the table of `DistilBert*`."""
-    mappings, unused = _ending(model, "cls_relu", "pre_classifier", "classifier")
-    mappings += _embeddings(model, "distilbert")
+    mappings, unused = ending(model, "cls_relu", "pre_classifier", "classifier")
+    mappings += embeddings(model, "distilbert")
     for i in range(model.depth):
         source, target = f"distilbert.transformer.layer.{i}", f"params/block_{i}"
-        mappings += _attention(model, [f"{source}.attention.{name}_lin" for name in ("q", "k", "v", "out")], target)
+        mappings += attention(model, [f"{source}.attention.{name}_lin" for name in ("q", "k", "v", "out")], target)
         mappings += [
             *torch_norm(f"{source}.sa_layer_norm", f"{target}/norm1"),
             *torch_linear(f"{source}.ffn.lin1", f"{target}/mlp/fc1"),
@@ -66,24 +71,36 @@ def _distilbert(model: Bert) -> Table:
         ]
     return Table(
         tuple(mappings),
-        (*_IGNORED, *unused, r"vocab_(transform|layer_norm|projector)\..*"),
-        (*_LEGACY, _prefixed("distilbert", "transformer")),
+        (*IGNORED, *unused, r"vocab_(transform|layer_norm|projector)\..*"),
+        (*LEGACY, prefixed("distilbert", "transformer")),
     )
 
 
-def _prefixed(prefix: str, layers: str) -> tuple[str, str]:
+def prefixed(prefix: str, layers: str) -> tuple[str, str]:
     """Returns the alias for a file that was saved from the bare model."""
     return rf"^(?=(embeddings|{layers}|pooler)\.)", f"{prefix}."
 
 
-def _ending(model: Bert, pool: str, dense: str, classifier: str) -> tuple[list[ParamMapping], list[str]]:
-    """Rules for what follows the blocks, and what is ignored of it, where the checkpoint's own head pools by `pool`."""
+def ending(model: TextEncoder, pool: str, dense: str, classifier: str) -> tuple[list[ParamMapping], list[str]]:
+    """Returns rules for what follows the blocks, and what is ignored of it.
+
+    Args:
+        model: the network.
+        pool: how the checkpoint's own head pools.
+        dense, classifier: the layer that its head reads, and the head.
+    """
+    mappings = list(torch_linear(f"{DENSE}.linear", "params/dense")) if model.dense_width else []
     if model.pool == pool:
-        return [*torch_linear(dense, "params/pooler"), *torch_linear(classifier, "head")], []
-    return [*torch_linear("head", "head")], [rf"{name}\.(weight|bias)" for name in (dense, classifier)]
+        mappings += torch_linear(dense, "params/pooler")
+        if not model.dense_width:
+            return [*mappings, *torch_linear(classifier, "head")], []
+        return [*mappings, *torch_linear("head", "head")], [rf"{classifier}\.(weight|bias)"]
+    mappings += torch_linear("head", "head")
+    return mappings, [rf"{name}\.(weight|bias)" for name in (dense, classifier)]
 
 
-def _embeddings(model: Bert, prefix: str) -> Iterator[ParamMapping]:
+def embeddings(model: Bert, prefix: str) -> Iterator[ParamMapping]:
+    """Yields the embeddings, which all of them call alike."""
     names = {"word_embeddings": "word_embed", "position_embeddings": "pos_embed"}
     if model.token_types:
         names["token_type_embeddings"] = "type_embed"
@@ -92,20 +109,26 @@ def _embeddings(model: Bert, prefix: str) -> Iterator[ParamMapping]:
     yield from torch_norm(f"{prefix}.embeddings.LayerNorm", "params/stem/norm")
 
 
-def _attention(model: Bert, sources: list[str], target: str) -> Iterator[ParamMapping]:
-    """Query, key and value, which are parts of our joint projection, and what follows them."""
+def attention(model: TextEncoder, sources: list[str], target: str) -> Iterator[ParamMapping]:
+    """Yields query, key and value, which are parts of our joint projection, and what follows them.
+
+    Args:
+        model: the network.
+        sources: the names of the four.
+        target: our block.
+    """
     for i, source in enumerate(sources[:3]):
         yield from torch_linear(source, f"{target}/attention/qkv", (i * model.width, (i + 1) * model.width))
     yield from torch_linear(sources[3], f"{target}/attention/out")
 
 
-def _encoder(model: Bert, prefix: str) -> Iterator[ParamMapping]:
+def encoder(model: Bert, prefix: str) -> Iterator[ParamMapping]:
     """Yields embeddings and blocks as BERT and RoBERTa call them."""
-    yield from _embeddings(model, prefix)
+    yield from embeddings(model, prefix)
     for i in range(model.depth):
         source, target = f"{prefix}.encoder.layer.{i}", f"params/block_{i}"
         projections = [f"{source}.attention.self.{name}" for name in ("query", "key", "value")]
-        yield from _attention(model, [*projections, f"{source}.attention.output.dense"], target)
+        yield from attention(model, [*projections, f"{source}.attention.output.dense"], target)
         yield from torch_norm(f"{source}.attention.output.LayerNorm", f"{target}/norm1")
         yield from torch_linear(f"{source}.intermediate.dense", f"{target}/mlp/fc1")
         yield from torch_linear(f"{source}.output.dense", f"{target}/mlp/fc2")
