@@ -25,6 +25,7 @@ from tljax.models.registry import BACKBONES, attributes
 from tljax.models.text.bert import Bert
 from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
 from tljax.weights import pretrained
 from tljax.weights.catalog import Pretrained
@@ -89,6 +90,7 @@ TINY = {
         stem_width=8,
         head_width=16,
     ),
+    "tiny_swin": Swin(width=8, depths=(2, 1), heads=(2, 2), window=4, grid=(8, 8), version=2),
 }
 
 

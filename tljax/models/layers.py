@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from tljax.models.base import Backbone
 from tljax.models.kernels import ops
@@ -28,21 +30,47 @@ class TransformerBackbone(Backbone):
         return self.width
 
 
+def embed_patches(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "down across channels features"],
+    bias: Float[Array, " features"] | None,
+) -> Float[Array, "batch rows columns features"]:
+    """Returns the projections of an image's patches, which do not overlap.
+
+    Args:
+        x: images that patches tile.
+        kernel, bias: of the projection.
+    """
+    down, across, channels, features = kernel.shape
+    rows, columns = x.shape[1] // down, x.shape[2] // across
+    # Such a convolution is a matrix product of flattened patches.
+    x = x.reshape(len(x), rows, down, columns, across, channels).transpose(0, 1, 3, 2, 4, 5)
+    return ops.linear(x.reshape(len(x), rows, columns, -1), kernel.reshape(-1, features), bias)
+
+
 class Dense(nn.Module):
     """A dense layer, `x @ kernel + bias` over the last axis.
 
     Attributes:
         features: outputs.
         kernel_init: how the kernel [inputs, features] starts; the bias starts at zero.
+        unbiased: (start, stop) of the outputs that have no bias.
     """
 
     features: int
     kernel_init: Callable
+    unbiased: tuple[int, int] = (0, 0)
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        return ops.linear(x, kernel, self.param("bias", nn.initializers.zeros, (self.features,)))
+        start, stop = self.unbiased
+        if stop - start == self.features:
+            return ops.linear(x, kernel)
+        bias = self.param("bias", nn.initializers.zeros, (self.features - (stop - start),))
+        if stop > start:
+            bias = jnp.concatenate([bias[:start], jnp.zeros(stop - start, bias.dtype), bias[start:]])
+        return ops.linear(x, kernel, bias)
 
 
 class LayerNorm(nn.Module):

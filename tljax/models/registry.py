@@ -11,6 +11,7 @@ from tljax.models.text.bert import Bert
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.efficientnet import EfficientNet, scaled
 from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
 
 __all__ = ["BACKBONES", "BATCH_NORM_MODES", "Backbone", "attributes", "build"]
@@ -79,6 +80,24 @@ _EFFICIENTNETS_RW = {
     ),
 }
 
+_SWIN_S = {"depths": (2, 2, 18, 2)}
+_SWIN_B = {**_SWIN_S, "width": 128, "heads": (4, 8, 16, 32)}
+_SWIN_L = {**_SWIN_S, "width": 192, "heads": (6, 12, 24, 48)}
+_SIZE_384 = {"window": 12, "grid": (96, 96)}
+_SWIN_V2 = {"version": 2, "window": 8, "grid": (64, 64)}
+_SWINS: dict[str, Backbone] = {
+    "swin_tiny_patch4_window7": Swin(),
+    "swin_small_patch4_window7": Swin(**_SWIN_S),
+    "swin_base_patch4_window7": Swin(**_SWIN_B),
+    "swin_base_patch4_window12": Swin(**_SWIN_B, **_SIZE_384),
+    "swin_large_patch4_window7": Swin(**_SWIN_L),
+    "swin_large_patch4_window12": Swin(**_SWIN_L, **_SIZE_384),
+    "swinv2_tiny_window8": Swin(**_SWIN_V2),
+    "swinv2_small_window8": Swin(**_SWIN_S, **_SWIN_V2),
+    "swinv2_base_window8": Swin(**_SWIN_B, **_SWIN_V2),
+    "swinv2_base_window16": Swin(**_SWIN_B, **{**_SWIN_V2, "window": 16}),
+}
+
 
 BACKBONES: dict[str, Backbone] = {
     "resnet18": ResNet(depths=(2, 2, 2, 2), kind="basic"),
@@ -131,6 +150,7 @@ BACKBONES: dict[str, Backbone] = {
     "deit3_small_patch16": ViT(**_DEIT3),
     "deit3_base_patch16": ViT(**_BASE, **_DEIT3),
     "deit3_large_patch16": ViT(**_LARGE, **_DEIT3),
+    **_SWINS,
     "bert_base": Bert(),
     "bert_large": Bert(**_LARGE),
     "minilm_l6": Bert(width=384, depth=6, pool="mean"),

@@ -1,6 +1,5 @@
 """The `config.json` and preprocessing with which timm and transformers load a checkpoint back; inverse of `configs`."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from tljax.data.preprocessing import Preprocessing
@@ -9,10 +8,12 @@ from tljax.models.registry import attributes as module_attributes
 from tljax.models.registry import build
 from tljax.problems.registry import problem_of
 from tljax.weights.catalog import Pretrained
+from tljax.weights.configs import relative
+from tljax.weights.configs.limits import Attributes
+from tljax.weights.configs.limits import only as _only
+from tljax.weights.configs.limits import timm_pool as _timm_pool
 from tljax.weights.configs.processors import FILTERS
 from tljax.weights.configs.timm import CROP_MODES, RESNET_POOLS, VIT_ARGS, VIT_POOLS
-
-Attributes = Mapping[str, Any]  # of a module of tljax.models
 
 
 def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
@@ -73,14 +74,6 @@ def _timm_vit(attributes: Attributes, row: Pretrained):
     return name, pool, args, ["head", "head_dist"] if distilled else "head", "patch_embed.proj"
 
 
-def _timm_pool(attributes: Attributes, pools: Mapping[str, str]) -> str:
-    """Returns timm's word for how the network pools."""
-    for theirs, ours in pools.items():
-        if ours == attributes["pool"]:
-            return theirs
-    raise InputError(f"timm has no such network that pools by {attributes['pool']!r}, only {', '.join(pools.values())}")
-
-
 def _timm_resnet(attributes: Attributes, row: Pretrained):
     _only("timm", attributes, norm="batch", stride_on="3x3", stem_pool_padding=(1, 1))
     args = {"layers": list(attributes["depths"]), "channels": list(attributes["widths"])}
@@ -110,6 +103,7 @@ def _timm_efficientnet(attributes: Attributes, row: Pretrained):
 
 
 _TIMM = {"ViT": _timm_vit, "ResNet": _timm_resnet, "BiT": _timm_bit, "EfficientNet": _timm_efficientnet}
+_TIMM |= relative.TO_TIMM
 
 
 def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
@@ -210,6 +204,7 @@ def _text(kind: str, name: str, classifies: bool) -> dict[str, Any]:
 
 
 _TRANSFORMERS = {"ViT": _transformers_vit, "ResNet": _transformers_resnet, "Bert": _transformers_bert}
+_TRANSFORMERS |= relative.TO_TRANSFORMERS
 
 
 def processor(images: Preprocessing) -> dict[str, Any]:
@@ -234,9 +229,3 @@ def processor(images: Preprocessing) -> dict[str, Any]:
 def _check_order(library: str, images: Preprocessing) -> None:
     if images.channels not in ("rgb", "rgba", "grey"):
         raise InputError(f"{library} feeds its networks rgb, this one wants {images.channels}")
-
-
-def _only(library: str, attributes: Attributes, **values: Any) -> None:
-    for key, value in values.items():
-        if attributes.get(key, value) != value:
-            raise InputError(f"{library} has no such network: only {key}={value!r}, not {attributes[key]!r}")

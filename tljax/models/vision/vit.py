@@ -11,8 +11,7 @@ from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models.base import BackboneInput
-from tljax.models.kernels import ops
-from tljax.models.layers import Attention, LayerNorm, Mlp, TransformerBackbone
+from tljax.models.layers import Attention, LayerNorm, Mlp, TransformerBackbone, embed_patches
 from tljax.models.remat import run_group
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
@@ -36,9 +35,7 @@ class _Stem(nn.Module):
             raise ValueError(f"images are {x.shape[1:3]}, a {self.grid} grid of {p}-pixel patches is not")
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, x.shape[-1], self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        # Patches do not overlap, so the convolution is a matrix product of flattened patches.
-        x = x.reshape(x.shape[0], rows, p, columns, p, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
-        x = ops.linear(x.reshape(x.shape[0], rows * columns, -1), kernel.reshape(-1, self.width), bias)
+        x = embed_patches(x, kernel, bias).reshape(len(x), rows * columns, self.width)
         prefix = [self._token("class_token", 1, x)]
         if self.distilled:
             prefix.append(self._token("distillation_token", 1, x))

@@ -9,8 +9,10 @@ from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
+from tljax.weights.configs import relative
 
 _FAMILIES = ("vit", "deit", "resnet", "efficientnet", "tf_efficientnet", "mobilenetv2")  # BiT's are `resnetv2`
+_FAMILIES += ("swin_", "swinv2_tiny", "swinv2_small", "swinv2_base")
 CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours
 VIT_POOLS = {"token": "class", "avg": "mean"}
 RESNET_POOLS = {"avg": "mean", "max": "max", "avgmax": "avgmax"}
@@ -58,6 +60,8 @@ def _network(architecture: str, args: Keys) -> tuple[str, dict[str, Any], Mappin
     """Returns our name of an architecture, the attributes that its arguments change, and how its family may pool."""
     if architecture.startswith(("vit", "deit")):
         return *_vit(architecture, args), VIT_POOLS
+    if architecture.startswith("swin"):
+        return *relative.swin_from_timm(architecture, args), relative.SWIN_POOLS
     if "efficientnet" in architecture or architecture.startswith("mobilenet"):
         return architecture, _efficientnet(args), RESNET_POOLS
     return architecture, _resnet(args), {"avg": "mean"} if architecture.startswith("resnetv2") else RESNET_POOLS

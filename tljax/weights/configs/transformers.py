@@ -13,7 +13,7 @@ from tljax.models.vision.efficientnet import rounded
 from tljax.problems.registry import PROBLEMS
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
-from tljax.weights.configs import processors
+from tljax.weights.configs import processors, relative
 
 GELU = {"gelu": "erf", "gelu_python": "erf", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
 _PROBLEMS = {problem.hf_problem_type: name for name, problem in PROBLEMS.items()}
@@ -277,6 +277,7 @@ FAMILIES = {
     "resnet": _Family("resnet50", "hf", _resnet),
     "efficientnet": _Family("efficientnet_b0", "hf", _efficientnet),
     "mobilenet_v2": _Family("mobilenetv2_100", "hf_mobilenet_v2", _mobilenet_v2),
+    "swin": _Family("swin_tiny_patch4_window7", "hf", relative.swin),
     "bert": _Family("bert_base", "bert", _bert, "text"),
     "roberta": _Family("roberta_base", "roberta", _roberta, "text"),
     "distilbert": _Family("distilbert_base", "distilbert", _distilbert, "text"),

@@ -8,10 +8,11 @@ from tljax.models.text.bert import Bert
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
 from tljax.weights.mapping import Table
 from tljax.weights.mappings.text import bert
-from tljax.weights.mappings.vision import bit, efficientnet, resnet, vit
+from tljax.weights.mappings.vision import bit, efficientnet, resnet, swin, vit
 from tljax.weights.readers import files
 
 _TABLES: dict[type, Callable[[Any], dict[str, Table]]] = {
@@ -19,6 +20,7 @@ _TABLES: dict[type, Callable[[Any], dict[str, Table]]] = {
     BiT: bit.tables,
     EfficientNet: efficientnet.tables,
     ResNet: resnet.tables,
+    Swin: swin.tables,
     ViT: vit.tables,
 }
 
