@@ -23,6 +23,7 @@ from tljax.distributed.preemption import PreemptionSignal
 from tljax.io.download.fetch import cache_dir
 from tljax.models.registry import BACKBONES, attributes
 from tljax.models.text.bert import Bert
+from tljax.models.vision.beit import BEiT
 from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.swin import Swin
@@ -90,6 +91,7 @@ TINY = {
         stem_width=8,
         head_width=16,
     ),
+    "tiny_beit": BEiT(width=16, depth=3, heads=2, patch_size=8, grid=(4, 4)),
     "tiny_swin": Swin(width=8, depths=(2, 1), heads=(2, 2), window=4, grid=(8, 8), version=2),
 }
 

@@ -46,6 +46,8 @@ TRANSFORMERS = with_reason(
             *("pooler_type", "pooler_output_size", "pooler_act", "directionality", "encoder_stride"),
             *("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "apply_layernorm"),
             *("reshape_hidden_states",),
+            *("add_fpn", "pool_scales", "use_auxiliary_head", "auxiliary_loss_weight", "auxiliary_channels"),
+            *("auxiliary_num_convs", "auxiliary_concat_input"),
         ),
     }
 )
@@ -74,6 +76,7 @@ TIMM_ARGS = with_reason(
         _TRAINING: (
             *("drop_rate", "drop_path_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
             *("drop_block_rate", "weight_init", "fix_init", "zero_init_last"),
+            "head_init_scale",
         ),
         "lets the network take other image sizes, which here it does by resampling": (
             *("dynamic_img_size", "strict_img_size"),

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from tljax.models.base import Backbone
 from tljax.models.kernels import ops
@@ -28,24 +27,6 @@ class TransformerBackbone(Backbone):
     @property
     def prompt_width(self) -> int:
         return self.width
-
-
-def embed_patches(
-    x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "down across channels features"],
-    bias: Float[Array, " features"] | None,
-) -> Float[Array, "batch rows columns features"]:
-    """Returns the projections of an image's patches, which do not overlap.
-
-    Args:
-        x: images that patches tile.
-        kernel, bias: of the projection.
-    """
-    down, across, channels, features = kernel.shape
-    rows, columns = x.shape[1] // down, x.shape[2] // across
-    # Such a convolution is a matrix product of flattened patches.
-    x = x.reshape(len(x), rows, down, columns, across, channels).transpose(0, 1, 3, 2, 4, 5)
-    return ops.linear(x.reshape(len(x), rows, columns, -1), kernel.reshape(-1, features), bias)
 
 
 class Dense(nn.Module):

@@ -8,6 +8,7 @@ from tljax.errors import InputError
 from tljax.models.base import Backbone, attributes
 from tljax.models.convolution import BATCH_NORM_MODES
 from tljax.models.text.bert import Bert
+from tljax.models.vision.beit import BEiT
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.efficientnet import EfficientNet, scaled
 from tljax.models.vision.resnet import ResNet
@@ -151,6 +152,10 @@ BACKBONES: dict[str, Backbone] = {
     "deit3_base_patch16": ViT(**_BASE, **_DEIT3),
     "deit3_large_patch16": ViT(**_LARGE, **_DEIT3),
     **_SWINS,
+    "beit_base_patch16": BEiT(),
+    "beit_large_patch16": BEiT(**_LARGE, layer_scale=1e-5),
+    "beitv2_base_patch16": BEiT(layer_scale=1e-5),
+    "beitv2_large_patch16": BEiT(**_LARGE, layer_scale=1e-5),
     "bert_base": Bert(),
     "bert_large": Bert(**_LARGE),
     "minilm_l6": Bert(width=384, depth=6, pool="mean"),

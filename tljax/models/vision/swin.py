@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 from tljax.errors import InputError
 from tljax.models.base import Backbone, BackboneInput
 from tljax.models.convolution import blocks
-from tljax.models.layers import Dense, LayerNorm, Mlp, embed_patches
+from tljax.models.layers import Dense, LayerNorm, Mlp
 from tljax.models.relative import biased_attention, displacements, join_heads, split_heads
+from tljax.models.vision.patches import embed_patches
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
 _OTHER_REGION = -100.0  # added to the scores of tokens that are neighbors only because the map was rolled

@@ -1,18 +1,15 @@
 """Vision Transformer (2010.11929), DeiT (2012.12877), DeiT III (2204.07118) and DINOv2 (2304.07193)."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tljax.errors import InputError
-from tljax.models.base import BackboneInput
-from tljax.models.layers import Attention, LayerNorm, Mlp, TransformerBackbone, embed_patches
+from tljax.models.layers import Attention, LayerNorm, Mlp
 from tljax.models.remat import run_group
+from tljax.models.vision.patches import PatchTransformer, embed_patches
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
 _xavier = nn.initializers.xavier_uniform()
@@ -84,7 +81,7 @@ class _Block(nn.Module):
         return y if self.layer_scale is None else _LayerScale(self.layer_scale, name=f"layer_scale{number}")(y)
 
 
-class ViT(TransformerBackbone):
+class ViT(PatchTransformer):
     """A pre-norm Vision Transformer that ends in pooled features.
 
     Attributes:
@@ -135,22 +132,8 @@ class ViT(TransformerBackbone):
         return self.pool == "mean"
 
     @property
-    def input_spec(self) -> BackboneInput:
-        return BackboneInput("image", size=(self.grid[0] * self.patch_size, self.grid[1] * self.patch_size))
-
-    @property
-    def input_kernel(self) -> str:
-        return "params/stem/kernel"
-
-    @property
     def position_grids(self) -> dict[str, tuple[int, int]]:
         return {"params/stem/pos_embed": self.grid}
-
-    @property
-    def prompt_init(self) -> Callable[[jax.Array, tuple[int, ...]], jax.Array]:
-        """Uniform within ±sqrt(6 / (3 * patch_size² + width)), as VPT's (2203.12119)."""
-        limit = math.sqrt(6 / (3 * self.patch_size**2 + self.width))
-        return lambda key, shape: jax.random.uniform(key, shape, minval=-limit, maxval=limit)
 
     def trained_by(self, library: str) -> dict[str, Any]:
         """Returns the GELU of Google's own code, which is approximate."""
@@ -203,13 +186,3 @@ class ViT(TransformerBackbone):
             return (x[:, 0] + x[:, 1]) / 2
         mean = jnp.mean(x[:, self.prefix :], axis=1)
         return self.norm(mean) if self.pool == "mean" else jnp.concatenate([x[:, 0], mean], axis=-1)
-
-    def resized(self, image_size: int) -> "ViT":
-        """Returns the same network on another grid of patches.
-
-        Raises:
-            InputError: the patches do not tile the image.
-        """
-        if image_size % self.patch_size:
-            raise InputError(f"image size {image_size} is no multiple of the patch size {self.patch_size}")
-        return self.clone(grid=(image_size // self.patch_size,) * 2)

@@ -1,4 +1,4 @@
-"""Swin in timm's and transformers' `config.json`, both ways: what their keys mean here, and what we write."""
+"""Swin and BEiT in timm's and transformers' `config.json`: what their keys mean here, and what we write."""
 
 import re
 from typing import Any
@@ -9,6 +9,9 @@ from tljax.weights.catalog import Pretrained
 from tljax.weights.configs.limits import Attributes, only, timm_pool
 
 SWIN_POOLS = {"avg": "mean", "max": "max"}
+PATCHES_POOLS = {"avg": "mean", "token": "class"}
+# timm's argument -> our attribute, where the values are the same.
+_PATCHES_ARGS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads"}
 _SWIN_ARGS = {"depths": "depths", "num_heads": "heads"}
 
 
@@ -104,5 +107,115 @@ def _swin_to_transformers(attributes: Attributes, classifies: bool) -> dict[str,
     }
 
 
-TO_TIMM = {"Swin": _swin_to_timm}
-TO_TRANSFORMERS = {"Swin": _swin_to_transformers}
+def patches_from_timm(args: Keys, patch: int, size: int) -> dict[str, Any]:
+    """Returns the attributes that timm's arguments change of a transformer with a class token.
+
+    Args:
+        args: timm's `model_args`.
+        patch, size: of the architecture, where no argument says so.
+
+    Raises:
+        InputError: a value is not supported.
+    """
+    patch, size = args.square("patch_size", patch), args.square("img_size", size)
+    if size < patch:
+        raise args.refusal("img_size", f"is less than the patch size of {patch}")
+    changes: dict[str, Any] = {"patch_size": patch, "grid": [size // patch] * 2}
+    changes |= {ours: args.whole(theirs) for theirs, ours in _PATCHES_ARGS.items() if theirs in args}
+    if "mlp_ratio" in args:
+        if "width" not in changes:
+            raise args.refusal("mlp_ratio", "is not supported without embed_dim")
+        changes["mlp_width"] = int(changes["width"] * args.number("mlp_ratio"))
+    if "init_values" in args or args.is_null("init_values"):
+        changes["layer_scale"] = args.number("init_values") if "init_values" in args else None
+    args.only(qkv_bias=True)
+    return changes
+
+
+def _patches_to_timm(attributes: Attributes, row: Pretrained) -> tuple[str, str, dict[str, Any]]:
+    """Returns timm's name of a transformer with a class token, how it pools, and its arguments."""
+    only("timm", attributes, eps=1e-6)
+    pool = timm_pool(attributes, PATCHES_POOLS)
+    args = {theirs: attributes[ours] for theirs, ours in _PATCHES_ARGS.items()}
+    args |= {"patch_size": attributes["patch_size"], "global_pool": pool, "init_values": attributes["layer_scale"]}
+    args["img_size"] = [side * attributes["patch_size"] for side in attributes["grid"]]
+    args["mlp_ratio"] = (attributes["mlp_width"] or 4 * attributes["width"]) / attributes["width"]
+    return _timm_name(row), pool, args
+
+
+def beit_from_timm(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
+    """Returns our name of timm's architecture, and the attributes that its arguments change.
+
+    Raises:
+        InputError: a value is not supported.
+    """
+    name, size = sized(architecture)
+    changes = patches_from_timm(args, 16, size)
+    if "use_abs_pos_emb" in args:
+        changes["positions"] = args.flag("use_abs_pos_emb", False)
+    shared = args.flag("use_shared_rel_pos_bias", False)  # a table that every block here has a copy of
+    args.only(use_rel_pos_bias=not shared, swiglu_mlp=False, scale_mlp=False, norm_layer="layernorm")
+    return name, changes
+
+
+def _beit_to_timm(attributes: Attributes, row: Pretrained):
+    name, pool, args = _patches_to_timm(attributes, row)
+    args["use_abs_pos_emb"] = attributes["positions"]
+    return name, pool, args, "head", "patch_embed.proj"
+
+
+def beit(keys: Keys) -> dict[str, Any]:
+    """Returns attributes from transformers' `BeitConfig`.
+
+    Raises:
+        InputError: a value is not supported.
+    """
+    patch, side, width = keys.square("patch_size", 16), keys.square("image_size", 224), keys.whole("hidden_size", 768)
+    heads, layer_scale = keys.whole("num_attention_heads", 12), keys.number("layer_scale_init_value", 0.1, least=-1.0)
+    if side < patch:
+        raise keys.refusal("image_size", f"is less than the patch size of {patch}")
+    if width % heads:
+        raise keys.refusal("num_attention_heads", f"does not divide the width of {width}")
+    keys.get("vocab_size")  # of the visual words that pretraining predicts
+    shared = keys.flag("use_shared_relative_position_bias", False)  # a table that every block here has a copy of
+    keys.only(use_relative_position_bias=not shared, hidden_act="gelu")
+    if "use_relative_position_bias" not in keys and not shared:
+        raise keys.refusal("use_relative_position_bias", "is true of a BEiT, and false where nothing is said")
+    return {
+        "width": width,
+        "depth": keys.whole("num_hidden_layers", 12),
+        "heads": heads,
+        "mlp_width": keys.whole("intermediate_size", 3072),
+        "patch_size": patch,
+        "grid": [side // patch] * 2,
+        "positions": keys.flag("use_absolute_position_embeddings", False),
+        "pool": "mean" if keys.flag("use_mean_pooling", True) else "class",
+        "layer_scale": layer_scale if layer_scale > 0 else None,
+        "eps": keys.number("layer_norm_eps", 1e-12),
+    }
+
+
+def _beit_to_transformers(attributes: Attributes, classifies: bool) -> dict[str, Any]:
+    only("transformers", attributes, grid=(attributes["grid"][0],) * 2)
+    return {
+        "model_type": "beit",
+        "architectures": [f"Beit{'ForImageClassification' if classifies else 'Model'}"],
+        "hidden_size": attributes["width"],
+        "num_hidden_layers": attributes["depth"],
+        "num_attention_heads": attributes["heads"],
+        "intermediate_size": attributes["mlp_width"] or 4 * attributes["width"],
+        "image_size": attributes["grid"][0] * attributes["patch_size"],
+        "patch_size": attributes["patch_size"],
+        "use_relative_position_bias": True,
+        "use_shared_relative_position_bias": False,
+        "use_absolute_position_embeddings": attributes["positions"],
+        "use_mean_pooling": attributes["pool"] == "mean",
+        "use_mask_token": False,
+        "layer_scale_init_value": attributes["layer_scale"] or 0,
+        "layer_norm_eps": attributes["eps"],
+        "hidden_act": "gelu",
+    }
+
+
+TO_TIMM = {"Swin": _swin_to_timm, "BEiT": _beit_to_timm}
+TO_TRANSFORMERS = {"Swin": _swin_to_transformers, "BEiT": _beit_to_transformers}

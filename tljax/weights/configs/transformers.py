@@ -278,6 +278,7 @@ FAMILIES = {
     "efficientnet": _Family("efficientnet_b0", "hf", _efficientnet),
     "mobilenet_v2": _Family("mobilenetv2_100", "hf_mobilenet_v2", _mobilenet_v2),
     "swin": _Family("swin_tiny_patch4_window7", "hf", relative.swin),
+    "beit": _Family("beit_base_patch16", "hf", relative.beit),
     "bert": _Family("bert_base", "bert", _bert, "text"),
     "roberta": _Family("roberta_base", "roberta", _roberta, "text"),
     "distilbert": _Family("distilbert_base", "distilbert", _distilbert, "text"),

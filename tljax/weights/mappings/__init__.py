@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tljax.models.text.bert import Bert
+from tljax.models.vision.beit import BEiT
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.resnet import ResNet
@@ -12,10 +13,11 @@ from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
 from tljax.weights.mapping import Table
 from tljax.weights.mappings.text import bert
-from tljax.weights.mappings.vision import bit, efficientnet, resnet, swin, vit
+from tljax.weights.mappings.vision import beit, bit, efficientnet, resnet, swin, vit
 from tljax.weights.readers import files
 
 _TABLES: dict[type, Callable[[Any], dict[str, Table]]] = {
+    BEiT: beit.tables,
     Bert: bert.tables,
     BiT: bit.tables,
     EfficientNet: efficientnet.tables,
