@@ -25,6 +25,7 @@ from tljax.models.registry import BACKBONES, attributes
 from tljax.models.text.bert import Bert
 from tljax.models.vision.beit import BEiT
 from tljax.models.vision.efficientnet import EfficientNet
+from tljax.models.vision.eva import EVA
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
@@ -92,6 +93,7 @@ TINY = {
         head_width=16,
     ),
     "tiny_beit": BEiT(width=16, depth=3, heads=2, patch_size=8, grid=(4, 4)),
+    "tiny_eva": EVA(width=16, depth=3, heads=2, mlp_width=24, patch_size=8, grid=(4, 4)),
     "tiny_swin": Swin(width=8, depths=(2, 1), heads=(2, 2), window=4, grid=(8, 8), version=2),
 }
 

@@ -51,7 +51,7 @@ CASES += [
     (kind, name) for kind in ("tiny_resnet", "tiny_efficientnet") for name in ARGUMENTS | RECIPES if name != "prompt"
 ]
 FOUR = ("linear_probe", "last_k", "full", "lora")
-CASES += [(kind, name) for kind in ("tiny_swin", "tiny_beit") for name in FOUR]
+CASES += [(kind, name) for kind in ("tiny_swin", "tiny_beit", "tiny_eva") for name in FOUR]
 # Networks as wide as users have them, of fewer blocks, which compile sooner; and the pixels of their images.
 WIDE = {"vit_tiny_patch16": {"depth": 4}, "resnet18": {"depths": (1, 1, 1, 1)}}
 WIDE |= {"efficientnet_b0": {"depths": (1,) * 7}}

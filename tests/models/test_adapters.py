@@ -21,6 +21,7 @@ from tljax.models.text.bert import Bert
 from tljax.models.vision.beit import BEiT
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.efficientnet import EfficientNet
+from tljax.models.vision.eva import EVA
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
@@ -525,7 +526,7 @@ def test_gradients_reach_every_added_leaf_but_the_first_of_a_zero_pair():
 FAMILIES = ("resnet18", "resnet50", "resnet50_half_v1_folded", "resnet50d", "resnetv2_50x1_bit", "vit_tiny_patch16")
 FAMILIES += ("vit_small_patch14_reg4_dinov2", "deit_small_distilled_patch16", "minilm_l6", "distilbert_base")
 FAMILIES += ("roberta_base", "tf_efficientnet_lite0", "swin_tiny_patch4_window7")
-FAMILIES += ("beit_base_patch16",)
+FAMILIES += ("beit_base_patch16", "eva02_base_patch14")
 EVERY = [Lora(), Adapter(), Adapter(parallel=True), Prompt(), Prompt(deep=True), MlpHead()]
 
 
@@ -537,7 +538,7 @@ def test_every_adapter_fits_every_family_or_is_refused(name, adapter):
         {"depths": (1, 1, 1, 1)} if isinstance(backbone, ResNet | BiT | Swin) else {"depth": 2}
     )  # blocks, which are alike
     backbone = backbone if isinstance(backbone, EfficientNet) else backbone.clone(**few)
-    size = backbone.grid[0] * backbone.patch_size if isinstance(backbone, ViT | Swin | BEiT) else 64
+    size = backbone.grid[0] * backbone.patch_size if isinstance(backbone, ViT | Swin | BEiT | EVA) else 64
     text = dict.fromkeys(("input_ids", "attention_mask"), jax.ShapeDtypeStruct((1, 9), jnp.int32))
     x = text if isinstance(backbone, Bert) else jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     init = functools.partial(jax.eval_shape, Classifier(backbone, 3, adapters=(adapter,)).init, jax.random.key(0))

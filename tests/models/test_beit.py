@@ -11,12 +11,10 @@ from flax.traverse_util import unflatten_dict
 
 from tests.conftest import GOLDEN, golden
 from tests.models.test_resnet import check_manifest, converted, outputs
-from tljax.core.classifier import Classifier
 from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
 from tljax.models.registry import BACKBONES, attributes, build
-from tljax.models.vision.beit import BEiT
-from tljax.peft.config import Prompt
+from tljax.models.vision.beit import BEiT, _Attention
 from tljax.weights import export_config, mappings
 from tljax.weights.adapt import resample_pos_embed
 from tljax.weights.catalog import Pretrained
@@ -121,16 +119,25 @@ def test_a_shared_table_becomes_one_of_each_block():
 
 
 def test_prompts_stand_nowhere():
-    """By a network in which they are patches at the end of the tokens, of which none has a bias."""
-    model = Classifier(BEIT.clone(depth=1), 3, adapters=(Prompt(2),))
-    image = jnp.asarray(golden("timm_beit")[1]["image"])
-    variables = jax.jit(model.init)(jax.random.key(0), image)
-    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
-    logits = jax.jit(model.apply)(variables, image)
-    assert logits.shape == (2, 3) and np.all(np.isfinite(logits))
-    params = variables["params"]["backbone"]
-    params["block_0"]["attention"]["bias_table"] = jnp.zeros_like(params["block_0"]["attention"]["bias_table"])
-    assert not np.allclose(jax.jit(model.apply)(variables, image), logits, atol=1e-7)
+    """By the formula of attention with biases written out, which are 0 where a prompt is one of the two."""
+    module, rng = _Attention(heads=2, grid=(2, 2)), np.random.default_rng(0)
+    x = rng.standard_normal((1, 1 + 2 + 4, 8), dtype=np.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32) / 3, shapes)["params"]
+    table, tokens = params["bias_table"], [0, 3, 4, 5, 6]
+    # Rows: the 9 displacements of a 2 by 2 window; then from the class token, to it, and to itself.
+    between = [[11, 9, 9, 9, 9], [10, 4, 3, 1, 0], [10, 5, 4, 2, 1], [10, 7, 6, 4, 3], [10, 8, 7, 5, 4]]
+    bias = np.zeros((2, 7, 7), np.float32)
+    bias[:, np.ix_(tokens, tokens)[0], tokens] = table[between].transpose(2, 0, 1)
+    of_all = np.concatenate([params["qkv"]["bias"][:8], np.zeros(8, np.float32), params["qkv"]["bias"][8:]])
+    q, k, v = np.split(x[0] @ params["qkv"]["kernel"] + of_all, 3, axis=-1)
+    heads = []
+    for head in range(2):
+        part = slice(4 * head, 4 * head + 4)
+        weights = np.exp(q[:, part] @ k[:, part].T / 2 + bias[head])
+        heads.append(weights / weights.sum(1, keepdims=True) @ v[:, part])
+    expected = np.concatenate(heads, axis=1) @ params["out"]["kernel"] + params["out"]["bias"]
+    np.testing.assert_allclose(jax.jit(module.apply)({"params": params}, x)[0], expected, atol=1e-5)
 
 
 def test_every_published_name_is_mapped_and_nothing_else():
@@ -180,7 +187,7 @@ def test_the_librarys_own_config_describes_the_network(case):
         ("hf_beit", {"num_attention_heads": 5}, "num_attention_heads=5 does not divide the width of 24"),
         ("timm_beit", {"model_args": {"swiglu_mlp": True}}, "swiglu_mlp=true is not supported, only false"),
         ("timm_beit", {"model_args": {"use_rel_pos_bias": False}}, "use_rel_pos_bias=false is not supported"),
-        ("timm_beit", {"model_args": {"mlp_ratio": 2}}, "mlp_ratio=2 is not supported without embed_dim"),
+        ("timm_beit", {"model_args": {"img_size": 8}}, "img_size=8 is less than the patch size of 16"),
     ],
 )
 def test_a_beit_that_is_another_is_refused(tmp_path, case, changes, message):

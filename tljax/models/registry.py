@@ -11,6 +11,7 @@ from tljax.models.text.bert import Bert
 from tljax.models.vision.beit import BEiT
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.efficientnet import EfficientNet, scaled
+from tljax.models.vision.eva import EVA
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
@@ -98,6 +99,7 @@ _SWINS: dict[str, Backbone] = {
     "swinv2_base_window8": Swin(**_SWIN_B, **_SWIN_V2),
     "swinv2_base_window16": Swin(**_SWIN_B, **{**_SWIN_V2, "window": 16}),
 }
+_EVA = {"rotary": False, "gated": False, "mlp_norm": False}
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -156,6 +158,13 @@ BACKBONES: dict[str, Backbone] = {
     "beit_large_patch16": BEiT(**_LARGE, layer_scale=1e-5),
     "beitv2_base_patch16": BEiT(layer_scale=1e-5),
     "beitv2_large_patch16": BEiT(**_LARGE, layer_scale=1e-5),
+    "eva_large_patch14": EVA(**_LARGE, **_EVA, mlp_width=4096, grid=(14, 14)),
+    "eva_giant_patch14": EVA(**_EVA, width=1408, depth=40, heads=16, mlp_width=6144),
+    "eva02_tiny_patch14": EVA(**_TINY, mlp_width=512, mlp_norm=False),
+    "eva02_small_patch14": EVA(width=384, heads=6, mlp_width=1024, mlp_norm=False),
+    "eva02_base_patch14": EVA(),
+    "eva02_large_patch14": EVA(**_LARGE, mlp_width=2730),
+    "eva02_base_patch16_clip": EVA(patch_size=16, grid=(14, 14), attention_norm=True, pool="class"),
     "bert_base": Bert(),
     "bert_large": Bert(**_LARGE),
     "minilm_l6": Bert(width=384, depth=6, pool="mean"),

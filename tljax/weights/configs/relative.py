@@ -1,10 +1,10 @@
-"""Swin and BEiT in timm's and transformers' `config.json`: what their keys mean here, and what we write."""
+"""Swin, BEiT and EVA in timm's and transformers' `config.json`: what their keys mean here, and what we write."""
 
 import re
 from typing import Any
 
 from tljax.io.json_keys import Keys
-from tljax.models.registry import build
+from tljax.models.registry import Backbone, build
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs.limits import Attributes, only, timm_pool
 
@@ -12,6 +12,8 @@ SWIN_POOLS = {"avg": "mean", "max": "max"}
 PATCHES_POOLS = {"avg": "mean", "token": "class"}
 # timm's argument -> our attribute, where the values are the same.
 _PATCHES_ARGS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads"}
+_EVA_ARGS = {"use_rot_pos_emb": "rotary", "swiglu_mlp": "gated"}
+_EVA_ARGS |= {"scale_mlp": "mlp_norm", "scale_attn_inner": "attention_norm"}
 _SWIN_ARGS = {"depths": "depths", "num_heads": "heads"}
 
 
@@ -107,29 +109,17 @@ def _swin_to_transformers(attributes: Attributes, classifies: bool) -> dict[str,
     }
 
 
-def patches_from_timm(args: Keys, patch: int, size: int) -> dict[str, Any]:
-    """Returns the attributes that timm's arguments change of a transformer with a class token.
-
-    Args:
-        args: timm's `model_args`.
-        patch, size: of the architecture, where no argument says so.
-
-    Raises:
-        InputError: a value is not supported.
-    """
-    patch, size = args.square("patch_size", patch), args.square("img_size", size)
+def _patches_from_timm(architecture: str, args: Keys) -> tuple[str, Backbone, dict[str, Any]]:
+    """Returns our name and network of timm's architecture, and what arguments change that BEiT and EVA have."""
+    name, size = sized(architecture)
+    base = build(name, {})
+    patch, size = args.square("patch_size", base.patch_size), args.square("img_size", size)
     if size < patch:
         raise args.refusal("img_size", f"is less than the patch size of {patch}")
     changes: dict[str, Any] = {"patch_size": patch, "grid": [size // patch] * 2}
     changes |= {ours: args.whole(theirs) for theirs, ours in _PATCHES_ARGS.items() if theirs in args}
-    if "mlp_ratio" in args:
-        if "width" not in changes:
-            raise args.refusal("mlp_ratio", "is not supported without embed_dim")
-        changes["mlp_width"] = int(changes["width"] * args.number("mlp_ratio"))
-    if "init_values" in args or args.is_null("init_values"):
-        changes["layer_scale"] = args.number("init_values") if "init_values" in args else None
-    args.only(qkv_bias=True)
-    return changes
+    args.only(qkv_bias=True, norm_layer="layernorm")
+    return name, base, changes
 
 
 def _patches_to_timm(attributes: Attributes, row: Pretrained) -> tuple[str, str, dict[str, Any]]:
@@ -137,7 +127,7 @@ def _patches_to_timm(attributes: Attributes, row: Pretrained) -> tuple[str, str,
     only("timm", attributes, eps=1e-6)
     pool = timm_pool(attributes, PATCHES_POOLS)
     args = {theirs: attributes[ours] for theirs, ours in _PATCHES_ARGS.items()}
-    args |= {"patch_size": attributes["patch_size"], "global_pool": pool, "init_values": attributes["layer_scale"]}
+    args |= {"patch_size": attributes["patch_size"], "global_pool": pool}
     args["img_size"] = [side * attributes["patch_size"] for side in attributes["grid"]]
     args["mlp_ratio"] = (attributes["mlp_width"] or 4 * attributes["width"]) / attributes["width"]
     return _timm_name(row), pool, args
@@ -149,18 +139,21 @@ def beit_from_timm(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: a value is not supported.
     """
-    name, size = sized(architecture)
-    changes = patches_from_timm(args, 16, size)
+    name, base, changes = _patches_from_timm(architecture, args)
+    if "mlp_ratio" in args:
+        changes["mlp_width"] = int(changes.get("width", base.width) * args.number("mlp_ratio"))
+    if "init_values" in args or args.is_null("init_values"):
+        changes["layer_scale"] = args.number("init_values") if "init_values" in args else None
     if "use_abs_pos_emb" in args:
         changes["positions"] = args.flag("use_abs_pos_emb", False)
     shared = args.flag("use_shared_rel_pos_bias", False)  # a table that every block here has a copy of
-    args.only(use_rel_pos_bias=not shared, swiglu_mlp=False, scale_mlp=False, norm_layer="layernorm")
+    args.only(use_rel_pos_bias=not shared, swiglu_mlp=False, scale_mlp=False)
     return name, changes
 
 
 def _beit_to_timm(attributes: Attributes, row: Pretrained):
     name, pool, args = _patches_to_timm(attributes, row)
-    args["use_abs_pos_emb"] = attributes["positions"]
+    args |= {"use_abs_pos_emb": attributes["positions"], "init_values": attributes["layer_scale"]}
     return name, pool, args, "head", "patch_embed.proj"
 
 
@@ -217,5 +210,35 @@ def _beit_to_transformers(attributes: Attributes, classifies: bool) -> dict[str,
     }
 
 
-TO_TIMM = {"Swin": _swin_to_timm, "BEiT": _beit_to_timm}
+def eva_from_timm(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
+    """Returns our name of timm's architecture, and the attributes that its arguments change.
+
+    Raises:
+        InputError: a value is not supported.
+    """
+    name, base, changes = _patches_from_timm(architecture, args)
+    changes |= {ours: args.flag(theirs, False) for theirs, ours in _EVA_ARGS.items() if theirs in args}
+    gated, normed = (changes.get(key, getattr(base, key)) for key in ("gated", "mlp_norm"))
+    if normed and not gated:
+        raise args.refusal("scale_mlp", "is not supported without swiglu_mlp")
+    # What the published networks have, which say it by their names.
+    ratio = args.number("mlp_ratio", 4 * 2 / 3 if gated else base.mlp_width / base.width)
+    if changes.keys() & {"width", "gated"} or "mlp_ratio" in args:
+        changes["mlp_width"] = int(changes.get("width", base.width) * ratio)
+    args.only(qkv_fused=not normed, init_values=None, attn_type="eva", class_token=True, num_reg_tokens=0)
+    args.only(no_embed_class=False, use_abs_pos_emb=True, use_post_norm=False, use_pre_transformer_norm=False)
+    args.only(swiglu_align_to=0, rope_type="cat", rope_temperature=10000.0, rope_rotate_half=False)
+    if args.get("ref_feat_shape", 16) not in (16, [16, 16]):
+        raise args.refusal("ref_feat_shape", "is not supported, only 16")
+    return name, changes
+
+
+def _eva_to_timm(attributes: Attributes, row: Pretrained):
+    name, pool, args = _patches_to_timm(attributes, row)
+    args |= {theirs: attributes[ours] for theirs, ours in _EVA_ARGS.items()}
+    args |= {"qkv_fused": not attributes["mlp_norm"], "ref_feat_shape": [16, 16]}
+    return name, pool, args, "head", "patch_embed.proj"
+
+
+TO_TIMM = {"Swin": _swin_to_timm, "BEiT": _beit_to_timm, "EVA": _eva_to_timm}
 TO_TRANSFORMERS = {"Swin": _swin_to_transformers, "BEiT": _beit_to_transformers}

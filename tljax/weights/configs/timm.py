@@ -13,7 +13,7 @@ from tljax.weights.configs import relative
 
 _FAMILIES = ("vit", "deit", "resnet", "efficientnet", "tf_efficientnet", "mobilenetv2")  # BiT's are `resnetv2`
 _FAMILIES += ("swin_", "swinv2_tiny", "swinv2_small", "swinv2_base")
-_FAMILIES += ("beit_", "beitv2_")
+_FAMILIES += ("beit_", "beitv2_", "eva_", "eva02_")
 CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours
 VIT_POOLS = {"token": "class", "avg": "mean"}
 RESNET_POOLS = {"avg": "mean", "max": "max", "avgmax": "avgmax"}
@@ -65,6 +65,8 @@ def _network(architecture: str, args: Keys) -> tuple[str, dict[str, Any], Mappin
         return *relative.swin_from_timm(architecture, args), relative.SWIN_POOLS
     if architecture.startswith("beit"):
         return *relative.beit_from_timm(architecture, args), relative.PATCHES_POOLS
+    if architecture.startswith("eva"):
+        return *relative.eva_from_timm(architecture, args), relative.PATCHES_POOLS
     if "efficientnet" in architecture or architecture.startswith("mobilenet"):
         return architecture, _efficientnet(args), RESNET_POOLS
     return architecture, _resnet(args), {"avg": "mean"} if architecture.startswith("resnetv2") else RESNET_POOLS

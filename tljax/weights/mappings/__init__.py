@@ -8,18 +8,20 @@ from tljax.models.text.bert import Bert
 from tljax.models.vision.beit import BEiT
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.efficientnet import EfficientNet
+from tljax.models.vision.eva import EVA
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
 from tljax.weights.mapping import Table
 from tljax.weights.mappings.text import bert
-from tljax.weights.mappings.vision import beit, bit, efficientnet, resnet, swin, vit
+from tljax.weights.mappings.vision import beit, bit, efficientnet, eva, resnet, swin, vit
 from tljax.weights.readers import files
 
 _TABLES: dict[type, Callable[[Any], dict[str, Table]]] = {
     BEiT: beit.tables,
     Bert: bert.tables,
     BiT: bit.tables,
+    EVA: eva.tables,
     EfficientNet: efficientnet.tables,
     ResNet: resnet.tables,
     Swin: swin.tables,

@@ -21,19 +21,7 @@ def tables(model: Swin) -> dict[str, Table]:
     return named | ({"hf": _hf(model)} if model.version == 1 else {})
 
 
-def qkv_without_key_bias(source: str, target: str, width: int) -> Iterator[ParamMapping]:
-    """Yields the joint projection of an attention whose keys have no bias, in timm's words.
-
-    Args:
-        source, target: the attention's names in the file and here.
-        width: of its tokens.
-    """
-    yield ParamMapping(f"{source}.qkv.weight", f"{target}/qkv/kernel", LINEAR)
-    yield ParamMapping(f"{source}.q_bias", f"{target}/qkv/bias", part=(0, width))
-    yield ParamMapping(f"{source}.v_bias", f"{target}/qkv/bias", part=(width, 2 * width))
-
-
-def _ends(model: Swin, patches: str, patch_norm: str, norm: str, head: str) -> Iterator[ParamMapping]:
+def _ends(patches: str, patch_norm: str, norm: str, head: str) -> Iterator[ParamMapping]:
     yield ParamMapping(f"{patches}.weight", "params/stem/kernel", CONV)
     yield ParamMapping(f"{patches}.bias", "params/stem/bias")
     yield from torch_norm(patch_norm, "params/stem/norm")
@@ -48,7 +36,7 @@ def _merging(source: str, target: str) -> Iterator[ParamMapping]:
 
 def _timm(model: Swin, head: str, before: int) -> Table:
     """Returns the table of timm's names; Microsoft's own put what merges patches `before`, at the end of a stage."""
-    mappings = [*_ends(model, "patch_embed.proj", "patch_embed.norm", "norm", head)]
+    mappings = [*_ends("patch_embed.proj", "patch_embed.norm", "norm", head)]
     for number, (stage, i) in enumerate(blocks(model.depths)):
         source, target = f"layers.{stage}.blocks.{i}", f"params/block_{number}"
         attention = f"{target}/attention"
@@ -65,10 +53,12 @@ def _timm(model: Swin, head: str, before: int) -> Table:
             mappings += torch_linear(f"{source}.attn.qkv", f"{attention}/qkv")
             mappings += [ParamMapping(f"{source}.attn.relative_position_bias_table", f"{attention}/bias_table")]
             continue
-        heads, position_mlp = model.heads[stage], f"{attention}/position_mlp"
-        mappings += qkv_without_key_bias(f"{source}.attn", attention, model.width * 2**stage)
+        heads, width, position_mlp = model.heads[stage], model.width * 2**stage, f"{attention}/position_mlp"
         mappings += torch_linear(f"{source}.attn.cpb_mlp.0", f"{position_mlp}/fc1")
         mappings += [
+            ParamMapping(f"{source}.attn.qkv.weight", f"{attention}/qkv/kernel", LINEAR),
+            ParamMapping(f"{source}.attn.q_bias", f"{attention}/qkv/bias", part=(0, width)),
+            ParamMapping(f"{source}.attn.v_bias", f"{attention}/qkv/bias", part=(width, 2 * width)),
             ParamMapping(f"{source}.attn.cpb_mlp.2.weight", f"{position_mlp}/fc2/kernel", LINEAR),
             ParamMapping(f"{source}.attn.logit_scale", f"{attention}/logit_scale", fold=(heads, 1, 1)),
         ]
@@ -78,7 +68,7 @@ def _timm(model: Swin, head: str, before: int) -> Table:
 def _hf(model: Swin) -> Table:
     """Returns the table of transformers' Swin, as its files on the hub spell it; names in memory are aliases."""
     projection = "swin.embeddings.patch_embeddings.projection"
-    mappings = [*_ends(model, projection, "swin.embeddings.norm", "swin.layernorm", "classifier")]
+    mappings = [*_ends(projection, "swin.embeddings.norm", "swin.layernorm", "classifier")]
     for number, (stage, i) in enumerate(blocks(model.depths)):
         source, target = f"swin.encoder.layers.{stage}.blocks.{i}", f"params/block_{number}"
         attention, width = f"{target}/attention", model.width * 2**stage
