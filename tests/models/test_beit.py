@@ -17,7 +17,7 @@ from tljax.models.registry import BACKBONES, attributes, build
 from tljax.models.vision.beit import BEiT, _Attention
 from tljax.weights import export_config, mappings
 from tljax.weights.adapt import resample_pos_embed
-from tljax.weights.catalog import Pretrained
+from tljax.weights.catalog import CATALOG, Pretrained
 from tljax.weights.configs import import_config
 from tljax.weights.mapping import unconvert
 from tljax.weights.readers import files
@@ -146,8 +146,7 @@ def test_every_published_name_is_mapped_and_nothing_else():
     for name, source in manifests.items():
         library, model, *_ = name.split("/")
         if library == "timm":
-            backbone, _, size = model.split(".")[0].rpartition("_")
-            check_manifest(source, BACKBONES[backbone].resized(int(size)), "timm")
+            check_manifest(source, BACKBONES[CATALOG[model].backbone], "timm")
         else:
             check_manifest(source, BACKBONES["beit_base_patch16"], "hf")
 

@@ -14,7 +14,7 @@ from tljax.errors import InputError
 from tljax.models.registry import BACKBONES, attributes, build
 from tljax.models.vision.eva import EVA, rotary_angles, turned
 from tljax.weights import export_config
-from tljax.weights.catalog import Pretrained
+from tljax.weights.catalog import CATALOG, Pretrained
 from tljax.weights.configs import import_config
 
 EVA02 = EVA(width=24, depth=2, heads=2, mlp_width=64, grid=(4, 4), mlp_norm=False)
@@ -70,8 +70,8 @@ def test_every_published_name_is_mapped_and_nothing_else():
     manifests = json.loads(gzip.decompress((GOLDEN / "manifests_eva.json.gz").read_bytes()))
     assert len(manifests) == 9
     for name, source in manifests.items():
-        backbone, _, size = name.removeprefix("timm/").split(".")[0].rpartition("_")
-        check_manifest(source, BACKBONES[backbone].resized(int(size)), "timm")
+        row = CATALOG[name.removeprefix("timm/")]
+        check_manifest(source, BACKBONES[row.backbone], row.source)
 
 
 IMAGES = Preprocessing(56, 0.9, (127.5,) * 3, (51.0,) * 3, "rgb", "bicubic")
@@ -79,6 +79,7 @@ VARIANTS = [
     ("eva_giant_patch14", PLAIN),
     ("eva02_tiny_patch14", EVA02.clone(mlp_width=80)),
     ("eva02_base_patch14", EVA02.clone(mlp_norm=True)),
+    ("eva02_large_patch14_448", EVA02.clone(mlp_norm=True)),
     ("eva02_base_patch16_clip", EVA02.clone(mlp_norm=True, attention_norm=True, pool="class")),
 ]
 

@@ -19,7 +19,7 @@ from tljax.models.relative import displacements
 from tljax.models.vision.swin import Swin, _WindowAttention
 from tljax.weights import export_config, mappings
 from tljax.weights.adapt import resample_pos_embed
-from tljax.weights.catalog import Pretrained
+from tljax.weights.catalog import CATALOG, Pretrained
 from tljax.weights.configs import import_config
 from tljax.weights.mapping import convert, unconvert
 from tljax.weights.pretrained import optional, shapes
@@ -156,7 +156,7 @@ def test_every_published_name_is_mapped_and_nothing_else():
     assert len(manifests) == 9
     for name, source in manifests.items():
         library, model, *_ = name.split("/")
-        module = BACKBONES[model.split(".")[0].rpartition("_")[0]] if library == "timm" else tiny
+        module = BACKBONES[CATALOG[model].backbone] if library == "timm" else tiny
         check_manifest(source, module, "timm" if library == "timm" else "hf")
 
 

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from tljax.io.json_keys import Keys
-from tljax.models.registry import Backbone, build
+from tljax.models.registry import BACKBONES, Backbone, build
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs.limits import Attributes, only, timm_pool
 
@@ -20,12 +20,15 @@ _SWIN_ARGS = {"depths": "depths", "num_heads": "heads"}
 def sized(architecture: str) -> tuple[str, int]:
     """Returns our name of timm's architecture, and the image size at the end of its own."""
     parts = re.fullmatch(r"(.*)_(\d+)", architecture)
-    return (parts[1], int(parts[2])) if parts else (architecture, 224)
+    if not parts:
+        return architecture, 224
+    return architecture if architecture in BACKBONES else parts[1], int(parts[2])
 
 
 def _timm_name(row: Pretrained) -> str:
     """Returns timm's name of an architecture, which ends with the image size that its row here has."""
-    return f"{row.backbone}_{build(row.backbone, {}).input_spec.size[0]}"
+    size = build(row.backbone, {}).input_spec.size[0]
+    return row.backbone if row.backbone.endswith(f"_{size}") else f"{row.backbone}_{size}"
 
 
 def swin_from_timm(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
