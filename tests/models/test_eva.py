@@ -1,20 +1,21 @@
 """EVA and EVA-02 against timm's: golden outputs, every published name, configs both ways."""
 
-import gzip
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.conftest import GOLDEN, golden
 from tests.models.test_beit import arrays_of, check_golden, check_halves, weights_at
-from tests.models.test_resnet import check_manifest, check_round_trip
+from tests.models.test_resnet import check_round_trip
+from tests.models.test_swin import check_manifests
 from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
-from tljax.models.registry import BACKBONES, attributes, build
+from tljax.models.registry import attributes, build
 from tljax.models.vision.eva import EVA, rotary_angles, turned
 from tljax.weights import export_config
-from tljax.weights.catalog import CATALOG, Pretrained
+from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import import_config
 
 EVA02 = EVA(width=24, depth=2, heads=2, mlp_width=64, grid=(4, 4), mlp_norm=False)
@@ -59,19 +60,15 @@ def test_turned_queries_and_keys_see_displacements_alone():
     assert angles.shape == (16, 4) and not np.any(angles[0])
     np.testing.assert_allclose(angles[5], [4, 0.04, 4, 0.04], rtol=1e-6)
     rng = np.random.default_rng(0)
-    q, k = (np.tile(rng.standard_normal((1, 1, 1, 8), dtype=np.float32), (1, 1, 17, 1)) for _ in range(2))
+    q, k = (jnp.tile(jnp.asarray(rng.standard_normal((1, 1, 1, 8), dtype=np.float32)), (1, 1, 17, 1)) for _ in "qk")
     scores = np.einsum("bhqd,bhkd->qk", turned(q, angles), turned(k, angles))
     np.testing.assert_allclose(scores[1, 6], scores[6, 11], atol=1e-5)  # both one down and one across
     assert abs(scores[1, 6] - scores[6, 1]) > 1e-2
-    np.testing.assert_array_equal(np.asarray(turned(q, angles))[:, :, 0], q[:, :, 0])  # the class token
+    np.testing.assert_array_equal(turned(q, angles)[:, :, 0], q[:, :, 0])  # the class token
 
 
 def test_every_published_name_is_mapped_and_nothing_else():
-    manifests = json.loads(gzip.decompress((GOLDEN / "manifests_eva.json.gz").read_bytes()))
-    assert len(manifests) == 9
-    for name, source in manifests.items():
-        row = CATALOG[name.removeprefix("timm/")]
-        check_manifest(source, BACKBONES[row.backbone], row.source)
+    check_manifests("manifests_eva.json.gz", "", 9)
 
 
 IMAGES = Preprocessing(56, 0.9, (127.5,) * 3, (51.0,) * 3, "rgb", "bicubic")

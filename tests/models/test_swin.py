@@ -150,14 +150,28 @@ def test_every_displacement_has_a_row_of_its_own():
     assert index[1, 3] == (0 * 5) + 3 and np.all(np.diag(index) == 7)
 
 
-def test_every_published_name_is_mapped_and_nothing_else():
-    manifests = json.loads(gzip.decompress((GOLDEN / "manifests_swin.json.gz").read_bytes()))
-    tiny = BACKBONES["swin_tiny_patch4_window7"]
-    assert len(manifests) == 9
+def check_manifests(file: str, hub: str, count: int) -> None:
+    """Asserts that every published name is mapped and nothing else; of the smallest, that any change is named.
+
+    A timm model is that of its row in the catalog; one of transformers' is `hub`.
+    """
+    manifests = json.loads(gzip.decompress((GOLDEN / file).read_bytes()))
+    assert len(manifests) == count
+    smallest = min(manifests, key=lambda name: len(manifests[name]))
     for name, source in manifests.items():
         library, model, *_ = name.split("/")
-        module = BACKBONES[CATALOG[model].backbone] if library == "timm" else tiny
-        check_manifest(source, module, "timm" if library == "timm" else "hf")
+        backbone, names = (CATALOG[model].backbone, "timm") if library == "timm" else (hub, "hf")
+        module = BACKBONES[backbone]
+        arrays = {name: np.broadcast_to(np.zeros((), np.float32), shape) for name, shape in source.items()}
+        done = convert(arrays, mappings.tables(module)[names], shapes(module), optional(module))
+        assert set(done.arrays) | optional(module) == set(shapes(module)) and not done.ignored
+        if name == smallest or library == "hf_hub":
+            head = {} if "swin" in name else {"head.weight": [5, module.feature_dim], "head.bias": [5]}
+            check_manifest(source if library == "hf_hub" else source | head, module, names)
+
+
+def test_every_published_name_is_mapped_and_nothing_else():
+    check_manifests("manifests_swin.json.gz", "swin_tiny_patch4_window7", 9)
 
 
 IMAGES = Preprocessing(64, 0.9, (127.5,) * 3, (51.0,) * 3, "rgb", "bicubic")
