@@ -52,6 +52,11 @@ def arrays_of(module, names: str, file: str, grid: tuple[int, int]) -> dict[str,
     return arrays
 
 
+def arrays_at(case: str) -> dict[str, np.ndarray]:
+    """A case's weights under our paths, resampled for its grid."""
+    return arrays_of(*CASES[case], (4, 4))
+
+
 def check_golden(case: str, module, arrays: dict[str, np.ndarray]) -> None:
     """Asserts that tokens, features and logits are the reference's, closer than a usual mistake would bring them."""
     facts, io = golden(case)
@@ -79,17 +84,16 @@ def check_halves(case: str, module, arrays: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_tokens_features_and_logits_are_the_references(case):
-    module, names, file = CASES[case]
-    arrays = arrays_of(module, names, file, (4, 4))
+    arrays = arrays_at(case)
     resampled = golden(case)[1].get("relative_position_bias_table_resampled")
     if resampled is not None:
         np.testing.assert_allclose(arrays["params/block_0/attention/bias_table"], resampled, atol=1e-6, rtol=0)
-    check_golden(case, module, arrays)
+    check_golden(case, CASES[case][0], arrays)
 
 
 @pytest.mark.parametrize("case", ["timm_beit", "hf_beit_shared_bias"])
 def test_a_network_runs_in_two_halves_as_in_one(case):
-    check_halves(case, CASES[case][0], arrays_of(*CASES[case], (4, 4)))
+    check_halves(case, CASES[case][0], arrays_at(case))
 
 
 @pytest.mark.parametrize("case", ["timm_beit", "hf_beit"])

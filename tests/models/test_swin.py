@@ -40,10 +40,14 @@ def weights_of(case: str) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in source.items()}
 
 
+def arrays_at(case: str) -> dict[str, np.ndarray]:
+    """A case's weights under our paths."""
+    return converted(weights_of(case), *CASES[case][:2])
+
+
 def variables_of(case: str) -> dict:
-    """A golden case's weights under our paths, without a head."""
-    arrays = converted(weights_of(case), *CASES[case][:2])
-    arrays = {path: array for path, array in arrays.items() if not path.startswith("head")}
+    """The same as variables of the network, without a head."""
+    arrays = {path: array for path, array in arrays_at(case).items() if not path.startswith("head")}
     return jax.tree.map(jnp.asarray, unflatten_dict(arrays, sep="/"))
 
 
@@ -54,7 +58,7 @@ def test_feature_map_features_and_logits_are_the_references(case):
     bounds = {name: facts["bound"] * largest for name, largest in facts["max_abs_output"].items()}
     hidden = facts.get("below_bound", [])
     assert min(moved for name, moved in facts["max_abs_change_if"].items() if name not in hidden) > bounds["logits"]
-    actual = outputs(module, converted(weights_of(case), module, names), io["image"])
+    actual = outputs(module, arrays_at(case), io["image"])
     assert actual["features"].shape[-1] == module.feature_dim
     for ours, theirs in {"feature_map": "feature_map" if names == "timm" else "tokens", "features": "features"}.items():
         reference = io[theirs].reshape(actual[ours].shape)
