@@ -28,7 +28,7 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 from tests.conftest import GOLDEN, golden
-from tests.models import test_bert, test_resnet, test_vit, test_vit_family
+from tests.models import test_beit, test_bert, test_eva, test_resnet, test_swin, test_vit, test_vit_family
 from tests.weights.test_pooling import folder_of
 from tljax import console
 from tljax.cli.convert import convert
@@ -74,6 +74,11 @@ def resnet(case: str, row: str) -> Case:
     module, names = test_resnet.CASES[case]
     arrays = test_resnet.converted(test_resnet.weights_of(case), module, names)
     return Case(case, row, module, arrays, golden(case)[1]["image"])
+
+
+def relative(case: str, row: str) -> Case:
+    tests = test_swin if "swin" in case else test_beit if "beit" in case else test_eva
+    return Case(case, row, tests.CASES[case][0], tests.arrays_at(case), golden(case)[1]["image"])
 
 
 def text(case: str, row: str) -> Case:
@@ -194,6 +199,13 @@ def cases() -> list[tuple[Case, str]]:
         *((repository(f"hf_{name}_cls"), "hf") for name in ("xlmr", "camembert", "mpnet", "electra", "albert")),
         *((repository(f"hf_modernbert_cls_{pool}"), "hf") for pool in ("mean", "cls")),
         *((repository(f"hf_deberta_{kind}_cls"), "hf") for kind in ("v3", "v2_conv")),
+        (relative("timm_swin", "swin_tiny_patch4_window7"), "timm hf"),
+        (relative("timm_swinv2", "swinv2_tiny_window8"), "timm"),
+        (relative("timm_beit", "beit_base_patch16"), "timm hf"),
+        (relative("hf_beit_shared_bias", "beit_base_patch16"), "hf"),
+        (relative("timm_eva", "eva_giant_patch14"), "timm"),
+        (relative("timm_eva02", "eva02_tiny_patch14"), "timm"),
+        (relative("timm_eva02_base", "eva02_base_patch14"), "timm"),
     ]
 
 

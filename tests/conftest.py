@@ -27,8 +27,11 @@ from tljax.models.text.bert import Bert
 from tljax.models.text.deberta import Deberta
 from tljax.models.text.modernbert import ModernBert
 from tljax.models.text.mpnet import MPNet
+from tljax.models.vision.beit import BEiT
 from tljax.models.vision.efficientnet import EfficientNet
+from tljax.models.vision.eva import EVA
 from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
 from tljax.weights import pretrained
 from tljax.weights.catalog import Pretrained
@@ -101,6 +104,9 @@ TINY = {
         stem_width=8,
         head_width=16,
     ),
+    "tiny_beit": BEiT(width=16, depth=3, heads=2, patch_size=8, grid=(4, 4)),
+    "tiny_eva": EVA(width=16, depth=3, heads=2, mlp_width=24, patch_size=8, grid=(4, 4)),
+    "tiny_swin": Swin(width=8, depths=(2, 1), heads=(2, 2), window=4, grid=(8, 8), version=2),
 }
 
 

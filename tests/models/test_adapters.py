@@ -18,9 +18,12 @@ from tljax.models.kernels import ops
 from tljax.models.layers import Dense
 from tljax.models.registry import BACKBONES
 from tljax.models.text.bert import Bert
+from tljax.models.vision.beit import BEiT
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.efficientnet import EfficientNet
+from tljax.models.vision.eva import EVA
 from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
 from tljax.peft.config import ADAPTERS, Adapter, Lora, MlpHead, Prompt, is_adapter_param
 from tljax.peft.interceptors import apply_adapters, drop, merge_lora
@@ -41,9 +44,10 @@ MBCONV = EfficientNet(
     stem_width=8,
     head_width=16,
 )
-TINY = {"vit": VIT, "bert": BERT, "resnet": RESNET, "basic": BASIC, "bit": BIT, "efficientnet": MBCONV}
+SWIN = Swin(width=8, depths=(2, 1), heads=(2, 4), window=2, grid=(4, 6))
+TINY = {"swin": SWIN, "vit": VIT, "bert": BERT, "resnet": RESNET, "basic": BASIC, "bit": BIT, "efficientnet": MBCONV}
 TRANSFORMERS = {"vit": VIT, "bert": BERT}
-ADAPTED = {name: TINY[name] for name in ("vit", "bert", "resnet", "basic", "efficientnet")}
+ADAPTED = {name: TINY[name] for name in ("vit", "bert", "resnet", "basic", "efficientnet", "swin")}
 
 
 def some_input(backbone):
@@ -206,6 +210,7 @@ def test_loras_own_targets_are_joint_projections_and_1x1_convolutions_of_blocks(
         (BIT, Adapter(parallel=True), "a BiT has none"),
         (RESNET, Prompt(), "prompts are tokens of a transformer, and a ResNet has none"),
         (BIT, Prompt(deep=True), "a BiT has none"),
+        (SWIN, Prompt(), "prompts are tokens of a transformer, and a Swin has none"),
     ],
 )
 def test_what_a_backbone_cannot_take_is_refused(backbone, adapter, message):
@@ -520,8 +525,8 @@ def test_gradients_reach_every_added_leaf_but_the_first_of_a_zero_pair():
 # One of each family, and the reasons for which an adapter is refused.
 FAMILIES = ("resnet18", "resnet50", "resnet50_half_v1_folded", "resnet50d", "resnetv2_50x1_bit", "vit_tiny_patch16")
 FAMILIES += ("vit_small_patch14_reg4_dinov2", "deit_small_distilled_patch16", "minilm_l6", "distilbert_base")
-FAMILIES += ("roberta_base", "tf_efficientnet_lite0")
-FAMILIES += ("mpnet_base", "electra_small", "albert_base", "modernbert_base", "deberta_v3_xsmall")
+FAMILIES += ("roberta_base", "tf_efficientnet_lite0", "swin_tiny_patch4_window7", "beit_base_patch16")
+FAMILIES += ("eva02_base_patch14", "mpnet_base", "electra_small", "albert_base", "modernbert_base", "deberta_v3_xsmall")
 EVERY = [Lora(), Adapter(), Adapter(parallel=True), Prompt(), Prompt(deep=True), MlpHead()]
 
 
@@ -529,15 +534,17 @@ EVERY = [Lora(), Adapter(), Adapter(parallel=True), Prompt(), Prompt(deep=True),
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_adapter_fits_every_family_or_is_refused(name, adapter):
     backbone = BACKBONES[name]
-    few = {"depths": (1, 1, 1, 1)} if isinstance(backbone, ResNet | BiT) else {"depth": 2}  # blocks, which are alike
+    # Few blocks, which are alike.
+    few = {"depths": (1, 1, 1, 1)} if isinstance(backbone, ResNet | BiT | Swin) else {"depth": 2}
     backbone = backbone if isinstance(backbone, EfficientNet) else backbone.clone(**few)
-    size = backbone.grid[0] * backbone.patch_size if isinstance(backbone, ViT) else 64
+    size = backbone.grid[0] * backbone.patch_size if isinstance(backbone, ViT | Swin | BEiT | EVA) else 64
     text = dict.fromkeys(("input_ids", "attention_mask"), jax.ShapeDtypeStruct((1, 9), jnp.int32))
     x = text if backbone.input_spec.kind == "text" else jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     init = functools.partial(jax.eval_shape, Classifier(backbone, 3, adapters=(adapter,)).init, jax.random.key(0))
     refused = isinstance(backbone, BiT) and isinstance(adapter, Lora)
     is_convolutional = isinstance(backbone, ResNet | BiT | EfficientNet)
     refused |= is_convolutional and (isinstance(adapter, Prompt) or adapter == EVERY[2])
+    refused |= isinstance(backbone, Swin) and isinstance(adapter, Prompt)
     if refused:
         with pytest.raises(InputError):
             init(x)

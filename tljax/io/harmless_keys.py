@@ -55,6 +55,8 @@ TRANSFORMERS = with_reason(
             *("decoder_intermediate_size", "decoder_num_attention_heads", "decoder_num_hidden_layers"),
             *("summary_type", "summary_use_proj", "summary_activation"),
             *("summary_last_dropout", "decoder_bias", "sparse_prediction", "sparse_pred_ignore_index", "legacy"),
+            *("add_fpn", "pool_scales", "use_auxiliary_head", "auxiliary_loss_weight", "auxiliary_channels"),
+            *("auxiliary_num_convs", "auxiliary_concat_input"),
         ),
     }
 )
@@ -83,6 +85,7 @@ TIMM_ARGS = with_reason(
         _TRAINING: (
             *("drop_rate", "drop_path_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
             *("drop_block_rate", "weight_init", "fix_init", "zero_init_last"),
+            "head_init_scale",
         ),
         "lets the network take other image sizes, which here it does by resampling": (
             *("dynamic_img_size", "strict_img_size"),

@@ -237,7 +237,10 @@ class Backbone(nn.Module):
 
     @property
     def position_grids(self) -> Mapping[str, tuple[int, int]]:
-        """Path of each table of position embeddings -> its grid (down, across), resampled for another image size."""
+        """Path of each table of position embeddings -> its grid (down, across), resampled for another image size.
+
+        One of [rows, heads] has attention biases of displacements, and the grid is the window.
+        """
         return {}
 
     @property

@@ -13,9 +13,12 @@ from tljax.models.text.deberta import Deberta
 from tljax.models.text.electra import Electra
 from tljax.models.text.modernbert import ModernBert
 from tljax.models.text.mpnet import MPNet
+from tljax.models.vision.beit import BEiT
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.efficientnet import EfficientNet, scaled
+from tljax.models.vision.eva import EVA
 from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
 
 __all__ = ["BACKBONES", "BATCH_NORM_MODES", "Backbone", "attributes", "build"]
@@ -95,6 +98,25 @@ _EFFICIENTNETS_RW = {
         operators=("fused", *_V2_S.operators[1:]), widths=(*_V2_S.widths[:-1], 272), head_width=1792
     ),
 }
+
+_SWIN_S = {"depths": (2, 2, 18, 2)}
+_SWIN_B = {**_SWIN_S, "width": 128, "heads": (4, 8, 16, 32)}
+_SWIN_L = {**_SWIN_S, "width": 192, "heads": (6, 12, 24, 48)}
+_SIZE_384 = {"window": 12, "grid": (96, 96)}
+_SWIN_V2 = {"version": 2, "window": 8, "grid": (64, 64)}
+_SWINS: dict[str, Backbone] = {
+    "swin_tiny_patch4_window7": Swin(),
+    "swin_small_patch4_window7": Swin(**_SWIN_S),
+    "swin_base_patch4_window7": Swin(**_SWIN_B),
+    "swin_base_patch4_window12": Swin(**_SWIN_B, **_SIZE_384),
+    "swin_large_patch4_window7": Swin(**_SWIN_L),
+    "swin_large_patch4_window12": Swin(**_SWIN_L, **_SIZE_384),
+    "swinv2_tiny_window8": Swin(**_SWIN_V2),
+    "swinv2_small_window8": Swin(**_SWIN_S, **_SWIN_V2),
+    "swinv2_base_window8": Swin(**_SWIN_B, **_SWIN_V2),
+    "swinv2_base_window16": Swin(**_SWIN_B, **{**_SWIN_V2, "window": 16}),
+}
+_EVA = {"rotary": False, "gated": False, "mlp_norm": False}
 
 
 _ROBERTA = Bert(vocabulary=50265, positions=514, token_types=1, pad_id=1, eps=1e-5, pool="cls")
@@ -180,6 +202,21 @@ BACKBONES: dict[str, Backbone] = {
     "deit3_small_patch16": ViT(**_DEIT3),
     "deit3_base_patch16": ViT(**_BASE, **_DEIT3),
     "deit3_large_patch16": ViT(**_LARGE, **_DEIT3),
+    **_SWINS,
+    "beit_base_patch16": BEiT(),
+    "beit_large_patch16": BEiT(**_LARGE, layer_scale=1e-5),
+    "beitv2_base_patch16": BEiT(layer_scale=1e-5),
+    "beitv2_large_patch16": BEiT(**_LARGE, layer_scale=1e-5),
+    "beit_base_patch16_384": BEiT(grid=(24, 24)),  # names with a size are of weights that timm has at two
+    "eva_large_patch14": EVA(**_LARGE, **_EVA, mlp_width=4096, grid=(14, 14)),
+    "eva_large_patch14_336": EVA(**_LARGE, **_EVA, mlp_width=4096, grid=(24, 24)),
+    "eva_giant_patch14": EVA(**_EVA, width=1408, depth=40, heads=16, mlp_width=6144),
+    "eva02_tiny_patch14": EVA(**_TINY, mlp_width=512, mlp_norm=False),
+    "eva02_small_patch14": EVA(width=384, heads=6, mlp_width=1024, mlp_norm=False),
+    "eva02_base_patch14": EVA(),
+    "eva02_base_patch14_448": EVA(grid=(32, 32)),
+    "eva02_large_patch14_448": EVA(**_LARGE, mlp_width=2730, grid=(32, 32)),
+    "eva02_base_patch16_clip": EVA(patch_size=16, grid=(14, 14), attention_norm=True, pool="class"),
     "bert_base": Bert(),
     "bert_large": Bert(**_LARGE),
     "minilm_l6": Bert(width=384, depth=6, pool="mean"),

@@ -20,6 +20,7 @@ FROZEN = "frozen"
 _SMALL = 1 << 16  # elements of a leaf that is soon copied
 _NOT_DECAYED = ("bias", "scale", "class_token", "distillation_token", "registers", "latent", "pos_embed", "prompt")
 _NOT_DECAYED += ("adapter_down_bias", "adapter_up_bias")
+_NOT_DECAYED += ("bias_table", "logit_scale", "gamma_1", "gamma_2")
 
 Transformation = optax.GradientTransformation
 

@@ -110,12 +110,13 @@ def _not_three(inputs: int, channels: int) -> str:
 
 
 def resample_pos_embed(
-    table: Float[np.ndarray, "1 tokens width"], source: tuple[int, int], target: tuple[int, int], rule: str
-) -> Float[np.ndarray, "1 tokens2 width"]:
+    table: Float[np.ndarray, "..."], source: tuple[int, int], target: tuple[int, int], rule: str
+) -> Float[np.ndarray, "..."]:
     """Resamples position embeddings for another grid; rows before the grid's (class token, registers) stay.
 
     Args:
-        table: prefix rows, then `source` grid rows, row-major.
+        table: [1, rows, width]: prefix rows, then `source` grid rows, row-major. One of [rows, heads] has biases of
+            displacements, which every library resamples by `resample_biases`.
         source: the grid (down, across) that the table was learned on.
         target: the grid to have them on.
         rule: a name in `RESAMPLINGS`: whose interpolation to follow.
@@ -127,11 +128,49 @@ def resample_pos_embed(
         raise InputError(f"no resampling named {rule!r}; known: {', '.join(RESAMPLINGS)}")
     if source == target:
         return table
+    if table.ndim == 2:
+        return resample_biases(table, source, target)
     prefix = table.shape[1] - source[0] * source[1]
     grid = table[0, prefix:].reshape(*source, -1).astype(np.float64)
     down, across = (_matrix(n, m, RESAMPLINGS[rule]) for n, m in zip(source, target, strict=True))
     grid = np.einsum("yh,xw,hwd->yxd", down, across, grid, optimize=True)
     return np.concatenate([table[0, :prefix], grid.reshape(-1, table.shape[-1])]).astype(table.dtype)[None]
+
+
+def resample_biases(
+    table: Float[np.ndarray, "rows heads"], source: tuple[int, int], target: tuple[int, int]
+) -> Float[np.ndarray, "rows2 heads"]:
+    """Resamples attention biases of displacements for another window, as timm does; rows after those stay.
+
+    A displacement of n patches keeps its place in the new window if n is small, and moves outwards by more the larger
+    it is; between, biases are interpolated linearly.
+
+    Args:
+        table: a row for each displacement, row-major, and then such as are of a class token.
+        source: the window (down, across) that the table was learned on.
+        target: the window to have it on.
+    """
+    sides = [2 * side - 1 for side in source]
+    grid = table[: sides[0] * sides[1]].reshape(*sides, -1).astype(np.float64)
+    for axis, (old, new) in enumerate(zip(source, target, strict=True)):
+        places, asked = _geometric(old - 1, new - 1), np.arange(1.0 - new, new)
+        matrix = np.stack([np.interp(asked, places, row) for row in np.eye(len(places))], -1)
+        grid = np.moveaxis(np.tensordot(matrix, grid, (1, axis)), 0, axis)
+    biases = grid.reshape(-1, table.shape[-1]).astype(table.dtype)
+    return np.concatenate([biases, table[sides[0] * sides[1] :]])
+
+
+def _geometric(count: int, reach: int) -> Float[np.ndarray, " places"]:
+    """Returns where -count … count are put, each step longer by a factor than that before, to end at ±reach.
+
+    The factor is between 1.01 and 1.5, even where that ends elsewhere.
+    """
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        factor = (low + high) / 2
+        low, high = (low, factor) if np.sum(factor ** np.arange(count)) > reach else (factor, high)
+    steps = np.cumsum(factor ** np.arange(count))
+    return np.concatenate([-steps[::-1], [0.0], steps])
 
 
 def _matrix(n: int, m: int, rule: _Resampling) -> Float[np.ndarray, "m n"]:

@@ -1,6 +1,5 @@
 """The `config.json` and preprocessing with which timm and transformers load a checkpoint back; inverse of `configs`."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from tljax.data.preprocessing import Preprocessing
@@ -10,13 +9,13 @@ from tljax.models.registry import build
 from tljax.problems.registry import problem_of
 from tljax.weights import export_text
 from tljax.weights.catalog import Pretrained
+from tljax.weights.configs import relative
+from tljax.weights.configs.limits import Attributes
+from tljax.weights.configs.limits import only as _only
+from tljax.weights.configs.limits import timm_pool as _timm_pool
 from tljax.weights.configs.processors import FILTERS
 from tljax.weights.configs.timm import CROP_MODES, RESNET_POOLS
-from tljax.weights.export_checks import only as _only
-from tljax.weights.export_checks import timm_pool as _timm_pool
 from tljax.weights.export_vit import timm_vit, transformers_vit
-
-Attributes = Mapping[str, Any]  # of a module of tljax.models
 
 
 def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
@@ -90,6 +89,7 @@ def _timm_efficientnet(attributes: Attributes, row: Pretrained):
 
 
 _TIMM = {"ViT": timm_vit, "ResNet": _timm_resnet, "BiT": _timm_bit, "EfficientNet": _timm_efficientnet}
+_TIMM |= relative.TO_TIMM
 
 
 def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _transformers_resnet(attributes: Attributes, classifies: bool) -> dict[str, 
     }
 
 
-_TRANSFORMERS = {"ViT": transformers_vit, "ResNet": _transformers_resnet}
+_TRANSFORMERS = {"ViT": transformers_vit, "ResNet": _transformers_resnet, **relative.TO_TRANSFORMERS}
 
 
 def processor(images: Preprocessing) -> dict[str, Any]:

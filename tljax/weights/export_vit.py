@@ -10,8 +10,8 @@ from tljax.models.base import attributes as module_attributes
 from tljax.models.registry import build
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import timm_vit as read_timm
+from tljax.weights.configs.limits import only, timm_pool
 from tljax.weights.configs.transformers_vit import gated_width
-from tljax.weights.export_checks import only, timm_pool
 
 Attributes = Mapping[str, Any]
 # What timm's names decide, and no argument changes; of DINOv3, more.

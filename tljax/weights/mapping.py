@@ -105,12 +105,14 @@ class Table:
         aliases: (expression, replacement), applied in order to each name before it is looked up, for the spellings
             that the same checkpoint may have.
         class_row: whether its position embeddings have a row for the class token where the network's have none.
+        copies: (name, sources of mappings) of an array that the checkpoint has once and the network in several places.
     """
 
     mappings: tuple[ParamMapping, ...]
     ignored: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     class_row: bool = False
+    copies: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @cached_property
     def by_source(self) -> dict[str, ParamMapping]:
@@ -122,7 +124,7 @@ class Table:
         rest = name
         for _ in range(_MAX_WRAPPERS):
             spelling = self._spelling(rest)
-            if spelling in self.by_source or self.ignores(spelling):
+            if spelling in self.by_source or spelling in dict(self.copies) or self.ignores(spelling):
                 return spelling
             wrapper = _WRAPPER.match(rest)
             if wrapper is None:
@@ -205,9 +207,10 @@ def _sort(source: Mapping, table: Table) -> tuple[dict[str, list[tuple[ParamMapp
     ignored, unknown = [], []
     for name in source:
         canonical = table.canonical(name)
-        if canonical in table.by_source:
-            mapping = table.by_source[canonical]
-            by_target[mapping.target].append((mapping, name))
+        sources = dict(table.copies).get(canonical, (canonical,))
+        if sources[0] in table.by_source:
+            for mapping in map(table.by_source.__getitem__, sources):
+                by_target[mapping.target].append((mapping, name))
         else:
             (ignored if table.ignores(canonical) else unknown).append(name)
     return by_target, ignored, unknown

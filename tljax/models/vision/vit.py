@@ -3,21 +3,18 @@
 With other ends, masks in its training or texts beside it: SigLIP (2303.15343), CLIP (2103.00020), MAE (2111.06377).
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models.attention_pool import AttentionPool
-from tljax.models.base import BackboneInput
-from tljax.models.kernels import ops
-from tljax.models.layers import Attention, LayerNorm, Mlp, SwiGlu, TransformerBackbone
+from tljax.models.layers import Attention, LayerNorm, Mlp, SwiGlu
 from tljax.models.remat import run_group
+from tljax.models.vision.patches import PatchTransformer, embed_patches
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
 _xavier = nn.initializers.xavier_uniform()
@@ -42,9 +39,7 @@ class _Stem(nn.Module):
             raise ValueError(f"images are {x.shape[1:3]}, a {self.grid} grid of {p}-pixel patches is not")
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, x.shape[-1], self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,)) if self.pre_norm is None else None
-        # Patches do not overlap, so the convolution is a matrix product of flattened patches.
-        x = x.reshape(x.shape[0], rows, p, columns, p, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
-        x = ops.linear(x.reshape(x.shape[0], rows * columns, -1), kernel.reshape(-1, self.width), bias)
+        x = embed_patches(x, kernel, bias).reshape(len(x), rows * columns, self.width)
         prefix = [self._token("class_token", 1, x)] if self.class_token else []
         if self.distilled:
             prefix.append(self._token("distillation_token", 1, x))
@@ -103,7 +98,7 @@ class _Block(nn.Module):
         return y if self.layer_scale is None else _LayerScale(self.layer_scale, name=f"layer_scale{number}")(y)
 
 
-class ViT(TransformerBackbone):
+class ViT(PatchTransformer):
     """A pre-norm Vision Transformer that ends in pooled features.
 
     Attributes:
@@ -172,22 +167,8 @@ class ViT(TransformerBackbone):
         return self.pool == "mean" and self.final_norm
 
     @property
-    def input_spec(self) -> BackboneInput:
-        return BackboneInput("image", size=(self.grid[0] * self.patch_size, self.grid[1] * self.patch_size))
-
-    @property
-    def input_kernel(self) -> str:
-        return "params/stem/kernel"
-
-    @property
     def position_grids(self) -> dict[str, tuple[int, int]]:
         return {} if self.positions == "rotary" else {"params/stem/pos_embed": self.grid}
-
-    @property
-    def prompt_init(self) -> Callable[[jax.Array, tuple[int, ...]], jax.Array]:
-        """Uniform within ±sqrt(6 / (3 * patch_size² + width)), as VPT's (2203.12119)."""
-        limit = math.sqrt(6 / (3 * self.patch_size**2 + self.width))
-        return lambda key, shape: jax.random.uniform(key, shape, minval=-limit, maxval=limit)
 
     def trained_by(self, library: str) -> dict[str, Any]:
         """Returns the GELU of Google's own code, which is approximate."""
@@ -255,13 +236,3 @@ class ViT(TransformerBackbone):
         if self.pool == "class_mean":
             return jnp.concatenate([x[:, 0], mean], axis=-1)
         return self.norm(mean) if self.pooled_norm else mean
-
-    def resized(self, image_size: int) -> "ViT":
-        """Returns the same network on another grid of patches.
-
-        Raises:
-            InputError: the patches do not tile the image.
-        """
-        if image_size % self.patch_size:
-            raise InputError(f"image size {image_size} is no multiple of the patch size {self.patch_size}")
-        return self.clone(grid=(image_size // self.patch_size,) * 2)

@@ -43,6 +43,7 @@ _OF_MODEL = {"dinov2": "Bit", "dinov2_with_registers": "Bit", "resnet": "ConvNex
 _OF_MODEL |= {"dinov3_vit": "DINOv3ViT", "siglip": "Siglip", "siglip_vision_model": "Siglip"}
 _OF_MODEL |= {"clip": "CLIP", "clip_vision_model": "CLIP"}
 _OF_MODEL |= {"efficientnet": "EfficientNet", "mobilenet_v2": "MobileNetV2"}
+_OF_MODEL |= {"beit": "Beit"}
 
 
 def read(config: Any, model_type: str = "", folder: str = "") -> tuple[Preprocessing, Origins]:

@@ -8,9 +8,11 @@ from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
-from tljax.weights.configs import timm_vit
+from tljax.weights.configs import relative, timm_vit
 
 _FAMILIES = ("vit", "deit", "resnet", "efficientnet", "tf_efficientnet", "mobilenetv2")  # BiT's are `resnetv2`
+_FAMILIES += ("swin_", "swinv2_tiny", "swinv2_small", "swinv2_base")
+_FAMILIES += ("beit_", "beitv2_", "eva_", "eva02_")
 CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours
 RESNET_POOLS = {"avg": "mean", "max": "max", "avgmax": "avgmax"}
 RESNET_ARGS = {"layers": "depths", "channels": "widths"}  # timm's argument -> our attribute, of the same values
@@ -59,6 +61,12 @@ def _network(architecture: str, args: Keys) -> tuple[str, dict[str, Any], Mappin
     """Returns our name of an architecture, the attributes that its arguments change, and how its family may pool."""
     if architecture.startswith(("vit", "deit")):
         return timm_vit.read(architecture, args)
+    if architecture.startswith("swin"):
+        return *relative.swin_from_timm(architecture, args), relative.SWIN_POOLS
+    if architecture.startswith("beit"):
+        return *relative.beit_from_timm(architecture, args), relative.PATCHES_POOLS
+    if architecture.startswith("eva"):
+        return *relative.eva_from_timm(architecture, args), relative.PATCHES_POOLS
     if "efficientnet" in architecture or architecture.startswith("mobilenet"):
         return architecture, _efficientnet(args), RESNET_POOLS
     return architecture, _resnet(args), {"avg": "mean"} if architecture.startswith("resnetv2") else RESNET_POOLS

@@ -13,7 +13,7 @@ from tljax.models.vision.efficientnet import rounded
 from tljax.problems.registry import PROBLEMS
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
-from tljax.weights.configs import processors, transformers_vit
+from tljax.weights.configs import processors, relative, transformers_vit
 from tljax.weights.configs.transformers_text import TEXTS
 
 _PROBLEMS = {problem.hf_problem_type: name for name, problem in PROBLEMS.items()}
@@ -184,5 +184,7 @@ FAMILIES = {
     "resnet": _Family("resnet50", "hf", _resnet),
     "efficientnet": _Family("efficientnet_b0", "hf", _efficientnet),
     "mobilenet_v2": _Family("mobilenetv2_100", "hf_mobilenet_v2", _mobilenet_v2),
+    "swin": _Family("swin_tiny_patch4_window7", "hf", relative.swin),
+    "beit": _Family("beit_base_patch16", "hf", relative.beit),
     **{kind: _Family(*family, "text") for kind, family in TEXTS.items()},
 }

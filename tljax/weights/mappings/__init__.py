@@ -10,13 +10,16 @@ from tljax.models.text.deberta import Deberta
 from tljax.models.text.electra import Electra
 from tljax.models.text.modernbert import ModernBert
 from tljax.models.text.mpnet import MPNet
+from tljax.models.vision.beit import BEiT
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.efficientnet import EfficientNet
+from tljax.models.vision.eva import EVA
 from tljax.models.vision.resnet import ResNet
+from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
 from tljax.weights.mapping import Table
 from tljax.weights.mappings.text import albert, bert, deberta, electra, modernbert, mpnet
-from tljax.weights.mappings.vision import bit, clip, dinov3, efficientnet, resnet, vit
+from tljax.weights.mappings.vision import beit, bit, clip, dinov3, efficientnet, eva, resnet, swin, vit
 from tljax.weights.readers import files
 
 
@@ -27,10 +30,13 @@ def _vit(model: ViT) -> dict[str, Table]:
 
 
 _TABLES: dict[type, Callable[[Any], dict[str, Table]]] = {
+    BEiT: beit.tables,
     Bert: bert.tables,
     BiT: bit.tables,
+    EVA: eva.tables,
     EfficientNet: efficientnet.tables,
     ResNet: resnet.tables,
+    Swin: swin.tables,
     ViT: _vit,
     Albert: albert.tables,
     Electra: electra.tables,
