@@ -13,7 +13,8 @@ from tests.models.test_swin import check_manifests
 from tljax.data.preprocessing import Preprocessing
 from tljax.errors import InputError
 from tljax.models.registry import attributes, build
-from tljax.models.vision.eva import EVA, rotary_angles, turned
+from tljax.models.rope import rotated_neighbors, scaled_angles
+from tljax.models.vision.eva import EVA
 from tljax.weights import export_config
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import import_config
@@ -56,15 +57,15 @@ def test_there_and_back_is_the_same_bits(case):
 
 def test_turned_queries_and_keys_see_displacements_alone():
     """And a grid of another size is that of 16 by 16 patches, seen from nearer or from further away."""
-    angles = rotary_angles((4, 4), 8)
+    angles = scaled_angles((4, 4), 8)
     assert angles.shape == (16, 4) and not np.any(angles[0])
     np.testing.assert_allclose(angles[5], [4, 0.04, 4, 0.04], rtol=1e-6)
     rng = np.random.default_rng(0)
     q, k = (jnp.tile(jnp.asarray(rng.standard_normal((1, 1, 1, 8), dtype=np.float32)), (1, 1, 17, 1)) for _ in "qk")
-    scores = np.einsum("bhqd,bhkd->qk", turned(q, angles), turned(k, angles))
+    scores = np.einsum("bhqd,bhkd->qk", rotated_neighbors(q, angles), rotated_neighbors(k, angles))
     np.testing.assert_allclose(scores[1, 6], scores[6, 11], atol=1e-5)  # both one down and one across
     assert abs(scores[1, 6] - scores[6, 1]) > 1e-2
-    np.testing.assert_array_equal(turned(q, angles)[:, :, 0], q[:, :, 0])  # the class token
+    np.testing.assert_array_equal(rotated_neighbors(q, angles)[:, :, 0], q[:, :, 0])  # the class token
 
 
 def test_every_published_name_is_mapped_and_nothing_else():

@@ -133,12 +133,22 @@ class Mlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """Two dense layers, the first for a gate and a value, SiLU(gate) · value between them (2002.05202)."""
+    """Two dense layers, the first for a gate and a value, SiLU(gate) · value between them (2002.05202).
+
+    Attributes:
+        hidden: units of the value.
+        kernel_init: how kernels start.
+        norm: the epsilon of a LayerNorm before the second layer; None for none.
+    """
 
     hidden: int
     kernel_init: Callable
+    norm: float | None = None
 
     @nn.compact
     def __call__(self, x):
         gate, value = jnp.split(Dense(2 * self.hidden, self.kernel_init, name="fc1")(x), 2, axis=-1)
-        return Dense(x.shape[-1], self.kernel_init, name="fc2")(jax.nn.silu(gate) * value)
+        y = jax.nn.silu(gate) * value
+        if self.norm is not None:
+            y = LayerNorm(self.norm, name="norm")(y)
+        return Dense(x.shape[-1], self.kernel_init, name="fc2")(y)

@@ -4,33 +4,12 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from tljax.models.kernels import ops
 from tljax.models.layers import Dense, LayerNorm
+from tljax.models.rope import rotated, sequence_angles
 from tljax.models.text.encoder import TextEncoder, check_length, embedding, masked_mean, normal_init
-
-
-def rotary_angles(length: int, width: int, period: float) -> Float[np.ndarray, "length half"]:
-    """Returns the angle of each pair of features at each place: place / period^(2 i / width) (2104.09864).
-
-    Args:
-        length: places, from 0 on.
-        width: features of a head.
-        period: the base of the geometric series of periods.
-    """
-    inverse = 1.0 / np.float32(period) ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
-    return np.arange(length, dtype=np.float32)[:, None] * inverse
-
-
-def rotated(
-    x: Float[Array, "batch heads length width"], angles: Float[np.ndarray, "length half"]
-) -> Float[Array, "batch heads length width"]:
-    """Returns queries or keys with feature i and i + width / 2 turned by their angle, in float32."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = np.cos(angles), np.sin(angles)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 class _Stem(nn.Module):
@@ -62,7 +41,7 @@ class _Attention(nn.Module):
         qkv = Dense(3 * width, normal_init, use_bias=False, name="qkv")(x)
         qkv = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        angles = rotary_angles(length, width // self.heads, self.period)
+        angles = sequence_angles(length, width // self.heads, self.period)
         seen = mask[:, None, None] & self._near(length) if self.reach else mask
         x = ops.attention(rotated(q, angles), rotated(k, angles), v, seen)
         x = x.transpose(0, 2, 1, 3).reshape(batch, length, width)
