@@ -48,7 +48,7 @@ class _PatchMerging(nn.Module):
         x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 4, 2, 5)  # columns first
         x = x.reshape(batch, height // 2, width // 2, 4 * channels)
         norm = LayerNorm(self.eps, name="norm")
-        reduction = Dense(2 * channels, _trunc_normal, (0, 2 * channels), name="reduction")
+        reduction = Dense(2 * channels, _trunc_normal, use_bias=False, name="reduction")
         return reduction(norm(x)) if self.version == 1 else norm(reduction(x))
 
 
@@ -60,7 +60,7 @@ class _PositionMlp(nn.Module):
     @nn.compact
     def __call__(self, coordinates):
         x = nn.relu(Dense(_POSITION_HIDDEN, _trunc_normal, name="fc1")(coordinates))
-        return 16 * nn.sigmoid(Dense(self.heads, _trunc_normal, (0, self.heads), name="fc2")(x))
+        return 16 * nn.sigmoid(Dense(self.heads, _trunc_normal, use_bias=False, name="fc2")(x))
 
 
 class _WindowAttention(nn.Module):
