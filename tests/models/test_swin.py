@@ -211,6 +211,7 @@ def test_the_librarys_own_config_describes_the_network(case):
         ("hf_swin", {"use_absolute_embeddings": True}, "use_absolute_embeddings=true is not supported, only false"),
         ("hf_swin", {"hidden_act": "gelu_new"}, 'hidden_act="gelu_new" is not supported'),
         ("hf_swin", {"num_heads": [2]}, "num_heads=[2] has 1 stages, and depths 2"),
+        ("hf_swin", {"num_heads": [2, 5]}, "num_heads=[2, 5] does not divide the widths of the stages"),
         ("hf_swin", {"patch_size": 128}, "image_size=64 is less than the patch size of 128"),
         ("timm_swin", {"model_args": {"qkv_bias": False}}, "qkv_bias=false is not supported, only true"),
         ("timm_swin", {"model_args": {"window_size": [4, 8]}}, "window_size=[4, 8] is no square"),

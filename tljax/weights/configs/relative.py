@@ -78,13 +78,16 @@ def swin(keys: Keys) -> dict[str, Any]:
     if side < patch:
         raise keys.refusal("image_size", f"is less than the patch size of {patch}")
     depths, heads = keys.wholes("depths", [2, 2, 6, 2]), keys.wholes("num_heads", [3, 6, 12, 24])
+    width = keys.whole("embed_dim", 96)
     if len(heads) != len(depths):
         raise keys.refusal("num_heads", f"has {len(heads)} stages, and depths {len(depths)}")
+    if any(width * 2**stage % count for stage, count in enumerate(heads)):
+        raise keys.refusal("num_heads", f"does not divide the widths of the stages, {width} and twice that each")
     for key in ("hidden_size", "num_layers"):  # which follow from the others
         keys.get(key)
     keys.only(qkv_bias=True, use_absolute_embeddings=False, hidden_act="gelu", path_norm=True)
     return {
-        "width": keys.whole("embed_dim", 96),
+        "width": width,
         "depths": depths,
         "heads": heads,
         "window": keys.whole("window_size", 7),
