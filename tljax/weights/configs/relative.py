@@ -14,6 +14,7 @@ PATCHES_POOLS = {"avg": "mean", "token": "class"}
 _PATCHES_ARGS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads"}
 _EVA_ARGS = {"use_rot_pos_emb": "rotary", "swiglu_mlp": "gated"}
 _EVA_ARGS |= {"scale_mlp": "mlp_norm", "scale_attn_inner": "attention_norm"}
+_OWN_WINDOWS = [[0] * stages for stages in range(1, 9)]  # where biases are of no other window than the network's
 _SWIN_ARGS = {"depths": "depths", "num_heads": "heads"}
 
 
@@ -38,6 +39,7 @@ def swin_from_timm(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
         InputError: a value is not supported.
     """
     name, size = sized(architecture)
+    base = build(name, {})
     patch, size = args.square("patch_size", 4), args.square("img_size", size)
     if size < patch:
         raise args.refusal("img_size", f"is less than the patch size of {patch}")
@@ -49,9 +51,12 @@ def swin_from_timm(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
         changes["window"] = args.square("window_size")
     if "mlp_ratio" in args:
         changes["mlp_ratio"] = args.number("mlp_ratio")
-    if "pretrained_window_sizes" in args and name.startswith("swinv2"):
-        windows = args.get("pretrained_window_sizes")
-        changes["pretrained_windows"] = args.wholes("pretrained_window_sizes") if any(windows) else []
+    if base.version == 2 and args.get("pretrained_window_sizes", [0]) not in _OWN_WINDOWS:
+        changes["pretrained_windows"] = args.wholes("pretrained_window_sizes")
+    stages = len(changes.get("depths", base.depths))
+    for theirs, ours in (("num_heads", "heads"), ("pretrained_window_sizes", "pretrained_windows")):
+        if len(changes.get(ours, getattr(base, ours)) or [0] * stages) != stages:
+            raise args.refusal(theirs, f"is not of the {stages} stages that depths has")
     args.only(qkv_bias=True, head_dim=None, always_partition=False, norm_layer="layernorm")
     return name, changes
 
