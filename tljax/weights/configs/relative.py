@@ -14,6 +14,7 @@ PATCHES_POOLS = {"avg": "mean", "token": "class"}
 _PATCHES_ARGS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads"}
 _EVA_ARGS = {"use_rot_pos_emb": "rotary", "swiglu_mlp": "gated"}
 _EVA_ARGS |= {"scale_mlp": "mlp_norm", "scale_attn_inner": "attention_norm"}
+_OWN_WINDOWS = [[0] * stages for stages in range(1, 9)]  # where biases are of no other window than the network's
 _SWIN_ARGS = {"depths": "depths", "num_heads": "heads"}
 
 
@@ -38,6 +39,7 @@ def swin_from_timm(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
         InputError: a value is not supported.
     """
     name, size = sized(architecture)
+    base = build(name, {})
     patch, size = args.square("patch_size", 4), args.square("img_size", size)
     if size < patch:
         raise args.refusal("img_size", f"is less than the patch size of {patch}")
@@ -49,9 +51,12 @@ def swin_from_timm(architecture: str, args: Keys) -> tuple[str, dict[str, Any]]:
         changes["window"] = args.square("window_size")
     if "mlp_ratio" in args:
         changes["mlp_ratio"] = args.number("mlp_ratio")
-    if "pretrained_window_sizes" in args and name.startswith("swinv2"):
-        windows = args.get("pretrained_window_sizes")
-        changes["pretrained_windows"] = args.wholes("pretrained_window_sizes") if any(windows) else []
+    if base.version == 2 and args.get("pretrained_window_sizes", [0]) not in _OWN_WINDOWS:
+        changes["pretrained_windows"] = args.wholes("pretrained_window_sizes")
+    stages = len(changes.get("depths", base.depths))
+    for theirs, ours in (("num_heads", "heads"), ("pretrained_window_sizes", "pretrained_windows")):
+        if len(changes.get(ours, getattr(base, ours)) or [0] * stages) != stages:
+            raise args.refusal(theirs, f"is not of the {stages} stages that depths has")
     args.only(qkv_bias=True, head_dim=None, always_partition=False, norm_layer="layernorm")
     return name, changes
 
@@ -78,13 +83,16 @@ def swin(keys: Keys) -> dict[str, Any]:
     if side < patch:
         raise keys.refusal("image_size", f"is less than the patch size of {patch}")
     depths, heads = keys.wholes("depths", [2, 2, 6, 2]), keys.wholes("num_heads", [3, 6, 12, 24])
+    width = keys.whole("embed_dim", 96)
     if len(heads) != len(depths):
         raise keys.refusal("num_heads", f"has {len(heads)} stages, and depths {len(depths)}")
+    if any(width * 2**stage % count for stage, count in enumerate(heads)):
+        raise keys.refusal("num_heads", f"does not divide the widths of the stages, {width} and twice that each")
     for key in ("hidden_size", "num_layers"):  # which follow from the others
         keys.get(key)
     keys.only(qkv_bias=True, use_absolute_embeddings=False, hidden_act="gelu", path_norm=True)
     return {
-        "width": keys.whole("embed_dim", 96),
+        "width": width,
         "depths": depths,
         "heads": heads,
         "window": keys.whole("window_size", 7),
