@@ -208,8 +208,8 @@ BACKBONES: dict[str, Backbone] = {
     "beitv2_base_patch16": BEiT(layer_scale=1e-5),
     "beitv2_large_patch16": BEiT(**_LARGE, layer_scale=1e-5),
     "beit_base_patch16_384": BEiT(grid=(24, 24)),  # names with a size are of weights that timm has at two
-    "eva_large_patch14": EVA(**_LARGE, **_EVA, mlp_width=4096, grid=(14, 14)),
-    "eva_large_patch14_336": EVA(**_LARGE, **_EVA, mlp_width=4096, grid=(24, 24)),
+    "eva_large_patch14": ViT(**_LARGE, patch_size=14, grid=(14, 14), pool="mean"),
+    "eva_large_patch14_336": ViT(**_LARGE, patch_size=14, grid=(24, 24), pool="mean"),
     "eva_giant_patch14": EVA(**_EVA, width=1408, depth=40, heads=16, mlp_width=6144),
     "eva02_tiny_patch14": EVA(**_TINY, mlp_width=512, mlp_norm=False),
     "eva02_small_patch14": EVA(width=384, heads=6, mlp_width=1024, mlp_norm=False),

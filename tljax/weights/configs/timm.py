@@ -59,7 +59,7 @@ def read(config: Mapping[str, Any], uri: str) -> Pretrained:
 
 def _network(architecture: str, args: Keys) -> tuple[str, dict[str, Any], Mapping[str, str]]:
     """Returns our name of an architecture, the attributes that its arguments change, and how its family may pool."""
-    if architecture.startswith(("vit", "deit")):
+    if architecture.startswith(("vit", "deit", "eva_large")):  # the last is a plain one, but for its training
         return timm_vit.read(architecture, args)
     if architecture.startswith("swin"):
         return *relative.swin_from_timm(architecture, args), relative.SWIN_POOLS
