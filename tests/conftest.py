@@ -23,7 +23,10 @@ from tljax.distributed.preemption import PreemptionSignal
 from tljax.io.download.fetch import cache_dir
 from tljax.models.registry import BACKBONES, attributes
 from tljax.models.text.bert import Bert
+from tljax.models.vision.convnext import ConvNeXt
 from tljax.models.vision.efficientnet import EfficientNet
+from tljax.models.vision.mobilenetv3 import MobileNetV3
+from tljax.models.vision.regnet import RegNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.vit import ViT
 from tljax.weights import pretrained
@@ -89,6 +92,21 @@ TINY = {
         stem_width=8,
         head_width=16,
     ),
+    "tiny_convnext": ConvNeXt(depths=(1, 1), widths=(8, 16), response_norm=True),
+    "tiny_seresnext": ResNet(depths=(1, 1), widths=(8, 16), stem_width=8, cardinality=2, base_width=32, attention="se"),
+    "tiny_mobilenetv3": MobileNetV3(
+        depths=(1, 2),
+        widths=(8, 8),
+        sizes=(3, 3),
+        strides=(1, 2),
+        expansions=(1, 2, 2),
+        squeezes=(1,),
+        relu_stages=1,
+        stem_width=8,
+        last_width=16,
+        head_width=16,
+    ),
+    "tiny_regnet": RegNet(depth=3, width_start=8, width_slope=4.0, width_factor=2.0, squeeze=0.25, stem_width=8),
 }
 
 

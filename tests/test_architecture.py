@@ -83,7 +83,9 @@ def test_orbax_and_linen_stay_in_their_rooms():
         )
 
 
-@pytest.mark.parametrize("family", ["ViT", "ResNet", "BiT", "EfficientNet", "Bert"])
+@pytest.mark.parametrize(
+    "family", ["ViT", "ResNet", "BiT", "EfficientNet", "Bert", "ConvNeXt", "MobileNetV3", "RegNet"]
+)
 def test_no_family_is_asked_for_outside_its_files(family):
     for path, tree in FILES.items():
         if path.parts[0] == "models" or path.parts[:2] == ("weights", "mappings"):

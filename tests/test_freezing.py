@@ -50,6 +50,8 @@ CASES = [("tiny_vit", name) for name in ARGUMENTS | RECIPES]
 CASES += [
     (kind, name) for kind in ("tiny_resnet", "tiny_efficientnet") for name in ARGUMENTS | RECIPES if name != "prompt"
 ]
+MORE = ("tiny_convnext", "tiny_seresnext", "tiny_mobilenetv3", "tiny_regnet")
+CASES += [(kind, name) for kind in MORE for name in ("linear_probe", "last_k", "full", "lora")]
 # Networks as wide as users have them, of fewer blocks, which compile sooner; and the pixels of their images.
 WIDE = {"vit_tiny_patch16": {"depth": 4}, "resnet18": {"depths": (1, 1, 1, 1)}}
 WIDE |= {"efficientnet_b0": {"depths": (1,) * 7}}

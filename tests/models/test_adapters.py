@@ -19,6 +19,7 @@ from tljax.models.layers import Dense
 from tljax.models.registry import BACKBONES
 from tljax.models.text.bert import Bert
 from tljax.models.vision.bit import BiT
+from tljax.models.vision.convnext import ConvNeXt
 from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.vit import ViT
@@ -42,8 +43,9 @@ MBCONV = EfficientNet(
     head_width=16,
 )
 TINY = {"vit": VIT, "bert": BERT, "resnet": RESNET, "basic": BASIC, "bit": BIT, "efficientnet": MBCONV}
+TINY |= {"convnext": ConvNeXt(depths=(1, 2), widths=(8, 16), response_norm=True)}
 TRANSFORMERS = {"vit": VIT, "bert": BERT}
-ADAPTED = {name: TINY[name] for name in ("vit", "bert", "resnet", "basic", "efficientnet")}
+ADAPTED = {name: TINY[name] for name in ("vit", "bert", "resnet", "basic", "efficientnet", "convnext")}
 
 
 def some_input(backbone):
@@ -138,7 +140,7 @@ def test_lora_starts_as_pefts_does():
     ("name", "adapter"),
     [
         *((name, adapter) for name in ADAPTED for adapter in (Lora(rank=2), Adapter(3))),
-        *((name, Adapter(3, parallel=True, scale=0.1)) for name in TRANSFORMERS),
+        *((name, Adapter(3, parallel=True, scale=0.1)) for name in (*TRANSFORMERS, "convnext")),
         ("bit", Adapter(3)),
     ],
 )
@@ -194,6 +196,7 @@ def test_loras_own_targets_are_joint_projections_and_1x1_convolutions_of_blocks(
     assert layers(BASIC) == ["block_1/downsample/conv"]
     ends = [f"block_{i}/{end}/conv" for i in (1, 2) for end in ("expand", "project")]
     assert layers(MBCONV) == [*ends, "block_3/project/conv"]
+    assert layers(TINY["convnext"]) == [f"block_{i}/mlp/fc{n}" for i in range(3) for n in (1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +209,7 @@ def test_loras_own_targets_are_joint_projections_and_1x1_convolutions_of_blocks(
         (BIT, Adapter(parallel=True), "a BiT has none"),
         (RESNET, Prompt(), "prompts are tokens of a transformer, and a ResNet has none"),
         (BIT, Prompt(deep=True), "a BiT has none"),
+        (TINY["convnext"], Prompt(), "a ConvNeXt has none"),
     ],
 )
 def test_what_a_backbone_cannot_take_is_refused(backbone, adapter, message):

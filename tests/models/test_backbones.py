@@ -56,6 +56,8 @@ def test_groups_are_the_parameters_top_level_and_features_have_the_published_wid
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name.removeprefix("tf_") == name or "v2_b" in name])
 def test_every_backbone_publishes_its_groups_and_tables_that_fill_it(name):
     module = BACKBONES[name]
+    if hasattr(module, "depths"):  # to trace two blocks of a stage alike is enough
+        module = module.clone(depths=tuple(min(2, depth) for depth in module.depths))
     shapes = pretrained.shapes(module)
     assert {path.split("/")[1] for path in shapes if path.startswith("params/")} == set(module.groups)
     required = shapes.keys() - pretrained.optional(module)

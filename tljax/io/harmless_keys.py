@@ -74,6 +74,7 @@ TIMM_ARGS = with_reason(
         _TRAINING: (
             *("drop_rate", "drop_path_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
             *("drop_block_rate", "weight_init", "fix_init", "zero_init_last"),
+            "head_init_scale",
         ),
         "lets the network take other image sizes, which here it does by resampling": (
             *("dynamic_img_size", "strict_img_size"),

@@ -44,6 +44,7 @@ PICTURE = ("size", "resize", "crop", "interpolation", "rescaling", "mean", "std"
 _MEAN_AND_STD = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "half": ((127.5,) * 3, (127.5,) * 3),
+    "none": ((0.0,) * 3, (255.0,) * 3),
     "lite": ((127.0,) * 3, (128.0,) * 3),
     "clip": ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)),
     "caffe": ((104.0, 117.0, 123.0), (1.0, 1.0, 1.0)),

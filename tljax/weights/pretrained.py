@@ -35,7 +35,7 @@ from tljax.weights.readers import files
 
 POOLER = "params/pooler/"
 # Attributes that a name does not decide: a checkpoint may have others.
-_NOT_IN_A_NAME = ("grid", "gelu", "eps", "conv_eps", "pool", "normalize", "vocabulary")
+_NOT_IN_A_NAME = ("grid", "gelu", "eps", "conv_eps", "pool", "normalize", "vocabulary", "conv_mlp")
 _TORCH = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".index.json")
 _CONVERTING = threading.Lock()  # a thread may be at it when another asks
 

@@ -36,6 +36,7 @@ _SUFFIXES = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "Featu
 _KINDS = {f"{kind}{suffix}": kind for kind in _DEFAULTS for suffix in _SUFFIXES}
 _OF_MODEL = {"dinov2": "Bit", "dinov2_with_registers": "Bit", "resnet": "ConvNext"}  # where a file names none
 _OF_MODEL |= {"efficientnet": "EfficientNet", "mobilenet_v2": "MobileNetV2"}
+_OF_MODEL |= {"convnext": "ConvNext", "convnextv2": "ConvNext"}
 
 
 def read(config: Any, model_type: str = "", folder: str = "") -> tuple[Preprocessing, Origins]:

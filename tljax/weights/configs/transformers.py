@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from tljax.data.preprocessing import Preprocessing
 from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys, load_json
+from tljax.models.convolution import rounded
 from tljax.models.registry import BACKBONES
-from tljax.models.vision.efficientnet import rounded
 from tljax.problems.registry import PROBLEMS
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
@@ -211,6 +211,30 @@ def _mobilenet_v2(keys: Keys) -> dict[str, Any]:
     }
 
 
+def _convnext(keys: Keys) -> dict[str, Any]:
+    """Returns attributes from transformers' `ConvNextConfig`; LayerScale starts from 0 in a network without."""
+    initial = keys.get("layer_scale_init_value", 1e-6)
+    if initial == 0:
+        return _convnext_of(keys) | {"layer_scale": None}
+    return _convnext_of(keys) | {"layer_scale": keys.number("layer_scale_init_value", 1e-6)}
+
+
+def _convnext_v2(keys: Keys) -> dict[str, Any]:
+    """Returns attributes from transformers' `ConvNextV2Config`."""
+    return _convnext_of(keys) | {"layer_scale": None, "response_norm": True}
+
+
+def _convnext_of(keys: Keys) -> dict[str, Any]:
+    """Returns the attributes that both versions share."""
+    depths, widths = keys.wholes("depths", [3, 3, 9, 3]), keys.wholes("hidden_sizes", [96, 192, 384, 768])
+    if len(depths) != keys.whole("num_stages", 4) or len(widths) != len(depths):
+        raise keys.refusal("num_stages", "is another number of stages than that of depths or hidden_sizes")
+    keys.only(patch_size=4)
+    keys.choice("hidden_act", "gelu", {name: kind for name, kind in GELU.items() if kind == "erf"})
+    keys.square("image_size", 224)  # any will do
+    return {"depths": depths, "widths": widths, "eps": keys.number("layer_norm_eps", 1e-12)}
+
+
 def _encoder(keys: Keys, eps: float) -> dict[str, Any]:
     """Returns the attributes that BERT and RoBERTa share."""
     keys.only(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute", embedding_size=None)
@@ -277,6 +301,8 @@ FAMILIES = {
     "resnet": _Family("resnet50", "hf", _resnet),
     "efficientnet": _Family("efficientnet_b0", "hf", _efficientnet),
     "mobilenet_v2": _Family("mobilenetv2_100", "hf_mobilenet_v2", _mobilenet_v2),
+    "convnext": _Family("convnext_tiny", "hf", _convnext),
+    "convnextv2": _Family("convnextv2_tiny", "hf", _convnext_v2),
     "bert": _Family("bert_base", "bert", _bert, "text"),
     "roberta": _Family("roberta_base", "roberta", _roberta, "text"),
     "distilbert": _Family("distilbert_base", "distilbert", _distilbert, "text"),

@@ -6,18 +6,24 @@ from typing import Any
 
 from tljax.models.text.bert import Bert
 from tljax.models.vision.bit import BiT
+from tljax.models.vision.convnext import ConvNeXt
 from tljax.models.vision.efficientnet import EfficientNet
+from tljax.models.vision.mobilenetv3 import MobileNetV3
+from tljax.models.vision.regnet import RegNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.vit import ViT
 from tljax.weights.mapping import Table
 from tljax.weights.mappings.text import bert
-from tljax.weights.mappings.vision import bit, efficientnet, resnet, vit
+from tljax.weights.mappings.vision import bit, convnext, efficientnet, regnet, resnet, vit
 from tljax.weights.readers import files
 
 _TABLES: dict[type, Callable[[Any], dict[str, Table]]] = {
     Bert: bert.tables,
     BiT: bit.tables,
+    ConvNeXt: convnext.tables,
     EfficientNet: efficientnet.tables,
+    MobileNetV3: efficientnet.mobilenetv3_tables,
+    RegNet: regnet.tables,
     ResNet: resnet.tables,
     ViT: vit.tables,
 }
