@@ -30,7 +30,7 @@ SMALL = MobileNetV3(
 )
 TF_LARGE = SMALL.clone(
     depths=(1, 1, 2),
-    widths=(8, 8, 12),
+    widths=(8, 8, 16),
     strides=(1, 2, 2),
     expansions=(1, 4, 3, 3),
     squeezes=(2,),
@@ -40,7 +40,7 @@ TF_LARGE = SMALL.clone(
 )
 LARGE = TF_LARGE.clone(
     depths=(1, 1, 2, 2),
-    widths=(8, 8, 12, 16),
+    widths=(8, 8, 16, 16),
     sizes=(3, 3, 5, 3),
     strides=(1, 2, 2, 2),
     expansions=(1, 4, 3, 3, 6, 2.5),

@@ -74,7 +74,7 @@ class MobileNetV3(InvertedResiduals):
     def layers(self) -> list[nn.Module]:
         return [self.stem, *self.block]
 
-    def pooled(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels"]:
+    def pooled(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch features"]:
         """Returns the features of a feature map."""
         return nn.hard_swish(self.conv_head(super().pooled(x)[:, None, None])[:, 0, 0])
 
