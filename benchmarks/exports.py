@@ -28,7 +28,18 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 from tests.conftest import GOLDEN, golden
-from tests.models import test_beit, test_bert, test_eva, test_resnet, test_swin, test_vit, test_vit_family
+from tests.models import (
+    test_beit,
+    test_bert,
+    test_convnext,
+    test_eva,
+    test_regnet,
+    test_resnet,
+    test_resnext,
+    test_swin,
+    test_vit,
+    test_vit_family,
+)
 from tests.weights.test_pooling import folder_of
 from tljax import console
 from tljax.cli.convert import convert
@@ -79,6 +90,11 @@ def resnet(case: str, row: str) -> Case:
 def relative(case: str, row: str) -> Case:
     tests = test_swin if "swin" in case else test_beit if "beit" in case else test_eva
     return Case(case, row, tests.CASES[case][0], tests.arrays_at(case), golden(case)[1]["image"])
+
+
+def convolutional(case: str, row: str, module: Backbone, names: str = "timm") -> Case:
+    arrays = test_resnet.converted(test_resnet.weights_of(case), module, names)
+    return Case(case, row, module, arrays, golden(case)[1]["image"])
 
 
 def text(case: str, row: str) -> Case:
@@ -192,6 +208,14 @@ def cases() -> list[tuple[Case, str]]:
         (resnet("hf_resnet_bottleneck", "resnet50"), "hf"),
         (resnet("hf_resnet_bottleneck_v1", "resnet50_v1"), "hf"),
         (random("resnetv2_50x1_bit", "resnetv2_50x1_bit", BACKBONES["resnetv2_50x1_bit"], 64), "timm"),
+        (convolutional("timm_convnext", "convnext_tiny", *test_convnext.CASES["timm_convnext"]), "timm hf"),
+        (convolutional("timm_convnextv2", "convnextv2_atto", *test_convnext.CASES["timm_convnextv2"]), "timm hf"),
+        (convolutional("hf_convnextv2", "convnextv2_tiny", *test_convnext.CASES["hf_convnextv2"]), "hf"),
+        (convolutional("timm_resnext50", "resnext50_32x4d", test_resnext.CASES["timm_resnext50"]), "timm"),
+        (convolutional("timm_seresnet50", "seresnet50", test_resnext.CASES["timm_seresnet50"]), "timm"),
+        (convolutional("timm_ecaresnet50d", "ecaresnet50d", test_resnext.CASES["timm_ecaresnet50d"]), "timm"),
+        (convolutional("timm_regnety", "regnety_002", test_regnet.CASES["timm_regnety"]), "timm"),
+        (random("mobilenetv3_small_050", "mobilenetv3_small_050", BACKBONES["mobilenetv3_small_050"], 64), "timm"),
         (text("hf_bert_cls", "bert_base"), "hf"),
         (text("hf_roberta_cls", "roberta_base"), "hf"),
         (text("hf_distilbert_cls", "distilbert_base"), "hf"),

@@ -28,8 +28,11 @@ from tljax.models.text.deberta import Deberta
 from tljax.models.text.modernbert import ModernBert
 from tljax.models.text.mpnet import MPNet
 from tljax.models.vision.beit import BEiT
+from tljax.models.vision.convnext import ConvNeXt
 from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.eva import EVA
+from tljax.models.vision.mobilenetv3 import MobileNetV3
+from tljax.models.vision.regnet import RegNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
@@ -107,6 +110,21 @@ TINY = {
     "tiny_beit": BEiT(width=16, depth=3, heads=2, patch_size=8, grid=(4, 4)),
     "tiny_eva": EVA(width=16, depth=3, heads=2, mlp_width=24, patch_size=8, grid=(4, 4)),
     "tiny_swin": Swin(width=8, depths=(2, 1), heads=(2, 2), window=4, grid=(8, 8), version=2),
+    "tiny_convnext": ConvNeXt(depths=(1, 1), widths=(8, 16), response_norm=True),
+    "tiny_seresnext": ResNet(depths=(1, 1), widths=(8, 16), stem_width=8, cardinality=2, base_width=32, attention="se"),
+    "tiny_mobilenetv3": MobileNetV3(
+        depths=(1, 2),
+        widths=(8, 8),
+        sizes=(3, 3),
+        strides=(1, 2),
+        expansions=(1, 2, 2),
+        squeezes=(1,),
+        relu_stages=1,
+        stem_width=8,
+        last_width=16,
+        head_width=16,
+    ),
+    "tiny_regnet": RegNet(depth=3, width_start=8, width_slope=4.0, width_factor=2.0, squeeze=0.25, stem_width=8),
 }
 
 

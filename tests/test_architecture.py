@@ -83,7 +83,10 @@ def test_orbax_and_linen_stay_in_their_rooms():
         )
 
 
-@pytest.mark.parametrize("family", ["ViT", "ResNet", "BiT", "EfficientNet", "Bert", "ModernBert", "Deberta"])
+FAMILIES = ("ViT", "Swin", "BEiT", "EVA", "ResNet", "BiT", "EfficientNet", "ConvNeXt", "MobileNetV3", "RegNet")
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "Bert", "ModernBert", "Deberta", "MPNet", "Albert", "Electra"])
 def test_no_family_is_asked_for_outside_its_files(family):
     for path, tree in FILES.items():
         if path.parts[0] == "models" or path.parts[:2] == ("weights", "mappings"):

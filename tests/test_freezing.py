@@ -57,6 +57,7 @@ CASES += [
 # The other families, of which four strategies rest, train and add in all the ways that there are.
 TEXTS = ("tiny_albert", "tiny_mpnet", "tiny_modernbert", "tiny_deberta")
 FAMILIES = [*TEXTS, "tiny_dinov3", "tiny_siglip", "tiny_clip", "tiny_swin", "tiny_beit", "tiny_eva"]
+FAMILIES += ["tiny_convnext", "tiny_seresnext", "tiny_mobilenetv3", "tiny_regnet"]
 CASES += [(network, name) for network in FAMILIES for name in ("linear_probe", "last_k", "full", "lora")]
 # Every case is traced; a strategy is compiled and run on the first network, and of the others those that differ most.
 COMPILED = [case for case in CASES if case[0] == "tiny_vit"]

@@ -20,6 +20,7 @@ from tljax.models.registry import BACKBONES
 from tljax.models.text.bert import Bert
 from tljax.models.vision.beit import BEiT
 from tljax.models.vision.bit import BiT
+from tljax.models.vision.convnext import ConvNeXt
 from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.eva import EVA
 from tljax.models.vision.resnet import ResNet
@@ -45,9 +46,11 @@ MBCONV = EfficientNet(
     head_width=16,
 )
 SWIN = Swin(width=8, depths=(2, 1), heads=(2, 4), window=2, grid=(4, 6))
+CONVNEXT = ConvNeXt(depths=(1, 2), widths=(8, 16), response_norm=True)
 TINY = {"swin": SWIN, "vit": VIT, "bert": BERT, "resnet": RESNET, "basic": BASIC, "bit": BIT, "efficientnet": MBCONV}
+TINY |= {"convnext": CONVNEXT}
 TRANSFORMERS = {"vit": VIT, "bert": BERT}
-ADAPTED = {name: TINY[name] for name in ("vit", "bert", "resnet", "basic", "efficientnet", "swin")}
+ADAPTED = {name: module for name, module in TINY.items() if name != "bit"}
 
 
 def some_input(backbone):
@@ -142,7 +145,7 @@ def test_lora_starts_as_pefts_does():
     ("name", "adapter"),
     [
         *((name, adapter) for name in ADAPTED for adapter in (Lora(rank=2), Adapter(3))),
-        *((name, Adapter(3, parallel=True, scale=0.1)) for name in TRANSFORMERS),
+        *((name, Adapter(3, parallel=True, scale=0.1)) for name in (*TRANSFORMERS, "convnext")),
         ("bit", Adapter(3)),
     ],
 )
@@ -198,6 +201,7 @@ def test_loras_own_targets_are_joint_projections_and_1x1_convolutions_of_blocks(
     assert layers(BASIC) == ["block_1/downsample/conv"]
     ends = [f"block_{i}/{end}/conv" for i in (1, 2) for end in ("expand", "project")]
     assert layers(MBCONV) == [*ends, "block_3/project/conv"]
+    assert layers(TINY["convnext"]) == [f"block_{i}/mlp/fc{n}" for i in range(3) for n in (1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +215,7 @@ def test_loras_own_targets_are_joint_projections_and_1x1_convolutions_of_blocks(
         (RESNET, Prompt(), "prompts are tokens of a transformer, and a ResNet has none"),
         (BIT, Prompt(deep=True), "a BiT has none"),
         (SWIN, Prompt(), "prompts are tokens of a transformer, and a Swin has none"),
+        (CONVNEXT, Prompt(), "a ConvNeXt has none"),
     ],
 )
 def test_what_a_backbone_cannot_take_is_refused(backbone, adapter, message):

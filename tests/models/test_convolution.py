@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from tests.models.test_ops import assert_same, random
-from tljax.models.kernels import conv_cpu, ops
+from tljax.models.kernels import conv_cpu, grouped_cpu, ops
 
 pytestmark = pytest.mark.optimized
 
@@ -36,6 +36,32 @@ def test_conv_of_many_channels(side):
         lambda x, k: _plain_conv(x, k, 1, pad),
         random(2, side, side + 1, 32),
         random(3, 3, 32, 36, seed=1) / 17,
+    )
+
+
+@pytest.mark.parametrize("side", [8, 11])
+def test_conv_of_patches_apart(side):
+    pad = ((0, 0), (0, 0))
+    assert_same(
+        lambda x, k: conv_cpu.conv(x, k, 4, pad),
+        lambda x, k: _plain_conv(x, k, 4, pad),
+        random(2, side, side + 2, 3),
+        random(4, 4, 3, 5, seed=1),
+    )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_grouped_conv(stride):
+    def plain(x, k):
+        layout = ("NHWC", "HWIO", "NHWC")
+        pad = ((1, 1), (1, 1))
+        return lax.conv_general_dilated(x, k, (stride,) * 2, pad, dimension_numbers=layout, feature_group_count=3)
+
+    assert_same(
+        lambda x, k: grouped_cpu.grouped_conv(x, k, stride, ((1, 1), (1, 1))),
+        plain,
+        random(2, 7, 8, 6),
+        random(3, 3, 2, 12, seed=1),
     )
 
 

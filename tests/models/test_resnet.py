@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import re
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +13,10 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from tests.conftest import GOLDEN, golden
+from tljax.config.schema import BackboneConfig
 from tljax.errors import InputError
 from tljax.models.vision.resnet import ResNet
-from tljax.weights import mappings
+from tljax.weights import mappings, pretrained
 from tljax.weights.mapping import convert, unconvert
 from tljax.weights.pretrained import optional, shapes
 from tljax.weights.readers import files
@@ -152,8 +156,56 @@ def manifests() -> dict[str, dict[str, list[int]]]:
     return json.loads(gzip.decompress((GOLDEN / "manifests_resnet.json.gz").read_bytes()))
 
 
-def check_manifest(source: dict[str, list[int]], module, names: str) -> None:
-    """Asserts that every name is mapped or ignored, every target filled, and any change refused by name."""
+def check_repository(case: str, folder: Path, cut: int):
+    """Asserts that a case's files, in a folder, give the reference's outputs, in two halves of the groups.
+
+    Args:
+        case: the golden case, with a `config.json`.
+        folder: an empty one.
+        cut: the first group of the second half.
+
+    Returns:
+        The network that its config describes.
+    """
+    config = json.loads((GOLDEN / case / "config.json").read_text())
+    if "pretrained_cfg" in config:  # DINOv3's golden images are no squares, which is all that may be asked for here
+        config["pretrained_cfg"]["input_size"] = [3, 64, 64]
+    (folder / "config.json").write_text(json.dumps(config))
+    if case.startswith("hf"):
+        shutil.copy(GOLDEN / case / "preprocessor_config.json", folder)
+    shutil.copy(GOLDEN / case / "weights.safetensors", folder / "model.safetensors")
+    row = pretrained.resolve_weights(BackboneConfig(weights=str(folder)))
+    module = pretrained.module_of(row)
+    check_bounds(case, module, pretrained.restore(row, module), cut)
+    return module
+
+
+def check_bounds(case: str, module, variables: dict, cut: int) -> None:
+    """Asserts that a network gives the reference's outputs, within bounds that a usual mistake would break."""
+    facts, io = golden(case)
+    variables = jax.tree.map(jnp.asarray, variables)
+    head = variables.pop("head", None)
+    assert set(variables["params"]) == set(module.groups)
+
+    def halves(variables, x):
+        half = module.apply(variables, x, stop=cut)
+        feature_map = module.apply(variables, half, start=cut, pool=False)
+        return {"feature_map": feature_map, "features": module.apply(variables, half, start=cut)}
+
+    actual = jax.jit(halves)(variables, io["image"])
+    if head:
+        actual["logits"] = actual["features"] @ head["kernel"] + head["bias"]
+    bounds = {name: facts["bound"] * facts["max_abs_output"][name] for name in actual}
+    unseen = facts.get("below_bound", ())
+    changes = [change for mistake, change in facts["max_abs_change_if"].items() if mistake not in unseen]
+    assert min(changes) > bounds[facts["change_measured_on"]], "a usual mistake would pass"
+    assert actual["features"].shape[-1] == module.feature_dim
+    for name, bound in bounds.items():
+        np.testing.assert_allclose(actual[name], io[name], atol=bound, rtol=0, err_msg=name)
+
+
+def check_manifest(source: dict[str, list[int]], module, names: str, changes: bool = True) -> None:
+    """Asserts that every name is mapped or ignored, every target filled, and, with `changes`, those refused by name."""
     table, targets, heads = mappings.tables(module)[names], shapes(module), optional(module)
 
     def tried(names_and_shapes):
@@ -162,20 +214,43 @@ def check_manifest(source: dict[str, list[int]], module, names: str) -> None:
         return convert(arrays, table, targets, heads)
 
     done = tried(source)
-    assert set(done.arrays) == set(targets)
+    assert set(done.arrays) == set(targets) - (set() if "head/kernel" in done.arrays else heads)
     assert all(name.endswith("num_batches_tracked") for name in done.ignored)
     goes_to = {rule.source: rule.target for rule in table.mappings}
     mapped = [name for name in source if goes_to.get(name, "head") in targets.keys() - heads]
-    for name in [*mapped[:: len(mapped) // 3], mapped[-1]]:
-        changes = {
+    for name in changes * [*mapped[:: len(mapped) // 3], mapped[-1]]:
+        changed_sources = {
             f"{name}_more": source | {f"{name}_more": source[name]},
             goes_to[name]: {other: shape for other, shape in source.items() if other != name},
             name: source | {name: [*source[name][:-1], source[name][-1] + 1]},
         }
-        for named, changed in changes.items():
+        for named, changed in changed_sources.items():
             with pytest.raises(InputError) as caught:
                 tried(changed)
             assert named in str(caught.value)
+
+
+def check_deep_manifest(source, module, names: str, changes: bool, block: str, first: int = 0) -> None:
+    """Asserts that each name is mapped, and all else of `check_manifest` where stages have two blocks at the most.
+
+    Args:
+        source, module, names, changes: as in `check_manifest`.
+        block: a regex of a block's name, with a group for its stage and one for its place in it.
+        first: the number of a stage's first block.
+    """
+    table = mappings.tables(module)[names]
+    mapped = {name for name in source if not table.ignores(name)}
+    # A table of ResNets has a shortcut's names for every block.
+    expected = {rule.source for rule in table.mappings if not re.search("^head|downsample", rule.target)}
+    assert expected <= mapped <= {rule.source for rule in table.mappings}
+    two = tuple(min(2, depth) for depth in module.depths)
+    kept = {name: shape for name, shape in source.items() if _place(block, name) < first + 2}
+    check_manifest(kept, module.clone(depths=two), names, changes)
+
+
+def _place(block: str, name: str) -> int:
+    match = re.match(rf"(?:\w+\.)*{block}\.", name)
+    return int(match[2]) if match else 0
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models.base import Backbone
-from tljax.models.kernels import conv_cpu
+from tljax.models.kernels import conv_cpu, grouped_cpu
 from tljax.models.remat import run_group
 
 # How a group's BatchNorms (1502.03167) work; evaluation is `frozen` everywhere.
@@ -27,6 +27,17 @@ _he_normal_depthwise = nn.initializers.variance_scaling(2.0, "fan_out", "truncat
 def blocks(depths: tuple[int, ...]) -> list[tuple[int, int]]:
     """Returns (stage, place in it) of every block, in order."""
     return [(stage, i) for stage, depth in enumerate(depths) for i in range(depth)]
+
+
+def rounded(channels: float, least: float = 0.9) -> int:
+    """Returns the nearest multiple of 8 to a count of channels, or the next one up.
+
+    Args:
+        channels: how many there are.
+        least: the share of them below which the nearest is too few.
+    """
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 if nearest < least * channels else nearest
 
 
 class ConvBackbone(Backbone):
@@ -60,7 +71,8 @@ class ConvBackbone(Backbone):
         for mode in batch_norm.values():
             if mode not in BATCH_NORM_MODES:
                 raise InputError(f"no BatchNorm mode {mode!r}; there are: {', '.join(BATCH_NORM_MODES)}")
-        for name, layer in list(zip(self.groups, self.layers(), strict=True))[start:stop]:
+        # A group that acts after the pooling has no layer.
+        for name, layer in list(zip(self.groups, self.layers(), strict=False))[start:stop]:
             x = run_group(layer, x, batch_norm.get(name, "frozen"), remat=remat)
         return x
 
@@ -73,7 +85,9 @@ class ConvBackbone(Backbone):
 
 
 def _pads(side: int, size: int, stride: int, padding: str) -> tuple[int, int]:
-    """Returns zeros before and after an axis: as torch, alike on both sides, or as TensorFlow's SAME."""
+    """Returns zeros before and after an axis: as torch, alike on both sides, or as TensorFlow's SAME, or none."""
+    if padding == "none":
+        return 0, 0
     if padding == "symmetric":
         return size // 2, size // 2
     total = max((-(-side // stride) - 1) * stride + size - side, 0)
@@ -89,7 +103,8 @@ class Conv(nn.Module):
         stride: along each axis.
         use_bias: whether there is one.
         depthwise: whether each channel has a kernel of its own and there are no sums over channels.
-        padding: `symmetric`, size // 2 on each side, or `same`, as TensorFlow's: the odd pixel comes after.
+        groups: parts of the inputs, of which each makes its own part of the outputs.
+        padding: `symmetric`, size // 2 on each side, `same`, as TensorFlow's: the odd pixel comes after, or `none`.
     """
 
     features: int
@@ -97,18 +112,42 @@ class Conv(nn.Module):
     stride: int = 1
     use_bias: bool = False
     depthwise: bool = False
-    padding: Literal["symmetric", "same"] = "symmetric"
+    padding: Literal["symmetric", "same", "none"] = "symmetric"
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x):
         pads = tuple(_pads(side, self.size, self.stride, self.padding) for side in x.shape[1:3])
         initializer = _he_normal_depthwise if self.depthwise else he_normal
-        inputs = 1 if self.depthwise else x.shape[-1]
+        inputs = 1 if self.depthwise else x.shape[-1] // self.groups
         kernel = self.param("kernel", initializer, (self.size, self.size, inputs, self.features))
-        x = (conv_cpu.depthwise_conv if self.depthwise else conv_cpu.conv)(x, kernel, self.stride, pads)
+        if self.groups > 1:
+            x = grouped_cpu.grouped_conv(x, kernel, self.stride, pads)
+        else:
+            x = (conv_cpu.depthwise_conv if self.depthwise else conv_cpu.conv)(x, kernel, self.stride, pads)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,))
         return x
+
+
+class SqueezeExcite(nn.Module):
+    """Weighs each channel by what the means of all channels say (1709.01507).
+
+    Attributes:
+        width: channels between the two layers that look at the means.
+        activation: between them.
+        gate: from what they say to a weight between 0 and 1.
+    """
+
+    width: int
+    activation: Callable = nn.relu
+    gate: Callable = nn.sigmoid
+
+    @nn.compact
+    def __call__(self, x):
+        y = jnp.mean(x, axis=(1, 2), keepdims=True)
+        y = self.activation(Conv(self.width, use_bias=True, name="reduce")(y))
+        return x * self.gate(Conv(x.shape[-1], use_bias=True, name="expand")(y))
 
 
 class BatchNorm(nn.Module):

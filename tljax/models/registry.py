@@ -15,8 +15,12 @@ from tljax.models.text.modernbert import ModernBert
 from tljax.models.text.mpnet import MPNet
 from tljax.models.vision.beit import BEiT
 from tljax.models.vision.bit import BiT
+from tljax.models.vision.convnext import ConvNeXt
 from tljax.models.vision.efficientnet import EfficientNet, scaled
 from tljax.models.vision.eva import EVA
+from tljax.models.vision.mobilenetv3 import MobileNetV3
+from tljax.models.vision.mobilenetv3 import scaled as scaled_v3
+from tljax.models.vision.regnet import RegNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
@@ -44,6 +48,20 @@ _REG4_GAP = {**_GAP, "grid": (16, 16), "registers": 4, "positions": "patches"}
 _DISTILLED = {"distilled": True, "pool": "distilled"}
 _DEIT3 = {"layer_scale": 1e-6, "positions": "patches"}
 _D = {"stem": "deep", "avg_down": True}
+
+
+_101 = (3, 4, 23, 3)  # depths
+_RESNEXTS = {
+    "resnext50_32x4d": ResNet(cardinality=32, base_width=4),
+    "resnext50d_32x4d": ResNet(cardinality=32, base_width=4, **_D),
+    "resnext101_32x4d": ResNet(depths=_101, cardinality=32, base_width=4),
+    "resnext101_32x8d": ResNet(depths=_101, cardinality=32, base_width=8),
+    "resnext101_64x4d": ResNet(depths=_101, cardinality=64, base_width=4),
+    "seresnext50_32x4d": ResNet(cardinality=32, base_width=4, attention="se"),
+    "seresnext101_32x4d": ResNet(depths=_101, cardinality=32, base_width=4, attention="se"),
+    "wide_resnet50_2": ResNet(base_width=128),
+    "wide_resnet101_2": ResNet(depths=_101, base_width=128),
+}
 
 
 def _bit(width: int, **depths: tuple[int, ...]) -> BiT:
@@ -98,6 +116,74 @@ _EFFICIENTNETS_RW = {
         operators=("fused", *_V2_S.operators[1:]), widths=(*_V2_S.widths[:-1], 272), head_width=1792
     ),
 }
+_MOBILENETV3_SMALL = MobileNetV3(
+    depths=(1, 2, 3, 2, 3),
+    widths=(16, 24, 40, 48, 96),
+    sizes=(3, 3, 5, 5, 5),
+    strides=(2, 2, 2, 1, 2),
+    expansions=(1, 4.5, 3.67, 4, 6, 6, 3, 3, 6, 6, 6),
+    squeezes=(0, 2, 3, 4),
+    relu_stages=2,
+    last_width=576,
+    head_width=1024,
+)
+_MOBILENETV3S = {
+    "mobilenetv3_small_050": scaled_v3(_MOBILENETV3_SMALL, 0.5),
+    "mobilenetv3_small_075": scaled_v3(_MOBILENETV3_SMALL, 0.75),
+    "mobilenetv3_small_100": _MOBILENETV3_SMALL,
+    "mobilenetv3_large_075": scaled_v3(MobileNetV3(), 0.75),
+    "mobilenetv3_large_100": MobileNetV3(),
+}
+
+
+def _regnets(name: str, squeeze: float, *lines: tuple[str, int, float, float, int, int]) -> dict[str, RegNet]:
+    """RegNets by size, from rows of size, w_0, w_a, w_m, group size and depth."""
+    return {f"{name}_{size}": RegNet(depth, *line, squeeze) for size, *line, depth in lines}
+
+
+_REGNETS = _regnets(
+    *("regnetx", 0.0),
+    ("002", 24, 36.44, 2.49, 8, 13),
+    ("004", 24, 24.48, 2.54, 16, 22),
+    ("008", 56, 35.73, 2.28, 16, 16),
+    ("016", 80, 34.01, 2.25, 24, 18),
+    ("032", 88, 26.31, 2.25, 48, 25),
+    ("080", 80, 49.56, 2.88, 120, 23),
+) | _regnets(
+    *("regnety", 0.25),
+    ("002", 24, 36.44, 2.49, 8, 13),
+    ("004", 48, 27.89, 2.09, 8, 16),
+    ("006", 48, 32.54, 2.32, 16, 15),
+    ("008", 56, 38.84, 2.4, 16, 14),
+    ("016", 48, 20.71, 2.65, 24, 27),
+    ("032", 80, 42.63, 2.66, 24, 21),
+    ("040", 96, 31.41, 2.24, 64, 22),
+    ("064", 112, 33.22, 2.27, 72, 25),
+    ("080", 192, 76.82, 2.19, 56, 17),
+    ("120", 168, 73.36, 2.37, 112, 19),
+    ("160", 200, 106.23, 2.48, 112, 18),
+    ("320", 232, 115.89, 2.53, 232, 20),
+)
+
+
+def _convnext(depth: int, width: int, **rest: Any) -> ConvNeXt:
+    """A ConvNeXt with `depth` blocks in its third stage and few in the others, each twice as wide as the one before."""
+    ends = 3 if depth > 8 else 2
+    widths = tuple(width * 2**stage for stage in range(4))
+    return ConvNeXt(depths=(ends, ends, depth, ends), widths=widths, **rest)
+
+
+_CONVNEXTS = {
+    "atto": _convnext(6, 40, conv_mlp=True),
+    "femto": _convnext(6, 48, conv_mlp=True),
+    "pico": _convnext(6, 64, conv_mlp=True),
+    "nano": _convnext(8, 80, conv_mlp=True),
+    "tiny": _convnext(9, 96),
+    "small": _convnext(27, 96),
+    "base": _convnext(27, 128),
+    "large": _convnext(27, 192),
+}
+_V2 = {"layer_scale": None, "response_norm": True}
 
 _SWIN_S = {"depths": (2, 2, 18, 2)}
 _SWIN_B = {**_SWIN_S, "width": 128, "heads": (4, 8, 16, 32)}
@@ -137,6 +223,11 @@ BACKBONES: dict[str, Backbone] = {
     "resnet50d": ResNet(**_D),
     "resnet101d": ResNet(depths=(3, 4, 23, 3), **_D),
     "resnet152d": ResNet(depths=(3, 8, 36, 3), **_D),
+    **_RESNEXTS,
+    "seresnet50": ResNet(attention="se"),
+    "ecaresnet50d": ResNet(attention="eca", **_D),
+    "ecaresnet101d": ResNet(depths=(3, 4, 23, 3), attention="eca", **_D),
+    "ecaresnetlight": ResNet(depths=(1, 1, 11, 3), attention="eca", avg_down=True),
     "resnetv2_50x1_bit": _bit(1),
     "resnetv2_50x3_bit": _bit(3),
     "resnetv2_101x1_bit": _bit(1, depths=(3, 4, 23, 3)),
@@ -149,6 +240,13 @@ BACKBONES: dict[str, Backbone] = {
     "mobilenetv2_050": scaled(_MOBILENETV2, 0.5, 1).clone(head_width=1280),
     "mobilenetv2_100": _MOBILENETV2,
     "mobilenetv2_140": scaled(_MOBILENETV2, 1.4, 1),
+    **_MOBILENETV3S,
+    **{f"tf_{name}": module.clone(**_TF) for name, module in _MOBILENETV3S.items() if "050" not in name},
+    **_REGNETS,
+    **{f"convnext_{size}": module for size, module in _CONVNEXTS.items()},
+    "convnext_xlarge": _convnext(27, 256),
+    **{f"convnextv2_{size}": module.clone(**_V2) for size, module in _CONVNEXTS.items()},
+    "convnextv2_huge": _convnext(27, 352, **_V2),
     "vit_tiny_patch16": ViT(**_TINY),
     "vit_small_patch16": ViT(),
     "vit_small_patch32": ViT(patch_size=32, grid=(7, 7)),

@@ -44,6 +44,7 @@ PICTURE = ("size", "resize", "crop", "interpolation", "rescaling", "mean", "std"
 _MEAN_AND_STD = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "half": ((127.5,) * 3, (127.5,) * 3),
+    "none": ((0.0,) * 3, (255.0,) * 3),
     "lite": ((127.0,) * 3, (128.0,) * 3),
     "satellite": ((109.65, 104.805, 75.48), (54.315, 39.78, 36.465)),
     "unit": ((0.0,) * 3, (255.0,) * 3),

@@ -14,7 +14,7 @@ from tljax.weights.configs.limits import Attributes
 from tljax.weights.configs.limits import only as _only
 from tljax.weights.configs.limits import timm_pool as _timm_pool
 from tljax.weights.configs.processors import FILTERS
-from tljax.weights.configs.timm import CROP_MODES, RESNET_POOLS
+from tljax.weights.configs.timm import CONVNEXT_ARGS, CROP_MODES, REGNET_ARGS, RESNET_POOLS
 from tljax.weights.export_vit import timm_vit, transformers_vit
 
 
@@ -61,12 +61,14 @@ def timm(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
 
 
 def _timm_resnet(attributes: Attributes, row: Pretrained):
-    _only("timm", attributes, norm="batch", stride_on="3x3", stem_pool_padding=(1, 1))
+    named = module_attributes(build(row.backbone, {}))
+    _only("timm", attributes, norm="batch", stride_on="3x3", stem_pool_padding=(1, 1), attention=named["attention"])
     args = {"layers": list(attributes["depths"]), "channels": list(attributes["widths"])}
     if attributes["stem"] == "deep":
         args["stem_width"] = attributes["stem_width"] // 2
     else:
         _only("timm", attributes, stem_width=64)
+    args |= {key: attributes[key] for key in ("cardinality", "base_width") if attributes[key] != named[key]}
     pool = _timm_pool(attributes, RESNET_POOLS)
     if pool != "avg":
         args["global_pool"] = pool
@@ -88,8 +90,24 @@ def _timm_efficientnet(attributes: Attributes, row: Pretrained):
     return row.backbone, pool, args, "classifier", "conv_stem"
 
 
+def _timm_convnext(attributes: Attributes, row: Pretrained):
+    _only("timm", attributes, eps=1e-6)
+    args = {theirs: list(attributes[ours]) for theirs, ours in CONVNEXT_ARGS.items()}
+    args |= {"ls_init_value": attributes["layer_scale"], "use_grn": attributes["response_norm"]}
+    pool = _timm_pool(attributes, RESNET_POOLS)
+    args |= {"conv_mlp": attributes["conv_mlp"], "global_pool": pool}
+    return row.backbone, pool, args, "head.fc", "stem.0"
+
+
+def _timm_regnet(attributes: Attributes, row: Pretrained):
+    pool = _timm_pool(attributes, RESNET_POOLS)
+    args = {theirs: attributes[ours] for theirs, ours in REGNET_ARGS.items()}
+    args |= {"se_ratio": attributes["squeeze"], "global_pool": pool}
+    return row.backbone, pool, args, "head.fc", "stem.conv"
+
+
 _TIMM = {"ViT": timm_vit, "ResNet": _timm_resnet, "BiT": _timm_bit, "EfficientNet": _timm_efficientnet}
-_TIMM |= relative.TO_TIMM
+_TIMM |= {"ConvNeXt": _timm_convnext, "MobileNetV3": _timm_efficientnet, "RegNet": _timm_regnet, **relative.TO_TIMM}
 
 
 def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str, Any]:
@@ -127,6 +145,7 @@ def transformers(kind: str, attributes: Attributes, row: Pretrained) -> dict[str
 
 def _transformers_resnet(attributes: Attributes, classifies: bool) -> dict[str, Any]:
     _only("transformers", attributes, norm="batch", stem_pool_padding=(1, 1), stem="plain", avg_down=False, pool="mean")
+    _only("transformers", attributes, cardinality=1, base_width=64, attention="none")
     expansion = 4 if attributes["kind"] == "bottleneck" else 1
     return {
         "model_type": "resnet",
@@ -140,7 +159,23 @@ def _transformers_resnet(attributes: Attributes, classifies: bool) -> dict[str, 
     }
 
 
-_TRANSFORMERS = {"ViT": transformers_vit, "ResNet": _transformers_resnet, **relative.TO_TRANSFORMERS}
+def _transformers_convnext(attributes: Attributes, classifies: bool) -> dict[str, Any]:
+    is_second = attributes["response_norm"]
+    _only("transformers", attributes, pool="mean", **({"layer_scale": None} if is_second else {}))
+    config = {
+        "model_type": "convnextv2" if is_second else "convnext",
+        "architectures": [f"ConvNext{'V2' * is_second}{'ForImageClassification' if classifies else 'Model'}"],
+        "depths": list(attributes["depths"]),
+        "hidden_sizes": list(attributes["widths"]),
+        "num_stages": len(attributes["depths"]),
+        "layer_norm_eps": attributes["eps"],
+        "hidden_act": "gelu",
+    }
+    return config if is_second else config | {"layer_scale_init_value": attributes["layer_scale"] or 0}
+
+
+_TRANSFORMERS = {"ViT": transformers_vit, "ResNet": _transformers_resnet, "ConvNeXt": _transformers_convnext}
+_TRANSFORMERS |= relative.TO_TRANSFORMERS
 
 
 def processor(images: Preprocessing) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from tljax.weights.readers import files
 POOLER = "params/pooler/"
 AFTER = (POOLER, "params/dense/")  # what reads pooled features
 # Attributes that a name does not decide: a checkpoint may have others.
-_NOT_IN_A_NAME = ("grid", "gelu", "eps", "conv_eps", "pool", "normalize", "vocabulary")
+_NOT_IN_A_NAME = ("grid", "gelu", "eps", "conv_eps", "pool", "normalize", "vocabulary", "conv_mlp")
 _TORCH = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".index.json")
 _CONVERTING = threading.Lock()  # a thread may be at it when another asks
 

@@ -36,6 +36,8 @@ def conv(
     if (rows, columns) == (1, 1):
         # XLA's CPU convolution is about half as fast as the matrix product that a 1x1 convolution is.
         return ops.linear(x[:, ::stride, ::stride], kernel.reshape(inputs, outputs))
+    if rows == columns == stride and padding == ((0, 0), (0, 0)):
+        return _conv_of_patches_apart(x, kernel)
     if max(x.shape[1:3]) <= 4:
         # On maps this small the CPU convolution falls into a naive loop; unrolled patches and one product do not.
         return _conv_as_patches(x, kernel, stride, padding)
@@ -49,6 +51,15 @@ def conv(
 
 def _conv(x, kernel, stride, padding):
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _conv_of_patches_apart(x, kernel):
+    """Convolves patches that do not overlap: a product of the flattened patches, which are whole."""
+    size, _, inputs, outputs = kernel.shape
+    height, width = (side // size for side in x.shape[1:3])
+    x = x[:, : height * size, : width * size].reshape(-1, height, size, width, size, inputs)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, size * size * inputs)
+    return ops.linear(x, kernel.reshape(-1, outputs))
 
 
 def _conv_as_patches(x, kernel, stride, padding):
@@ -205,16 +216,27 @@ def depthwise_conv(
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise_conv(x, kernel, stride, padding):
     """On a CPU, XLA's grouped convolution is a naive loop, and its gradients are two more, ten times as slow."""
-    return _sum_of_taps(_padded(x, *padding), kernel, stride)
+    return _sum_of_taps(padded(x, *padding), kernel, stride)
 
 
-def _padded(x, down, across):
-    """Returns the padded map, in memory: else what makes `x` would be computed, and compiled, again for every tap."""
+def padded(x, down, across):
+    """Returns the padded map, in memory: else what makes `x` would be computed, and compiled, again for every tap.
+
+    Args:
+        x: NHWC.
+        down, across: zeros (before, after) each axis.
+    """
     return lax.optimization_barrier(jnp.pad(x, ((0, 0), down, across, (0, 0))))
 
 
-def _taps_of(x, rows, columns, stride):
-    """Yields the place of each tap, and the pixels of a padded map that lie under it."""
+def taps_of(x, rows, columns, stride):
+    """Yields the place of each tap of a kernel, and the pixels of a padded map that lie under it.
+
+    Args:
+        x: the padded map.
+        rows, columns: of the kernel.
+        stride: along each axis.
+    """
     height, width = (x.shape[1] - rows) // stride + 1, (x.shape[2] - columns) // stride + 1
     for row in range(rows):
         for column in range(columns):
@@ -225,7 +247,7 @@ def _taps_of(x, rows, columns, stride):
 def _sum_of_taps(x, kernel, stride):
     exact = jnp.promote_types(x.dtype, jnp.float32)
     kernel = kernel.astype(exact)
-    taps = _taps_of(x, *kernel.shape[:2], stride)
+    taps = taps_of(x, *kernel.shape[:2], stride)
     return sum(pixels.astype(exact) * kernel[row, column] for row, column, pixels in taps).astype(x.dtype)
 
 
@@ -236,26 +258,26 @@ def _depthwise_conv_forward(x, kernel, stride, padding):
 def _depthwise_conv_backward(stride, padding, kept, dy):
     x, kernel = kept
     rows, columns, _ = kernel.shape
-    padded = _padded(x, *padding)
+    whole = padded(x, *padding)
     exact = jnp.promote_types(dy.dtype, jnp.float32)
 
     def tap(place):
         """The gradient of a tap; in one sum over all axes but the last, XLA would read memory anew for each channel."""
         start = 0, place // columns, place % columns, 0
         span = [stride * (side - 1) + 1 for side in dy.shape[1:3]]
-        pixels = lax.dynamic_slice(padded, start, (x.shape[0], *span, x.shape[3]))[:, ::stride, ::stride]
+        pixels = lax.dynamic_slice(whole, start, (x.shape[0], *span, x.shape[3]))[:, ::stride, ::stride]
         return jnp.sum(jnp.sum(pixels.astype(exact) * dy, 0), (0, 1))
 
     # A loop, as every tap written out would take the compiler seconds.
     dkernel = lax.map(tap, jnp.arange(rows * columns)).reshape(kernel.shape)
-    height, width = (-(-side // stride) for side in padded.shape[1:3])
+    height, width = (-(-side // stride) for side in whole.shape[1:3])
 
     def phase(row, column):
         """The gradient of every `stride`-th pixel of the padded map: of the taps that meet it, turned around."""
         taps = kernel[row::stride, column::stride][::-1, ::-1]
         down = taps.shape[0] - 1, height - dy.shape[1]
         across = taps.shape[1] - 1, width - dy.shape[2]
-        return _sum_of_taps(_padded(dy, down, across), taps, 1)
+        return _sum_of_taps(padded(dy, down, across), taps, 1)
 
     phases = [[phase(row, column) for column in range(stride)] for row in range(stride)]
     dx = phases[0][0] if stride == 1 else interleaved(phases)

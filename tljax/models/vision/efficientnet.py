@@ -5,11 +5,10 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from tljax.models.convolution import BatchNorm, Conv, ConvBackbone, blocks
+from tljax.models.convolution import BatchNorm, Conv, ConvBackbone, SqueezeExcite, blocks, rounded
 
-_ACTIVATIONS = {"": lambda x: x, "silu": nn.silu, "relu6": nn.relu6}
+ACTIVATIONS = {"": lambda x: x, "silu": nn.silu, "relu6": nn.relu6, "relu": nn.relu, "hard_swish": nn.hard_swish}
 
 
 class BlockSpec(NamedTuple):
@@ -21,9 +20,10 @@ class BlockSpec(NamedTuple):
         width: channels that it gives.
         size: of its kernel over space.
         stride: of that.
-        expansion: how many times as many channels it has inside.
+        hidden: channels that it has inside.
         squeeze: channels between squeeze and excite; 0 for none.
         is_residual: whether its input is added to its output.
+        activation: after each convolution but the last.
     """
 
     operator: str
@@ -31,12 +31,13 @@ class BlockSpec(NamedTuple):
     width: int
     size: int
     stride: int
-    expansion: int
+    hidden: int
     squeeze: int
     is_residual: bool
+    activation: str
 
 
-class _ConvNorm(nn.Module):
+class ConvNorm(nn.Module):
     """A convolution, its BatchNorm, and the activation after it, none where its name is empty."""
 
     features: int
@@ -51,39 +52,26 @@ class _ConvNorm(nn.Module):
     def __call__(self, x, mode):
         conv = Conv(self.features, self.size, self.stride, False, self.depthwise, self.padding, name="conv")
         x = BatchNorm(eps=self.eps, name="norm")(conv(x), mode)
-        return _ACTIVATIONS[self.activation](x)
+        return ACTIVATIONS[self.activation](x)
 
 
-class _SqueezeExcite(nn.Module):
-    """Weighs each channel by what the means of all channels say (1709.01507)."""
-
-    width: int
-    activation: str
-
-    @nn.compact
-    def __call__(self, x):
-        y = jnp.mean(x, axis=(1, 2), keepdims=True)
-        y = _ACTIVATIONS[self.activation](Conv(self.width, use_bias=True, name="reduce")(y))
-        return x * nn.sigmoid(Conv(x.shape[-1], use_bias=True, name="expand")(y))
-
-
-class _Block(nn.Module):
+class Block(nn.Module):
     """An inverted residual: to more channels, over space, and back to few without an activation.
 
     Attributes:
         spec: what it is.
-        activation: after each convolution but the last.
-        conv: a `_ConvNorm` of the network's padding and eps.
+        conv: a `ConvNorm` of the network's padding and eps.
+        squeeze_excite: a `SqueezeExcite` of the network's activations.
     """
 
     spec: BlockSpec
-    activation: str
     conv: Any
+    squeeze_excite: Any
 
     @nn.compact
     def __call__(self, x, mode):
-        spec, hidden = self.spec, self.spec.expansion * self.spec.inputs
-        expand = partial(self.conv, activation=self.activation)
+        spec, hidden = self.spec, self.spec.hidden
+        expand = partial(self.conv, activation=spec.activation)
         over_space = partial(expand, size=spec.size, stride=spec.stride)
         if spec.operator == "conv":
             y = over_space(spec.width, name="conv")(x, mode)
@@ -91,15 +79,40 @@ class _Block(nn.Module):
         if spec.operator == "fused":
             y = over_space(hidden, name="expand")(x, mode)
         else:
-            y = expand(hidden, name="expand")(x, mode) if spec.expansion != 1 else x
+            y = expand(hidden, name="expand")(x, mode) if hidden != spec.inputs else x
             y = over_space(hidden, depthwise=True, name="depthwise")(y, mode)
         if spec.squeeze:
-            y = _SqueezeExcite(spec.squeeze, self.activation, name="squeeze_excite")(y)
+            y = self.squeeze_excite(spec.squeeze, name="squeeze_excite")(y)
         y = self.conv(spec.width, name="project")(y, mode)
         return x + y if spec.is_residual else y
 
 
-class EfficientNet(ConvBackbone):
+class InvertedResiduals(ConvBackbone):
+    """What the networks of a `stem`, a `Block` for each of its `specs`, and a `conv_head` share."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return ("stem", *(f"block_{i}" for i in range(len(self.specs))), "conv_head")
+
+    @property
+    def residual_branches(self) -> str:
+        numbers = "|".join(str(i) for i, spec in enumerate(self.specs) if spec.is_residual)
+        return rf"block_({numbers})/(project|conv)"
+
+    @property
+    def adapter_targets(self) -> tuple[str, ...]:
+        return (r"block_\d+/(expand|project)/conv",)  # the 1x1 convolutions of the blocks
+
+    @property
+    def input_kernel(self) -> str:
+        return "params/stem/conv/kernel"
+
+    @property
+    def feature_dim(self) -> int:
+        return self.head_width
+
+
+class EfficientNet(InvertedResiduals):
     """A network of inverted residuals that ends in globally pooled features; by default EfficientNet-B0.
 
     Attributes:
@@ -147,51 +160,20 @@ class EfficientNet(ConvBackbone):
             stride = self.strides[stage] if i == 0 else 1
             squeeze = round(inputs * self.squeeze) if operator == "mbconv" else 0
             is_residual = stride == 1 and inputs == width and (bool(specs) or self.first_shortcut)
-            table = self.sizes[stage], stride, self.expansions[stage]
-            specs.append(BlockSpec(operator, inputs, width, *table, squeeze, is_residual))
+            table = self.sizes[stage], stride, self.expansions[stage] * inputs
+            specs.append(BlockSpec(operator, inputs, width, *table, squeeze, is_residual, self.activation))
             inputs = width
         return specs
 
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return ("stem", *(f"block_{i}" for i in range(sum(self.depths))), "conv_head")
-
-    @property
-    def residual_branches(self) -> str:
-        numbers = "|".join(str(i) for i, spec in enumerate(self.specs) if spec.is_residual)
-        return rf"block_({numbers})/(project|conv)"
-
-    @property
-    def adapter_targets(self) -> tuple[str, ...]:
-        return (r"block_\d+/(expand|project)/conv",)  # the 1x1 convolutions of the blocks
-
-    @property
-    def input_kernel(self) -> str:
-        return "params/stem/conv/kernel"
-
-    @property
-    def feature_dim(self) -> int:
-        return self.head_width
-
     def setup(self):
-        conv = partial(_ConvNorm, padding=self.padding, eps=self.eps)
+        conv = partial(ConvNorm, padding=self.padding, eps=self.eps)
+        squeeze_excite = partial(SqueezeExcite, activation=ACTIVATIONS[self.activation])
         self.stem = conv(self.stem_width, 3, 2, activation=self.activation)
-        self.block = [_Block(spec, self.activation, conv) for spec in self.specs]
+        self.block = [Block(spec, conv, squeeze_excite) for spec in self.specs]
         self.conv_head = conv(self.head_width, activation=self.activation)
 
     def layers(self) -> list[nn.Module]:
         return [self.stem, *self.block, self.conv_head]
-
-
-def rounded(channels: float, least: float = 0.9) -> int:
-    """Returns the nearest multiple of 8 to a count of channels, or the next one up.
-
-    Args:
-        channels: how many there are.
-        least: the share of them below which the nearest is too few.
-    """
-    nearest = max(8, int(channels + 4) // 8 * 8)
-    return nearest + 8 if nearest < least * channels else nearest
 
 
 def scaled(

@@ -1,12 +1,17 @@
-"""ResNet v1 and v1.5 (1512.03385) and ResNet-D (1812.01187), basic and bottleneck, of any depth and width."""
+"""ResNet v1 and v1.5 (1512.03385) and ResNet-D (1812.01187), basic and bottleneck, of any depth and width.
 
+ResNeXt (1611.05431), wide ResNet (1605.07146), SE-ResNet (1709.01507) and ECA-Net (1910.03151) are options of it.
+"""
+
+import math
 from functools import partial
 from typing import Literal
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from tljax.errors import InputError
-from tljax.models.convolution import BatchNorm, Conv, ConvBackbone, blocks
+from tljax.models.convolution import BatchNorm, Conv, ConvBackbone, SqueezeExcite, blocks, rounded
 from tljax.models.kernels import conv_cpu
 
 _STEM_STRIDE = 4
@@ -18,7 +23,7 @@ def check_stem(size: int) -> None:
         raise InputError(f"image size {size} is below the stem's stride of {_STEM_STRIDE}: give more pixels")
 
 
-class _ConvNorm(nn.Module):
+class ConvNorm(nn.Module):
     """A convolution and what normalizes it: a BatchNorm, or only the bias that one was folded into."""
 
     features: int
@@ -26,10 +31,12 @@ class _ConvNorm(nn.Module):
     stride: int = 1
     norm: str = "batch"
     zero_init: bool = False
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x, mode):
-        x = Conv(self.features, self.size, self.stride, use_bias=self.norm == "folded", name="conv")(x)
+        use_bias = self.norm == "folded"
+        x = Conv(self.features, self.size, self.stride, use_bias, groups=self.groups, name="conv")(x)
         if self.norm == "folded":
             return x
         scale = nn.initializers.zeros if self.zero_init else nn.initializers.ones
@@ -49,23 +56,47 @@ class _Stem(nn.Module):
         half = self.width // 2
         layers = [(self.width, 7, 2)] if self.kind == "plain" else [(half, 3, 2), (half, 3, 1), (self.width, 3, 1)]
         for n, (width, size, stride) in enumerate(layers, 1):
-            x = nn.relu(_ConvNorm(width, size, stride, self.norm, name=f"conv{n}")(x, mode))
+            x = nn.relu(ConvNorm(width, size, stride, self.norm, name=f"conv{n}")(x, mode))
         return conv_cpu.max_pool(x, self.pool_padding)
 
 
+class _EfficientAttention(nn.Module):
+    """Weighs each channel by what the means of those beside it say (1910.03151)."""
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        size = max(int(abs(math.log2(channels) + 1) / 2) // 2 * 2 + 1, 3)  # odd: the next one up
+        kernel = self.param("kernel", nn.initializers.normal(size**-0.5), (size,))
+        means = jnp.pad(jnp.mean(x, axis=(1, 2)), ((0, 0), (size // 2, size // 2)))
+        y = sum(kernel[i] * means[:, i : i + channels] for i in range(size))
+        return x * nn.sigmoid(y)[:, None, None]
+
+
 class _Block(nn.Module):
-    """A residual block; `kind` is what stands between the shortcut's ends."""
+    """A residual block; `kind` is what stands between the shortcut's ends.
+
+    Attributes:
+        kind, stride_on, avg_down, norm, attention: as in `ResNet`.
+        width: its channels, of which a bottleneck gives four times as many.
+        inner: channels of a bottleneck's 3x3 convolution.
+        groups: of that.
+        stride: of the block.
+    """
 
     kind: str
     width: int
+    inner: int
+    groups: int
     stride: int
     stride_on: str
     avg_down: bool
     norm: str
+    attention: str
 
     @nn.compact
     def __call__(self, x, mode):
-        conv = partial(_ConvNorm, norm=self.norm)
+        conv = partial(ConvNorm, norm=self.norm)
         if self.kind == "basic":
             out = self.width
             y = nn.relu(conv(self.width, 3, self.stride, name="conv1")(x, mode))
@@ -73,9 +104,13 @@ class _Block(nn.Module):
         else:
             out = 4 * self.width
             first, second = (self.stride, 1) if self.stride_on == "1x1" else (1, self.stride)
-            y = nn.relu(conv(self.width, 1, first, name="conv1")(x, mode))
-            y = nn.relu(conv(self.width, 3, second, name="conv2")(y, mode))
+            y = nn.relu(conv(self.inner, 1, first, name="conv1")(x, mode))
+            y = nn.relu(conv(self.inner, 3, second, groups=self.groups, name="conv2")(y, mode))
             y = conv(out, 1, zero_init=True, name="conv3")(y, mode)
+        if self.attention == "se":
+            y = SqueezeExcite(rounded(out / 16, least=0), name="attention")(y)
+        elif self.attention == "eca":
+            y = _EfficientAttention(name="attention")(y)
         if self.stride != 1 or x.shape[-1] != out:
             stride = self.stride
             if self.avg_down and stride != 1:
@@ -106,6 +141,9 @@ class ResNet(ConvBackbone):
         stem_pool_padding: zeros before and after each axis of the stem's max pool: (1, 1) in PyTorch,
             (0, 1) in Caffe's ceil mode.
         pool: `mean` over the pixels of the last map, `max`, or `avgmax`, the mean of both (timm).
+        cardinality: groups of a bottleneck's 3x3 convolution (ResNeXt).
+        base_width: channels of each of them where `widths` is 64, and in proportion elsewhere (ResNeXt, wide ResNet).
+        attention: what weighs the channels that a block gives: `none`, `se` (squeeze and excite) or `eca`.
 
     Groups: `stem`, one `block_i` per residual block in order.
     """
@@ -120,6 +158,9 @@ class ResNet(ConvBackbone):
     norm: Literal["batch", "folded"] = "batch"
     stem_pool_padding: tuple[int, int] = (1, 1)
     pool: Literal["mean", "max", "avgmax"] = "mean"
+    cardinality: int = 1
+    base_width: int = 64
+    attention: Literal["none", "se", "eca"] = "none"
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -127,7 +168,8 @@ class ResNet(ConvBackbone):
 
     @property
     def residual_branches(self) -> str:
-        return r"block_\d+/conv" + ("2" if self.kind == "basic" else "3")
+        ends = "conv2" if self.kind == "basic" else "conv3"
+        return r"block_\d+/" + (ends if self.attention == "none" else "attention")
 
     @property
     def adapter_targets(self) -> tuple[str, ...]:
@@ -148,10 +190,13 @@ class ResNet(ConvBackbone):
             _Block(
                 self.kind,
                 self.widths[stage],
+                int(self.widths[stage] * self.base_width / 64) * self.cardinality,
+                self.cardinality,
                 2 if i == 0 and stage > 0 else 1,
                 self.stride_on,
                 self.avg_down,
                 self.norm,
+                self.attention,
             )
             for stage, i in blocks(self.depths)
         ]

@@ -44,6 +44,7 @@ _OF_MODEL |= {"dinov3_vit": "DINOv3ViT", "siglip": "Siglip", "siglip_vision_mode
 _OF_MODEL |= {"clip": "CLIP", "clip_vision_model": "CLIP"}
 _OF_MODEL |= {"efficientnet": "EfficientNet", "mobilenet_v2": "MobileNetV2"}
 _OF_MODEL |= {"beit": "Beit"}
+_OF_MODEL |= {"convnext": "ConvNext", "convnextv2": "ConvNext"}
 
 
 def read(config: Any, model_type: str = "", folder: str = "") -> tuple[Preprocessing, Origins]:

@@ -13,9 +13,15 @@ from tljax.weights.configs import relative, timm_vit
 _FAMILIES = ("vit", "deit", "resnet", "efficientnet", "tf_efficientnet", "mobilenetv2")  # BiT's are `resnetv2`
 _FAMILIES += ("swin_", "swinv2_tiny", "swinv2_small", "swinv2_base")
 _FAMILIES += ("beit_", "beitv2_", "eva_", "eva02_")
+_FAMILIES += ("convnext", "resnext", "wide_resnet", "seresne", "ecaresnet")
+_FAMILIES += ("mobilenetv3", "tf_mobilenetv3", "regnet")
 CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours
 RESNET_POOLS = {"avg": "mean", "max": "max", "avgmax": "avgmax"}
-RESNET_ARGS = {"layers": "depths", "channels": "widths"}  # timm's argument -> our attribute, of the same values
+# timm's argument -> our attribute, where the values are the same.
+RESNET_ARGS = {"layers": "depths", "channels": "widths"}
+CONVNEXT_ARGS = {"depths": "depths", "dims": "widths"}
+REGNET_ARGS = {"depth": "depth", "w0": "width_start", "wa": "width_slope", "wm": "width_factor"}
+REGNET_ARGS |= {"group_size": "group_size", "stem_width": "stem_width"}
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
 
 
@@ -67,7 +73,11 @@ def _network(architecture: str, args: Keys) -> tuple[str, dict[str, Any], Mappin
         return *relative.beit_from_timm(architecture, args), relative.PATCHES_POOLS
     if architecture.startswith("eva"):
         return *relative.eva_from_timm(architecture, args), relative.PATCHES_POOLS
-    if "efficientnet" in architecture or architecture.startswith("mobilenet"):
+    if architecture.startswith("convnext"):
+        return architecture, _convnext(args), RESNET_POOLS
+    if architecture.startswith("regnet"):
+        return architecture, _regnet(args), RESNET_POOLS
+    if "efficientnet" in architecture or "mobilenet" in architecture:
         return architecture, _efficientnet(args), RESNET_POOLS
     return architecture, _resnet(args), {"avg": "mean"} if architecture.startswith("resnetv2") else RESNET_POOLS
 
@@ -124,7 +134,8 @@ def _resnet(args: Keys) -> dict[str, Any]:
     changes: dict[str, Any] = {ours: args.wholes(theirs) for theirs, ours in RESNET_ARGS.items() if theirs in args}
     if "stem_width" in args:  # of a deep stem, which ends with twice as many channels
         changes["stem_width"] = 2 * args.whole("stem_width")
-    args.only(cardinality=1, base_width=64, output_stride=32, act_layer="relu", replace_stem_pool=False)
+    changes |= {name: args.whole(name) for name in ("cardinality", "base_width") if name in args}
+    args.only(output_stride=32, act_layer="relu", replace_stem_pool=False)
     args.only(block_reduce_first=1, down_kernel_size=1, norm_layer="batchnorm2d", aa_layer="")
     return changes
 
@@ -133,4 +144,32 @@ def _efficientnet(args: Keys) -> dict[str, Any]:
     """Returns what arguments of an EfficientNet change."""
     changes = {"eps": args.number("bn_eps")} if "bn_eps" in args else {}
     args.only(output_stride=32, fix_stem=False, bn_momentum=None, group_size=None)
+    return changes
+
+
+def _convnext(args: Keys) -> dict[str, Any]:
+    """Returns what arguments of a ConvNeXt change."""
+    changes: dict[str, Any] = {ours: args.wholes(theirs) for theirs, ours in CONVNEXT_ARGS.items() if theirs in args}
+    if "ls_init_value" in args:
+        changes["layer_scale"] = args.number("ls_init_value")
+    elif args.is_null("ls_init_value"):
+        changes["layer_scale"] = None
+    for theirs, ours in (("use_grn", "response_norm"), ("conv_mlp", "conv_mlp")):
+        if theirs in args:
+            changes[ours] = args.flag(theirs, False)
+    args.only(output_stride=32, kernel_sizes=7, patch_size=4, stem_type="patch", conv_bias=True, act_layer="gelu")
+    args.only(head_norm_first=False, head_hidden_size=None, norm_layer=None, norm_eps=1e-6)
+    return changes
+
+
+def _regnet(args: Keys) -> dict[str, Any]:
+    """Returns what arguments of a RegNet change."""
+    changes: dict[str, Any] = {}
+    for theirs, ours in REGNET_ARGS.items():
+        if theirs in args:
+            changes[ours] = args.number(theirs) if theirs in ("wa", "wm") else args.whole(theirs)
+    if "se_ratio" in args:
+        changes["squeeze"] = args.number("se_ratio") if args.get("se_ratio") else 0.0
+    args.only(output_stride=32, bottle_ratio=1.0, group_min_ratio=0.0, downsample="conv1x1", linear_out=False)
+    args.only(preact=False, num_features=0, act_layer="relu", norm_layer="batchnorm")
     return changes

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 from tljax.data.preprocessing import Preprocessing
 from tljax.io import harmless_keys
 from tljax.io.json_keys import Keys, load_json
+from tljax.models.convolution import rounded
 from tljax.models.registry import BACKBONES
-from tljax.models.vision.efficientnet import rounded
 from tljax.problems.registry import PROBLEMS
 from tljax.weights.adapt import with_channels
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import processors, relative, transformers_vit
+from tljax.weights.configs.encoder_sizes import GELU
 from tljax.weights.configs.transformers_text import TEXTS
 
 _PROBLEMS = {problem.hf_problem_type: name for name, problem in PROBLEMS.items()}
@@ -168,6 +169,30 @@ def _mobilenet_v2(keys: Keys) -> dict[str, Any]:
     }
 
 
+def _convnext(keys: Keys) -> dict[str, Any]:
+    """Returns attributes from transformers' `ConvNextConfig`; LayerScale starts from 0 in a network without."""
+    initial = keys.get("layer_scale_init_value", 1e-6)
+    if initial == 0:
+        return _convnext_of(keys) | {"layer_scale": None}
+    return _convnext_of(keys) | {"layer_scale": keys.number("layer_scale_init_value", 1e-6)}
+
+
+def _convnext_v2(keys: Keys) -> dict[str, Any]:
+    """Returns attributes from transformers' `ConvNextV2Config`."""
+    return _convnext_of(keys) | {"layer_scale": None, "response_norm": True}
+
+
+def _convnext_of(keys: Keys) -> dict[str, Any]:
+    """Returns the attributes that both versions share."""
+    depths, widths = keys.wholes("depths", [3, 3, 9, 3]), keys.wholes("hidden_sizes", [96, 192, 384, 768])
+    if len(depths) != keys.whole("num_stages", 4) or len(widths) != len(depths):
+        raise keys.refusal("num_stages", "is another number of stages than that of depths or hidden_sizes")
+    keys.only(patch_size=4)
+    keys.choice("hidden_act", "gelu", {name: kind for name, kind in GELU.items() if kind == "erf"})
+    keys.square("image_size", 224)  # any will do
+    return {"depths": depths, "widths": widths, "eps": keys.number("layer_norm_eps", 1e-12)}
+
+
 FAMILIES = {
     "vit": _Family("vit_base_patch16", "hf", transformers_vit.vit),
     "dinov2": _Family("vit_base_patch14_dinov2", "hf", transformers_vit.dinov2),
@@ -184,6 +209,8 @@ FAMILIES = {
     "resnet": _Family("resnet50", "hf", _resnet),
     "efficientnet": _Family("efficientnet_b0", "hf", _efficientnet),
     "mobilenet_v2": _Family("mobilenetv2_100", "hf_mobilenet_v2", _mobilenet_v2),
+    "convnext": _Family("convnext_tiny", "hf", _convnext),
+    "convnextv2": _Family("convnextv2_tiny", "hf", _convnext_v2),
     "swin": _Family("swin_tiny_patch4_window7", "hf", relative.swin),
     "beit": _Family("beit_base_patch16", "hf", relative.beit),
     **{kind: _Family(*family, "text") for kind, family in TEXTS.items()},

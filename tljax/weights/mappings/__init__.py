@@ -12,14 +12,29 @@ from tljax.models.text.modernbert import ModernBert
 from tljax.models.text.mpnet import MPNet
 from tljax.models.vision.beit import BEiT
 from tljax.models.vision.bit import BiT
+from tljax.models.vision.convnext import ConvNeXt
 from tljax.models.vision.efficientnet import EfficientNet
 from tljax.models.vision.eva import EVA
+from tljax.models.vision.mobilenetv3 import MobileNetV3
+from tljax.models.vision.regnet import RegNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
 from tljax.weights.mapping import Table
 from tljax.weights.mappings.text import albert, bert, deberta, electra, modernbert, mpnet
-from tljax.weights.mappings.vision import beit, bit, clip, dinov3, efficientnet, eva, resnet, swin, vit
+from tljax.weights.mappings.vision import (
+    beit,
+    bit,
+    clip,
+    convnext,
+    dinov3,
+    efficientnet,
+    eva,
+    regnet,
+    resnet,
+    swin,
+    vit,
+)
 from tljax.weights.readers import files
 
 
@@ -34,7 +49,10 @@ _TABLES: dict[type, Callable[[Any], dict[str, Table]]] = {
     Bert: bert.tables,
     BiT: bit.tables,
     EVA: eva.tables,
+    ConvNeXt: convnext.tables,
     EfficientNet: efficientnet.tables,
+    MobileNetV3: efficientnet.mobilenetv3_tables,
+    RegNet: regnet.tables,
     ResNet: resnet.tables,
     Swin: swin.tables,
     ViT: _vit,

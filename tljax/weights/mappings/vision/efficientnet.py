@@ -10,6 +10,7 @@ from tljax.weights.mapping import CONV, ParamMapping, Table, torch_linear
 
 if TYPE_CHECKING:
     from tljax.models.vision.efficientnet import BlockSpec, EfficientNet
+    from tljax.models.vision.mobilenetv3 import MobileNetV3
 
 _COUNTERS = (r".*\.num_batches_tracked",)
 
@@ -39,7 +40,7 @@ def _parts(spec: BlockSpec) -> list[str]:
     """Returns the names of a block's convolutions, in order."""
     if spec.operator == "conv":
         return ["conv"]
-    expand = ["expand"] if spec.operator == "fused" or spec.expansion != 1 else []
+    expand = ["expand"] if spec.operator == "fused" or spec.hidden != spec.inputs else []
     return [*expand, *(["depthwise"] if spec.operator == "mbconv" else []), "project"]
 
 
@@ -47,21 +48,34 @@ def _timm_words(spec: BlockSpec) -> Mapping[str, str]:
     """Returns timm's name of each convolution, which differ by the kind of block."""
     if spec.operator == "fused":
         return {"expand": "conv_exp", "project": "conv_pwl"}
-    project = "conv_pw" if spec.expansion == 1 else "conv_pwl"
+    project = "conv_pw" if spec.hidden == spec.inputs else "conv_pwl"
     return {"conv": "conv", "expand": "conv_pw", "depthwise": "conv_dw", "project": project}
 
 
 def _timm(model: EfficientNet) -> Table:
     """Returns the table of timm: `blocks.1.0.conv_pw.weight`, norms numbered in their order."""
+    mappings = [*_layer("conv_head", "bn2", "conv_head"), *_timm_body(model.depths, model.specs)]
+    return Table(tuple(mappings), _COUNTERS)
+
+
+def mobilenetv3_tables(model: MobileNetV3) -> dict[str, Table]:
+    """Returns the table of timm, where the 1x1 convolution after the stages is a stage of its own."""
+    mappings = [*_timm_body((*model.depths, 1), model.specs)]
+    mappings.append(ParamMapping("conv_head.weight", "params/conv_head/kernel", CONV))
+    mappings.append(ParamMapping("conv_head.bias", "params/conv_head/bias"))
+    return {"timm": Table(tuple(mappings), _COUNTERS)}
+
+
+def _timm_body(depths: tuple[int, ...], specs: list[BlockSpec]) -> list[ParamMapping]:
+    """Returns what timm's networks of inverted residuals share: stem, blocks and classifier."""
     mappings = [*torch_linear("classifier", "head"), *_layer("conv_stem", "bn1", "stem")]
-    mappings += _layer("conv_head", "bn2", "conv_head")
-    for n, ((stage, i), spec) in enumerate(zip(blocks(model.depths), model.specs, strict=True)):
+    for n, ((stage, i), spec) in enumerate(zip(blocks(depths), specs, strict=True)):
         source, words = f"blocks.{stage}.{i}", _timm_words(spec)
         for k, part in enumerate(_parts(spec), 1):
             mappings += _layer(f"{source}.{words[part]}", f"{source}.bn{k}", f"block_{n}/{part}")
         if spec.squeeze:
             mappings += _squeeze_excite(f"{source}.se.conv_reduce", f"{source}.se.conv_expand", f"block_{n}")
-    return Table(tuple(mappings), _COUNTERS)
+    return mappings
 
 
 def _lukemelas(model: EfficientNet) -> Table:

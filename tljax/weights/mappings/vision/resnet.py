@@ -22,13 +22,25 @@ def _convs(model: ResNet) -> range:
     return range(1, 3 if model.kind == "basic" else 4)
 
 
-def _conv_norm(conv: str, norm: str, target: str) -> Iterator[ParamMapping]:
-    """Yields a convolution and its BatchNorm, under torch's words for their arrays."""
+def conv_norm(conv: str, norm: str, target: str) -> Iterator[ParamMapping]:
+    """Yields a convolution and its BatchNorm, under torch's words for their arrays.
+
+    Args:
+        conv, norm: their names in the file.
+        target: that of both here.
+    """
     yield ParamMapping(f"{conv}.weight", f"params/{target}/conv/kernel", CONV)
     yield ParamMapping(f"{norm}.weight", f"params/{target}/norm/scale")
     yield ParamMapping(f"{norm}.bias", f"params/{target}/norm/bias")
     yield ParamMapping(f"{norm}.running_mean", f"batch_stats/{target}/norm/mean")
     yield ParamMapping(f"{norm}.running_var", f"batch_stats/{target}/norm/var")
+
+
+def squeeze_excite(source: str, target: str) -> Iterator[ParamMapping]:
+    """Yields the two layers of squeeze and excite, under timm's words."""
+    for theirs, ours in (("fc1", "reduce"), ("fc2", "expand")):
+        yield ParamMapping(f"{source}.{theirs}.weight", f"{target}/{ours}/kernel", CONV)
+        yield ParamMapping(f"{source}.{theirs}.bias", f"{target}/{ours}/bias")
 
 
 def _timm(model: ResNet) -> Table:
@@ -37,17 +49,23 @@ def _timm(model: ResNet) -> Table:
     if model.stem == "deep":
         # timm numbers what stands in a Sequential: 2 and 5 are its ReLUs.
         for n, (conv, norm) in enumerate((("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1")), 1):
-            mappings += _conv_norm(conv, norm, f"stem/conv{n}")
+            mappings += conv_norm(conv, norm, f"stem/conv{n}")
     else:
-        mappings += _conv_norm("conv1", "bn1", "stem/conv1")
+        mappings += conv_norm("conv1", "bn1", "stem/conv1")
     # With an average pool before it, the convolution of the shortcut is the second of its Sequential.
     first = 1 if model.avg_down else 0
     for n, (stage, i) in enumerate(blocks(model.depths)):
         source = f"layer{stage + 1}.{i}"
         for k in _convs(model):
-            mappings += _conv_norm(f"{source}.conv{k}", f"{source}.bn{k}", f"block_{n}/conv{k}")
+            mappings += conv_norm(f"{source}.conv{k}", f"{source}.bn{k}", f"block_{n}/conv{k}")
+        if model.attention == "se":
+            mappings += squeeze_excite(f"{source}.se", f"params/block_{n}/attention")
+        elif model.attention == "eca":
+            mappings.append(
+                ParamMapping(f"{source}.se.conv.weight", f"params/block_{n}/attention/kernel", fold=(1, 1, -1))
+            )
         down = f"{source}.downsample"
-        mappings += _conv_norm(f"{down}.{first}", f"{down}.{first + 1}", f"block_{n}/downsample")
+        mappings += conv_norm(f"{down}.{first}", f"{down}.{first + 1}", f"block_{n}/downsample")
     return Table(tuple(mappings), (r".*\.num_batches_tracked",))
 
 
@@ -55,7 +73,7 @@ def _hf(model: ResNet) -> Table:
     """Returns the table of transformers' ResNet, v1 and v1.5; a file saved from a bare model lacks the prefix."""
 
     def layer(name: str, target: str) -> Iterator[ParamMapping]:
-        return _conv_norm(f"{name}.convolution", f"{name}.normalization", target)
+        return conv_norm(f"{name}.convolution", f"{name}.normalization", target)
 
     mappings = [*torch_linear("classifier.1", "head"), *layer("resnet.embedder.embedder", "stem/conv1")]
     for n, (stage, i) in enumerate(blocks(model.depths)):
