@@ -124,7 +124,7 @@ TINY = {
         last_width=16,
         head_width=16,
     ),
-    "tiny_regnet": RegNet(depth=3, width_start=8, width_slope=4.0, width_factor=2.0, squeeze=0.25, stem_width=8),
+    "tiny_regnet": RegNet(depth=2, width_start=8, width_slope=4.0, width_factor=2.0, squeeze=0.25, stem_width=8),
 }
 
 

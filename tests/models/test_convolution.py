@@ -51,16 +51,19 @@ def test_conv_of_patches_apart(side):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_grouped_conv(stride):
+def test_grouped_conv(stride, monkeypatch):
+    """Of four groups, of which two and two are one convolution."""
+    monkeypatch.setattr(grouped_cpu, "_CHANNELS", 4)
+
     def plain(x, k):
         layout = ("NHWC", "HWIO", "NHWC")
         pad = ((1, 1), (1, 1))
-        return lax.conv_general_dilated(x, k, (stride,) * 2, pad, dimension_numbers=layout, feature_group_count=3)
+        return lax.conv_general_dilated(x, k, (stride,) * 2, pad, dimension_numbers=layout, feature_group_count=4)
 
     assert_same(
         lambda x, k: grouped_cpu.grouped_conv(x, k, stride, ((1, 1), (1, 1))),
         plain,
-        random(2, 7, 8, 6),
+        random(2, 7, 8, 8),
         random(3, 3, 2, 12, seed=1),
     )
 

@@ -11,7 +11,7 @@ from tests.models.test_resnet import check_manifest, check_repository, check_rou
 from tljax.errors import InputError
 from tljax.models.registry import BACKBONES, attributes, build
 from tljax.models.vision.regnet import RegNet
-from tljax.weights import export_config
+from tljax.weights import export_config, mappings
 from tljax.weights.catalog import Pretrained
 from tljax.weights.configs import import_config
 
@@ -35,11 +35,19 @@ def test_stages_are_those_of_the_paper():
 
 
 def test_every_published_name_is_mapped_and_nothing_else():
+    """With every shape, of two of them; of the others the widths, from which the shapes follow."""
     manifests = json.loads(gzip.decompress((GOLDEN / "manifests_regnet.json.gz").read_bytes()))
     assert len(manifests) == 10
     for name, source in manifests.items():
         module = BACKBONES[name.removeprefix("timm/").split(".")[0]]
-        check_manifest(source, module, "timm", changes=name == "timm/regnety_008.pycls_in1k")
+        rules = {rule.source for rule in mappings.tables(module)["timm"].mappings}
+        names = {name for name in source if not name.endswith("num_batches_tracked")}
+        assert names <= rules and all("downsample" in name for name in rules - names)
+        for stage, (depth, *sizes) in enumerate(module.stages, 1):
+            shapes = [source[f"s{stage}.b{i}.conv2.conv.weight"] for i in range(1, depth + 1)]
+            assert shapes == [[*sizes, 3, 3]] * depth
+    for name in ("regnetx_002.pycls_in1k", "regnety_008.pycls_in1k"):
+        check_manifest(manifests[f"timm/{name}"], BACKBONES[name.split(".")[0]], "timm", changes="y" in name[:7])
 
 
 @pytest.mark.parametrize("name", ["regnetx_002", "regnety_032"])

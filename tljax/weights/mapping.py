@@ -55,7 +55,10 @@ class ParamMapping:
         if self.fold is not None:
             if not _fits(array.shape, tuple(None if n == -1 else n for n in self.fold)):
                 return None
-            array = array.reshape([-1 if n is None else n for n in share])
+            try:
+                array = array.reshape([-1 if n is None else n for n in share])
+            except ValueError:  # a length that is not known here is another than ours
+                return None
         return array if _fits(array.shape, tuple(share)) else None
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:

@@ -216,27 +216,16 @@ def depthwise_conv(
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise_conv(x, kernel, stride, padding):
     """On a CPU, XLA's grouped convolution is a naive loop, and its gradients are two more, ten times as slow."""
-    return _sum_of_taps(padded(x, *padding), kernel, stride)
+    return _sum_of_taps(_padded(x, *padding), kernel, stride)
 
 
-def padded(x, down, across):
-    """Returns the padded map, in memory: else what makes `x` would be computed, and compiled, again for every tap.
-
-    Args:
-        x: NHWC.
-        down, across: zeros (before, after) each axis.
-    """
+def _padded(x, down, across):
+    """Returns the padded map, in memory: else what makes `x` would be computed, and compiled, again for every tap."""
     return lax.optimization_barrier(jnp.pad(x, ((0, 0), down, across, (0, 0))))
 
 
-def taps_of(x, rows, columns, stride):
-    """Yields the place of each tap of a kernel, and the pixels of a padded map that lie under it.
-
-    Args:
-        x: the padded map.
-        rows, columns: of the kernel.
-        stride: along each axis.
-    """
+def _taps_of(x, rows, columns, stride):
+    """Yields the place of each tap, and the pixels of a padded map that lie under it."""
     height, width = (x.shape[1] - rows) // stride + 1, (x.shape[2] - columns) // stride + 1
     for row in range(rows):
         for column in range(columns):
@@ -247,7 +236,7 @@ def taps_of(x, rows, columns, stride):
 def _sum_of_taps(x, kernel, stride):
     exact = jnp.promote_types(x.dtype, jnp.float32)
     kernel = kernel.astype(exact)
-    taps = taps_of(x, *kernel.shape[:2], stride)
+    taps = _taps_of(x, *kernel.shape[:2], stride)
     return sum(pixels.astype(exact) * kernel[row, column] for row, column, pixels in taps).astype(x.dtype)
 
 
@@ -258,26 +247,26 @@ def _depthwise_conv_forward(x, kernel, stride, padding):
 def _depthwise_conv_backward(stride, padding, kept, dy):
     x, kernel = kept
     rows, columns, _ = kernel.shape
-    whole = padded(x, *padding)
+    padded = _padded(x, *padding)
     exact = jnp.promote_types(dy.dtype, jnp.float32)
 
     def tap(place):
         """The gradient of a tap; in one sum over all axes but the last, XLA would read memory anew for each channel."""
         start = 0, place // columns, place % columns, 0
         span = [stride * (side - 1) + 1 for side in dy.shape[1:3]]
-        pixels = lax.dynamic_slice(whole, start, (x.shape[0], *span, x.shape[3]))[:, ::stride, ::stride]
+        pixels = lax.dynamic_slice(padded, start, (x.shape[0], *span, x.shape[3]))[:, ::stride, ::stride]
         return jnp.sum(jnp.sum(pixels.astype(exact) * dy, 0), (0, 1))
 
     # A loop, as every tap written out would take the compiler seconds.
     dkernel = lax.map(tap, jnp.arange(rows * columns)).reshape(kernel.shape)
-    height, width = (-(-side // stride) for side in whole.shape[1:3])
+    height, width = (-(-side // stride) for side in padded.shape[1:3])
 
     def phase(row, column):
         """The gradient of every `stride`-th pixel of the padded map: of the taps that meet it, turned around."""
         taps = kernel[row::stride, column::stride][::-1, ::-1]
         down = taps.shape[0] - 1, height - dy.shape[1]
         across = taps.shape[1] - 1, width - dy.shape[2]
-        return _sum_of_taps(padded(dy, down, across), taps, 1)
+        return _sum_of_taps(_padded(dy, down, across), taps, 1)
 
     phases = [[phase(row, column) for column in range(stride)] for row in range(stride)]
     dx = phases[0][0] if stride == 1 else interleaved(phases)
