@@ -115,3 +115,14 @@ def test_attention_in_bfloat16(tokens, masked):
     for one, other in zip(with_gradients(*(x.astype(jnp.bfloat16) for x in (q, k, v, dy))), wanted, strict=True):
         assert one.dtype == jnp.bfloat16
         assert jnp.max(jnp.abs(one.astype(jnp.float32) - other)) < 0.02 * jnp.max(jnp.abs(other))
+
+
+def test_attention_with_a_bias_or_a_mask_of_each_query_is_what_it_says():
+    q, k, v = (jax.random.normal(jax.random.key(seed), (2, 3, 5, 4)) for seed in range(3))
+    mask = jnp.array([[True, False, True, True, False], [True] * 5])
+    plain = ops.attention(q, k, v, mask)
+    of_each = jnp.broadcast_to(mask[:, None, None], (2, 1, 5, 5))
+    np.testing.assert_allclose(ops.attention(q, k, v, of_each), plain, atol=1e-6)
+    np.testing.assert_allclose(ops.attention(q, k, v, mask, jnp.zeros((3, 5, 5))), plain, atol=1e-6)
+    bias = jnp.zeros((3, 5, 5)).at[:, :, 2].set(100.0)  # which leaves one key
+    np.testing.assert_allclose(ops.attention(q, k, v, None, bias), jnp.broadcast_to(v[:, :, 2:3], v.shape), atol=1e-5)
