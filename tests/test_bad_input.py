@@ -74,12 +74,13 @@ CASES = {
     "no weights and no name": (["--config.backbone.name="], "random weights need a backbone.name"),
     "missing data": (["--config.task.dataset=folder:/no/such"], "folder:/no/such: no such folder"),
     "unknown data": (["--config.task.dataset=mnist"], "there are: mnist_5k, elpv, textures, movie_sentiment, folder:"),
+    "folder without its kind": (["--config.task.dataset=tests"], "'tests': did you mean folder:tests?; there are"),
     "unknown split": (["--config.task.test=tset"], "no split 'tset'"),
     "unknown augmentation": (
         ["--config.task.augment=('flop',)"],
         "no config.task.augment[0] 'flop' (did you mean flip?); there are: flip",
     ),
-    "image size": (["--config.task.image_size=40"], "image size 40 is no multiple of the patch size 16"),
+    "image size": (["--config.task.image_size=40"], "image size 40 is no multiple of the patch size 16: give 32 or 48"),
     "unknown optimizer": (
         ["--config.optim.name=adam"],
         "no config.optim.name 'adam' (did you mean adamw?); there are: adamw, sgd",
@@ -109,6 +110,7 @@ CASES = {
     "no such config file": (["--config=configs/nothing.py"], "--config=configs/nothing.py: no such file"),
     "unknown argument of a config": (["--config=configs/quickstart.py:scrach"], "there are :pretrained and :scratch"),
     "unknown flag": (["--conifg.seed=1"], "unknown argument --conifg.seed=1"),
+    "folder alone": (["tests"], "unknown argument tests: data are --config.task.dataset=folder:tests; see "),
 }
 
 
@@ -116,6 +118,21 @@ CASES = {
 def test_one_line_names_it(error, case):
     arguments, message = CASES[case]
     assert message in error(*arguments)
+
+
+def test_without_a_config_the_message_says_how_flags_alone_do(capfd, tmp_path):
+    assert main(["train", f"--workdir={tmp_path / 'run'}", "--config.seed=1"]) == 2
+    message = _one_line(capfd.readouterr().err, tmp_path / "run")
+    assert "with --config=default the --config.KEY=VALUE alone say what is to be done" in message
+
+
+def test_a_table_is_told_its_kind_and_its_label_column(error, tmp_path, monkeypatch):
+    (tmp_path / "reviews.csv").write_text("text,sentiment\ngood,yes\n")
+    monkeypatch.chdir(tmp_path)
+    keys = ["--config=default", "--config.backbone.name=bert_base", "--config.steps=1"]
+    assert "did you mean csv:reviews.csv?" in error(*keys, "--config.task.dataset=reviews.csv")
+    message = error(*keys, "--config.task.dataset=csv:reviews.csv")
+    assert message.endswith("no column 'label'; set task.label; it has text, sentiment")
 
 
 def test_a_batch_that_devices_cannot_share(tmp_path):

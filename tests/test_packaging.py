@@ -23,6 +23,7 @@ from tljax.cli.flags import config_file
 from tljax.config import files
 from tljax.reports.runs import read
 from tljax.weights import listing
+from tljax.weights.catalog import CATALOG
 
 STRATEGY = '''
 def every_nth(layout, *, stride: int):
@@ -244,15 +245,25 @@ def test_the_catalog_is_listed(capsys):
     assert main(["models", "*small*14.dinov2"]) == 0
     out, err = capsys.readouterr()
     assert err.startswith("error: no pretrained weights match 'small*dinov2': did you mean vit_small_patch14.dinov2")
-    row = "vit_small_patch14.dinov2 22.1 M 224 px MIT stem, block_0 … block_11, norm"
-    assert [" ".join(line.split()) for line in out.splitlines()] == ["name parameters input licence groups", row]
+    row = "vit_small_patch14.dinov2 22.1 M 224 px PyPI MIT stem, block_0 … block_11, norm"
+    assert [" ".join(line.split()) for line in out.splitlines()] == ["name parameters input from licence groups", row]
+
+
+def test_what_pip_brings_is_listed_first():
+    origins = [*tljax.list_models()["from"]]
+    assert origins == sorted(origins, key=["PyPI", "HF"].index) and {*origins} == {"PyPI", "HF"}
+
+
+def test_the_catalog_is_listed_without_counting_parameters(monkeypatch):
+    monkeypatch.setattr(listing, "count_parameters", None)
+    assert len(tljax.list_models()) == len(CATALOG)
 
 
 @pytest.mark.slow
 def test_the_stored_counts_of_parameters_are_those_of_the_networks():
     with (ROOT / "tljax" / "weights" / "parameters.csv").open() as file:
         stored = {cells["backbone"]: int(cells["parameters"]) for cells in csv.DictReader(file)}
-    assert stored == {name: listing.count_parameters(name) for name in stored}  # a new one is counted as it is listed
+    assert stored == {name: listing.count_parameters(name) for name in stored}
 
 
 def test_importing_is_quick():

@@ -141,6 +141,8 @@ def test_what_cannot_be_read_is_named_and_the_others_predicted(of_images, shapes
         assert "3 of 5 could not be read" in told
     lines, told = _run(capsys, f"--workdir={of_images}", tmp_path / "y.png", status=1)
     assert lines == [] and "1 of 1 could not be read" in told
+    told = _run(capsys, f"--workdir={of_images}", "a superb film", status=1)[1]
+    assert "a superb film: no such file; texts are given by line, in a .txt file or on stdin (-)" in told
 
 
 def test_lines_that_are_no_text_are_named_and_skipped(of_texts, tmp_path, capsys, monkeypatch):

@@ -1,5 +1,7 @@
 """Encoders in Python: their features against the golden ones, any size, and the pure function for JAX people."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from PIL import Image
 
 import tljax
 from tests.conftest import GOLDEN, golden
+from tljax.api.inputs import listed
 from tljax.data.transforms import image
 
 
@@ -120,7 +123,10 @@ def test_what_it_is_in_a_line(encoder, lively_weights):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda e: e.features("a.png"), "give a list of inputs"),
+        (lambda e: e.features("a.png"), "give a list of images or texts; of a single one, ['a.png']"),
+        (lambda e: listed(Path("a.png")), "of a single one, ['a.png']"),  # of which the type is checked in tests
+        (lambda e: listed(Image.new("RGB", (4, 4))), "of a single one, [it]"),
+        (lambda e: e.features("tests"), "tests is a folder: give a list of its files"),
         (lambda e: e.features(["no.png"]), "no.png: cannot be read (No such file or directory)"),
         (
             lambda e: e.features([np.zeros((4, 4, 3))]),

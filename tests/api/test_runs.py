@@ -130,6 +130,39 @@ def test_a_loaded_run_predicts_what_the_command_line_does(result, folder):
     np.testing.assert_allclose(run.features(files) @ kernel + bias, logits, rtol=1e-3, atol=1e-4)
     with pytest.raises(tljax.InputError, match=r"inputs\[1\]"):
         run.predict([files[0], np.zeros((3, 3))])
+    with pytest.raises(tljax.InputError, match=r"no\.png: cannot be read"):
+        run.predict(["no.png"])
+    single = np.asarray(run.prepare(files[:1])[0])
+    for call in (run.predict, run.features, run.prepare):
+        for inputs in (str(files[0]), single, str(files[0].parent)):
+            with pytest.raises(tljax.InputError, match=r"give a list|as one array"):
+                call(inputs)
+
+
+SCRIPT = """
+import sys, tljax
+from tests.configs_tiny import get_config
+config = get_config("pretrained")
+config.loss, config.steps, config.optim.warmup_steps = "loss_beside:sharp", 2, 0
+tljax.train(config, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_loss_beside_a_script_is_found_by_the_next_process_elsewhere(tmp_path):
+    text = "import optax\n\n\ndef sharp(outputs, labels):\n"
+    text += "    return 2 * optax.softmax_cross_entropy_with_integer_labels(outputs, labels)\n"
+    (tmp_path / "loss_beside.py").write_text(text)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    subprocess.run(
+        [sys.executable, tmp_path / "script.py", tmp_path / "run"],
+        check=True,
+        cwd=tmp_path.parent,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert settings["reference_folders"] == {"loss_beside:sharp": str(tmp_path)}
+    command_line("evaluate", f"--workdir={tmp_path / 'run'}", "--split=test")
 
 
 def test_evaluate_gives_what_train_wrote(result, tmp_path):
@@ -177,6 +210,11 @@ def test_a_probe_finds_scikit_learns_optimum():
     assert outcome["accuracy"] == pytest.approx(judge.score(*test), abs=0.011)
     nearest = tljax.probe(train, test, method="knn")
     assert nearest["k"] in (10, 20, 100, 200) and nearest["accuracy"] > 0.7
+    words = np.array(["cat", "dog", "bird"])
+    names = [(part[0], list(words[part[1]])) for part in (train, test)]
+    assert tljax.probe(*names)["accuracy"] == pytest.approx(outcome["accuracy"], abs=0.011)
+    with pytest.raises(tljax.InputError, match="labels of <U4: give names throughout"):
+        tljax.probe(names[0], test)
     with pytest.raises(tljax.InputError, match="no method 'svm'"):
         tljax.probe(train, test, method="svm")
     with pytest.raises(tljax.InputError, match=r"features \[300, 8\] and labels \[100\]"):

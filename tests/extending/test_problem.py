@@ -199,6 +199,8 @@ HERE = "tests.extending.test_problem"
     ("values", "message"),
     [
         ({"loss": "focal"}, "config.loss=focal: give module:name"),
+        ({"loss": "my_loss.focal"}, r"give module:name, .*did you mean my_loss:focal\?"),
+        ({"loss": "my_loss.py:focal"}, "no module my_loss.py: give my_loss:focal, without .py"),
         ({"loss": "my_loss:focall"}, "has no focall.*did you mean focal"),
         ({"loss": "my_losses:focal"}, "no module my_losses"),
         ({"loss": f"{HERE}:not_a_function"}, "not_a_function is a int, and no function"),

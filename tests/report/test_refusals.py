@@ -25,7 +25,6 @@ REFUSED = {
     "classes": ({"classes": ("cat", "cow", "a_bird & co", "$fish")}, r"the classes \('dog' and 'cow'\)"),
     "test split": ({"task__test": "test[:50%]"}, r"the test split, task.test \('test' and 'test\[:50%\]'\)"),
     "validation split": ({"task__validation": "train[100:120]"}, "the validation split"),
-    "no test split": ({"task__test": ""}, r"runs/b has no test split \(task.test is empty\)"),
     "problem": ({"task__problem": "multi_label"}, "the kind of problem, task.problem"),
     "order of examples": ({"key": "shuffled"}, "the examples that they were judged on, or their order"),
     "twice one seed": ({"tuning__strategy": "full"}, "one setting with one seed, 0: leave out one"),
@@ -88,11 +87,29 @@ def test_what_is_not_finished_is_told(tmp_path, capsys):
     report.main([str(root), f"--out={tmp_path / 'out'}", "--resamples=200"])
     output = capsys.readouterr().out
     assert "half: not finished: at step 20 of 20" in output and "new: not finished: no step logged" in output
-    assert "4 runs, 5 more not finished" in output
+    assert "4 runs, 5 more left out" in output
     page = (tmp_path / "out" / "report.html").read_text()
     assert "failed: failed: the loss is nan at step 3" in output
     for name in ("half", "new", "alien", "failed", "torn"):
         assert page.count(f"<code>{root / name}</code>") == 1
+
+
+def test_a_run_without_the_split_is_left_out_and_told(tmp_path, capsys):
+    _two(tmp_path, task__test="")
+    report.main([str(tmp_path / "runs"), f"--out={tmp_path / 'out'}", "--resamples=200"])
+    output = capsys.readouterr().out
+    assert "runs/b: no test split (task.test is empty)" in output and "1 runs, 1 more left out" in output
+    assert "no test split (task.test is empty)" in (tmp_path / "out" / "report.html").read_text()
+    with pytest.raises(InputError, match=r"runs/b has no test split .*: set it, or give --split=validation"):
+        compared(tmp_path / "runs" / "b", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_without_out_the_folder_is_report(tmp_path, monkeypatch, capsys):
+    _two(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    report.main(["runs", "--resamples=200"])
+    assert (tmp_path / "report" / "report.html").exists() and "report/report.html" in capsys.readouterr().out
 
 
 def test_a_method_that_is_not_tested_yet_is_left_out_and_told(tmp_path):

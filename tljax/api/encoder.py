@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
-from PIL import Image
 
 from tljax.api import session
+from tljax.api.inputs import listed, name_of
 from tljax.config.schema import BackboneConfig, TaskConfig
 from tljax.config.serialization import build
 from tljax.config.tuning import TuningConfig
@@ -157,7 +157,7 @@ class Encoder:
         Raises:
             InputError: one of them cannot be read; its place is named.
         """
-        examples = [self.spec.prepare(value, _name_of(value, place)) for place, value in enumerate(_listed(inputs))]
+        examples = [self.spec.prepare(value, name_of(value, place)) for place, value in enumerate(listed(inputs))]
         return self.spec.batch(examples, self.task, self.tokenizer)
 
     def features(self, inputs: Iterable[Any], batch_size: int = 64) -> Float[np.ndarray, "n features"]:
@@ -219,9 +219,9 @@ class Encoder:
 
     def _computed(self, inputs: Iterable[Any], batch_size: int, pool: bool) -> np.ndarray:
         outputs: list[np.ndarray] = []
-        for chunk in chunks(_listed(inputs), batch_size):
+        for chunk in chunks(listed(inputs), batch_size):
             first = len(outputs) * batch_size
-            examples = [self.spec.prepare(value, _name_of(value, first + i)) for i, value in enumerate(chunk)]
+            examples = [self.spec.prepare(value, name_of(value, first + i)) for i, value in enumerate(chunk)]
             batch = self.spec.batch(examples, self.task, self.tokenizer)
             size = batch_size if outputs else 2 ** math.ceil(math.log2(len(chunk)))  # few programs for any number
             outputs.append(np.asarray(self._program(self.params, padded(batch, size), pool=pool))[: len(chunk)])
@@ -273,23 +273,6 @@ class Classified:
 
     def __repr__(self) -> str:
         return f"Classified({self.encoder!r}, {self.module.classes} classes)"
-
-
-def _listed(inputs: Any) -> Iterable[Any]:
-    """Returns the inputs as they are.
-
-    Raises:
-        InputError: a single one, as a text or path, whose letters would be taken for inputs.
-    """
-    if isinstance(inputs, str | bytes | Image.Image):
-        raise InputError("give a list of inputs; of one, [it]")
-    if isinstance(inputs, np.ndarray) and inputs.ndim not in (1, 4):
-        raise InputError(f"images as one array are uint8 [n, height, width, channels], not {list(inputs.shape)}")
-    return inputs
-
-
-def _name_of(value: Any, place: int) -> str:
-    return f"inputs[{place}]" if not isinstance(value, str) or len(value) > 200 else value
 
 
 def _same_length(outputs: list[np.ndarray]) -> list[np.ndarray]:

@@ -140,7 +140,8 @@ def list_models(pattern: str = "") -> "pd.DataFrame":
         pattern: part of a name, or a whole one with `*` and `?`.
 
     Returns:
-        A row for each: `name`, `parameters` (without a head), `input` (`224 px`, `512 tokens`), `licence`, `groups`.
+        A row for each: `name`, `parameters` (without a head), `input` (`224 px`, `512 tokens`), `from` (`PyPI`, `HF`),
+        `licence`, `groups`.
 
     Raises:
         InputError: none matches; the nearest names are given.
@@ -158,7 +159,7 @@ def probe(
         tljax.probe((backbone.features(images), labels), (backbone.features(others), other_labels))
 
     Args:
-        train: features [n, features] and labels [n], whole numbers from 0.
+        train: features [n, features] and labels [n]: names, or whole numbers from 0.
         test: those to measure the accuracy on.
         validation: those by which C, or k, is chosen; by default a fifth of `train`, drawn by a fixed seed.
         method: `logistic_regression` (L2, over DINOv2's 45 strengths, fitted again to train and validation together),
@@ -171,8 +172,9 @@ def probe(
         InputError: features and labels that do not fit together, or another method.
     """
     session.begin()
+    train, test, *others = _numbered([train, test, *([] if validation is None else [validation])])
     train_examples, test_examples = _examples(train), _examples(test)
-    fitted, chooser = _split(train_examples) if validation is None else (train_examples, _examples(validation))
+    fitted, chooser = (train_examples, _examples(others[0])) if others else _split(train_examples)
     classes = int(max(part.labels.max() for part in (fitted, chooser, test_examples))) + 1
     if method == "logistic_regression":
         best = logistic_regression.search(fitted, chooser, classes)
@@ -186,6 +188,18 @@ def probe(
     raise InputError(f"no method {method!r}; there are logistic_regression and knn")
 
 
+def _numbered(pairs: Sequence[Features]) -> list[Features]:
+    """Returns the pairs with a number for each class, where their labels are names."""
+    columns = [np.asarray(labels) for _, labels in pairs]
+    if not all(labels.dtype.kind in "UO" for labels in columns):
+        return list(pairs)
+    names = np.unique(np.concatenate([labels.ravel() for labels in columns]).astype(str))
+    return [
+        (features, np.searchsorted(names, labels.astype(str)))
+        for (features, _), labels in zip(pairs, columns, strict=True)
+    ]
+
+
 def _examples(pair: Features) -> Examples:
     features, labels = np.asarray(pair[0], np.float32), np.asarray(pair[1])
     if features.ndim != 2 or labels.shape != features.shape[:1]:
@@ -193,7 +207,7 @@ def _examples(pair: Features) -> Examples:
             f"features {list(features.shape)} and labels {list(labels.shape)}: give [n, features] and [n], of one n"
         )
     if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"labels of {labels.dtype}: give whole numbers from 0")
+        raise InputError(f"labels of {labels.dtype}: give names throughout, or whole numbers from 0")
     return Examples(features, labels)
 
 

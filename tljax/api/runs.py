@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from tljax.api import session
+from tljax.api.inputs import listed, name_of
 from tljax.checkpoints.workdir import Workdir
 from tljax.config.schema import Experiment
 from tljax.config.serialization import to_dict
@@ -201,8 +202,8 @@ class LoadedRun(Result):
         """
         spec = self._resolved.input_spec
         items = (
-            (Item(place), functools.partial(spec.prepare, value, f"inputs[{place}]"))
-            for place, value in enumerate(inputs)
+            (Item(place), functools.partial(spec.prepare, value, name_of(value, place)))
+            for place, value in enumerate(listed(inputs))
         )
         predictions = []
         for _, answer in answers(self._run, (self.params, self.batch_stats), items, batch_size):
@@ -214,7 +215,7 @@ class LoadedRun(Result):
     def prepare(self, inputs: Iterable[Any]) -> Any:
         """Returns images or texts as `apply` takes them, each as in evaluation."""
         spec = self._resolved.input_spec
-        examples = [spec.prepare(value, f"inputs[{place}]") for place, value in enumerate(inputs)]
+        examples = [spec.prepare(value, name_of(value, place)) for place, value in enumerate(listed(inputs))]
         return spec.batch(examples, self._experiment.task, self._run.inputs.tokenizer)
 
     def apply(self, params: Mapping[str, Any], x: Any) -> Float[Array, "batch classes"]:

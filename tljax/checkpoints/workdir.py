@@ -378,4 +378,6 @@ def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> list
     old, new = (flatten_dict(tree, keep_empty_nodes=True, sep=".") for tree in (stored, settings))
     free = (*(f"config.{section}." for section in RESULT_NEUTRAL_SECTIONS), "config.task.pack", "config.filled_from")
     keys = [key for key in old | new if old.get(key) != new.get(key) and not key.startswith(free)]
+    # What follows from a key of the same name is not said twice.
+    keys = [key for key in keys if f"config.{key.removeprefix('resolved.')}" not in keys]
     return [f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys]

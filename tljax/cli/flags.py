@@ -4,11 +4,13 @@ import argparse
 import contextlib
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from tljax.config import schema
 from tljax.config.files import config_faults, locate, shipped
 from tljax.config.schema import Experiment, default
 from tljax.config.serialization import check_key, empty
@@ -29,7 +31,7 @@ def parse_experiment(parser: argparse.ArgumentParser, arguments: list[str]) -> t
         InputError: no such config file or key (the nearest is named), or a value of another type.
     """
     parser.usage = f"{parser.prog} --config=FILE[:arg] [--config.key=value …] [options]"
-    parser.epilog = "every key of the config and what it means: tljax/config/schema.py and tuning.py"
+    parser.epilog = f"every key of the config and what it means: {schema.__file__}, and tuning.py beside it"
     options, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if not argument.startswith("--config"):
@@ -52,7 +54,8 @@ def _unknown(argument: str, program: str) -> InputError:
         return InputError(f"unknown argument {argument}: it is --config.{name}=VALUE")
     if text := advice(name):
         return InputError(f"unknown argument {argument}: {text}; keys are given as --config.KEY=VALUE")
-    return InputError(f"unknown argument {argument}; see {program} --help")
+    hint = f": data are --config.task.dataset=folder:{argument}" if Path(argument).is_dir() else ""
+    return InputError(f"unknown argument {argument}{hint}; see {program} --help")
 
 
 def _add_arguments(config: ConfigDict, texts: Mapping[str, str]) -> None:
@@ -116,7 +119,10 @@ def config_file(arguments: list[str]) -> tuple[str, str]:
     """
     argument = next((each for each in reversed(arguments) if each.startswith("--config=")), None)
     if argument is None:
-        raise InputError(f"give --config=FILE, or a config that comes with tljax by its name: {', '.join(shipped())}")
+        raise InputError(
+            f"give --config=FILE, or a config that comes with tljax by its name: {', '.join(shipped())};"
+            " with --config=default the --config.KEY=VALUE alone say what is to be done"
+        )
     return locate(argument.removeprefix("--config="))
 
 

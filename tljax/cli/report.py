@@ -25,8 +25,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a folder with runs at any depth, or a run's workdir",
     )
-    text = "required: a folder for report.html, methods.md, .tex, .csv (a row per method) and runs.csv (a row per run)"
-    parser.add_argument("--out", required=True, type=flag_types.path, help=text)
+    text = (
+        "a folder for report.html, methods.md, .tex, .csv (a row a method) and runs.csv (a row a run); default: report"
+    )
+    parser.add_argument("--out", default="report", type=flag_types.path, help=text)
     text = "the method that the others are compared with, by its name in the table; the first by default"
     parser.add_argument("--baseline", default="", metavar="NAME", help=text)
     text = "comma-separated sections of the config in which the settings of a method differ (default: optim)"
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> None:
     for run in unfinished:
         console.console.print(f"{run.name}: {run.reason}")
     runs = sum(len(section.runs) for section in sections)
-    message = f"{runs} runs" + (f", {len(unfinished)} more not finished" if unfinished else "")
+    message = f"{runs} runs" + (f", {len(unfinished)} more left out" if unfinished else "")
     page = console.shown_path(f"{options.out.rstrip('/')}/report.html")
     console.console.print(f"{message}: {page}")
     console.next_step(page, program="open")

@@ -206,6 +206,8 @@ def error_in(name: str, kind: str, error: Exception) -> InputError:
         hint = _nearest(last, (each.name for each in pkgutil.iter_modules(path)))
         was = f" (the run had it in {_of_runs[module][0]})" if module in _of_runs else ""
         advice = "put its file beside the config, or its folder on PYTHONPATH"
+        if ".py:" in name:
+            advice = f"give {name.replace('.py:', ':', 1)}, without .py"
         return InputError(f"{kind}={name}: no module {error.name}{hint}: {advice}{was}")
     lines = traceback.extract_tb(error.__traceback__)
     place = f"{lines[-1].filename}, line {lines[-1].lineno}: " if lines else ""

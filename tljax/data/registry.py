@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 from tljax.config.choices import DATASET_KINDS, is_dataset_function
 from tljax.config.schema import TaskConfig
@@ -76,12 +77,20 @@ def _in_memory(config: TaskConfig) -> Task:
     return task
 
 
+def _meant(dataset: str) -> str:
+    """Returns what a path that is given without its kind may mean."""
+    path = Path(dataset).expanduser()
+    kind = next((kind for kind in table.READERS if f".{kind}" in path.suffixes), "") if path.is_file() else ""
+    kind = "folder" if path.is_dir() else kind
+    return f": did you mean {kind}:{dataset}?" if kind else ""
+
+
 def _check(config: TaskConfig) -> None:
     kind, _, rest = config.dataset.partition(":")
     is_own = is_dataset_function(config.dataset)
     if config.dataset not in TASKS and not is_own and not (kind in DATASET_KINDS and rest):
         known = ", ".join((*TASKS, *(f"{name}:PATH" for name in SOURCES), "tfds:NAME", "MODULE:FUNCTION"))
-        raise InputError(f"no task.dataset {config.dataset!r}; there are: {known}")
+        raise InputError(f"no task.dataset {config.dataset!r}{_meant(config.dataset)}; there are: {known}")
     keys_given = [f"task.{name}" for name in _COLUMNS if getattr(config, name)]
     if keys_given and (config.dataset in TASKS or is_own or kind in ("folder", memory.PREFIX)):
         raise InputError(f"{config.dataset} has no columns, so {keys_given[0]} names none; leave it empty")

@@ -219,6 +219,8 @@ def _refuse(error: InputError) -> None:
 
 def _unread(path: Path, error: OSError) -> InputError:
     reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+    if " " in path.name and not path.suffix and isinstance(error, FileNotFoundError):
+        reason += "; texts are given by line, in a .txt file or on stdin (-)"
     return InputError(f"{_name(path)}: {reason}")
 
 

@@ -118,7 +118,8 @@ def _function(name: str, key: str) -> tuple[Callable[..., Any], str]:
         InputError: it is no reference, or not to such a function.
     """
     if not is_reference(name):
-        raise InputError(f"{key}={name}: give module:name, of a function in a file beside the config")
+        hint = f" (did you mean {':'.join(name.rsplit('.', 1))}?)" if "." in name and ":" not in name else ""
+        raise InputError(f"{key}={name}: give module:name, of a function in a file beside the config{hint}")
     function = resolve_reference(name, key)
     if not callable(function):
         raise InputError(f"{key}={name} is a {type(function).__name__}, and no function of (outputs, labels)")

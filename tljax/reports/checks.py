@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tljax.errors import InputError
-from tljax.reports.runs import Run
+from tljax.reports.runs import Run, Unfinished
 
 
 def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -20,11 +20,22 @@ def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
     }
 
 
+def with_split(runs: Sequence[Run], split: str) -> tuple[list[Run], list[Unfinished]]:
+    """Returns the runs that have a split, and those that have not and are left out.
+
+    Raises:
+        InputError: none has it.
+    """
+    judged = [run for run in runs if getattr(run.experiment.task, split)]
+    reason = f"no {split} split (task.{split} is empty)"
+    if not judged:
+        other = "--split=validation" if split == "test" else "--split=test"
+        raise InputError(f"{runs[0].name} has {reason}, nor has another run: set it, or give {other}")
+    return judged, [Unfinished(run.name, reason) for run in runs if run not in judged]
+
+
 def check(runs: Sequence[Run], split: str) -> None:
     """Raises InputError, of two runs and what they differ in, where numbers of a data set are of different things."""
-    for run in runs:
-        if not getattr(run.experiment.task, split):
-            raise InputError(f"{run.name} has no {split} split (task.{split} is empty): report it apart")
     tested = [run for run in runs if run.metrics(split) is not None]
     validated = [run for run in runs if run.experiment.task.validation]
     _same(runs, "the kind of problem, task.problem", lambda run: run.experiment.task.problem)

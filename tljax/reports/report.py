@@ -43,6 +43,8 @@ def report(
     if not runs:
         first = unfinished[0]
         raise InputError(f"{', '.join(folders)}: no run is finished; the first: {first.name}: {first.reason}")
+    runs, without = checks.with_split(runs, options.split)
+    unfinished += without
     sections = [section_of(title, members, options) for title, members in checks.by_task(runs).items()]
     folder = storage.locate(out)
     with figure_style.style():

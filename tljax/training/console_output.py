@@ -69,8 +69,8 @@ def print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
         rows += training_row(run, folder)
     share = cost["trainable_params"] / (cost["trainable_params"] + cost["frozen_params"])
     rows += [
-        ("trainable parameters", f"{cost['trainable_params']:,}", f"{share:.1%} of all"),
-        ("step, GFLOP", f"{cost['step_flops'] / 1e9:.2f}", f"{cost['step_share_of_full']:.2f} × full fine-tuning"),
+        ("trainable parameters", f"{cost['trainable_params']:,}", f"{_percent(share)} of all"),
+        ("step, GFLOP", _short(cost["step_flops"] / 1e9), f"{_short(cost['step_share_of_full'])} × full fine-tuning"),
         (
             "time, s",
             f"{result['wall_seconds']:.0f}",
@@ -84,6 +84,15 @@ def print_result(run: Run, result: dict[str, Any], folder: Workdir) -> None:
     last_phase = [row for row in folder.metrics if row["step"] > run.phases[-1].start]
     for line in convergence.advice(last_phase, run.experiment):
         console.console.print(f"WARNING: {line}")
+
+
+def _short(value: float) -> str:
+    """Returns a number with two decimals, or as many as it needs to be more than nothing: `24.37`, `0.0011`."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.0005 else "< 0.1%"
 
 
 def training_row(run: Run, folder: Workdir) -> list[tuple[str, str, str]]:

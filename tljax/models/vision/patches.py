@@ -59,7 +59,10 @@ class PatchTransformer(TransformerBackbone):
             InputError: the patches do not tile the image.
         """
         if image_size % self.patch_size:
-            raise InputError(f"image size {image_size} is no multiple of the patch size {self.patch_size}")
+            below = image_size // self.patch_size * self.patch_size
+            sizes = f"{below} or {below + self.patch_size}" if below else str(self.patch_size)
+            message = f"image size {image_size} is no multiple of the patch size {self.patch_size}: give {sizes}"
+            raise InputError(message)
         return self.clone(grid=(image_size // self.patch_size,) * 2)
 
 
