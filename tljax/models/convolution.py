@@ -14,6 +14,7 @@ from tljax.models.kernels import conv_cpu, grouped_cpu
 from tljax.models.remat import run_group
 
 # How a group's BatchNorms (1502.03167) work; evaluation is `frozen` everywhere.
+TF = {"padding": "same", "eps": 1e-3}  # attributes of a network that TensorFlow trained
 BATCH_NORM_MODES: dict[str, str] = {
     "frozen": "normalize with the stored statistics and keep them",
     "update_stats": "normalize with the batch's statistics and move the stored ones a tenth of the way to them",

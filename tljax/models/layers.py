@@ -12,6 +12,11 @@ from tljax.models.base import Backbone
 from tljax.models.kernels import ops
 from tljax.models.rope import axial_angles, rotated
 
+# Width, depth and heads that papers call so.
+TINY = {"width": 192, "heads": 3}
+BASE = {"width": 768, "heads": 12}
+LARGE = {"width": 1024, "depth": 24, "heads": 16}
+
 
 class TransformerBackbone(Backbone):
     """A backbone of blocks with an `Attention` and an `Mlp` of these; a subclass has an attribute `width`."""

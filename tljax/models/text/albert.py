@@ -17,3 +17,9 @@ class Albert(Bert):
     gelu: Literal["erf", "tanh"] = "tanh"
     embedding_width: int | None = 128
     repeats: int = 12
+
+
+NETWORKS: dict[str, Albert] = {
+    "albert_base": Albert(pool="cls"),
+    "albert_large": Albert(width=1024, heads=16, repeats=24, pool="cls"),
+}

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.models.base import BackboneInput
-from tljax.models.layers import Attention, Dense, LayerNorm, Mlp
-from tljax.models.text.encoder import TextEncoder, check_length, embedding, normal_init
+from tljax.models.layers import LARGE, Attention, Dense, LayerNorm, Mlp
+from tljax.models.text.encoder import SENTENCE, TextEncoder, check_length, embedding, normal_init
 
 
 class Stem(nn.Module):
@@ -139,3 +139,26 @@ class Bert(TextEncoder):
         """The attributes of each `Block`."""
         names = ("heads", "gelu", "eps", "repeats")
         return {name: getattr(self, name) for name in names} | {"mlp_width": self.mlp_width or 4 * self.width}
+
+
+_ROBERTA = Bert(vocabulary=50265, positions=514, token_types=1, pad_id=1, eps=1e-5, pool="cls")
+_XLM_R = _ROBERTA.clone(vocabulary=250002)
+NETWORKS: dict[str, Bert] = {
+    "bert_base": Bert(),
+    "bert_large": Bert(**LARGE),
+    "minilm_l6": Bert(width=384, depth=6, pool="mean"),
+    "distilbert_base": Bert(depth=6, token_types=0, pool="cls"),
+    "roberta_base": _ROBERTA,
+    "roberta_large": _ROBERTA.clone(**LARGE),
+    "bert_base_cased": Bert(vocabulary=28996),
+    "xlm_roberta_base": _XLM_R,
+    "xlm_roberta_large": _XLM_R.clone(**LARGE),
+    "camembert_base": _ROBERTA.clone(vocabulary=32005),
+    "multilingual_e5_small": Bert(width=384, vocabulary=250037, **SENTENCE),
+    "multilingual_e5_base": _XLM_R.clone(**SENTENCE),
+    "multilingual_e5_large": _XLM_R.clone(**LARGE, **SENTENCE),
+    "e5_small": Bert(width=384, **SENTENCE),
+    "e5_base": Bert(**SENTENCE),
+    "bge_small": Bert(width=384, pool="cls", normalize=True),
+    "bge_base": Bert(pool="cls", normalize=True),
+}

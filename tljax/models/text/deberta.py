@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tljax.models.kernels import ops
-from tljax.models.layers import Dense, LayerNorm, Mlp
+from tljax.models.layers import LARGE, Dense, LayerNorm, Mlp
 from tljax.models.text.encoder import TextEncoder, check_length, embedding, normal_init
 
 
@@ -181,3 +181,13 @@ class Deberta(TextEncoder):
     def shared(self) -> dict[str, Array]:
         """Returns the embeddings of relative positions."""
         return {"relative": self.stem.relative()}
+
+
+NETWORKS: dict[str, Deberta] = {
+    "deberta_v3_xsmall": Deberta(width=384, heads=6),
+    "deberta_v3_small": Deberta(depth=6),
+    "deberta_v3_base": Deberta(),
+    "deberta_v3_large": Deberta(**LARGE),
+    "mdeberta_v3_base": Deberta(vocabulary=251000),
+    "deberta_v2_xlarge": Deberta(width=1536, depth=24, heads=24, conv_size=3, conv_activation="gelu"),
+}

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from tljax.models.layers import BASE, LARGE
 from tljax.models.text.bert import Bert
 
 
@@ -16,3 +17,10 @@ class Electra(Bert):
     @property
     def pools(self) -> dict[str, str]:
         return super().pools | {"pooler": "cls_gelu"}
+
+
+NETWORKS: dict[str, Electra] = {
+    "electra_small": Electra(),
+    "electra_base": Electra(**BASE, embedding_width=None),
+    "electra_large": Electra(**LARGE, embedding_width=None),
+}

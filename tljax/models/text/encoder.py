@@ -32,6 +32,9 @@ def check_length(length: int, most: int) -> None:
         raise InputError(f"texts of {length} tokens, but the network has positions for {most}: shorten them")
 
 
+SENTENCE = {"pool": "mean", "normalize": True}  # embeddings of sentences, to be compared by their cosine
+
+
 class TextEncoder(TransformerBackbone):
     """A text encoder that ends in pooled features; a subclass makes `stem` and `block` in `setup`, and calls `ending`.
 

@@ -179,3 +179,9 @@ class ModernBert(TextEncoder):
         if not self.has_pooler:
             return super().pooled_tokens(hidden, mask)
         return self.pooler(hidden[:, 0] if self.pool == "cls_gelu_norm" else masked_mean(hidden, mask))
+
+
+NETWORKS: dict[str, ModernBert] = {
+    "modernbert_base": ModernBert(),
+    "modernbert_large": ModernBert(width=1024, depth=28, heads=16, mlp_width=2624),
+}

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tljax.models.text.bert import Bert, Block, Stem
-from tljax.models.text.encoder import normal_init
+from tljax.models.text.encoder import SENTENCE, normal_init
 
 _BUCKETS, _FARTHEST = 32, 128  # as T5's (1910.10683): half for each direction, and beyond 128 tokens the last
 
@@ -65,3 +65,9 @@ class MPNet(Bert):
     def shared(self) -> dict[str, Array]:
         """Returns the table of biases."""
         return {"relative_bias": self.stem.variables["params"]["relative_bias"]}
+
+
+NETWORKS: dict[str, MPNet] = {
+    "mpnet_base": MPNet(),
+    "all_mpnet_base": MPNet(**SENTENCE),
+}

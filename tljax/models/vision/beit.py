@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.models.layers import Dense, LayerNorm, Mlp
+from tljax.models.layers import LARGE, Dense, LayerNorm, Mlp
 from tljax.models.relative import biased_attention, displacements, join_heads, split_heads
 from tljax.models.vision.patches import ClassTokenStem, ClassTokenTransformer
 
@@ -103,3 +103,12 @@ class BEiT(ClassTokenTransformer):
         parts = self.heads, self.grid, self.mlp_width or 4 * self.width, self.layer_scale, self.eps
         self.block = [_Block(*parts) for _ in range(self.depth)]
         self.norm = LayerNorm(self.eps)
+
+
+NETWORKS: dict[str, BEiT] = {
+    "beit_base_patch16": BEiT(),
+    "beit_large_patch16": BEiT(**LARGE, layer_scale=1e-5),
+    "beitv2_base_patch16": BEiT(layer_scale=1e-5),
+    "beitv2_large_patch16": BEiT(**LARGE, layer_scale=1e-5),
+    "beit_base_patch16_384": BEiT(grid=(24, 24)),  # names with a size are of weights that timm has at two
+}

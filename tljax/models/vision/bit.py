@@ -152,3 +152,18 @@ class BiT(Backbone):
         """
         check_stem(image_size)
         return self
+
+
+def _bit(width: int, **depths: tuple[int, ...]) -> BiT:
+    """A BiT that is `width` times as wide."""
+    return BiT(widths=tuple(width * n for n in (64, 128, 256, 512)), stem_width=64 * width, **depths)
+
+
+NETWORKS: dict[str, BiT] = {
+    "resnetv2_50x1_bit": _bit(1),
+    "resnetv2_50x3_bit": _bit(3),
+    "resnetv2_101x1_bit": _bit(1, depths=(3, 4, 23, 3)),
+    "resnetv2_101x3_bit": _bit(3, depths=(3, 4, 23, 3)),
+    "resnetv2_152x2_bit": _bit(2, depths=(3, 8, 36, 3)),
+    "resnetv2_152x4_bit": _bit(4, depths=(3, 8, 36, 3)),
+}

@@ -1,7 +1,7 @@
 """ConvNeXt (2201.03545), ConvNeXt V2 (2301.00808), and those that DINOv3 (2508.10104) distilled into."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -165,3 +165,29 @@ class ConvNeXt(ConvBackbone):
         if image_size < stride:
             raise InputError(f"image size {image_size} is below the network's stride of {stride}: give more pixels")
         return self
+
+
+def _convnext(depth: int, width: int, **rest: Any) -> ConvNeXt:
+    """A ConvNeXt with `depth` blocks in its third stage and few in the others, each twice as wide as the one before."""
+    ends = 3 if depth > 8 else 2
+    widths = tuple(width * 2**stage for stage in range(4))
+    return ConvNeXt(depths=(ends, ends, depth, ends), widths=widths, **rest)
+
+
+_CONVNEXTS = {
+    "atto": _convnext(6, 40, conv_mlp=True),
+    "femto": _convnext(6, 48, conv_mlp=True),
+    "pico": _convnext(6, 64, conv_mlp=True),
+    "nano": _convnext(8, 80, conv_mlp=True),
+    "tiny": _convnext(9, 96),
+    "small": _convnext(27, 96),
+    "base": _convnext(27, 128),
+    "large": _convnext(27, 192),
+}
+_V2 = {"layer_scale": None, "response_norm": True}
+NETWORKS: dict[str, ConvNeXt] = {
+    **{f"convnext_{size}": module for size, module in _CONVNEXTS.items()},
+    "convnext_xlarge": _convnext(27, 256),
+    **{f"convnextv2_{size}": module.clone(**_V2) for size, module in _CONVNEXTS.items()},
+    "convnextv2_huge": _convnext(27, 352, **_V2),
+}

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 
-from tljax.models.convolution import BatchNorm, Conv, ConvBackbone, SqueezeExcite, blocks, rounded
+from tljax.models.convolution import TF, BatchNorm, Conv, ConvBackbone, SqueezeExcite, blocks, rounded
 
 ACTIVATIONS = {"": lambda x: x, "silu": nn.silu, "relu6": nn.relu6, "relu": nn.relu, "hard_swish": nn.hard_swish}
 
@@ -195,3 +195,59 @@ def scaled(
         changes["stem_width"] = rounded(base.stem_width * width, least)
         changes["head_width"] = rounded(base.head_width * width, least)
     return base.clone(depths=tuple(depths), **changes)
+
+
+# Width and depth of B0 to B7, and of Lite0 to Lite4.
+_COMPOUND = ((1, 1), (1, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8), (1.6, 2.2), (1.8, 2.6), (2, 3.1))
+
+
+def _efficientnet_v2(*depths: int, widths: tuple[int, ...], **rest: Any) -> EfficientNet:
+    """An EfficientNetV2: three stages without a depthwise convolution, and then three or four with."""
+    return EfficientNet(
+        operators=("conv", "fused", "fused", *("mbconv",) * (len(depths) - 3)),
+        depths=depths,
+        widths=widths,
+        sizes=(3,) * len(depths),
+        strides=(1, 2, 2, 2, 1, 2, 1)[: len(depths)],
+        expansions=(1, 4, 4, 4, 6, 6, 6)[: len(depths)],
+        **rest,
+    )
+
+
+_B0, _LITE0 = EfficientNet(), EfficientNet(squeeze=0, activation="relu6")
+_V2_B0 = _efficientnet_v2(1, 2, 2, 3, 5, 8, widths=(16, 32, 48, 96, 112, 192))
+_V2_S = _efficientnet_v2(2, 4, 4, 6, 9, 15, widths=(24, 48, 64, 128, 160, 256), stem_width=24)
+_V2_M = _efficientnet_v2(3, 5, 5, 7, 14, 18, 5, widths=(24, 48, 80, 160, 176, 304, 512), stem_width=24)
+_V2_L = _efficientnet_v2(4, 7, 7, 10, 19, 25, 7, widths=(32, 64, 96, 192, 224, 384, 640))
+_EFFICIENTNETS: dict[str, EfficientNet] = {
+    **{f"efficientnet_b{i}": scaled(_B0, *scale) for i, scale in enumerate(_COMPOUND)},
+    **{f"efficientnet_lite{i}": scaled(_LITE0, *_COMPOUND[i], fixed_ends=True) for i in range(5)},
+    # These take the nearest width, however much less it is.
+    **{f"efficientnetv2_b{i}": scaled(_V2_B0, *_COMPOUND[i], least=0) for i in range(4)},
+    "efficientnetv2_s": _V2_S,
+    "efficientnetv2_m": _V2_M,
+    "efficientnetv2_l": _V2_L,
+}
+_MOBILENETV2 = EfficientNet(
+    depths=(1, 2, 3, 4, 3, 3, 1),
+    widths=(16, 24, 32, 64, 96, 160, 320),
+    sizes=(3,) * 7,
+    strides=(1, 2, 2, 2, 1, 2, 1),
+    squeeze=0,
+    activation="relu6",
+)
+# Ross Wightman's, of before the paper's own code was out.
+_EFFICIENTNETS_RW = {
+    "efficientnetv2_rw_t": scaled(_V2_S, 0.8, 0.9),
+    "efficientnetv2_rw_s": _V2_S.clone(
+        operators=("fused", *_V2_S.operators[1:]), widths=(*_V2_S.widths[:-1], 272), head_width=1792
+    ),
+}
+NETWORKS: dict[str, EfficientNet] = {
+    **_EFFICIENTNETS,
+    **{f"tf_{name}": module.clone(**TF) for name, module in _EFFICIENTNETS.items()},
+    **_EFFICIENTNETS_RW,
+    "mobilenetv2_050": scaled(_MOBILENETV2, 0.5, 1).clone(head_width=1280),
+    "mobilenetv2_100": _MOBILENETV2,
+    "mobilenetv2_140": scaled(_MOBILENETV2, 1.4, 1),
+}

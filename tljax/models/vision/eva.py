@@ -5,7 +5,7 @@ from typing import Literal
 import flax.linen as nn
 
 from tljax.models.kernels import ops
-from tljax.models.layers import Dense, LayerNorm, Mlp, SwiGlu
+from tljax.models.layers import LARGE, TINY, Dense, LayerNorm, Mlp, SwiGlu
 from tljax.models.relative import join_heads, split_heads
 from tljax.models.rope import rotated_neighbors, scaled_angles
 from tljax.models.vision.patches import ClassTokenStem, ClassTokenTransformer
@@ -96,3 +96,15 @@ class EVA(ClassTokenTransformer):
         parts = self.heads, self.mlp_width, rotary, self.gated, self.mlp_norm, self.attention_norm, self.eps
         self.block = [_Block(*parts) for _ in range(self.depth)]
         self.norm = LayerNorm(self.eps)
+
+
+_EVA = {"rotary": False, "gated": False, "mlp_norm": False}
+NETWORKS: dict[str, EVA] = {
+    "eva_giant_patch14": EVA(**_EVA, width=1408, depth=40, heads=16, mlp_width=6144),
+    "eva02_tiny_patch14": EVA(**TINY, mlp_width=512, mlp_norm=False),
+    "eva02_small_patch14": EVA(width=384, heads=6, mlp_width=1024, mlp_norm=False),
+    "eva02_base_patch14": EVA(),
+    "eva02_base_patch14_448": EVA(grid=(32, 32)),
+    "eva02_large_patch14_448": EVA(**LARGE, mlp_width=2730, grid=(32, 32)),
+    "eva02_base_patch16_clip": EVA(patch_size=16, grid=(14, 14), attention_norm=True, pool="class"),
+}

@@ -6,7 +6,7 @@ from typing import Literal
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from tljax.models.convolution import Conv, SqueezeExcite, blocks, rounded
+from tljax.models.convolution import TF, Conv, SqueezeExcite, blocks, rounded
 from tljax.models.vision.efficientnet import Block, BlockSpec, ConvNorm, InvertedResiduals
 
 
@@ -84,3 +84,27 @@ def scaled(base: MobileNetV3, width: float) -> MobileNetV3:
     widths = tuple(rounded(count * width) for count in base.widths)
     stem_width = base.stem_width if width < 0.75 else rounded(base.stem_width * width)
     return base.clone(widths=widths, stem_width=stem_width, last_width=rounded(base.last_width * width))
+
+
+_MOBILENETV3_SMALL = MobileNetV3(
+    depths=(1, 2, 3, 2, 3),
+    widths=(16, 24, 40, 48, 96),
+    sizes=(3, 3, 5, 5, 5),
+    strides=(2, 2, 2, 1, 2),
+    expansions=(1, 4.5, 3.67, 4, 6, 6, 3, 3, 6, 6, 6),
+    squeezes=(0, 2, 3, 4),
+    relu_stages=2,
+    last_width=576,
+    head_width=1024,
+)
+_MOBILENETV3S = {
+    "mobilenetv3_small_050": scaled(_MOBILENETV3_SMALL, 0.5),
+    "mobilenetv3_small_075": scaled(_MOBILENETV3_SMALL, 0.75),
+    "mobilenetv3_small_100": _MOBILENETV3_SMALL,
+    "mobilenetv3_large_075": scaled(MobileNetV3(), 0.75),
+    "mobilenetv3_large_100": MobileNetV3(),
+}
+NETWORKS: dict[str, MobileNetV3] = {
+    **_MOBILENETV3S,
+    **{f"tf_{name}": module.clone(**TF) for name, module in _MOBILENETV3S.items() if "050" not in name},
+}

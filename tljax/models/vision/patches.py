@@ -35,6 +35,22 @@ def embed_patches(
     return ops.linear(x.reshape(len(x), rows, columns, -1), kernel.reshape(-1, features), bias)
 
 
+def patches_along(image_size: int, patch_size: int) -> int:
+    """Returns how many patches tile a side of an image.
+
+    Args:
+        image_size, patch_size: pixels along a side.
+
+    Raises:
+        InputError: none do.
+    """
+    if image_size % patch_size:
+        below = image_size // patch_size * patch_size
+        sizes = f"{below} or {below + patch_size}" if below else str(patch_size)
+        raise InputError(f"image size {image_size} is no multiple of the patch size {patch_size}: give {sizes}")
+    return image_size // patch_size
+
+
 class PatchTransformer(TransformerBackbone):
     """A transformer over patches; a subclass has attributes `width`, `patch_size` and `grid` (patches down, across)."""
 
@@ -58,12 +74,7 @@ class PatchTransformer(TransformerBackbone):
         Raises:
             InputError: the patches do not tile the image.
         """
-        if image_size % self.patch_size:
-            below = image_size // self.patch_size * self.patch_size
-            sizes = f"{below} or {below + self.patch_size}" if below else str(self.patch_size)
-            message = f"image size {image_size} is no multiple of the patch size {self.patch_size}: give {sizes}"
-            raise InputError(message)
-        return self.clone(grid=(image_size // self.patch_size,) * 2)
+        return self.clone(grid=(patches_along(image_size, self.patch_size),) * 2)
 
 
 class ClassTokenStem(nn.Module):

@@ -115,3 +115,33 @@ class RegNet(ConvBackbone):
 
     def layers(self) -> list[nn.Module]:
         return [self.stem, *self.block]
+
+
+def _regnets(name: str, squeeze: float, *lines: tuple[str, int, float, float, int, int]) -> dict[str, RegNet]:
+    """RegNets by size, from rows of size, w_0, w_a, w_m, group size and depth."""
+    return {f"{name}_{size}": RegNet(depth, *line, squeeze) for size, *line, depth in lines}
+
+
+NETWORKS: dict[str, RegNet] = _regnets(
+    *("regnetx", 0.0),
+    ("002", 24, 36.44, 2.49, 8, 13),
+    ("004", 24, 24.48, 2.54, 16, 22),
+    ("008", 56, 35.73, 2.28, 16, 16),
+    ("016", 80, 34.01, 2.25, 24, 18),
+    ("032", 88, 26.31, 2.25, 48, 25),
+    ("080", 80, 49.56, 2.88, 120, 23),
+) | _regnets(
+    *("regnety", 0.25),
+    ("002", 24, 36.44, 2.49, 8, 13),
+    ("004", 48, 27.89, 2.09, 8, 16),
+    ("006", 48, 32.54, 2.32, 16, 15),
+    ("008", 56, 38.84, 2.4, 16, 14),
+    ("016", 48, 20.71, 2.65, 24, 27),
+    ("032", 80, 42.63, 2.66, 24, 21),
+    ("040", 96, 31.41, 2.24, 64, 22),
+    ("064", 112, 33.22, 2.27, 72, 25),
+    ("080", 192, 76.82, 2.19, 56, 17),
+    ("120", 168, 73.36, 2.37, 112, 19),
+    ("160", 200, 106.23, 2.48, 112, 18),
+    ("320", 232, 115.89, 2.53, 232, 20),
+)

@@ -212,3 +212,36 @@ class ResNet(ConvBackbone):
         """
         check_stem(image_size)
         return self
+
+
+_HALF = (32, 64, 128, 256)
+_D = {"stem": "deep", "avg_down": True}
+_101 = (3, 4, 23, 3)  # depths
+NETWORKS: dict[str, ResNet] = {
+    "resnet18": ResNet(depths=(2, 2, 2, 2), kind="basic"),
+    "resnet34": ResNet(kind="basic"),
+    "resnet50": ResNet(),
+    "resnet50_v1": ResNet(stride_on="1x1"),
+    "resnet50_half_v1": ResNet(widths=_HALF, stride_on="1x1"),
+    "resnet50_half_v1_folded": ResNet(widths=_HALF, stride_on="1x1", norm="folded", stem_pool_padding=(0, 1)),
+    "resnet101": ResNet(depths=_101),
+    "resnet152": ResNet(depths=(3, 8, 36, 3)),
+    "resnet18d": ResNet(depths=(2, 2, 2, 2), kind="basic", **_D),
+    "resnet34d": ResNet(kind="basic", **_D),
+    "resnet50d": ResNet(**_D),
+    "resnet101d": ResNet(depths=_101, **_D),
+    "resnet152d": ResNet(depths=(3, 8, 36, 3), **_D),
+    "resnext50_32x4d": ResNet(cardinality=32, base_width=4),
+    "resnext50d_32x4d": ResNet(cardinality=32, base_width=4, **_D),
+    "resnext101_32x4d": ResNet(depths=_101, cardinality=32, base_width=4),
+    "resnext101_32x8d": ResNet(depths=_101, cardinality=32, base_width=8),
+    "resnext101_64x4d": ResNet(depths=_101, cardinality=64, base_width=4),
+    "seresnext50_32x4d": ResNet(cardinality=32, base_width=4, attention="se"),
+    "seresnext101_32x4d": ResNet(depths=_101, cardinality=32, base_width=4, attention="se"),
+    "wide_resnet50_2": ResNet(base_width=128),
+    "wide_resnet101_2": ResNet(depths=_101, base_width=128),
+    "seresnet50": ResNet(attention="se"),
+    "ecaresnet50d": ResNet(attention="eca", **_D),
+    "ecaresnet101d": ResNet(depths=_101, attention="eca", **_D),
+    "ecaresnetlight": ResNet(depths=(1, 1, 11, 3), attention="eca", avg_down=True),
+}

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tljax.errors import InputError
 from tljax.models.base import Backbone, BackboneInput
 from tljax.models.convolution import blocks
 from tljax.models.layers import Dense, LayerNorm, Mlp
 from tljax.models.relative import biased_attention, displacements, join_heads, split_heads
-from tljax.models.vision.patches import embed_patches
+from tljax.models.vision.patches import embed_patches, patches_along
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
 _OTHER_REGION = -100.0  # added to the scores of tokens that are neighbors only because the map was rolled
@@ -279,6 +278,23 @@ class Swin(Backbone):
         Raises:
             InputError: the patches do not tile the image.
         """
-        if image_size % self.patch_size:
-            raise InputError(f"image size {image_size} is no multiple of the patch size {self.patch_size}")
-        return self.clone(grid=(image_size // self.patch_size,) * 2)
+        return self.clone(grid=(patches_along(image_size, self.patch_size),) * 2)
+
+
+_SWIN_S = {"depths": (2, 2, 18, 2)}
+_SWIN_B = {**_SWIN_S, "width": 128, "heads": (4, 8, 16, 32)}
+_SWIN_L = {**_SWIN_S, "width": 192, "heads": (6, 12, 24, 48)}
+_SIZE_384 = {"window": 12, "grid": (96, 96)}
+_SWIN_V2 = {"version": 2, "window": 8, "grid": (64, 64)}
+NETWORKS: dict[str, Swin] = {
+    "swin_tiny_patch4_window7": Swin(),
+    "swin_small_patch4_window7": Swin(**_SWIN_S),
+    "swin_base_patch4_window7": Swin(**_SWIN_B),
+    "swin_base_patch4_window12": Swin(**_SWIN_B, **_SIZE_384),
+    "swin_large_patch4_window7": Swin(**_SWIN_L),
+    "swin_large_patch4_window12": Swin(**_SWIN_L, **_SIZE_384),
+    "swinv2_tiny_window8": Swin(**_SWIN_V2),
+    "swinv2_small_window8": Swin(**_SWIN_S, **_SWIN_V2),
+    "swinv2_base_window8": Swin(**_SWIN_B, **_SWIN_V2),
+    "swinv2_base_window16": Swin(**_SWIN_B, **{**_SWIN_V2, "window": 16}),
+}

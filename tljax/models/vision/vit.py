@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.models.attention_pool import AttentionPool
-from tljax.models.layers import Attention, LayerNorm, Mlp, SwiGlu
+from tljax.models.layers import BASE, LARGE, TINY, Attention, LayerNorm, Mlp, SwiGlu
 from tljax.models.remat import run_group
 from tljax.models.vision.patches import PatchTransformer, embed_patches
 
@@ -236,3 +236,78 @@ class ViT(PatchTransformer):
         if self.pool == "class_mean":
             return jnp.concatenate([x[:, 0], mean], axis=-1)
         return self.norm(mean) if self.pooled_norm else mean
+
+
+_DINOV2 = {"patch_size": 14, "grid": (37, 37), "layer_scale": 1e-5}
+_REG4 = {**_DINOV2, "registers": 4, "positions": "patches"}
+_DINOV3 = {"grid": (16, 16), "layer_scale": 1e-5, "registers": 4, "positions": "rotary", "eps": 1e-5}
+_DINOV3 |= {"pool": "normed_mean", "qkv_bias": "none"}
+_GIANT = {"width": 1536, "depth": 40, "heads": 24, "mlp_width": 4096, "gated": True}
+_HUGE_PLUS = {"width": 1280, "depth": 32, "heads": 20, "gated": True}
+_SIGLIP = {"class_token": False, "pool": "attention"}
+_SO400M = {"width": 1152, "depth": 27, "heads": 16, "mlp_width": 4304, "patch_size": 14, **_SIGLIP}
+_CLIP = {"pre_norm": True, "eps": 1e-5}
+_QUICK = {**_CLIP, "gelu": "quick"}
+_PATCH14, _PATCH32 = {"patch_size": 14, "grid": (16, 16)}, {"patch_size": 32, "grid": (7, 7)}
+_HUGE = {"width": 1280, "depth": 32, "heads": 16}
+_GAP = {"class_token": False, "pool": "mean"}
+_REG4_GAP = {**_GAP, "grid": (16, 16), "registers": 4, "positions": "patches"}
+_DISTILLED = {"distilled": True, "pool": "distilled"}
+_DEIT3 = {"layer_scale": 1e-6, "positions": "patches"}
+NETWORKS: dict[str, ViT] = {
+    "vit_tiny_patch16": ViT(**TINY),
+    "vit_small_patch16": ViT(),
+    "vit_small_patch32": ViT(patch_size=32, grid=(7, 7)),
+    "vit_small_patch8": ViT(patch_size=8, grid=(28, 28)),
+    "vit_base_patch8": ViT(**BASE, patch_size=8, grid=(28, 28)),
+    "vit_base_patch16": ViT(**BASE),
+    "vit_base_patch32": ViT(**BASE, patch_size=32, grid=(7, 7)),
+    "vit_large_patch14": ViT(**LARGE, patch_size=14, grid=(16, 16)),
+    "vit_large_patch16": ViT(**LARGE),
+    "vit_large_patch32": ViT(**LARGE, patch_size=32, grid=(7, 7)),
+    "vit_small_patch14_dinov2": ViT(**_DINOV2),
+    "vit_base_patch14_dinov2": ViT(**BASE, **_DINOV2),
+    "vit_large_patch14_dinov2": ViT(**LARGE, **_DINOV2),
+    "vit_small_patch14_reg4_dinov2": ViT(**_REG4),
+    "vit_base_patch14_reg4_dinov2": ViT(**BASE, **_REG4),
+    "vit_large_patch14_reg4_dinov2": ViT(**LARGE, **_REG4),
+    "vit_giant_patch14_dinov2": ViT(**_GIANT, **_DINOV2),
+    "vit_giant_patch14_reg4_dinov2": ViT(**_GIANT, **_REG4),
+    "vit_small_patch16_dinov3": ViT(**_DINOV3),
+    "vit_small_plus_patch16_dinov3": ViT(**_DINOV3, gated=True),
+    "vit_base_patch16_dinov3": ViT(**BASE, **_DINOV3),
+    "vit_large_patch16_dinov3": ViT(**LARGE, **_DINOV3),
+    "vit_huge_plus_patch16_dinov3": ViT(**_HUGE_PLUS, **_DINOV3),
+    "vit_small_patch16_dinov3_qkvb": ViT(**_DINOV3).clone(qkv_bias="query_value"),
+    "vit_small_plus_patch16_dinov3_qkvb": ViT(**_DINOV3, gated=True).clone(qkv_bias="query_value"),
+    "vit_base_patch16_dinov3_qkvb": ViT(**BASE, **_DINOV3).clone(qkv_bias="query_value"),
+    "vit_large_patch16_dinov3_qkvb": ViT(**LARGE, **_DINOV3).clone(qkv_bias="query_value"),
+    "vit_huge_plus_patch16_dinov3_qkvb": ViT(**_HUGE_PLUS, **_DINOV3).clone(qkv_bias="query_value"),
+    "vit_base_patch16_siglip": ViT(**BASE, **_SIGLIP),
+    "vit_base_patch16_siglip_384": ViT(**BASE, **_SIGLIP, grid=(24, 24)),
+    "vit_base_patch16_siglip_gap": ViT(**BASE, **_SIGLIP).clone(pool="normed_mean"),
+    "vit_large_patch16_siglip": ViT(**LARGE, **_SIGLIP, grid=(16, 16)),
+    "vit_so400m_patch14_siglip": ViT(**_SO400M, grid=(16, 16)),
+    "vit_so400m_patch14_siglip_384": ViT(**_SO400M, grid=(27, 27)),
+    "vit_base_patch16_clip": ViT(**BASE, **_CLIP),
+    "vit_base_patch32_clip": ViT(**BASE, **_CLIP, **_PATCH32),
+    "vit_large_patch14_clip": ViT(**LARGE, **_CLIP, **_PATCH14),
+    "vit_base_patch16_clip_quickgelu": ViT(**BASE, **_QUICK),
+    "vit_base_patch32_clip_quickgelu": ViT(**BASE, **_QUICK, **_PATCH32),
+    "vit_large_patch14_clip_quickgelu": ViT(**LARGE, **_QUICK, **_PATCH14),
+    "vit_huge_patch14": ViT(**_HUGE, **_PATCH14),
+    "vit_base_patch16_224_miil": ViT(**BASE, qkv_bias="none"),
+    "vit_medium_patch16_reg4_gap": ViT(width=512, heads=8, layer_scale=1e-5, **_REG4_GAP),
+    "vit_base_patch16_reg4_gap": ViT(**BASE, **_REG4_GAP),
+    "deit_tiny_patch16": ViT(**TINY),
+    "deit_small_patch16": ViT(),
+    "deit_base_patch16": ViT(**BASE),
+    "deit_tiny_distilled_patch16": ViT(**TINY, **_DISTILLED),
+    "deit_small_distilled_patch16": ViT(**_DISTILLED),
+    "deit_base_distilled_patch16": ViT(**BASE, **_DISTILLED),
+    "deit3_small_patch16": ViT(**_DEIT3),
+    "deit3_base_patch16": ViT(**BASE, **_DEIT3),
+    "deit3_large_patch16": ViT(**LARGE, **_DEIT3),
+    "eva_large_patch14": ViT(**LARGE, patch_size=14, grid=(14, 14), pool="mean"),
+    "eva_large_patch14_336": ViT(**LARGE, patch_size=14, grid=(24, 24), pool="mean"),
+}
