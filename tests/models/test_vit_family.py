@@ -334,6 +334,23 @@ def test_dinov2_giants_own_file_has_its_own_names_for_a_swiglu():
     }
 
 
+def test_keys_without_a_bias_have_zeros_in_dinov3s_own_file():
+    module, arrays = loaded("timm_vit_dinov3_qkvb")
+    arrays = {path: array for path, array in arrays.items() if not path.startswith("head")}
+    table = mappings.tables(module)["dinov3"]
+    source = unconvert(arrays, table)
+    queries, keys, values = np.split(source["blocks.1.attn.qkv.bias"], 3)
+    assert not keys.any() and queries.all() and values.all()
+    source["blocks.1.attn.qkv.bias"] = np.concatenate([queries, keys + 7, values])  # which the mask takes away
+    back = convert(source, table, shapes(module), optional(module)).arrays
+    assert {path: array.tobytes() for path, array in back.items()} == {
+        path: array.tobytes() for path, array in arrays.items()
+    }
+    source["blocks.1.attn.qkv.bias"] = np.zeros(3, np.float32)
+    with pytest.raises(InputError, match=r"blocks\.1\.attn\.qkv\.bias \(3,\) does not make target"):
+        convert(source, table, shapes(module), optional(module))
+
+
 def test_axial_angles_are_two_pi_x_over_the_period_on_each_axis():
     angles = axial_angles((2, 3), 8)
     assert angles.dtype == np.float32
