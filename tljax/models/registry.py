@@ -1,5 +1,6 @@
 """The backbones that come with tljax, by name (timm's, without an image size, where timm has it), and users' own."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,11 @@ def build(name: str, architecture: Mapping[str, Any]) -> Backbone:
     """
     module = _imported(name) if is_reference(name) else BACKBONES.get(name)
     if module is None:
-        raise InputError(f"no backbone.name {name!r}; there are: {', '.join(BACKBONES)}, and yours as module:name")
+        near = ", ".join(difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.4))
+        known = f"the {len(BACKBONES)} of tljax.models.registry.BACKBONES"
+        raise InputError(
+            f"no backbone.name {name!r}{near and f' (nearest: {near})'}: give one of {known}, or module:name"
+        )
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in architecture.items()}
     unknown = plain.keys() - attributes(module).keys()
     if unknown:

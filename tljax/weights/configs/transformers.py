@@ -1,5 +1,6 @@
 """Reads transformers' `config.json`: the network, as attributes of ours."""
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,7 +54,11 @@ def read(config: Mapping[str, Any], folder: Path, uri: str) -> Pretrained:
     keys = Keys(config, "config.json", uri, harmless_keys.TRANSFORMERS)
     kind = keys.get("model_type", "nothing")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise keys.refusal("model_type", f"describes a network that is not here; known: timm's, {', '.join(FAMILIES)}")
+        near = ", ".join(difflib.get_close_matches(str(kind), FAMILIES, n=1, cutoff=0.4))
+        known = f"known: timm's, {', '.join(FAMILIES)}"
+        raise keys.refusal(
+            "model_type", f"describes a network that is not here{near and f' (nearest: {near})'}; {known}"
+        )
     family = FAMILIES[kind]
     architecture = family.attributes(keys)
     keys.only(is_encoder_decoder=False, pruned_heads={}, quantization_config=None, auto_map=None)
