@@ -228,14 +228,17 @@ def test_timm_counts_a_deep_stems_width_before_it_doubles(tmp_path):
     ("config", "message"),
     [
         (
-            {"model_type": "swin"},
-            'config.json: model_type="swin" describes a network that is not here; known: timm\'s, vit, dinov2',
+            {"model_type": "pvt"},
+            'config.json: model_type="pvt" describes a network that is not here; known: timm\'s, vit, dinov2',
         ),
         ({**DINOV2, "use_swiglu_ffn": 1}, "use_swiglu_ffn=1 must be true or false"),
         ({**VIT, "hidden_act": "relu"}, 'hidden_act="relu" is not supported, only gelu'),
         ({**TIMM, "model_args": {"proj_bias": False}}, "model_args.proj_bias=false is not supported"),
         ({**TIMM, "pretrained_cfg": {"crop_mode": "border"}}, 'crop_mode="border" is not supported, only center, sq'),
-        ({**TIMM, "architecture": "swin_tiny"}, 'architecture="swin_tiny" is none of timm\'s families that are here'),
+        (
+            {**TIMM, "architecture": "maxvit_tiny"},
+            'architecture="maxvit_tiny" is none of timm\'s families that are here',
+        ),
         (
             {**TIMM, "architecture": "vit_gigantic_patch14_224"},
             "no backbone.name 'vit_gigantic_patch14'; there are: resnet18",
