@@ -237,8 +237,8 @@ class _Hub(http.server.BaseHTTPRequestHandler):
     commit = "a" * 40
     files: ClassVar[dict[str, bytes]] = {
         "/org/repo/resolve/main/model.safetensors": CONTENT,
-        "/org/swin/resolve/main/model.safetensors": CONTENT,
-        "/org/swin/resolve/main/config.json": b'{"model_type": "swin"}',
+        "/org/pvt/resolve/main/model.safetensors": CONTENT,
+        "/org/pvt/resolve/main/config.json": b'{"model_type": "pvt"}',
     }
     asked: ClassVar[list[str]] = []
 
@@ -302,8 +302,8 @@ def test_what_the_hub_does_not_have(hub, uri):
 
 def test_a_network_that_is_not_here_is_refused_before_its_weights_are_fetched(hub):
     _Hub.asked.clear()
-    with pytest.raises(InputError, match="swin"):
-        pretrained.resolve_weights(BackboneConfig(weights="hf://org/swin"))
+    with pytest.raises(InputError, match="pvt"):
+        pretrained.resolve_weights(BackboneConfig(weights="hf://org/pvt"))
     assert {path.rpartition("/")[2] for path in _Hub.asked} == {"config.json", "preprocessor_config.json"}
 
 
