@@ -144,7 +144,7 @@ def test_initial_residual_branches_of_a_resnet_are_silent():
     assert not np.any(initial["params"]["block_4"]["conv2"]["norm"]["scale"])
 
 
-@pytest.mark.parametrize("name", [*TINY, "deberta"])  # whose blocks share what the stem has
+@pytest.mark.parametrize("name", [*TINY, pytest.param("deberta", marks=pytest.mark.slow)])  # whose blocks share a table
 def test_a_recomputed_forward_pass_gives_the_same_gradients(name, monkeypatch):
     """Dropout draws the same again, and BatchNorm records once."""
     monkeypatch.setattr(quick_compile, "OPTION", {})  # its kernels round as they are fused
