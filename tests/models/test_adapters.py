@@ -18,11 +18,11 @@ from tljax.models.kernels import ops
 from tljax.models.layers import Dense
 from tljax.models.registry import BACKBONES
 from tljax.models.text.bert import Bert
-from tljax.models.vision.beit import BEiT
 from tljax.models.vision.bit import BiT
 from tljax.models.vision.convnext import ConvNeXt
 from tljax.models.vision.efficientnet import EfficientNet
-from tljax.models.vision.eva import EVA
+from tljax.models.vision.mobilenetv3 import MobileNetV3
+from tljax.models.vision.regnet import RegNet
 from tljax.models.vision.resnet import ResNet
 from tljax.models.vision.swin import Swin
 from tljax.models.vision.vit import ViT
@@ -531,6 +531,7 @@ def test_gradients_reach_every_added_leaf_but_the_first_of_a_zero_pair():
 FAMILIES = ("resnet18", "resnet50", "resnet50_half_v1_folded", "resnet50d", "resnetv2_50x1_bit", "vit_tiny_patch16")
 FAMILIES += ("vit_small_patch14_reg4_dinov2", "deit_small_distilled_patch16", "minilm_l6", "distilbert_base")
 FAMILIES += ("roberta_base", "tf_efficientnet_lite0", "swin_tiny_patch4_window7", "beit_base_patch16")
+FAMILIES += ("convnext_tiny", "regnety_002", "mobilenetv3_small_100")
 FAMILIES += ("eva02_base_patch14", "mpnet_base", "electra_small", "albert_base", "modernbert_base", "deberta_v3_xsmall")
 EVERY = [Lora(), Adapter(), Adapter(parallel=True), Prompt(), Prompt(deep=True), MlpHead()]
 
@@ -539,17 +540,19 @@ EVERY = [Lora(), Adapter(), Adapter(parallel=True), Prompt(), Prompt(deep=True),
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_adapter_fits_every_family_or_is_refused(name, adapter):
     backbone = BACKBONES[name]
-    # Few blocks, which are alike.
-    few = {"depths": (1, 1, 1, 1)} if isinstance(backbone, ResNet | BiT | Swin) else {"depth": 2}
-    backbone = backbone if isinstance(backbone, EfficientNet) else backbone.clone(**few)
-    size = backbone.grid[0] * backbone.patch_size if isinstance(backbone, ViT | Swin | BEiT | EVA) else 64
+    # Few blocks, which are alike in most.
+    if isinstance(backbone, ResNet | BiT | Swin | ConvNeXt):
+        backbone = backbone.clone(depths=(1, 1, 1, 1))
+    elif not isinstance(backbone, EfficientNet | MobileNetV3 | RegNet):
+        backbone = backbone.clone(depth=2)
+    spec = backbone.input_spec
     text = dict.fromkeys(("input_ids", "attention_mask"), jax.ShapeDtypeStruct((1, 9), jnp.int32))
-    x = text if backbone.input_spec.kind == "text" else jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    x = text if spec.kind == "text" else jax.ShapeDtypeStruct((1, *(spec.size or (64, 64)), 3), jnp.float32)
     init = functools.partial(jax.eval_shape, Classifier(backbone, 3, adapters=(adapter,)).init, jax.random.key(0))
+    is_convolutional = isinstance(backbone, ResNet | BiT | EfficientNet | MobileNetV3 | RegNet | ConvNeXt)
     refused = isinstance(backbone, BiT) and isinstance(adapter, Lora)
-    is_convolutional = isinstance(backbone, ResNet | BiT | EfficientNet)
-    refused |= is_convolutional and (isinstance(adapter, Prompt) or adapter == EVERY[2])
-    refused |= isinstance(backbone, Swin) and isinstance(adapter, Prompt)
+    refused |= (is_convolutional or isinstance(backbone, Swin)) and isinstance(adapter, Prompt)
+    refused |= is_convolutional and not backbone.mlp_branches and adapter == Adapter(parallel=True)
     if refused:
         with pytest.raises(InputError):
             init(x)
