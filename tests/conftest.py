@@ -81,6 +81,12 @@ def make_folder(root: Path, per_class: int = 12, classes: tuple[str, ...] = ("di
     return root
 
 
+@pytest.fixture
+def shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes arrays for weights whatever their values: to look through a billion zeros takes seconds."""
+    monkeypatch.setattr("tljax.weights.mapping._unusable", lambda array: "")
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder data set of 24 drawings in two classes."""

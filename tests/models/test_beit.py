@@ -144,6 +144,7 @@ def test_prompts_stand_nowhere():
     np.testing.assert_allclose(jax.jit(module.apply)({"params": params}, x)[0], expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("shapes_only")
 def test_every_published_name_is_mapped_and_nothing_else():
     check_manifests("manifests_beit.json.gz", "beit_base_patch16", 7)
 

@@ -167,6 +167,7 @@ def manifests() -> dict[str, dict[str, list[int]]]:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.usefixtures("shapes_only")
 def test_every_published_name_is_mapped_and_nothing_else(name):
     check_manifest(manifests()[name], *MANIFESTS[name])
 

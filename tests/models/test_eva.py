@@ -68,6 +68,7 @@ def test_turned_queries_and_keys_see_displacements_alone():
     np.testing.assert_array_equal(rotated_neighbors(q, angles)[:, :, 0], q[:, :, 0])  # the class token
 
 
+@pytest.mark.usefixtures("shapes_only")
 def test_every_published_name_is_mapped_and_nothing_else():
     check_manifests("manifests_eva.json.gz", "", 9)
 

@@ -34,6 +34,7 @@ def test_stages_are_those_of_the_paper():
     assert BACKBONES["regnety_040"].stages == [(2, 128, 64), (6, 192, 64), (12, 512, 64), (2, 1088, 64)]
 
 
+@pytest.mark.usefixtures("shapes_only")
 def test_every_published_name_is_mapped_and_nothing_else():
     """With every shape, of two of them; of the others the widths, from which the shapes follow."""
     manifests = json.loads(gzip.decompress((GOLDEN / "manifests_regnet.json.gz").read_bytes()))

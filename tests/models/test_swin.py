@@ -191,6 +191,7 @@ def check_manifests(file: str, hub: str, count: int) -> None:
             check_manifest(source if library == "hf_hub" else source | head, module, names)
 
 
+@pytest.mark.usefixtures("shapes_only")
 def test_every_published_name_is_mapped_and_nothing_else():
     check_manifests("manifests_swin.json.gz", "swin_tiny_patch4_window7", 9)
 

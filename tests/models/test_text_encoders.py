@@ -202,6 +202,7 @@ def test_every_manifest_is_checked():
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.usefixtures("shapes_only")
 def test_every_published_name_is_mapped_and_nothing_else(name):
     backbone, names = MANIFESTS[name]
     table, targets, heads = mappings.tables(BACKBONES[backbone])[names], *_targets(backbone)
@@ -214,6 +215,7 @@ def test_every_published_name_is_mapped_and_nothing_else(name):
 @pytest.mark.parametrize(
     "name", [name for name in MANIFESTS if re.search("mpnet-base/|electra-small|albert|v3-small", name)]
 )
+@pytest.mark.usefixtures("shapes_only")
 def test_a_name_more_or_less_or_of_another_shape_is_named(name):
     backbone, names = MANIFESTS[name]
     table, targets, heads = mappings.tables(BACKBONES[backbone])[names], *_targets(backbone)
