@@ -132,7 +132,7 @@ def _from_run(folder: Workdir, step: str) -> tuple[Pretrained, dict[str, np.ndar
     facts = {"architecture": architecture, "preprocessing": resolved.preprocessing, "classes": resolved.classes}
     facts |= {"pool": "", "problem": experiment.task.problem}
     row = Pretrained(**{**vars(row), "uri": str(folder.path), "sha256": "", **facts})
-    return row, {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}, []
+    return row, {name: np.asarray(leaf, np.float32) for name, leaf in flatten_dict(tree, sep="/").items()}, []
 
 
 def _in_own_units(head: Mapping[str, Any], targets: Sequence[tuple[float, float]]) -> dict[str, Any]:

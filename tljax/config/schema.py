@@ -28,12 +28,16 @@ class BackboneConfig:
             after it), `normed_mean` (before it), `class_mean` (class token and mean, as transformers' DINOv2
             classifier reads them) or, of SigLIP, `attention`; of a ResNet or EfficientNet `mean`, `max` or `avgmax`.
             Empty for what the weights' own files say, which `inspect` prints.
+        frozen_dtype: `float32`, or `bfloat16` for the parameters that no phase trains: they take half the memory and
+            half of a checkpoint, and are rounded once, as they are read. What trains, statistics and the computation
+            keep their types.
     """
 
     name: str = ""
     weights: str = ""
     sha256: Annotated[str, ranges.Hexadecimal(64)] = ""
     pool: str = ""
+    frozen_dtype: choices.Dtype = "float32"
 
 
 @dataclass(frozen=True)

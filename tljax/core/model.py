@@ -146,8 +146,9 @@ class Network:
         leaves = flatten_dict(params, sep="/")
         for name, grid in own_grids.items():
             path = name.replace("params", "backbone", 1)
-            table = resample_pos_embed(np.asarray(leaves[path]), grids[name], grid, self._row.pos_embed)
-            leaves[path] = jax.device_put(table, leaves[path].sharding)
+            leaf = leaves[path]
+            table = resample_pos_embed(np.asarray(leaf, np.float32), grids[name], grid, self._row.pos_embed)
+            leaves[path] = jax.device_put(table.astype(leaf.dtype), leaf.sharding)
         return unflatten_dict(leaves, sep="/")
 
     def forward(

@@ -51,6 +51,7 @@ def abstract_state(phase: Phase, experiment: Experiment, network: Network, mesh:
     """
 
     def make(variables: Variables) -> TrainState:
+        variables = _with_frozen_dtype(variables, phase, experiment, multipliers)
         return TrainState(**variables, **_beside(variables, phase, experiment, network, multipliers))
 
     state = jax.eval_shape(make, _NO_BATCH_NORM | network.abstract)
@@ -80,11 +81,22 @@ def init_state(
     """
     laid = layouts(abstract)
     shardings = {"params": laid.params, "batch_stats": laid.batch_stats}
-    variables = place(_NO_BATCH_NORM | variables, shardings)
+    variables = _with_frozen_dtype(_NO_BATCH_NORM | variables, phase, experiment, multipliers)
+    variables = place(variables, shardings)
     # One program for all that is beside them: an operation by itself would have a program for each shape.
     beside = functools.partial(_beside, phase=phase, experiment=experiment, network=network, multipliers=multipliers)
     shardings = {name: getattr(laid, name) for name in ("step", "opt_state", "average", "anchor", "skipped")}
     return TrainState(**variables, **jax.jit(beside, out_shardings=shardings)(variables))
+
+
+def _with_frozen_dtype(variables: Variables, phase: Phase, experiment: Experiment, multipliers: Tree) -> Variables:
+    """Returns variables whose parameters have `backbone.frozen_dtype`, but for what trains in any phase."""
+    dtype = jnp.dtype(experiment.backbone.frozen_dtype)
+
+    def stored(leaf: Any, *trained: float) -> Any:
+        return leaf if any(trained) or dtype == jnp.float32 else leaf.astype(dtype)
+
+    return variables | {"params": jax.tree.map(stored, variables["params"], multipliers, phase.multipliers)}
 
 
 def _beside(

@@ -95,5 +95,5 @@ def digest(leaves: Mapping[str, Any]) -> str:
     for path, leaf in sorted(leaves.items()):
         array = np.ascontiguousarray(leaf)
         sha256.update(f"{path} {array.dtype} {array.shape}".encode())
-        sha256.update(array.data)
+        sha256.update(array.reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
     return sha256.hexdigest()
