@@ -60,8 +60,7 @@ FAMILIES = [*TEXTS, "tiny_dinov3", "tiny_siglip", "tiny_clip", "tiny_swin", "tin
 FAMILIES += ["tiny_convnext", "tiny_seresnext", "tiny_mobilenetv3", "tiny_regnet"]
 CASES += [(network, name) for network in FAMILIES for name in ("linear_probe", "last_k", "full", "lora")]
 # Every case is traced; a strategy is compiled and run on the first network, and of the others those that differ most.
-COMPILED = [case for case in CASES if case[0] == "tiny_vit"]
-COMPILED += [case for case in CASES if case not in COMPILED and case[1] in ("last_k", "norm_only", "lora", "lp_ft")]
+COMPILED = [case for case in CASES if case[0] == "tiny_vit" or case[1] in ("last_k", "norm_only", "lp_ft")]
 # Networks as wide as users have them, of fewer blocks, which compile sooner; and the pixels of their images.
 WIDE = {"vit_tiny_patch16": {"depth": 4}, "resnet18": {"depths": (1, 1, 1, 1)}}
 WIDE |= {"efficientnet_b0": {"depths": (1,) * 7}}
@@ -212,7 +211,7 @@ def test_a_linear_probe_costs_a_forward_pass(dataset, backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", WIDE)
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16", "resnet18"])
 def test_cost_falls_with_what_is_frozen(dataset, backbone):
     costs = [cost(_run(dataset, backbone, strategy)) for strategy in ("linear_probe", "last_k", "full")]
     probe, last, full = (found["step_flops"] for found in costs)

