@@ -17,6 +17,7 @@ from tljax.io.download.fetch import fetch
 from tljax.models.kernels import ops
 from tljax.models.text.bert import Bert, Stem
 from tljax.weights import mappings
+from tljax.weights.catalog import CATALOG
 from tljax.weights.mapping import Shape, convert, unconvert
 from tljax.weights.readers import files
 
@@ -285,8 +286,10 @@ def test_a_trained_minilm_finds_sentences_as_similar_as_its_authors_say():
     assert set(done.arrays) == set(targets(module)) - HEAD
     sentences = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
     text = Tokenizer(fetch(f"{MINILM}tokenizer.json"))(sentences, length=16)
-    features = np.asarray(module.apply(variables_of(done.arrays), jax.tree.map(jnp.asarray, text)))
-    embedding = features / np.linalg.norm(features, axis=1, keepdims=True)
+    variables, text = variables_of(done.arrays), jax.tree.map(jnp.asarray, text)
+    embedding = np.asarray(BACKBONES[CATALOG["all-MiniLM-L6-v2"].backbone].apply(variables, text))
+    features = np.asarray(module.apply(variables, text))
+    np.testing.assert_allclose(embedding, features / np.linalg.norm(features, axis=1, keepdims=True), atol=1e-5)
     similarity = [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]]
     np.testing.assert_allclose(embedding @ embedding.T, similarity, atol=1e-4)
 

@@ -147,6 +147,7 @@ NETWORKS: dict[str, Bert] = {
     "bert_base": Bert(),
     "bert_large": Bert(**LARGE),
     "minilm_l6": Bert(width=384, depth=6, pool="mean"),
+    "all_minilm_l6": Bert(width=384, depth=6, **SENTENCE),
     "distilbert_base": Bert(depth=6, token_types=0, pool="cls"),
     "roberta_base": _ROBERTA,
     "roberta_large": _ROBERTA.clone(**LARGE),
