@@ -15,6 +15,7 @@ from tljax.data.transforms.tokenize import Tokenizer
 from tljax.errors import InputError
 from tljax.io.download.fetch import fetch
 from tljax.models.kernels import ops
+from tljax.models.registry import BACKBONES
 from tljax.models.text.bert import Bert, Stem
 from tljax.weights import mappings
 from tljax.weights.catalog import CATALOG
