@@ -17,7 +17,7 @@ from tests.models.test_vit import DINOV2, load, variables
 from tljax.core.classifier import Classifier
 from tljax.errors import InputError
 from tljax.io import compilation_cache
-from tljax.models.registry import BACKBONES, BATCH_NORM_MODES, build
+from tljax.models.registry import BACKBONES, BATCH_NORM_MODES, attributes, build
 from tljax.weights import mappings, pretrained
 
 RESNETS = {"timm_resnet_basic": BASIC, "timm_resnet_bottleneck": BOTTLENECK}
@@ -53,15 +53,18 @@ def test_groups_are_the_parameters_top_level_and_features_have_the_published_wid
     assert golden(case)[1]["features"].shape[-1] == module.feature_dim
 
 
-# A twin as TensorFlow pads and normalizes, or whose features are divided by their norm, has the same parameters.
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name, module in BACKBONES.items()
-        if not getattr(module, "normalize", False) and (name.removeprefix("tf_") == name or "v2_b" in name)
-    ],
-)
+def _structure(module):
+    """What decides which parameters a network has, but not their number and shapes."""
+
+    def kind(value):
+        if isinstance(value, tuple):
+            return frozenset(map(kind, value))
+        return bool(value) if isinstance(value, int | float) else value
+
+    return type(module), tuple(kind(value) for value in attributes(module).values())
+
+
+@pytest.mark.parametrize("name", {_structure(module): name for name, module in BACKBONES.items()}.values())
 def test_every_backbone_publishes_its_groups_and_tables_that_fill_it(name):
     module = BACKBONES[name]
     if isinstance(getattr(module, "depth", None), int):  # all blocks are alike, and to trace forty takes seconds
