@@ -229,7 +229,7 @@ def test_timm_counts_a_deep_stems_width_before_it_doubles(tmp_path):
     [
         (
             {"model_type": "levit"},
-            'config.json: model_type="levit" describes a network that is not here (nearest: beit); known: timm\'s, vit',
+            'config.json: model_type="levit" describes a network that is not here (nearest: vit); known: timm\'s, vit',
         ),
         ({**DINOV2, "use_swiglu_ffn": 1}, "use_swiglu_ffn=1 must be true or false"),
         ({**VIT, "hidden_act": "relu"}, 'hidden_act="relu" is not supported, only gelu'),

@@ -78,7 +78,8 @@ def test_an_imagenet_classifier_calls_an_espresso_an_espresso_and_a_cat_a_cat(ph
 def test_a_name_and_its_uri_mean_the_same_and_bring_their_preprocessing():
     for name, row in CATALOG.items():
         assert pretrained.resolve_weights(BackboneConfig(weights=name)) == row
-        assert pretrained.resolve_weights(BackboneConfig(weights=row.uri)) == row
+        if "_quickgelu_" not in name:  # timm's second name for files whose own config says GELU
+            assert pretrained.resolve_weights(BackboneConfig(weights=row.uri)) == row
     found = to_dict(CATALOG["resnet50_half.open_nsfw"].preprocessing)
     assert (found["channels"], found["mean"], found["size"]) == ("bgr", (104.0, 117.0, 123.0), 224)
 
