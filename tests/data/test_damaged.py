@@ -265,7 +265,10 @@ def parquets() -> Iterator[tuple[str, Case]]:
         "parquet with lists for labels",
         parquet(lists, "row 0: label is ['x'], and with task.problem=single_label an example has one class"),
     )
-    yield "parquet without labels", parquet({"text": ["a"], "class": ["b"]}, "no column 'label'; it has text, class")
+    yield (
+        "parquet without labels",
+        parquet({"text": ["a"], "class": ["b"]}, "no column 'label'; set task.label; it has text, class"),
+    )
     for what, (column, value, says) in {
         "a label that is null": ("label", None, f"{row}: the label is empty"),
         "a path that is null": ("image", None, f"{row}: names no image"),

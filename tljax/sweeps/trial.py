@@ -181,6 +181,8 @@ def _content(experiment: Experiment) -> dict[str, Any]:
     experiment = experiment.with_splits(TaskConfig(validation="", test=""))
     content = {key: value for key, value in to_dict(experiment).items() if key not in RESULT_NEUTRAL_SECTIONS}
     content["task"].pop("pack", None)
+    if experiment.backbone.frozen_dtype == "float32":
+        del content["backbone"]["frozen_dtype"]
     for section, key in ((content, "min_steps"), (content["optim"], "warmup")):  # which they had not
         if not section[key]:
             del section[key]
