@@ -1,6 +1,5 @@
 """ConvNeXt (2201.03545), ConvNeXt V2 (2301.00808), and those that DINOv3 (2508.10104) distilled into."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -8,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
+from tljax.models.base import Backbone
 from tljax.models.convolution import Conv, ConvBackbone, blocks
 from tljax.models.kernels import ops
 from tljax.models.layers import Dense, LayerNorm
-from tljax.models.remat import run_group
 
 _EPS = 1e-6  # of every LayerNorm but the last, in each library
 _trunc_normal = nn.initializers.truncated_normal(0.02)
@@ -132,24 +131,10 @@ class ConvNeXt(ConvBackbone):
         ]
         self.norm = LayerNorm(self.eps)
 
-    def run_groups(
-        self,
-        x: Float[Array, "batch ..."],
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        pools: bool = False,
-        batch_norm: Mapping[str, str] = {},
-        remat: bool = False,
-    ) -> Float[Array, "batch height width channels"]:
-        """Returns the feature map after `groups[stop - 1]`; there is no BatchNorm, and `norm` acts after pooling.
+    def layers(self) -> list[nn.Module]:
+        return [self.stem, *self.block]  # the norm acts after the pooling
 
-        Args:
-            x, start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
-        """
-        for layer in [self.stem, *self.block][start:stop]:
-            x = run_group(layer, x, remat=remat)
-        return x
+    run_groups = Backbone.run_groups  # as there is no BatchNorm
 
     def pooled(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels"]:
         """Returns the normalized features of a feature map."""

@@ -52,7 +52,11 @@ def patches_along(image_size: int, patch_size: int) -> int:
 
 
 class PatchTransformer(TransformerBackbone):
-    """A transformer over patches; a subclass has attributes `width`, `patch_size` and `grid` (patches down, across)."""
+    """A pre-norm transformer over patches.
+
+    A subclass has attributes `width`, `depth`, `patch_size`, `grid` (patches down, across) and `pool`, and layers
+    `stem`, `block` (a list) and, if it is among the `groups`, `norm`.
+    """
 
     @property
     def input_spec(self) -> BackboneInput:
@@ -67,6 +71,30 @@ class PatchTransformer(TransformerBackbone):
         """Uniform within ±sqrt(6 / (3 * patch_size² + width)), as VPT's (2203.12119)."""
         limit = math.sqrt(6 / (3 * self.patch_size**2 + self.width))
         return lambda key, shape: jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+    def run_groups(
+        self,
+        x: Float[Array, "batch ..."],
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        pools: bool = False,
+        batch_norm: Mapping[str, str] = {},
+        remat: bool = False,
+    ) -> Float[Array, "batch tokens width"]:
+        """Returns the tokens [batch, prefix + patches, width] after `groups[stop - 1]`; see `Backbone.run_groups`.
+
+        At the end they are normalized where the network does that before it pools. There is no BatchNorm.
+
+        Args:
+            x, start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
+        """
+        names = self.groups[start:stop]
+        for name, layer in list(zip(self.groups, [self.stem, *self.block], strict=False))[start:stop]:
+            # Of what the last block gives, the class token alone is used.
+            only_class = pools and self.pool == "class" and name == f"block_{self.depth - 1}"
+            x = run_group(layer, x, *((1,) if only_class else ()), remat=remat)
+        return self.norm(x) if "norm" in names and not self.pooled_norm else x
 
     def resized(self, image_size: int) -> "PatchTransformer":
         """Returns the same network on another grid of patches.
@@ -101,8 +129,7 @@ class ClassTokenStem(nn.Module):
 class ClassTokenTransformer(PatchTransformer):
     """A pre-norm transformer over a class token and patches that ends in pooled features.
 
-    A subclass has attributes `depth` and `pool`, and layers `stem`, `block` (a list) and `norm`. A `mean` of the
-    patches is normalized after it; the `class` token, with all others, before.
+    A `mean` of the patches is normalized after it; the `class` token, with all others, before.
     """
 
     @property
@@ -120,28 +147,6 @@ class ClassTokenTransformer(PatchTransformer):
     @property
     def feature_dim(self) -> int:
         return self.width
-
-    def run_groups(
-        self,
-        x: Float[Array, "batch ..."],
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        pools: bool = False,
-        batch_norm: Mapping[str, str] = {},
-        remat: bool = False,
-    ) -> Float[Array, "batch tokens width"]:
-        """Returns the tokens [batch, 1 + patches, width] after `groups[stop - 1]`; see `Backbone.run_groups`.
-
-        Args:
-            x, start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
-        """
-        names = self.groups[start:stop]
-        for name, layer in list(zip(self.groups, [self.stem, *self.block], strict=False))[start:stop]:
-            # Of what the last block gives, the class token alone is used.
-            only_class = pools and self.pool == "class" and name == self.groups[-2] != "stem"
-            x = run_group(layer, x, *((1,) if only_class else ()), remat=remat)
-        return self.norm(x) if "norm" in names and not self.pooled_norm else x
 
     def pooled(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
         """Returns the features of the tokens at the end."""

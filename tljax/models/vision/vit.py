@@ -3,7 +3,6 @@
 With other ends, masks in its training or texts beside it: SigLIP (2303.15343), CLIP (2103.00020), MAE (2111.06377).
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -13,7 +12,6 @@ from jaxtyping import Array, Float
 from tljax.errors import InputError
 from tljax.models.attention_pool import AttentionPool
 from tljax.models.layers import BASE, LARGE, TINY, Attention, LayerNorm, Mlp, SwiGlu
-from tljax.models.remat import run_group
 from tljax.models.vision.patches import PatchTransformer, embed_patches
 
 _trunc_normal = nn.initializers.truncated_normal(0.02)
@@ -199,30 +197,6 @@ class ViT(PatchTransformer):
             self.norm = LayerNorm(self.eps)
         if self.pool == "attention":
             self.pooler = AttentionPool(self.heads, hidden, self.gelu, self.eps, _xavier)
-
-    def run_groups(
-        self,
-        x: Float[Array, "batch ..."],
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        pools: bool = False,
-        batch_norm: Mapping[str, str] = {},
-        remat: bool = False,
-    ) -> Float[Array, "batch tokens width"]:
-        """Returns the tokens [batch, prefix + patches, width] after `groups[stop - 1]`; see `Backbone.run_groups`.
-
-        At the end they are normalized where the network does that before it pools. There is no BatchNorm.
-
-        Args:
-            x, start, stop, pools, batch_norm, remat: as in `Backbone.run_groups`.
-        """
-        names = self.groups[start:stop]
-        for name, layer in list(zip(self.groups, [self.stem, *self.block], strict=False))[start:stop]:
-            # Of what the last block gives, the class token alone is used.
-            only_class = pools and self.pool == "class" and name == f"block_{self.depth - 1}"
-            x = run_group(layer, x, *((1,) if only_class else ()), remat=remat)
-        return self.norm(x) if "norm" in names and not self.pooled_norm else x
 
     def pooled(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch features"]:
         """Returns the features of the tokens at the end."""
